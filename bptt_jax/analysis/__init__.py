@@ -1,0 +1,1 @@
+"""What the Jacobians and the loss say."""

@@ -1,0 +1,363 @@
+"""`gradient_flow`: all that one sequence tells about its gradient, in one streaming pass, with a verdict."""
+
+import math
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bptt_jax.analysis import logscale, verdict
+from bptt_jax.analysis.adjoints import backward, contributions
+from bptt_jax.analysis.products import identity, matmul, suffix_log_norms
+from bptt_jax.analysis.spectra import eigenvalues, singular_values
+from bptt_jax.recurrence.jacobians import jacobian_at, jacobians_at
+from bptt_jax.step import (
+    Array,
+    Loss,
+    Params,
+    PyTree,
+    State,
+    Step,
+    check_arguments,
+    check_positive_int,
+    prepend,
+    ravel_state,
+)
+
+# Numbers in one chunk of Jacobians: 2 MB in float32, of which some ten copies live at a time.
+_CHUNK_NUMBERS = 1 << 19
+
+
+class GradientFlow(NamedTuple):
+    """What backpropagation through time does to the gradient of one sequence; a pytree of arrays.
+
+    Under ``jax.vmap`` every field has the batch as its first axis, and `verdict`, `summary` and `advice` speak of
+    the whole batch. Logarithms are natural; a rate is in nats per step, positive where the signal grows on its
+    way back.
+
+    Attributes:
+      loss: L.
+      adjoint_log_norms: ``[T]``, log of ``||dL/dh_t||`` (total derivatives), t = 1 .. T.
+      product_log_norms: ``[T]``, entry t is log of ``||dh_T/dh_t||_2``, t = 0 .. T-1: the most that any signal can
+        grow.
+      error_log_gains: ``[T]``, entry t is log of ``||(dh_s/dh_t)^T e|| / ||e||``, t = 0 .. T-1: what arrives at h_t
+        of the error signal ``e = dl/dh_s`` of the last step s that the loss reads (Hochreiter's error flow),
+        followed alone, since later losses do not refresh it; 0 for t >= s. If the loss reads no state, the
+        product's norm stands in.
+      contribution_log_norms: ``[T]``, log norm of what each step adds to the parameters' gradient.
+      contribution_shares: ``[T]``, its signed share; see `bptt_jax.temporal_contributions`.
+      singular_values: ``[T, D]``, descending, of each dh_{k+1}/dh_k; every `stride`-th step if one was given.
+      eigenvalues: ``[T, D]``, complex, by descending modulus, of the same steps.
+      growth_rate: nats per step backwards: the slope of `error_log_gains` against the number of steps back, by
+        least squares; -inf if the signal dies exactly.
+      horizon: steps until the signal has fallen to `fraction` for good; beyond T it is extrapolated by
+        `growth_rate`, inf if that does not fall.
+      end_gain: log of what arrives at h_0, ``error_log_gains[0]``.
+      peak_gain: the largest, over t, of ``log ||dL/dh_t|| - log sum_{k >= t} ||dl/dh_k||``: above 0 only if the
+        recurrence has amplified something.
+      params_grad_log_norm: log of ``||dL/dparams||``, also where its entries leave the range of their dtype.
+      unamplified_log_norm: log norm of the contribution of step s alone, which no Jacobian has touched.
+      first_nonfinite_state: index k of the first state (h_{k+1}) that is NaN or infinite, -1 if none.
+      first_nonfinite_adjoint: index k of the first adjoint, going backwards, that is; -1 if none.
+      finite: whether loss, states, adjoints and products all are.
+      fraction: the threshold that was given.
+    """
+
+    loss: Array
+    adjoint_log_norms: Array
+    product_log_norms: Array
+    error_log_gains: Array
+    contribution_log_norms: Array
+    contribution_shares: Array
+    singular_values: Array
+    eigenvalues: Array
+    growth_rate: Array
+    horizon: Array
+    end_gain: Array
+    peak_gain: Array
+    params_grad_log_norm: Array
+    unamplified_log_norm: Array
+    first_nonfinite_state: Array
+    first_nonfinite_adjoint: Array
+    finite: Array
+    fraction: Array
+
+    @property
+    def verdicts(self) -> list[verdict.Verdict]:
+        """One for each sequence."""
+        columns = (self.end_gain, self.peak_gain, self.fraction, self.finite)
+        rows = zip(*(np.ravel(np.asarray(c)) for c in columns), strict=True)
+        return [verdict.judge(float(e), float(p), float(f), bool(ok)) for e, p, f, ok in rows]
+
+    @property
+    def verdict(self) -> verdict.Verdict:
+        """ "vanishing", "exploding", "steady" or "non-finite"; of a batch, the most frequent.
+
+        Judged by what was measured, never by eigenvalues: "exploding" if an adjoint has grown to more than
+        ``1 / fraction`` of what came in (`peak_gain`), "vanishing" if less than `fraction` of the error signal
+        arrives at h_0 (`end_gain`). To judge by another threshold: ``flow._replace(fraction=...)``.
+        """
+        return verdict.overall(self.verdicts)
+
+    def summary(self) -> dict[str, Any]:
+        """Plain numbers: mean, standard deviation and quartiles over the sequences, and the verdicts' counts."""
+        verdicts = self.verdicts
+        names = ("loss", "growth_rate", "horizon", "end_gain", "peak_gain", "params_grad_log_norm")
+        radius = np.abs(np.asarray(self.eigenvalues))[..., 0]
+        return {
+            "verdict": self.verdict,
+            "verdicts": {v: verdicts.count(v) for v in verdict.SEVERITY if v in verdicts},
+            **{name: verdict.describe(getattr(self, name)) for name in names},
+            "spectral_norm": verdict.describe(np.asarray(self.singular_values)[..., 0]),
+            "spectral_radius": verdict.describe(radius),
+            "clip_threshold": self.clip_threshold,
+        }
+
+    @property
+    def clip_threshold(self) -> float:
+        """A threshold for clipping the global norm, from the distribution of norms over the sequences.
+
+        The 10th percentile of the gradient norms (AutoClip, Seetharaman et al. 2020, arXiv:2007.14469), but at
+        most ten times the median norm that the gradient has before any Jacobian amplified it: ten is the upper
+        end of the range that Pascanu et al. 2013 found to work, and where all sequences explode the percentile is
+        itself the explosion.
+        """
+        with np.errstate(over="ignore"):
+            norms = np.exp(np.ravel(np.asarray(self.params_grad_log_norm, np.float64)))
+            plain = np.exp(np.ravel(np.asarray(self.unamplified_log_norm, np.float64)))
+        # A float32 gradient that overflowed has no norm; it counts as larger than all others.
+        norms = np.nan_to_num(norms, nan=np.inf)
+        return float(min(np.quantile(norms, 0.1, method="inverted_cdf"), 10 * np.median(plain)))
+
+    def advice(self) -> list[str]:
+        """What to try, in order, with numbers from the measurement; empty if the flow is steady."""
+
+        def median(x: Array) -> float:
+            return verdict.describe(x)["median"]
+
+        def first(x: Array) -> int:
+            steps = np.ravel(np.asarray(x))
+            return int(min(steps[steps >= 0], default=-1))
+
+        contributions = np.asarray(self.contribution_log_norms, np.float64)
+        return verdict.advise(
+            self.verdict,
+            {
+                "length": self.adjoint_log_norms.shape[-1],
+                "fraction": float(np.ravel(np.asarray(self.fraction))[0]),
+                "growth_rate": median(self.growth_rate),
+                "horizon": median(self.horizon),
+                "peak_gain": median(self.peak_gain),
+                "clip_threshold": self.clip_threshold,
+                "largest_gradient_log10": float(np.nanmax(contributions, initial=-np.inf)) / math.log(10),
+                "nonfinite_step": first(self.first_nonfinite_state),
+                "nonfinite_adjoint_step": first(self.first_nonfinite_adjoint),
+            },
+        )
+
+
+def gradient_flow(
+    step: Step,
+    params: Params,
+    state0: State,
+    xs: PyTree,
+    loss: Loss,
+    *,
+    length: int | None = None,
+    stride: int = 1,
+    fraction: float | Array = 1e-3,
+) -> GradientFlow:
+    """Measures what backpropagation through time does to the gradient of one sequence.
+
+    Streams: memory is O(T * D + chunk * D^2), never T Jacobians at once.
+
+    Args:
+      step, params, state0, xs, length: as for `bptt_jax.unroll`.
+      loss: ``loss(states) -> scalar`` of the whole trajectory.
+      stride: spectra of every stride-th Jacobian only, counted back from the last; eigenvalues are by far the
+        dearest part, and nothing else depends on them. `singular_values` and `eigenvalues` then have
+        ``ceil(T / stride)`` rows.
+      fraction: where a signal counts as gone, and its inverse where it counts as blown up. The gradient of B
+        sequences carries sampling noise of the order of 1 / sqrt(B) of itself: what is left of 1e-3 lies below the
+        noise of any batch smaller than a million sequences, so no optimiser can act on it; and a growth of 1e3
+        turns the customary learning rates of 1e-3 and above into steps of the size of the parameters.
+
+    Returns:
+      A `GradientFlow`. For a batch, ``jax.vmap`` over the sequences.
+
+    Raises:
+      TypeError, ValueError: an argument breaks the contract; `fraction` is not between 0 and 1. NaN or infinity in
+        the trajectory raises nothing: the verdict is "non-finite" and the fields say where it began.
+    """
+    steps = check_arguments(step, params, state0, xs, length, loss)
+    stride = check_positive_int("stride", stride)
+    fraction = _check_fraction(fraction)
+    return _gradient_flow(step, params, state0, xs, fraction, loss, steps, stride)
+
+
+def _check_fraction(fraction: float | Array) -> Array:
+    fraction = jnp.asarray(fraction, float)
+    message = "fraction: expected a number between 0 and 1"
+    if isinstance(fraction, jax.core.Tracer):
+        import equinox as eqx  # costs 0.25 s, more than the rest of this package: only where it is used
+
+        return eqx.error_if(fraction, ~((fraction > 0) & (fraction < 1)), message)
+    if not (fraction.ndim == 0 and 0 < fraction < 1):
+        raise ValueError(f"{message}, got {fraction}")
+    return fraction
+
+
+@partial(jax.jit, static_argnames=("step", "loss", "steps", "stride"))
+def _gradient_flow(
+    step: Step,
+    params: Params,
+    state0: State,
+    xs: PyTree,
+    fraction: Array,
+    loss: Loss,
+    steps: int,
+    stride: int,
+) -> GradientFlow:
+    done = backward(step, params, state0, xs, loss, steps)
+    states = done.linearization.states
+    starts = prepend(jax.tree.map(jnp.asarray, state0), states)
+    adjoint_log_norms = done.log_norms
+    error, reads, last_read = _error_signal(done.immediate)
+    products, gains = _transport(step, params, starts, xs, error, last_read, steps)
+    gains = jnp.where(reads, gains, products)
+    peak = jnp.where(reads, _peak_gain(adjoint_log_norms, done.immediate), jnp.max(products))
+    back = jnp.where(reads, last_read + 1, steps)
+    rate = _slope(gains, back)
+    sv, ev = _spectra(step, params, starts, xs, steps, stride)
+    added = contributions(done)
+    bad_state = ~_finite_by_step(states)
+    bad_adjoint = jnp.isnan(adjoint_log_norms) | (adjoint_log_norms == jnp.inf)
+    finite = (
+        jnp.isfinite(done.loss)
+        & ~jnp.any(bad_state)
+        & ~jnp.any(bad_adjoint)
+        & ~jnp.any(jnp.isnan(products) | (products == jnp.inf))
+    )
+    return GradientFlow(
+        loss=done.loss,
+        adjoint_log_norms=adjoint_log_norms,
+        product_log_norms=products,
+        error_log_gains=gains,
+        contribution_log_norms=added.log_norms,
+        contribution_shares=added.shares,
+        singular_values=sv,
+        eigenvalues=ev,
+        growth_rate=rate,
+        horizon=_horizon(gains, back, rate, fraction),
+        end_gain=gains[0],
+        peak_gain=peak,
+        params_grad_log_norm=logscale.log_norm(*done.scaled_params_grad),
+        unamplified_log_norm=added.log_norms[last_read],
+        first_nonfinite_state=jnp.where(jnp.any(bad_state), jnp.argmax(bad_state), -1),
+        first_nonfinite_adjoint=jnp.where(jnp.any(bad_adjoint), steps - 1 - jnp.argmax(bad_adjoint[::-1]), -1),
+        finite=finite,
+        fraction=fraction,
+    )
+
+
+def _finite_by_step(states: State) -> Array:
+    leaves = jax.tree.leaves(states)
+    return jnp.stack([jnp.all(jnp.isfinite(a.reshape(a.shape[0], -1)), axis=1) for a in leaves]).all(axis=0)
+
+
+def _error_signal(immediate: State) -> tuple[Array, Array, Array]:
+    """(dl/dh_s as a real vector [D], whether there is one, index of s)."""
+    # The cotangent of x + iy is dL/dx - i dL/dy, while Jacobians act on (x, y).
+    vectors = jax.vmap(lambda d: ravel_state(jax.tree.map(jnp.conj, d))[0])(immediate)
+    reads = jnp.any(vectors != 0, axis=1)
+    last = vectors.shape[0] - 1 - jnp.argmax(reads[::-1])
+    any_read = jnp.any(reads)
+    return vectors[last], any_read, jnp.where(any_read, last, vectors.shape[0] - 1)
+
+
+def _transport(
+    step: Step, params: Params, starts: State, xs: PyTree, error: Array, last_read: Array, steps: int
+) -> tuple[Array, Array]:
+    """Log norms [T] of dh_T/dh_t, and of the error signal carried back to each h_t relative to its start."""
+    chunk = _chunk(error.size, steps)
+    count = -(-steps // chunk)
+    # Padding goes in front, where the backward recursion arrives last: what it adds is cut off again.
+    padding = count * chunk - steps
+
+    def in_chunks(tree: PyTree) -> PyTree:
+        def cut(a: Array) -> Array:
+            a = jnp.concatenate([jnp.repeat(a[:1], padding, axis=0), a])
+            return a.reshape(count, chunk, *a.shape[1:])
+
+        return jax.tree.map(cut, tree)
+
+    def body(carry: PyTree, inputs: PyTree) -> tuple[PyTree, tuple[Array, Array]]:
+        product, signal = carry
+        starts, xs, on_the_way = inputs
+        jac = jacobians_at(step, params, starts, xs)
+        product, norms = suffix_log_norms(product, jac)
+
+        def pull(signal: tuple[Array, Array], inputs: tuple[Array, Array]) -> tuple[tuple[Array, Array], Array]:
+            jacobian, move = inputs
+            moved = logscale.normalize(matmul(signal[0], jacobian), signal[1])
+            signal = jax.tree.map(partial(jnp.where, move), moved, signal)
+            return signal, logscale.log_norm(*signal)
+
+        signal, gains = jax.lax.scan(pull, signal, (jac, on_the_way), reverse=True)
+        return (product, signal), (norms, gains)
+
+    on_the_way = jnp.arange(steps) <= last_read
+    start = logscale.normalize(error, jnp.zeros((), jnp.int32))
+    empty = identity(jnp.zeros((1, error.size, error.size), error.dtype))
+    inputs = in_chunks((starts, jax.tree.map(jnp.asarray, xs), on_the_way))
+    _, (norms, gains) = jax.lax.scan(body, (empty, start), inputs, reverse=True)
+    norms, gains = norms.reshape(-1)[padding:], gains.reshape(-1)[padding:]
+    return norms, gains - logscale.log_norm(*start)
+
+
+def _spectra(step: Step, params: Params, starts: State, xs: PyTree, steps: int, stride: int) -> tuple[Array, Array]:
+    def at(inputs: tuple[State, PyTree]) -> tuple[Array, Array]:
+        jac = jacobian_at(step, params, *inputs)
+        return singular_values(jac), eigenvalues(jac)
+
+    chosen = jax.tree.map(lambda a: a[(steps - 1) % stride :: stride], (starts, xs))
+    size = ravel_state(jax.tree.map(lambda a: a[0], starts))[0].size
+    return jax.lax.map(at, chosen, batch_size=_chunk(size, steps))
+
+
+def _chunk(size: int, steps: int) -> int:
+    return max(1, min(steps, _CHUNK_NUMBERS // size**2))
+
+
+def _slope(gains: Array, back: Array) -> Array:
+    """Least-squares slope of the gains against the number of steps back, the start (0, 0) included."""
+    steps = gains.shape[0]
+    lag = (back - jnp.arange(steps + 1)) / back
+    gains = jnp.append(gains, 0.0)
+    used = (lag > 0) | (jnp.arange(steps + 1) == steps)
+    lag = jnp.where(jnp.arange(steps + 1) == steps, 0.0, lag)
+    dead = jnp.any(used & (gains == -jnp.inf))
+    gains = jnp.where(used & (gains != -jnp.inf), gains, 0.0)
+    n = jnp.sum(used)
+    centred = jnp.where(used, lag - jnp.sum(jnp.where(used, lag, 0.0)) / n, 0.0)
+    slope = jnp.sum(centred * (gains - jnp.sum(gains) / n)) / jnp.sum(centred**2) / back
+    return jnp.where(dead, -jnp.inf, slope)
+
+
+def _horizon(gains: Array, back: Array, rate: Array, fraction: Array) -> Array:
+    lag = back - jnp.arange(gains.shape[0])
+    threshold = jnp.log(fraction)
+    within = 1 + jnp.max(jnp.where((lag > 0) & (gains >= threshold), lag, 0))
+    falling = rate < 0
+    beyond = jnp.where(falling, back + (threshold - gains[0]) / jnp.where(falling, rate, -1), jnp.inf)
+    horizon = jnp.where(gains[0] >= threshold, beyond, within)
+    return jnp.where(jnp.any(jnp.isnan(gains)), jnp.nan, horizon)
+
+
+def _peak_gain(adjoint_log_norms: Array, immediate: State) -> Array:
+    """The largest ``||lambda_t|| / sum_{k >= t} ||dl/dh_k||``: at most 1 if no product of Jacobians exceeds 1."""
+    came_in = jax.lax.cumlogsumexp(jax.vmap(logscale.log_norm)(immediate), reverse=True)
+    silent = came_in == -jnp.inf
+    return jnp.max(jnp.where(silent, -jnp.inf, adjoint_log_norms - jnp.where(silent, 0.0, came_in)))

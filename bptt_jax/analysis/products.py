@@ -1,0 +1,100 @@
+"""Products of Jacobians, in log scale: 0.9^5000 is 1e-229, and float32 holds nothing below 1e-45."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bptt_jax.analysis import logscale
+from bptt_jax.analysis.spectra import spectral_norm
+from bptt_jax.step import Array, check_matrices
+
+
+class LogScaled(NamedTuple):
+    """A matrix of any size: ``matrix * exp(log_scale)``, the largest entry of `matrix` in [1/2, 1).
+
+    Attributes:
+      matrix: ``[D, D]``; all zero where the product is zero.
+      log_scale: natural logarithm; -inf for a zero matrix.
+    """
+
+    matrix: Array
+    log_scale: Array
+
+
+def product(jacobians: Array) -> LogScaled:
+    """The product ``J_{T-1} ... J_1 J_0 = dh_T/dh_0``, the later step on the left.
+
+    Args:
+      jacobians: ``[T, D, D]`` in order of time, as from `bptt_jax.jacobians`.
+
+    Returns:
+      A `LogScaled` matrix.
+
+    Raises:
+      TypeError, ValueError: `jacobians` is no ``[T, D, D]`` array of numbers.
+    """
+    jacobians = check_matrices("jacobians", jacobians, square=True, ndim=3)
+    return _product(jacobians)
+
+
+def product_log_norms(jacobians: Array) -> Array:
+    """How much of the error signal can come back to each step: log of the spectral norm of dh_T/dh_t.
+
+    Args:
+      jacobians: ``[T, D, D]`` in order of time, as from `bptt_jax.jacobians`.
+
+    Returns:
+      ``[T]``: entry t is ``log ||dh_T/dh_t||_2`` in nats, ``t = 0 .. T-1``; -inf where the product is zero, NaN
+      from the last matrix that is not finite backwards.
+
+    Raises:
+      TypeError, ValueError: `jacobians` is no ``[T, D, D]`` array of numbers.
+    """
+    jacobians = check_matrices("jacobians", jacobians, square=True, ndim=3)
+    return _product_log_norms(jacobians)
+
+
+@jax.jit
+def _product(jacobians: Array) -> LogScaled:
+    def body(carry: tuple[Array, Array], jacobian: Array) -> tuple[tuple[Array, Array], None]:
+        return logscale.normalize(matmul(jacobian, carry[0]), carry[1]), None
+
+    (matrix, e), _ = jax.lax.scan(body, identity(jacobians), jacobians)
+    return LogScaled(matrix, logscale.to_log(jnp.ones((), matrix.real.dtype), e, zero=~jnp.any(matrix)))
+
+
+@jax.jit
+def _product_log_norms(jacobians: Array) -> Array:
+    return suffix_log_norms(identity(jacobians), jacobians)[1]
+
+
+def identity(jacobians: Array) -> tuple[Array, Array]:
+    """The empty product, as ``(mantissa, exponent)``."""
+    return jnp.eye(jacobians.shape[-1], dtype=jacobians.dtype), jnp.zeros((), jnp.int32)
+
+
+def suffix_log_norms(after: tuple[Array, Array], jacobians: Array) -> tuple[tuple[Array, Array], Array]:
+    """One stretch of the backward recursion ``P_t = P_{t+1} J_t``.
+
+    Args:
+      after: the product of all later Jacobians as ``(mantissa, exponent)``.
+      jacobians: ``[K, D, D]`` in order of time.
+
+    Returns:
+      The product with these included, and ``[K]`` log spectral norms.
+    """
+
+    def body(carry: tuple[Array, Array], jacobian: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+        carry = logscale.normalize(matmul(carry[0], jacobian), carry[1])
+        return carry, carry
+
+    before, (matrices, exponents) = jax.lax.scan(body, after, jacobians, reverse=True)
+    norms = spectral_norm(matrices)
+    zero = norms == 0
+    return before, logscale.to_log(jnp.where(zero, 1, norms), exponents, zero=zero)
+
+
+def matmul(a: Array, b: Array) -> Array:
+    # GPUs and TPUs multiply float32 in reduced precision by default: an error of 1e-3 a factor.
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)

@@ -1,0 +1,80 @@
+"""Singular values and eigenvalues of stacks of matrices: arrays in, arrays out.
+
+Half precision is computed in single, integers as floating numbers. A matrix with a NaN or an infinity gives NaN
+and leaves the others of its stack alone (LAPACK is never shown it).
+"""
+
+import jax
+import jax.numpy as jnp
+
+from bptt_jax.step import Array, check_matrices
+
+
+def singular_values(matrices: Array) -> Array:
+    """Singular values, descending.
+
+    Args:
+      matrices: ``[..., M, N]``, real or complex.
+
+    Returns:
+      ``[..., min(M, N)]``, real.
+
+    Raises:
+      TypeError, ValueError: `matrices` is no array of numbers with at least two axes, none of them empty.
+    """
+    return _singular_values(check_matrices("matrices", matrices, square=False))
+
+
+def eigenvalues(matrices: Array) -> Array:
+    """Eigenvalues by descending modulus; the two of a conjugate pair stand together, positive angle first.
+
+    Args:
+      matrices: ``[..., N, N]``, real or complex, not necessarily normal.
+
+    Returns:
+      ``[..., N]``, complex.
+
+    Raises:
+      TypeError, ValueError: as for `singular_values`, or the matrices are not square.
+    """
+    return _eigenvalues(check_matrices("matrices", matrices, square=True))
+
+
+def spectral_norm(matrices: Array) -> Array:
+    """The largest singular value, ``||A||_2``: ``[..., M, N] -> [...]``. Raises as `singular_values`."""
+    return singular_values(matrices)[..., 0]
+
+
+def spectral_radius(matrices: Array) -> Array:
+    """The largest modulus of an eigenvalue: ``[..., N, N] -> [...]``. Raises as `eigenvalues`."""
+    return jnp.abs(eigenvalues(matrices)[..., 0])
+
+
+def condition_number(matrices: Array) -> Array:
+    """``sigma_max / sigma_min``: ``[..., M, N] -> [...]``, inf for a singular matrix, the zero matrix included.
+
+    Raises as `singular_values`.
+    """
+    values = singular_values(matrices)
+    largest, smallest = values[..., 0], values[..., -1]
+    return jnp.where(smallest == 0, jnp.inf, largest / jnp.where(smallest == 0, 1, smallest))
+
+
+@jax.jit
+def _singular_values(matrices: Array) -> Array:
+    safe, bad = _without_nonfinite(matrices)
+    return jnp.where(bad, jnp.nan, jnp.linalg.svd(safe, compute_uv=False))
+
+
+@jax.jit
+def _eigenvalues(matrices: Array) -> Array:
+    safe, bad = _without_nonfinite(matrices)
+    values = jnp.linalg.eigvals(safe)
+    # Stable, so that conjugate pairs, whose moduli are equal to the last bit, keep LAPACK's order.
+    order = jnp.argsort(-jnp.abs(values), axis=-1, stable=True)
+    return jnp.where(bad, jnp.nan, jnp.take_along_axis(values, order, axis=-1))
+
+
+def _without_nonfinite(matrices: Array) -> tuple[Array, Array]:
+    bad = ~jnp.all(jnp.isfinite(matrices), axis=(-2, -1), keepdims=True)
+    return jnp.where(bad, 0, matrices), bad[..., 0]

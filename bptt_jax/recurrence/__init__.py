@@ -1,0 +1,1 @@
+"""Forward: cells, unrolling, Jacobians."""

@@ -1,0 +1,112 @@
+"""A step linearised along a whole trajectory, so that the backward pass recomputes nothing."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Literal, jaxpr_as_fun
+
+from bptt_jax.step import Params, PyTree, State, Step, is_differentiable
+
+
+class Linearization(NamedTuple):
+    """The differentials of all steps.
+
+    Attributes:
+      states: h_1 .. h_T.
+      residuals: what the differentials need and what changes from step to step, leaves ``[T, ...]``.
+      transpose_state: ``(residuals of one step, dL/dh_t) -> (dh_t/dh_{t-1})^T dL/dh_t``.
+      transpose_params: ``(residuals of K steps, dL/dh [K, ...]) -> sum of (dh_t/dparams)^T dL/dh_t`` over K,
+        formed by one contraction over steps instead of K accumulations.
+      push_params: ``(residuals of one step, dparams) -> (dh_t/dparams) dparams``.
+    """
+
+    states: State
+    residuals: PyTree
+    transpose_state: Callable[[PyTree, State], State]
+    transpose_params: Callable[[PyTree, State], Params]
+    push_params: Callable[[PyTree, Params], State]
+
+
+def linearize(step: Step, params: Params, state0: State, xs: PyTree, steps: int) -> Linearization:
+    """Unrolls `step` and keeps the differential of every step.
+
+    Parameters that are not floating (integers, flags) are constants: they have None in every gradient.
+    """
+    differentiable = jax.tree.map(lambda p: p if is_differentiable(p) else None, params)
+    leaves, treedef = jax.tree.flatten(params)
+    is_constant = [not is_differentiable(leaf) for leaf in leaves]
+
+    def merge(part: Params) -> Params:
+        varied = iter(jax.tree.leaves(part))
+        merged = (leaf if c else next(varied) for leaf, c in zip(leaves, is_constant, strict=True))
+        return treedef.unflatten(list(merged))
+
+    trees: dict[str, Any] = {}
+
+    def step_and_residuals(params: Params, h: State, x: PyTree) -> tuple[list[Any], list[Any]]:
+        new, differential = jax.linearize(lambda p, h: step(merge(p), h, x), params, h)
+        residuals, trees["differential"] = jax.tree.flatten(differential)
+        new_leaves, trees["state"] = jax.tree.flatten(new)
+        return new_leaves, residuals
+
+    x0 = jax.tree.map(lambda a: a[0], xs)
+    jaxpr, outputs = jax.make_jaxpr(step_and_residuals, return_shape=True)(differentiable, state0, x0)
+    n_state = len(outputs[0])
+    n_params = len(jax.tree.leaves(differentiable))
+    n_inputs = len(jaxpr.jaxpr.invars)
+    varies = _depends(jaxpr.jaxpr, [False] * n_params + [True] * (n_inputs - n_params))[n_state:]
+
+    def evaluate(h: State, x: PyTree) -> tuple[State, list[Any]]:
+        out = jaxpr_as_fun(jaxpr)(*jax.tree.leaves((differentiable, h, x)))
+        return trees["state"].unflatten(out[:n_state]), out[n_state:]
+
+    # Residuals that no step changes (the weights themselves, mostly) are not stacked T times.
+    fixed = [r for r, v in zip(evaluate(state0, x0)[1], varies, strict=True) if not v]
+
+    def body(h_tm1: State, x: PyTree) -> tuple[State, tuple[State, list[Any]]]:
+        h, residuals = evaluate(h_tm1, x)
+        return h, (h, [r for r, v in zip(residuals, varies, strict=True) if v])
+
+    _, (states, stacked) = jax.lax.scan(body, state0, xs, length=steps)
+
+    def differential(residuals: list[Any]) -> Callable[[Params, State], State]:
+        changing, same = iter(residuals), iter(fixed)
+        return trees["differential"].unflatten([next(changing) if v else next(same) for v in varies])
+
+    no_params = jax.tree.map(jnp.zeros_like, differentiable)
+    no_state = jax.tree.map(jnp.zeros_like, state0)
+
+    def transpose_state(residuals: PyTree, cotangent: State) -> State:
+        return jax.linear_transpose(lambda dh: differential(residuals)(no_params, dh), state0)(cotangent)[0]
+
+    def transpose_params(residuals: PyTree, cotangents: State) -> Params:
+        count = jax.tree.leaves(cotangents)[0].shape[0]
+
+        def push(dp: Params) -> State:
+            return jax.vmap(lambda r: differential(r)(dp, no_state), axis_size=count)(residuals)
+
+        return jax.linear_transpose(push, differentiable)(cotangents)[0]
+
+    def push_params(residuals: PyTree, dp: Params) -> State:
+        return differential(residuals)(dp, no_state)
+
+    return Linearization(states, stacked, transpose_state, transpose_params, push_params)
+
+
+def _depends(jaxpr: Any, inputs: list[bool]) -> list[bool]:
+    """For every output of `jaxpr`, whether it depends on an input that is marked True."""
+    marked = {v for v, mark in zip(jaxpr.invars, inputs, strict=True) if mark}
+
+    def is_marked(v: Any) -> bool:
+        return not isinstance(v, Literal) and v in marked
+
+    for eqn in jaxpr.eqns:
+        marks = [is_marked(v) for v in eqn.invars]
+        if eqn.primitive.name in ("jit", "pjit"):  # a jitted step is looked into, or its weights would be stacked
+            out = _depends(eqn.params["jaxpr"].jaxpr, marks)
+        else:
+            out = [any(marks)] * len(eqn.outvars)
+        marked.update(v for v, mark in zip(eqn.outvars, out, strict=True) if mark)
+    return [is_marked(v) for v in jaxpr.outvars]

@@ -1,0 +1,117 @@
+"""Unrolling a step through time with `jax.lax.scan`, plain or rematerialised."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from bptt_jax.step import Params, PyTree, State, Step, check_arguments, check_positive_int, check_step
+
+
+def unroll(
+    step: Step,
+    params: Params,
+    state0: State,
+    xs: PyTree = None,
+    *,
+    length: int | None = None,
+    unroll: int = 1,
+    remat: bool | int = False,
+) -> State:
+    """All states of the recurrence ``h_k = step(params, h_{k-1}, x_k)``.
+
+    Args:
+      step: pure function ``(params, state, x) -> state``.
+      params: pytree of arrays.
+      state0: h_0, pytree of floating arrays.
+      xs: inputs, leaves ``[T, ...]``; None for an autonomous step, which then receives None.
+      length: T, needed where `xs` is None.
+      unroll: steps per iteration of the compiled loop (`jax.lax.scan`'s argument).
+      remat: rematerialise in the backward pass (Chen et al. 2016, arXiv:1604.06174): only the state at the
+        start of each segment is kept, the rest is computed again. True takes segments of ceil(sqrt(T)) steps,
+        an integer that many. Values and gradients are the same; the memory for the backward pass falls from
+        O(T) to O(sqrt(T)) beyond the returned states, for one more forward pass.
+
+    Returns:
+      h_1 .. h_T, a pytree like `state0` with leaves ``[T, ...]``: ``states[k]`` is h_{k+1}.
+
+    Raises:
+      TypeError, ValueError: an argument breaks the contract (see `bptt_jax.step`), before any compilation.
+    """
+    steps = check_arguments(step, params, state0, xs, length)
+    segment = _segment(remat, steps)
+    return _states(step, params, state0, xs, steps, check_positive_int("unroll", unroll), segment)
+
+
+def final_state(
+    step: Step,
+    params: Params,
+    state0: State,
+    xs: PyTree = None,
+    *,
+    length: int | None = None,
+    unroll: int = 1,
+    remat: bool | int = False,
+) -> State:
+    """Only h_T: arguments, errors and semantics of `unroll`, without the O(T) memory of its result.
+
+    With ``remat=True`` the gradient of a function of h_T needs O(sqrt(T)) memory in all.
+    """
+    steps = check_arguments(step, params, state0, xs, length)
+    segment = _segment(remat, steps)
+    return _last(step, params, state0, xs, steps, check_positive_int("unroll", unroll), segment)
+
+
+def _segment(remat: bool | int, steps: int) -> int | None:
+    if isinstance(remat, bool):
+        return math.isqrt(steps - 1) + 1 if remat else None
+    return min(check_positive_int("remat", remat), steps)
+
+
+@partial(jax.jit, static_argnames=("step", "steps", "unroll", "segment"))
+def _states(
+    step: Step, params: Params, state0: State, xs: PyTree, steps: int, unroll: int, segment: int | None
+) -> State:
+    state0 = check_step(step, params, state0, xs)
+    return _scan(step, params, state0, xs, steps, unroll, segment, emit=lambda h: h)[1]
+
+
+@partial(jax.jit, static_argnames=("step", "steps", "unroll", "segment"))
+def _last(
+    step: Step, params: Params, state0: State, xs: PyTree, steps: int, unroll: int, segment: int | None
+) -> State:
+    state0 = check_step(step, params, state0, xs)
+    return _scan(step, params, state0, xs, steps, unroll, segment, emit=lambda h: None)[0]
+
+
+def _scan(
+    step: Step,
+    params: Params,
+    state0: State,
+    xs: PyTree,
+    steps: int,
+    unroll: int,
+    segment: int | None,
+    emit: Callable[[State], PyTree],
+) -> tuple[State, PyTree]:
+    def run(h: State, xs: PyTree, length: int) -> tuple[State, PyTree]:
+        def body(h_tm1: State, x: PyTree) -> tuple[State, PyTree]:
+            h = step(params, h_tm1, x)
+            return h, emit(h)
+
+        return jax.lax.scan(body, h, xs, length=length, unroll=unroll)
+
+    if segment is None:
+        return run(state0, xs, steps)
+    count, rest = divmod(steps, segment)
+    # Inside a scan the compiler cannot merge the recomputation with the first run, so no barrier is needed.
+    run_again = partial(jax.checkpoint, prevent_cse=False)(run, static_argnums=2)
+    whole = jax.tree.map(lambda a: a[: count * segment].reshape(count, segment, *a.shape[1:]), xs)
+    h, states = jax.lax.scan(lambda h, xs: run_again(h, xs, segment), state0, whole, length=count)
+    states = jax.tree.map(lambda a: a.reshape(count * segment, *a.shape[2:]), states)
+    if rest == 0:
+        return h, states
+    h, tail = jax.checkpoint(run, static_argnums=2)(h, jax.tree.map(lambda a: a[-rest:], xs), rest)
+    return h, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), states, tail)

@@ -1,0 +1,220 @@
+"""The contract that everything else stands on: a recurrent step is a pure function.
+
+``h_k = step(params, h_{k-1}, x_k)`` sees one sequence at one instant; batches are ``jax.vmap`` outside. The
+state is any pytree of floating (or complex) arrays, the input any pytree, ``None`` for an autonomous step.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+Array: TypeAlias = jax.Array
+PyTree: TypeAlias = Any
+Params: TypeAlias = Any
+State: TypeAlias = Any
+Input: TypeAlias = Any
+Step: TypeAlias = Callable[[Params, State, Input], State]
+Loss: TypeAlias = Callable[[State], Array]
+
+
+class Cell(NamedTuple):
+    """A recurrent cell: three pure functions.
+
+    Attributes:
+      init: ``init(key, input_size) -> params``.
+      initial_state: ``initial_state() -> h_0``, zeros.
+      step: ``step(params, h, x) -> h``, one instant of one sequence.
+    """
+
+    init: Callable[[Array, int], Params]
+    initial_state: Callable[[], State]
+    step: Step
+
+
+def ravel_state(state: State) -> tuple[Array, Callable[[Array], State]]:
+    """The state as one real vector of length D, and the way back.
+
+    The order is `jax.flatten_util.ravel_pytree`'s; a complex leaf counts as its real part followed by its
+    imaginary part.
+
+    Args:
+      state: pytree of arrays.
+
+    Returns:
+      ``(vector [D], unravel)`` with ``unravel(vector)`` equal to ``state``.
+    """
+    leaves, treedef = jax.tree.flatten(state)
+    is_complex = [jnp.iscomplexobj(leaf) for leaf in leaves]
+    vector, unravel_parts = ravel_pytree(
+        [(leaf.real, leaf.imag) if c else leaf for leaf, c in zip(leaves, is_complex, strict=True)]
+    )
+
+    def unravel(vector: Array) -> State:
+        parts = unravel_parts(vector)
+        return treedef.unflatten([jax.lax.complex(*p) if c else p for p, c in zip(parts, is_complex, strict=True)])
+
+    return vector, unravel
+
+
+def prepend(state0: State, states: State) -> State:
+    """The states that each step started from: h_0 .. h_{T-1}, leaves ``[T, ...]``."""
+    return jax.tree.map(lambda h0, h: jnp.concatenate([h0[None], h[:-1]]), state0, states)
+
+
+def is_differentiable(leaf: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+
+
+def check_arguments(
+    step: Step, params: Params, state0: State, xs: PyTree, length: int | None, loss: Loss | None = None
+) -> int:
+    """Checks all that can be checked without calling the step; returns the number of steps T.
+
+    Raises:
+      TypeError: `step` or `loss` is no hashable callable; a leaf is no array; the state holds integers.
+      ValueError: the state is empty; T is missing, zero, or not the same in all of `xs`.
+    """
+    _check_function("step", step, "step(params, state, x) -> state")
+    if loss is not None:
+        _check_function("loss", loss, "loss(states) -> scalar")
+    for name, tree in (("params", params), ("state0", state0), ("xs", xs)):
+        _check_leaves(name, tree)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state0):
+        if not is_differentiable(leaf):
+            raise TypeError(
+                f"{_at('state0', path)}: expected floating numbers, got {jnp.result_type(leaf)}; "
+                "a state is differentiated, so counters and flags belong into xs"
+            )
+    if sum(np.size(leaf) for leaf in jax.tree.leaves(state0)) == 0:
+        raise ValueError("state0: expected at least one number, got an empty state")
+    return _check_length(xs, length)
+
+
+def check_step(step: Step, params: Params, state0: State, xs: PyTree) -> State:
+    """Calls the step on abstract values; returns `state0` without weak types.
+
+    Raises:
+      TypeError, ValueError: the step returns another structure, shape or dtype than it was given. What the
+        step itself raises passes through, with a note that says on which shapes.
+    """
+    state0 = jax.tree.map(lambda h: jax.lax.convert_element_type(h, jnp.result_type(h)), state0)
+    x = jax.tree.map(lambda a: jax.ShapeDtypeStruct(jnp.shape(a)[1:], jnp.result_type(a)), xs)
+    try:
+        new = jax.eval_shape(step, params, state0, x)
+    except Exception as error:
+        error.add_note(f"raised by step(params, state, x) on state {_describe(state0)} and x {_describe(x)}")
+        raise
+    if jax.tree.structure(new) != jax.tree.structure(state0):
+        raise ValueError(
+            f"step: must return a state of the structure of state0, {jax.tree.structure(state0)}, "
+            f"got {jax.tree.structure(new)}"
+        )
+    old_leaves = jax.tree_util.tree_leaves_with_path(state0)
+    for (path, old), out in zip(old_leaves, jax.tree.leaves(new), strict=True):
+        if old.shape != out.shape:
+            raise ValueError(
+                f"step: must keep the shape of {_at('state', path)}, {list(old.shape)}, got {list(out.shape)}"
+            )
+        if old.dtype != out.dtype:
+            raise TypeError(
+                f"step: must keep the dtype of {_at('state', path)}, {old.dtype}, got {out.dtype}; "
+                "cast state0 or the parameters so that they agree"
+            )
+    return state0
+
+
+def check_loss(loss: Loss, states: State) -> None:
+    """Raises TypeError or ValueError unless ``loss(states)`` is one real floating number."""
+    shape = jax.eval_shape(loss, states)
+    if not isinstance(shape, jax.ShapeDtypeStruct):
+        raise TypeError(f"loss: must return one number, got {jax.tree.structure(shape)}")
+    if shape.shape != ():
+        raise ValueError(f"loss: must return a scalar, got shape {list(shape.shape)}; reduce it to one number")
+    if not jnp.issubdtype(shape.dtype, jnp.floating):
+        raise TypeError(f"loss: must return a real floating number, got {shape.dtype}")
+
+
+def check_positive_int(name: str, value: Any) -> int:
+    """Returns `value` if it is a Python (or NumPy) integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name}: expected an integer known before compilation, got {_type(value)}")
+    if value < 1:
+        raise ValueError(f"{name}: expected at least 1, got {value}")
+    return int(value)
+
+
+def check_matrices(name: str, matrices: Any, *, square: bool, ndim: int | None = None) -> Array:
+    """Returns `matrices` as a floating array of at least single precision, for LAPACK knows no other."""
+    _check_leaves(name, matrices)
+    if not (hasattr(matrices, "ndim") and hasattr(matrices, "dtype")):
+        raise TypeError(f"{name}: expected an array, got {_type(matrices)}")
+    if matrices.ndim < 2 or (ndim is not None and matrices.ndim != ndim):
+        expected = "[..., M, N]" if ndim is None else "[T, D, D]"
+        raise ValueError(f"{name}: expected shape {expected}, got {list(matrices.shape)}")
+    if square and matrices.shape[-1] != matrices.shape[-2]:
+        raise ValueError(f"{name}: expected square matrices, got {list(matrices.shape)}")
+    if 0 in matrices.shape:
+        raise ValueError(f"{name}: expected no empty axis, got {list(matrices.shape)}")
+    return jnp.asarray(matrices, jnp.promote_types(matrices.dtype, jnp.float32))
+
+
+def _check_function(name: str, function: Any, signature: str) -> None:
+    if not callable(function):
+        raise TypeError(f"{name}: expected a function {signature}, got {_type(function)}")
+    try:
+        hash(function)
+    except TypeError:
+        raise TypeError(
+            f"{name}: expected a hashable function, since it is compiled once and looked up again, got "
+            f"{_type(function)}; wrap it in a function {signature}, an Equinox module in bptt_jax.from_equinox"
+        ) from None
+
+
+def _check_leaves(name: str, tree: PyTree) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if isinstance(leaf, jax.Array):
+            continue
+        if not isinstance(leaf, (np.ndarray, np.generic, bool, int, float, complex)) or (
+            np.asarray(leaf).dtype.kind in "OSUMmV" and not jnp.issubdtype(np.asarray(leaf).dtype, jnp.floating)
+        ):
+            raise TypeError(f"{_at(name, path)}: expected an array of numbers, got {_type(leaf)}")
+
+
+def _check_length(xs: PyTree, length: int | None) -> int:
+    if length is not None:
+        length = check_positive_int("length", length)
+    leaves = jax.tree_util.tree_leaves_with_path(xs)
+    if not leaves:
+        if length is None:
+            raise ValueError("length: expected the number of steps, since xs is None, got None")
+        return length
+    for path, leaf in leaves:
+        if np.ndim(leaf) == 0:
+            raise ValueError(f"{_at('xs', path)}: expected time as the first axis, got a scalar")
+    lengths = {_at("xs", path): np.shape(leaf)[0] for path, leaf in leaves}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"xs: expected one number of steps in all leaves, got {lengths}")
+    steps = next(iter(lengths.values()))
+    if steps == 0:
+        raise ValueError("xs: expected at least one step, got a first axis of 0")
+    if length is not None and length != steps:
+        raise ValueError(f"length: expected {steps}, the first axis of xs, got {length}")
+    return steps
+
+
+def _at(name: str, path: Any) -> str:
+    return name + jax.tree_util.keystr(path)
+
+
+def _type(value: Any) -> str:
+    return "None" if value is None else type(value).__name__
+
+
+def _describe(tree: PyTree) -> str:
+    return str(jax.tree.map(lambda a: f"{jnp.result_type(a)}[{','.join(map(str, jnp.shape(a)))}]", tree)).replace(
+        "'", ""
+    )
