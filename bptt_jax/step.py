@@ -159,7 +159,9 @@ def check_matrices(name: str, matrices: Any, *, square: bool, ndim: int | None =
         raise ValueError(f"{name}: expected square matrices, got {list(matrices.shape)}")
     if 0 in matrices.shape:
         raise ValueError(f"{name}: expected no empty axis, got {list(matrices.shape)}")
-    return jnp.asarray(matrices, jnp.promote_types(matrices.dtype, jnp.float32))
+    dtype = jnp.result_type(matrices)
+    wide = jnp.issubdtype(dtype, jnp.complexfloating) or dtype == jnp.float64
+    return jnp.asarray(matrices, dtype if wide else jnp.float32)
 
 
 def _check_function(name: str, function: Any, signature: str) -> None:

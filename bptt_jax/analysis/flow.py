@@ -50,6 +50,7 @@ class GradientFlow(NamedTuple):
       contribution_shares: ``[T]``, its signed share; see `bptt_jax.temporal_contributions`.
       singular_values: ``[T, D]``, descending, of each dh_{k+1}/dh_k; every `stride`-th step if one was given.
       eigenvalues: ``[T, D]``, complex, by descending modulus, of the same steps.
+      spectra_steps: ``[T]``, the t of each of these dh_t/dh_{t-1}: 1 .. T, or every `stride`-th of them.
       growth_rate: nats per step backwards: the slope of `error_log_gains` against the number of steps back, by
         least squares; -inf if the signal dies exactly.
       horizon: steps until the signal has fallen to `fraction` for good; beyond T it is extrapolated by
@@ -73,6 +74,7 @@ class GradientFlow(NamedTuple):
     contribution_shares: Array
     singular_values: Array
     eigenvalues: Array
+    spectra_steps: Array
     growth_rate: Array
     horizon: Array
     end_gain: Array
@@ -131,8 +133,13 @@ class GradientFlow(NamedTuple):
         norms = np.nan_to_num(norms, nan=np.inf)
         return float(min(np.quantile(norms, 0.1, method="inverted_cdf"), 10 * np.median(plain)))
 
-    def advice(self) -> list[str]:
-        """What to try, in order, with numbers from the measurement; empty if the flow is steady."""
+    def advice(self, *, gated: bool | None = None) -> list[str]:
+        """What to try, in order, with numbers from the measurement; empty if the flow is steady.
+
+        Args:
+          gated: whether the step has a forget or update gate, as lstm and gru; None, if unknown, gives the advice
+            for both.
+        """
 
         def median(x: Array) -> float:
             return verdict.describe(x)["median"]
@@ -144,6 +151,7 @@ class GradientFlow(NamedTuple):
         contributions = np.asarray(self.contribution_log_norms, np.float64)
         return verdict.advise(
             self.verdict,
+            gated,
             {
                 "length": self.adjoint_log_norms.shape[-1],
                 "fraction": float(np.ravel(np.asarray(self.fraction))[0]),
@@ -249,6 +257,7 @@ def _gradient_flow(
         contribution_shares=added.shares,
         singular_values=sv,
         eigenvalues=ev,
+        spectra_steps=1 + jnp.arange((steps - 1) % stride, steps, stride),
         growth_rate=rate,
         horizon=_horizon(gains, back, rate, fraction),
         end_gain=gains[0],
@@ -334,13 +343,14 @@ def _chunk(size: int, steps: int) -> int:
 def _slope(gains: Array, back: Array) -> Array:
     """Least-squares slope of the gains against the number of steps back, the start (0, 0) included."""
     steps = gains.shape[0]
-    lag = (back - jnp.arange(steps + 1)) / back
     gains = jnp.append(gains, 0.0)
+    back = back.astype(gains.dtype)
+    lag = (back - jnp.arange(steps + 1, dtype=gains.dtype)) / back
     used = (lag > 0) | (jnp.arange(steps + 1) == steps)
     lag = jnp.where(jnp.arange(steps + 1) == steps, 0.0, lag)
     dead = jnp.any(used & (gains == -jnp.inf))
     gains = jnp.where(used & (gains != -jnp.inf), gains, 0.0)
-    n = jnp.sum(used)
+    n = jnp.sum(used, dtype=gains.dtype)
     centred = jnp.where(used, lag - jnp.sum(jnp.where(used, lag, 0.0)) / n, 0.0)
     slope = jnp.sum(centred * (gains - jnp.sum(gains) / n)) / jnp.sum(centred**2) / back
     return jnp.where(dead, -jnp.inf, slope)
@@ -348,11 +358,12 @@ def _slope(gains: Array, back: Array) -> Array:
 
 def _horizon(gains: Array, back: Array, rate: Array, fraction: Array) -> Array:
     lag = back - jnp.arange(gains.shape[0])
-    threshold = jnp.log(fraction)
+    threshold = jnp.log(fraction).astype(gains.dtype)
     within = 1 + jnp.max(jnp.where((lag > 0) & (gains >= threshold), lag, 0))
     falling = rate < 0
-    beyond = jnp.where(falling, back + (threshold - gains[0]) / jnp.where(falling, rate, -1), jnp.inf)
-    horizon = jnp.where(gains[0] >= threshold, beyond, within)
+    further = (threshold - gains[0]) / jnp.where(falling, rate, -1)
+    beyond = jnp.where(falling, back.astype(gains.dtype) + further, jnp.inf)
+    horizon = jnp.where(gains[0] >= threshold, beyond, within.astype(gains.dtype))
     return jnp.where(jnp.any(jnp.isnan(gains)), jnp.nan, horizon)
 
 

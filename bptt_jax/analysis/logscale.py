@@ -6,7 +6,6 @@ range; a scale carried as a rounded logarithm would add an error at every step (
 Exponents are constants to differentiation, and logarithms are natural.
 """
 
-import functools
 import math
 
 import jax
@@ -72,7 +71,8 @@ def to_log(x: Array, e: Array, *, half: bool = False, zero: Array | bool = False
 
 def _real_dtype(leaves: list[Array]) -> jnp.dtype:
     """At least single precision: the logarithm of a norm in bfloat16 would have three digits."""
-    return functools.reduce(jnp.promote_types, [jnp.finfo(a.dtype).dtype for a in leaves], jnp.dtype(jnp.float32))
+    dtypes = [jnp.finfo(a.dtype).dtype for a in leaves]
+    return max([jnp.dtype(jnp.float32), *dtypes], key=lambda dtype: dtype.itemsize)
 
 
 def _power_of_two(k: Array, dtype: jnp.dtype) -> Array:

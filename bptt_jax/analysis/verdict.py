@@ -53,11 +53,12 @@ def describe(values: Any) -> dict[str, float]:
         }
 
 
-def advise(verdict: Verdict, numbers: Mapping[str, float]) -> list[str]:
+def advise(verdict: Verdict, gated: bool | None, numbers: Mapping[str, float]) -> list[str]:
     """What to try, with numbers from the measurement.
 
     Args:
       verdict: of the sequence or batch.
+      gated: whether the step has a forget or update gate; None if unknown.
       numbers: ``length``, ``fraction``, ``growth_rate``, ``horizon``, ``peak_gain``, ``clip_threshold`` and
         ``largest_gradient_log10``, ``nonfinite_step``, ``nonfinite_adjoint_step`` (-1 for none), each a typical
         value of the batch.
@@ -72,17 +73,19 @@ def advise(verdict: Verdict, numbers: Mapping[str, float]) -> list[str]:
                 where = f"the state is first NaN or infinite at h_{int(numbers['nonfinite_step']) + 1}"
                 return [f"{where}: bound the activation or lower the recurrent gain, and look at that input"]
             if numbers["nonfinite_adjoint_step"] >= 0:
+                where = f"dL/dh_{int(numbers['nonfinite_adjoint_step']) + 1}"
                 return [
-                    f"the backward pass is first NaN or infinite at dL/dh_{int(numbers['nonfinite_adjoint_step']) + 1}: "
+                    f"the backward pass is first NaN or infinite at {where}: "
                     "look for a derivative that is infinite there (sqrt or norm at 0, log of 0)"
                 ]
             return ["the loss is NaN or infinite though all states are finite: look into the loss"]
         case "vanishing":
-            gate = _logit(fraction ** (1 / length))
             tries = [f"the signal falls to {fraction:g} in {_steps(horizon)} of {length}: nothing older is learned"]
-            if math.isfinite(rate) and rate < 0:
-                tries.append(f"plain rnn: recurrent weights times {math.exp(-rate):.3g}, or orthogonal ones")
-            tries.append(f"gru, lstm: forget gate at a bias of {gate:.1f} or more to reach back {length} steps")
+            if not gated and math.isfinite(rate) and rate < 0:
+                tries.append(f"recurrent weights times {math.exp(-rate):.3g}, then measure again; or orthogonal ones")
+            # A gate that keeps a share p of its cell at every step keeps p^T of it over T.
+            bias = f"at a bias of {_logit(fraction ** (1 / length)):.1f} or more, to reach back {length} steps"
+            tries.append(f"{'its' if gated else 'gru or lstm, with the'} forget (update) gate {bias}")
             if math.isfinite(horizon):
                 tries.append(f"truncating at {math.ceil(horizon)} steps loses next to nothing")
             return tries
@@ -93,11 +96,11 @@ def advise(verdict: Verdict, numbers: Mapping[str, float]) -> list[str]:
                     f"gradient norms reach 1e{numbers['largest_gradient_log10']:.0f}: use a clip whose norm cannot "
                     "overflow (squares in float32 end at 1e19)"
                 )
-            if rate > 0:
-                reach = max(1, math.floor(-math.log(fraction) / rate))
-                tries.append(f"plain rnn: recurrent weights times {math.exp(-rate):.3g}, or orthogonal ones")
-                if reach < length:
-                    tries.append(f"truncate at {reach} steps, within which the growth stays below {1 / fraction:g}")
+            if rate > 0 and not gated:
+                tries.append(f"recurrent weights times {math.exp(-rate):.3g}, then measure again; or orthogonal ones")
+            reach = max(1, math.floor(-math.log(fraction) / rate)) if rate > 0 else length
+            if reach < length:
+                tries.append(f"truncate at {reach} steps, within which the growth stays below {1 / fraction:g}")
             return tries
 
 

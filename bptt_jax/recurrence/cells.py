@@ -186,7 +186,8 @@ def lstm(
 def _stacked(init: Initializer, key: Array, gates: int, n: int, fan_in: int, dtype: Any) -> Array:
     """`gates` matrices [n, fan_in], each initialised on its own, stacked to [gates * n, fan_in]."""
     dtype = jnp.zeros(0, dtype).dtype
-    return jnp.concatenate([init(k, (fan_in, n), dtype).T for k in jax.random.split(key, gates)])
+    drawn = dtype if dtype.itemsize >= 4 else jnp.float32  # LAPACK, behind orthogonal, knows no half precision
+    return jnp.concatenate([init(k, (fan_in, n), drawn).astype(dtype).T for k in jax.random.split(key, gates)])
 
 
 # One step object per activation, and one each for gru and lstm: cells that differ only in size or

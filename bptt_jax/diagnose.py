@@ -1,0 +1,329 @@
+"""The job of ``bptt-jax diagnose``: real text, several recurrences, their gradient flows side by side."""
+
+import importlib
+import importlib.util
+import inspect
+import json
+import math
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from bptt_jax.analysis.flow import GradientFlow, gradient_flow
+from bptt_jax.recurrence.cells import gru, lstm, rnn
+from bptt_jax.step import Array, Cell, Params, PyTree, State, Step
+from bptt_jax.training.text import Corpus, corpus, english_text, read_text, windows
+
+Readout = Callable[[State], Array]
+
+# Steps whose spectra are computed, spread over the sequence: enough for the quantiles of a figure.
+_SPECTRA = 20
+# Sequences measured at once; progress is reported between groups.
+_GROUP = 4
+
+
+class BadArgument(ValueError):
+    """What the user asked for cannot be done; the message is one line that says why."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that the outcome depends on."""
+
+    text: str | None
+    embed: int | None
+    cells: tuple[str, ...]
+    gain: tuple[float, ...]
+    hidden: int
+    length: int
+    batch: int
+    loss: str
+    step: str | None
+    float64: bool
+    seed: int
+
+
+class Recurrence(NamedTuple):
+    """One recurrence to look at.
+
+    Attributes:
+      name: in table and figure.
+      gated: whether its step has a forget or update gate; None if unknown.
+      step, params, state0: as for `bptt_jax.unroll`.
+      readout, readout_weights: ``readout(weights, state)`` gives the logits of the next character.
+    """
+
+    name: str
+    gated: bool | None
+    step: Step
+    params: Params
+    state0: State
+    readout: Callable[[PyTree, State], Array]
+    readout_weights: PyTree
+
+
+class Data(NamedTuple):
+    """Inputs ``[B, T, I]`` and targets ``[B, T]`` (codes of the next characters)."""
+
+    vocabulary: str
+    inputs: Array
+    targets: Array
+
+
+def prepare(settings: Settings) -> tuple[Data, list[Recurrence]]:
+    """Everything that can fail for an argument, before anything is computed.
+
+    Raises:
+      BadArgument: a text that cannot be read or is too short, or a step that cannot be made.
+    """
+    try:
+        source = english_text() if settings.text is None else read_text(settings.text)
+        codes = corpus(source)
+        data = _data(settings, codes)
+    except (OSError, ValueError) as error:
+        message = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.strerror else error
+        raise BadArgument(f"--text: {message}" if settings.text is not None else f"{message}; see --text") from None
+    keys = iter(jax.random.split(jax.random.key(settings.seed + 1), 64))
+    size, symbols = data.inputs.shape[-1], len(data.vocabulary)
+    recurrences = [
+        _recurrence(name, gated, cell.step, cell.init(key, size), cell.initial_state(), symbols, key)
+        for (name, gated, cell), key in zip(_cells(settings), keys, strict=False)
+    ]
+    if settings.step is not None:
+        step, params, state0, readout = _load(settings.step, size)
+        made = _recurrence(settings.step.rpartition(":")[2], None, step, params, state0, symbols, next(keys))
+        if readout is not None:
+            made = made._replace(readout=_ignoring_weights(readout), readout_weights=())
+        recurrences.append(made)
+    return data, recurrences
+
+
+def measure(recurrence: Recurrence, data: Data, loss: str, advance: Callable[[int], None]) -> GradientFlow:
+    """The gradient flow of every sequence; `advance` is told how many more are done."""
+    batch, length = data.targets.shape
+    group = next(g for g in range(min(_GROUP, batch), 0, -1) if batch % g == 0)
+    parts = []
+    for i in range(0, batch, group):
+        part = _measure(
+            recurrence.step,
+            recurrence.readout,
+            loss,
+            max(1, length // _SPECTRA),
+            recurrence.params,
+            recurrence.state0,
+            recurrence.readout_weights,
+            data.inputs[i : i + group],
+            data.targets[i : i + group],
+        )
+        parts.append(jax.block_until_ready(part))
+        advance(group)
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+
+def record(
+    settings: Settings, data: Data, flows: dict[str, GradientFlow], gated: dict[str, bool | None]
+) -> dict[str, Any]:
+    """Everything in plain JSON types; NaN and infinities as the strings that ``float`` reads back."""
+    device = jax.devices()[0]
+    return _plain(
+        {
+            "settings": asdict(settings),
+            "vocabulary": data.vocabulary,
+            "versions": {
+                "python": platform.python_version(),
+                **{p: version(p) for p in ("bptt_jax", "jax", "jaxlib", "numpy", "optax")},
+            },
+            "device": f"{device.platform}: {device.device_kind}",
+            "units": "log norms in nats, rates in nats per step backwards, horizons in steps",
+            "recurrences": {name: _numbers(flow, gated[name]) for name, flow in flows.items()},
+        }
+    )
+
+
+@contextmanager
+def written(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`, moved onto it at the end, and removed if anything goes wrong."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    os.close(handle)
+    try:
+        yield Path(name)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(name, 0o666 & ~umask)  # mkstemp makes files that only their owner may read
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    with written(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _data(settings: Settings, text: Corpus) -> Data:
+    symbols = len(text.vocabulary)
+    k_windows, k_embed = jax.random.split(jax.random.key(settings.seed))
+    inputs, targets = windows(k_windows, text.codes, settings.batch, settings.length)
+    if settings.embed is None:
+        return Data(text.vocabulary, jax.nn.one_hot(inputs, symbols), targets)
+    # Entries of variance 1: a vector of them drives each unit as strongly as its lecun-normal weights expect.
+    table = jax.random.normal(k_embed, (symbols, settings.embed))
+    return Data(text.vocabulary, table[inputs], targets)
+
+
+def _cells(settings: Settings) -> list[tuple[str, bool, Cell]]:
+    made: list[tuple[str, bool, Cell]] = []
+    for name in settings.cells:
+        if name == "rnn":
+            made += [(f"rnn (gain {g:g})", False, rnn(settings.hidden, gain=g)) for g in settings.gain]
+        elif name == "gru":
+            made.append(("gru", True, gru(settings.hidden)))
+        else:
+            made.append(("lstm", True, lstm(settings.hidden)))
+    return made
+
+
+def _recurrence(
+    name: str, gated: bool | None, step: Step, params: Params, state0: State, symbols: int, key: Array
+) -> Recurrence:
+    leaves = jax.tree.leaves(state0)
+    if not leaves:
+        raise BadArgument(f"--step: {name} returned an empty state0")
+    size = int(np.size(leaves[0]))
+    weights = jax.random.normal(jax.random.fold_in(key, 1), (symbols, size)) / math.sqrt(size)
+    return Recurrence(name, gated, step, params, state0, _linear_readout, weights)
+
+
+def _linear_readout(weights: Array, state: State) -> Array:
+    """Of the first leaf of the state: the output h of an LSTM, not its cell."""
+    h = jax.tree.leaves(state)[0].ravel()
+    return weights @ (h.real if jnp.iscomplexobj(h) else h)
+
+
+def _ignoring_weights(readout: Readout) -> Callable[[PyTree, State], Array]:
+    return lambda _, state: readout(state)
+
+
+@partial(jax.jit, static_argnames=("step", "readout", "loss", "stride"))
+def _measure(
+    step: Step,
+    readout: Callable[[PyTree, State], Array],
+    loss: str,
+    stride: int,
+    params: Params,
+    state0: State,
+    weights: PyTree,
+    inputs: Array,
+    targets: Array,
+) -> GradientFlow:
+    def flow(xs: Array, targets: Array) -> GradientFlow:
+        def last(states: State) -> Array:
+            logits = readout(weights, jax.tree.map(lambda a: a[-1], states))
+            return optax.softmax_cross_entropy_with_integer_labels(logits, targets[-1])
+
+        def mean(states: State) -> Array:
+            logits = jax.vmap(partial(readout, weights))(states)
+            return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, targets))
+
+        return gradient_flow(step, params, state0, xs, last if loss == "last" else mean, stride=stride)
+
+    return jax.vmap(flow)(inputs, targets)
+
+
+def _load(spec: str, input_size: int) -> tuple[Step, Params, State, Readout | None]:
+    place, colon, name = spec.rpartition(":")
+    if not (place and colon and name):
+        raise BadArgument(f"--step: expected FILE_OR_MODULE:FACTORY, got {spec!r}")
+    factory = getattr(_module(place), name, None)
+    if not callable(factory):
+        raise BadArgument(f"--step: {place} has no function {name}")
+    try:
+        made = factory(input_size) if _takes_argument(factory) else factory()
+    except Exception as error:
+        raise BadArgument(f"--step: {name} raised {_one_line(error)}") from error
+    if not (isinstance(made, tuple) and len(made) in (3, 4)):
+        raise BadArgument(f"--step: {name} must return (step, params, state0) or (step, params, state0, readout)")
+    step, params, state0, *rest = made
+    return step, params, state0, rest[0] if rest else None
+
+
+def _module(place: str) -> ModuleType:
+    try:
+        if not place.endswith(".py"):
+            sys.path.insert(0, os.getcwd())
+            return importlib.import_module(place)
+        if not Path(place).is_file():
+            raise BadArgument(f"--step: {place}: no such file")
+        spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+    except BadArgument:
+        raise
+    except Exception as error:
+        raise BadArgument(f"--step: importing {place} raised {_one_line(error)}") from error
+
+
+def _takes_argument(factory: Callable[..., Any]) -> bool:
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return any(p.kind in kinds for p in inspect.signature(factory).parameters.values())
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _numbers(flow: GradientFlow, gated: bool | None) -> dict[str, Any]:
+    def over_batch(values: Any) -> dict[str, list[float]]:
+        q = np.quantile(np.asarray(values, np.float64), [0.1, 0.5, 0.9], axis=0, method="inverted_cdf")
+        return {"q10": q[0].tolist(), "median": q[1].tolist(), "q90": q[2].tolist()}
+
+    singular = np.moveaxis(np.asarray(flow.singular_values, np.float64), 1, 0)
+    singular = singular.reshape(singular.shape[0], -1)
+    levels = {"min": 0.0, "q10": 0.1, "median": 0.5, "q90": 0.9, "max": 1.0}
+    return {
+        **flow.summary(),
+        "advice": flow.advice(gated=gated),
+        "per_step": {
+            name: over_batch(getattr(flow, name))
+            for name in (
+                "adjoint_log_norms",
+                "product_log_norms",
+                "error_log_gains",
+                "contribution_log_norms",
+                "contribution_shares",
+            )
+        },
+        "spectra_steps": np.asarray(flow.spectra_steps)[0].tolist(),
+        "singular_values": {k: np.quantile(singular, q, axis=1).tolist() for k, q in levels.items()},
+        "eigenvalues_of_first_sequence": [
+            [[z.real, z.imag] for z in row] for row in np.asarray(flow.eigenvalues)[0].tolist()
+        ],
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, float):
+        return float(f"{value:.7g}") if math.isfinite(value) else str(value)
+    return value

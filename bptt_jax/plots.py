@@ -1,0 +1,174 @@
+"""Figures. They are matplotlib `Figure`s without a window: save them or show them in a notebook."""
+
+import math
+import warnings
+from collections.abc import Mapping
+
+import numpy as np
+
+from bptt_jax.analysis.flow import GradientFlow
+
+try:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Circle
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+except ImportError as error:
+    raise ImportError("bptt_jax.plots needs matplotlib: python -m pip install 'bptt_jax[plot]'") from error
+
+# Told apart by dash and by lightness as well as by hue, so that a print in grey still shows which is which.
+_LINES: tuple[tuple[str, str | tuple[int, tuple[int, ...]]], ...] = (
+    ("#000000", "-"),
+    ("#c8102e", (0, (6, 2))),
+    ("#3a86c8", "-."),
+    ("#e09f1f", (0, (1, 1))),
+    ("#5b3a8c", (0, (8, 2, 1, 2, 1, 2))),
+    ("#4f9d5b", (0, (3, 1))),
+)
+_SCATTERED = 4000
+_UNDERFLOW = math.log10(1.4e-45)
+
+
+def plot_gradient_flow(flows: GradientFlow | Mapping[str, GradientFlow], *, title: str | None = None) -> Figure:
+    """Draws where gradients vanish or explode.
+
+    Three rows: the norm of dL/dh_t against time for all flows on one logarithmic axis, with its horizon marked;
+    for each flow the quantiles of the singular values of its Jacobians over time; and for each the eigenvalues
+    with the unit circle. Of a batch, the line is the median and the band the middle 80 % of the sequences.
+
+    Args:
+      flows: one `GradientFlow`, or several by name, from single sequences or batched by ``jax.vmap``; of equal
+        length or not.
+      title: above the figure.
+
+    Returns:
+      A `matplotlib.figure.Figure`; ``figure.savefig(path)`` writes it.
+
+    Raises:
+      TypeError, ValueError: `flows` is neither a GradientFlow nor a non-empty mapping of them.
+      ImportError: matplotlib is not installed.
+    """
+    named = {"gradient": flows} if isinstance(flows, GradientFlow) else flows
+    if not isinstance(named, Mapping) or not all(isinstance(f, GradientFlow) for f in named.values()):
+        raise TypeError(f"flows: expected a GradientFlow or a mapping of them by name, got {type(flows).__name__}")
+    if not named:
+        raise ValueError("flows: expected at least one GradientFlow, got an empty mapping")
+    columns = len(named)
+    figure = Figure(figsize=(max(7.0, 3.1 * columns), 10.5), layout="constrained")
+    grid = figure.add_gridspec(3, columns, height_ratios=(1.35, 0.9, 1.0))
+    _draw_norms(figure.add_subplot(grid[0, :]), named)
+    values = _share_y([figure.add_subplot(grid[1, i]) for i in range(columns)])
+    planes = [figure.add_subplot(grid[2, i]) for i in range(columns)]
+    reach = max(1.25, max(_largest_modulus(f) for f in named.values()) * 1.05)
+    for i, (name, flow) in enumerate(named.items()):
+        _draw_singular_values(values[i], name, flow, first=i == 0)
+        _draw_eigenvalues(planes[i], name, flow, _LINES[i % len(_LINES)][0], reach, first=i == 0)
+    if title is not None:
+        figure.suptitle(title)
+    return figure
+
+
+def _batched(values: object, ndim: int) -> np.ndarray:
+    array = np.asarray(values)
+    return array.reshape(-1, *array.shape[array.ndim - ndim :])
+
+
+def _quantiles(rows: np.ndarray, levels: list[float], axis: int = 0) -> np.ndarray:
+    """Quantiles that are entries, not interpolations, so that an infinity spoils no finite one; NaN left out."""
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of a step at which every sequence is NaN: a gap in the line
+        return np.nanquantile(rows, levels, axis=axis, method="inverted_cdf")
+
+
+def _draw_norms(ax: Axes, flows: Mapping[str, GradientFlow]) -> None:
+    lowest = 0.0
+    for i, (name, flow) in enumerate(flows.items()):
+        color, dash = _LINES[i % len(_LINES)]
+        decades = _batched(flow.adjoint_log_norms, 1) / math.log(10)
+        t = np.arange(1, decades.shape[1] + 1)
+        low, middle, high = _quantiles(np.where(np.isfinite(decades), decades, np.nan), [0.1, 0.5, 0.9])
+        horizon = float(_quantiles(_batched(flow.horizon, 0), [0.5])[0])
+        label = f"{name}: {flow.verdict}"
+        if math.isfinite(horizon):
+            label += f", horizon {math.ceil(horizon)}"
+        ax.plot(t, middle, color=color, linestyle=dash, linewidth=1.8, label=label)
+        ax.fill_between(t, low, high, color=color, alpha=0.2, linewidth=0)
+        at = len(t) - 1 - math.ceil(horizon) if math.isfinite(horizon) else -1
+        if at >= 0:
+            ax.plot(t[at], middle[at], marker="o", markersize=7, color=color, markeredgecolor="white")
+        lowest = min(lowest, float(np.nanmin(low, initial=0.0)))
+    if lowest < _UNDERFLOW:
+        ax.axhline(_UNDERFLOW, color="0.5", linewidth=0.8, linestyle=":")
+        ax.annotate(
+            "below: 0 in float32", (1.0, _UNDERFLOW), xycoords=("axes fraction", "data"), ha="right", va="top",
+            color="0.35", fontsize="small", xytext=(-4, -2), textcoords="offset points",
+        )  # fmt: skip
+    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"$10^{{{y:.0f}}}$"))
+    ax.set_xlabel("time step t")
+    ax.set_ylabel(r"gradient norm  $\|dL/dh_t\|_2$")
+    ax.grid(True, color="0.9", linewidth=0.6)
+    ax.margins(x=0.01)
+    fraction = float(np.ravel(np.asarray(next(iter(flows.values())).fraction))[0])
+    ax.legend(
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1.0),
+        ncols=min(len(flows), 2),
+        frameon=False,
+        title=f"dot: horizon, where {fraction:g} of the error signal is left",
+        title_fontsize="small",
+    )
+
+
+def _draw_singular_values(ax: Axes, name: str, flow: GradientFlow, *, first: bool) -> None:
+    values = _batched(flow.singular_values, 2)
+    steps = _batched(flow.spectra_steps, 1)[0]
+    pooled = np.moveaxis(values, 1, 0).reshape(len(steps), -1)
+    lowest, q10, median, q90, largest = _quantiles(pooled, [0.0, 0.1, 0.5, 0.9, 1.0], axis=1)
+    ax.fill_between(steps, q10, q90, color="0.75", linewidth=0, label="middle 80 %")
+    ax.plot(steps, largest, color="black", linewidth=1.2, linestyle="--", label="largest")
+    ax.plot(steps, median, color="black", linewidth=1.6, label="median")
+    ax.plot(steps, lowest, color="black", linewidth=1.0, linestyle=":", label="smallest")
+    ax.axhline(1.0, color="#c8102e", linewidth=0.8)
+    ax.set_yscale("log", nonpositive="mask")
+    ax.set_title(name, fontsize="medium")
+    ax.set_xlabel("time step t")
+    if first:
+        ax.set_ylabel(r"singular values of $dh_t/dh_{t-1}$")
+        ax.figure.legend(
+            *ax.get_legend_handles_labels(),
+            loc="outside lower center",
+            ncols=4,
+            frameon=False,
+            fontsize="small",
+            title="singular values over time, all sequences together (red line: 1)",
+            title_fontsize="small",
+        )
+
+
+def _draw_eigenvalues(ax: Axes, name: str, flow: GradientFlow, color: str, reach: float, *, first: bool) -> None:
+    values = np.asarray(flow.eigenvalues)
+    values = values.reshape(-1, values.shape[-1])
+    values = values[:: -(-values.size // _SCATTERED)].ravel()  # whole matrices, for pairs stand together
+    values = values[np.isfinite(values)]
+    ax.scatter(values.real, values.imag, s=4, color=color, alpha=0.35, linewidths=0, rasterized=True)
+    ax.add_patch(Circle((0, 0), 1.0, fill=False, color="0.35", linewidth=1.0))
+    ax.set_xlim(-reach, reach)
+    ax.set_ylim(-reach, reach)
+    ax.set_aspect("equal")
+    ax.set_title(name, fontsize="medium")
+    ax.set_xlabel(r"Re $\lambda$")
+    if first:
+        ax.set_ylabel(r"Im $\lambda$, eigenvalues of $dh_t/dh_{t-1}$")
+
+
+def _largest_modulus(flow: GradientFlow) -> float:
+    moduli = np.abs(np.asarray(flow.eigenvalues))
+    return float(np.max(moduli[np.isfinite(moduli)], initial=0.0))
+
+
+def _share_y(axes: list[Axes]) -> list[Axes]:
+    for ax in axes[1:]:
+        ax.sharey(axes[0])
+        ax.tick_params(labelleft=False)
+    return axes

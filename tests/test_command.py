@@ -1,0 +1,213 @@
+"""The command, mostly in this process; what needs signals or global flags runs in one of its own."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bptt_jax import diagnose
+from bptt_jax.__main__ import main
+
+SMALL = ["diagnose", "--hidden", "8", "--length", "20", "--batch", "2"]
+STEP = """
+import jax.numpy as jnp
+def make(input_size):
+    params = {"w": 0.5 * jnp.eye(4), "u": jnp.ones((4, input_size)) / input_size}
+    def step(p, h, x):
+        return {"h": jnp.tanh(p["w"] @ h["h"] + p["u"] @ x)}
+    return step, params, {"h": jnp.zeros(4)}
+def with_readout(input_size):
+    step, params, state0 = make(input_size)
+    return step, params, state0, lambda state: jnp.zeros(103).at[:4].set(state["h"])
+def linear():
+    return lambda p, h, x: p * h + x.sum(), jnp.float32(0.9), jnp.zeros(3)
+def breaks(input_size):
+    return lambda p, h, x: h[:1], None, jnp.zeros(3)
+def raises(input_size):
+    raise RuntimeError("no\\nluck")
+number = 3
+"""
+
+
+@pytest.fixture
+def step_file(tmp_path: Path) -> str:
+    path = tmp_path / "mine.py"
+    path.write_text(STEP)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def default_run(tmp_path_factory) -> tuple[str, dict, Path]:
+    out = tmp_path_factory.mktemp("run")
+    done = subprocess.run(
+        [sys.executable, "-m", "bptt_jax", *SMALL, "--out", str(out)], capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout, json.loads((out / "flow.json").read_text()), out
+
+
+def test_prints_the_table_and_says_where_the_files_are(default_run) -> None:
+    printed, _, out = default_run
+    for name in ("rnn (gain 0.5)", "rnn (gain 2)", "gru", "lstm", "vanishing", "nats/step back", "horizon"):
+        assert name in printed
+    assert f"wrote {out / 'flow.png'} and {out / 'flow.json'}" in printed
+    assert (out / "flow.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(p.name for p in out.iterdir()) == ["flow.json", "flow.png"]
+
+
+def test_json_has_settings_versions_and_figures(default_run) -> None:
+    _, content, _ = default_run
+    assert content["settings"]["hidden"] == 8
+    assert content["settings"]["cells"] == ["rnn", "gru", "lstm"]
+    assert {"jax", "jaxlib", "numpy", "python", "bptt_jax"} <= set(content["versions"])
+    vanishing = content["recurrences"]["rnn (gain 0.5)"]
+    assert vanishing["verdict"] == "vanishing"
+    assert len(vanishing["per_step"]["adjoint_log_norms"]["median"]) == 20
+    assert sum(vanishing["per_step"]["contribution_shares"]["median"]) == pytest.approx(1, abs=0.2)
+    # The loss is a cross-entropy over the vocabulary, at initialisation near that of guessing.
+    assert vanishing["loss"]["mean"] == pytest.approx(math.log(len(content["vocabulary"])), abs=1.5)
+    slope = np.diff(vanishing["per_step"]["error_log_gains"]["median"]).mean()
+    assert vanishing["growth_rate"]["mean"] == pytest.approx(-slope, rel=0.1)
+
+
+def test_a_step_of_ones_own(step_file, tmp_path, capsys) -> None:
+    assert main([*SMALL, "--step", f"{step_file}:make", "--out", str(tmp_path)]) == 0
+    content = json.loads((tmp_path / "flow.json").read_text())
+    assert list(content["recurrences"]) == ["make"]
+    assert "make" in capsys.readouterr().out
+
+
+def test_a_readout_of_ones_own_and_a_factory_without_argument(step_file, tmp_path) -> None:
+    assert main([*SMALL, "--step", f"{step_file}:with_readout", "--loss", "all", "--out", str(tmp_path)]) == 0
+    first = json.loads((tmp_path / "flow.json").read_text())["recurrences"]["with_readout"]
+    assert first["loss"]["mean"] == pytest.approx(math.log(103), abs=0.2)
+    assert main([*SMALL, "--step", f"{step_file}:linear", "--cells", "gru", "--out", str(tmp_path)]) == 0
+    content = json.loads((tmp_path / "flow.json").read_text())["recurrences"]
+    assert list(content) == ["gru", "linear"]
+    assert content["linear"]["growth_rate"]["mean"] == pytest.approx(math.log(0.9), rel=1e-4)
+
+
+def test_own_text_embedded(tmp_path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("abracadabra " * 30)
+    arguments = [*SMALL, "--cells", "rnn", "--gain", "1", "--text", str(text), "--embed", "3", "--out", str(tmp_path)]
+    assert main(arguments) == 0
+    content = json.loads((tmp_path / "flow.json").read_text())
+    assert content["vocabulary"] == " abcdr"
+    assert content["settings"]["embed"] == 3
+
+
+def test_same_seed_same_numbers_other_seed_others(tmp_path) -> None:
+    found = []
+    for seed in ("1", "1", "2"):
+        main([*SMALL, "--cells", "rnn", "--gain", "1", "--seed", seed, "--out", str(tmp_path)])
+        found.append(json.loads((tmp_path / "flow.json").read_text())["recurrences"])
+    assert found[0] == found[1] != found[2]
+
+
+def test_double_precision(step_file, tmp_path) -> None:
+    arguments = [*SMALL, "--float64", "--cells", "gru", "--out", str(tmp_path)]
+    done = subprocess.run([sys.executable, "-m", "bptt_jax", *arguments], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    values = json.loads((tmp_path / "flow.json").read_text())["recurrences"]["gru"]["singular_values"]["max"]
+    assert max(values) < 2
+
+
+BAD = [
+    (["--hidden", "0"], "--hidden: expected at least 1, got 0"),
+    (["--hidden", "many"], "--hidden: invalid"),
+    (["--length", "-3"], "--length: expected at least 1, got -3"),
+    (["--batch", "0"], "--batch: expected at least 1"),
+    (["--cells", "transformer"], "--cells: invalid choice: 'transformer'"),
+    (["--gain", "nan"], "--gain: expected a positive number, got nan"),
+    (["--gain", "0"], "--gain: expected a positive number, got 0"),
+    (["--loss", "some"], "--loss: invalid choice"),
+    (["--seed", "-1"], "--seed: expected 0 to"),
+    (["--embed", "0"], "--embed: expected at least 1"),
+    (["--text", "absent.txt"], "--text: absent.txt: No such file or directory"),
+    (["--text", "{tmp}/bytes.bin"], "expected UTF-8 text, got byte 0"),
+    (["--text", "{tmp}/empty.txt"], "--text: text: expected at least one character"),
+    (["--text", "{tmp}/short.txt"], "expected more than 20 characters for windows of 20, got 5"),
+    (["--text", "{tmp}"], "Is a directory"),
+    (["--step", "mine.py"], "--step: expected FILE_OR_MODULE:FACTORY, got 'mine.py'"),
+    (["--step", "absent.py:make"], "--step: absent.py: no such file"),
+    (["--step", "no_such_module_at_all:make"], "importing no_such_module_at_all raised ModuleNotFoundError"),
+    (["--step", "{step}:absent"], "has no function absent"),
+    (["--step", "{step}:number"], "has no function number"),
+    (["--step", "{step}:raises"], "raises raised RuntimeError: no luck"),
+    (["--step", "{step}:breaks"], "breaks: step: must keep the shape of state, [3], got [1]"),
+    (["--step", "json:dumps"], "dumps must return (step, params, state0)"),
+    (["--out", "{tmp}/short.txt"], "--out: "),
+    (["--nonsense"], "unrecognized arguments: --nonsense"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD, ids=[" ".join(a) for a, _ in BAD])
+def test_bad_argument_gets_one_line_and_status_2(arguments, message, step_file, tmp_path, capsys) -> None:
+    (tmp_path / "bytes.bin").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "short.txt").write_text("abcde")
+    arguments = [a.format(tmp=tmp_path, step=step_file) for a in arguments]
+    out = [] if "--out" in arguments else ["--out", str(tmp_path / "out")]
+    try:
+        status = main([*SMALL, *arguments, *out])
+    except SystemExit as stop:
+        status = stop.code
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("measuring ")]
+    assert status == 2
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert not list((tmp_path / "out").glob("*"))
+
+
+def test_help_has_examples(capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["diagnose", "--help"])
+    assert stop.value.code == 0
+    assert "bptt-jax diagnose --cells gru lstm" in capsys.readouterr().out
+
+
+def test_interrupted_leaves_nothing(tmp_path) -> None:
+    """SIGINT while it measures: status 130, one line, and the files of an earlier run untouched."""
+    (tmp_path / "flow.json").write_text("before")
+    arguments = ["diagnose", "--hidden", "64", "--length", "5000", "--batch", "64", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "bptt_jax", *arguments]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        try:
+            assert process.stderr is not None
+            assert process.stderr.readline().startswith("measuring")
+            process.send_signal(signal.SIGINT)
+            _, rest = process.communicate(timeout=120)
+        finally:
+            process.kill()
+    assert process.returncode == 130
+    assert rest.splitlines()[-1] == "bptt-jax diagnose: interrupted; no file was written"
+    assert "Traceback" not in rest
+    assert [p.name for p in tmp_path.iterdir()] == ["flow.json"]
+    assert (tmp_path / "flow.json").read_text() == "before"
+
+
+def test_written_removes_its_temporary_file_and_keeps_the_old_one(tmp_path) -> None:
+    target = tmp_path / "a.json"
+    target.write_text("old")
+
+    def fail() -> None:
+        with diagnose.written(target) as temporary:
+            temporary.write_text("half")
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        fail()
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+    assert target.read_text() == "old"
+    with diagnose.written(target) as temporary:
+        temporary.write_text("new")
+        assert target.read_text() == "old"
+    assert target.read_text() == "new"
+    assert os.stat(target).st_mode & 0o400

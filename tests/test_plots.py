@@ -1,0 +1,93 @@
+"""The figure is read back from its artists: what it shows must be what was measured."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+
+import bptt_jax as bptt
+
+LENGTH = 24
+
+
+def _step(gain, h, x):
+    return gain * h + x
+
+
+def _flow(gain: float, stride: int = 1) -> bptt.GradientFlow:
+    xs = jax.random.normal(jax.random.key(0), (3, LENGTH, 2))
+    return jax.vmap(
+        lambda x: bptt.gradient_flow(_step, gain, jnp.ones(2), x, lambda s: jnp.sum(s[-1]), stride=stride)
+    )(xs)
+
+
+@pytest.fixture(scope="module")
+def flows() -> dict[str, bptt.GradientFlow]:
+    return {"shrinks": _flow(0.5), "grows": _flow(1.5, stride=5)}
+
+
+def test_norms_are_the_measured_ones_with_horizon(flows) -> None:
+    figure = bptt.plot_gradient_flow(flows, title="two")
+    norms = figure.axes[0]
+    curves = {line.get_label().split(":")[0]: line for line in norms.lines if ":" in str(line.get_label())}
+    assert set(curves) == {"shrinks", "grows"}
+    t = np.arange(1, LENGTH + 1)
+    for name, gain in (("shrinks", 0.5), ("grows", 1.5)):
+        expected = ((LENGTH - t) * math.log(gain) + 0.5 * math.log(2)) / math.log(10)
+        np.testing.assert_array_equal(curves[name].get_xdata(), t)
+        np.testing.assert_allclose(curves[name].get_ydata(), expected, rtol=1e-5, atol=1e-5)
+    assert curves["shrinks"].get_label() == "shrinks: vanishing, horizon 10"
+    (dot,) = [line for line in norms.lines if line.get_marker() == "o"]
+    assert dot.get_xdata() == LENGTH - 10
+    assert figure.get_suptitle() == "two"
+
+
+def test_axes_are_named_and_the_legend_is_outside(flows) -> None:
+    figure = bptt.plot_gradient_flow(flows)
+    figure.canvas.draw()
+    assert len(figure.axes) == 5
+    for ax in figure.axes:
+        assert ax.get_xlabel()
+    assert all(figure.axes[i].get_ylabel() for i in (0, 1, 3))
+    norms = figure.axes[0]
+    legend = norms.get_legend().get_window_extent()
+    assert legend.y0 >= norms.get_window_extent().y1 - 1
+    curves = [line for line in norms.lines if ":" in str(line.get_label())]
+    lightness = [np.dot(to_rgb(line.get_color()), (0.3, 0.6, 0.1)) for line in curves]
+    assert len({line.is_dashed() for line in curves}) == 2
+    assert abs(lightness[0] - lightness[1]) > 0.1
+
+
+def test_singular_values_and_eigenvalues_are_the_measured_ones(flows) -> None:
+    figure = bptt.plot_gradient_flow(flows)
+    median = {line.get_label(): line for line in figure.axes[2].lines}["median"]
+    np.testing.assert_array_equal(median.get_xdata(), [4, 9, 14, 19, 24])
+    np.testing.assert_allclose(median.get_ydata(), 1.5, rtol=1e-6)
+    (points,) = figure.axes[3].collections
+    np.testing.assert_allclose(points.get_offsets(), np.tile([0.5, 0.0], (3 * LENGTH * 2, 1)), atol=1e-6)
+
+
+def test_one_unbatched_flow_and_one_with_nan_are_drawn(tmp_path) -> None:
+    one = bptt.gradient_flow(_step, 0.5, jnp.ones(2), jnp.ones((LENGTH, 2)), lambda s: jnp.sum(s[-1]))
+    bad = bptt.gradient_flow(_step, jnp.nan, jnp.ones(2), jnp.ones((LENGTH, 2)), lambda s: jnp.sum(s[-1]))
+    dead = bptt.gradient_flow(_step, 0.0, jnp.ones(2), jnp.ones((LENGTH, 2)), lambda s: jnp.sum(s[-1]))
+    for i, flow in enumerate((one, bad, dead)):
+        path = tmp_path / f"{i}.png"
+        bptt.plot_gradient_flow(flow).savefig(path)
+        assert path.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("flows", "error", "message"),
+    [
+        ({}, ValueError, "flows: expected at least one GradientFlow"),
+        (3, TypeError, "flows: expected a GradientFlow or a mapping of them by name, got int"),
+        ({"a": 1}, TypeError, "flows: expected a GradientFlow"),
+    ],
+)
+def test_bad_flows(flows, error, message) -> None:
+    with pytest.raises(error, match=message):
+        bptt.plot_gradient_flow(flows)
