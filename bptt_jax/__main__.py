@@ -34,7 +34,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status: 0, 1 if the results cannot be written, 2 for a bad argument, 130 if interrupted."""
+    """Runs the command. Exit status: 0; 1 if it cannot write; 2 for a bad argument; 130 if interrupted."""
     arguments = _parser().parse_args(argv)
     try:
         return _diagnose(arguments)

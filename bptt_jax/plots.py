@@ -76,7 +76,7 @@ def _batched(values: object, ndim: int) -> np.ndarray:
 def _quantiles(rows: np.ndarray, levels: list[float], axis: int = 0) -> np.ndarray:
     """Quantiles that are entries, not interpolations, so that an infinity spoils no finite one; NaN left out."""
     with np.errstate(all="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of a step at which every sequence is NaN: a gap in the line
+        warnings.simplefilter("ignore", RuntimeWarning)  # where every sequence is NaN, the line has a gap
         return np.nanquantile(rows, levels, axis=axis, method="inverted_cdf")
 
 

@@ -55,7 +55,9 @@ def ravel_state(state: State) -> tuple[Array, Callable[[Array], State]]:
 
     def unravel(vector: Array) -> State:
         parts = unravel_parts(vector)
-        return treedef.unflatten([jax.lax.complex(*p) if c else p for p, c in zip(parts, is_complex, strict=True)])
+        return jax.tree.unflatten(
+            treedef, [jax.lax.complex(*p) if c else p for p, c in zip(parts, is_complex, strict=True)]
+        )
 
     return vector, unravel
 
@@ -65,8 +67,22 @@ def prepend(state0: State, states: State) -> State:
     return jax.tree.map(lambda h0, h: jnp.concatenate([h0[None], h[:-1]]), state0, states)
 
 
-def is_differentiable(leaf: Any) -> bool:
+def _is_differentiable(leaf: Any) -> bool:
     return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+
+
+def differentiable_part(params: Params) -> tuple[Params, Callable[[Params], Params]]:
+    """The parameters with None at what is not floating, and the way back: ``merge(part)`` is like `params`."""
+    leaves, treedef = jax.tree.flatten(params)
+    moves = [_is_differentiable(leaf) for leaf in leaves]
+
+    def merge(part: Params) -> Params:
+        varied = iter(jax.tree.leaves(part))
+        return jax.tree.unflatten(
+            treedef, [next(varied) if m else leaf for m, leaf in zip(moves, leaves, strict=True)]
+        )
+
+    return jax.tree.unflatten(treedef, [leaf if m else None for m, leaf in zip(moves, leaves, strict=True)]), merge
 
 
 def check_arguments(
@@ -84,7 +100,7 @@ def check_arguments(
     for name, tree in (("params", params), ("state0", state0), ("xs", xs)):
         _check_leaves(name, tree)
     for path, leaf in jax.tree_util.tree_leaves_with_path(state0):
-        if not is_differentiable(leaf):
+        if not _is_differentiable(leaf):
             raise TypeError(
                 f"{_at('state0', path)}: expected floating numbers, got {jnp.result_type(leaf)}; "
                 "a state is differentiated, so counters and flags belong into xs"
@@ -108,10 +124,10 @@ def check_step(step: Step, params: Params, state0: State, xs: PyTree) -> State:
     except Exception as error:
         error.add_note(f"raised by step(params, state, x) on state {_describe(state0)} and x {_describe(x)}")
         raise
-    if jax.tree.structure(new) != jax.tree.structure(state0):
+    expected: Any = jax.tree.structure(state0)
+    if expected != jax.tree.structure(new):
         raise ValueError(
-            f"step: must return a state of the structure of state0, {jax.tree.structure(state0)}, "
-            f"got {jax.tree.structure(new)}"
+            f"step: must return a state of the structure of state0, {expected}, got {jax.tree.structure(new)}"
         )
     old_leaves = jax.tree_util.tree_leaves_with_path(state0)
     for (path, old), out in zip(old_leaves, jax.tree.leaves(new), strict=True):

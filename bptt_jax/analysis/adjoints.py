@@ -116,7 +116,8 @@ class Backward(NamedTuple):
         """dL/dparams as ``(mantissa, exponent)``: the adjoints are scaled by the largest of them, not to 1."""
         largest = jnp.max(self.exponents)
         cotangents = jax.vmap(logscale.shift)(self.mantissas, self.exponents - largest)
-        return self.linearization.transpose_params(self.linearization.residuals, cotangents), largest
+        gradient = self.linearization.transpose_params(self.linearization.residuals, cotangents)
+        return logscale.normalize(gradient, largest)
 
 
 def backward(step: Step, params: Params, state0: State, xs: PyTree, loss: Loss, steps: int) -> Backward:
@@ -150,13 +151,13 @@ def contributions(done: Backward) -> TemporalContributions:
         # <J_params^T lambda, g> = <lambda, J_params g>: no second gradient of the parameters' size.
         pushed = along.push_params(residuals, whole)
         products = [
-            jnp.sum(jnp.real(a * b))
+            jnp.sum(jnp.real(a * b), dtype=log_norm.dtype)
             for a, b in zip(jax.tree.leaves(mantissa), jax.tree.leaves(pushed), strict=True)
         ]
         return log_norm, logscale.shift(sum(products), e - e_whole)
 
     log_norms, inner = jax.lax.map(at_t, (along.residuals, done.mantissas, done.exponents))
-    total = sum(jnp.sum(jnp.square(jnp.abs(g))) for g in jax.tree.leaves(whole))
+    total = sum(jnp.sum(jnp.square(jnp.abs(g)), dtype=log_norms.dtype) for g in jax.tree.leaves(whole))
     return TemporalContributions(log_norms, inner / total)
 
 

@@ -206,13 +206,17 @@ def gradient_flow(
 
 
 def _check_fraction(fraction: float | Array) -> Array:
-    fraction = jnp.asarray(fraction, float)
     message = "fraction: expected a number between 0 and 1"
+    if not isinstance(fraction, (float, int, np.ndarray, np.generic, jax.Array)):
+        raise TypeError(f"{message}, got {type(fraction).__name__}")
+    if jnp.shape(fraction) != () or jnp.iscomplexobj(fraction):
+        raise ValueError(f"{message}, got {fraction}")
+    fraction = jnp.asarray(fraction, float)
     if isinstance(fraction, jax.core.Tracer):
         import equinox as eqx  # costs 0.25 s, more than the rest of this package: only where it is used
 
         return eqx.error_if(fraction, ~((fraction > 0) & (fraction < 1)), message)
-    if not (fraction.ndim == 0 and 0 < fraction < 1):
+    if not 0 < fraction < 1:
         raise ValueError(f"{message}, got {fraction}")
     return fraction
 

@@ -33,8 +33,9 @@ def shift(tree: PyTree, k: Array) -> PyTree:
     half = k // 2
 
     def apply(a: Array) -> Array:
-        real = jnp.finfo(a.dtype).dtype
-        return a * _power_of_two(half, real) * _power_of_two(k - half, real)
+        if jnp.iscomplexobj(a):
+            return jax.lax.complex(apply(a.real), apply(a.imag))
+        return a * _power_of_two(half, a.dtype) * _power_of_two(k - half, a.dtype)
 
     return jax.tree.map(apply, tree)
 

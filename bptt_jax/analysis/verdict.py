@@ -82,7 +82,7 @@ def advise(verdict: Verdict, gated: bool | None, numbers: Mapping[str, float]) -
         case "vanishing":
             tries = [f"the signal falls to {fraction:g} in {_steps(horizon)} of {length}: nothing older is learned"]
             if not gated and math.isfinite(rate) and rate < 0:
-                tries.append(f"recurrent weights times {math.exp(-rate):.3g}, then measure again; or orthogonal ones")
+                tries.append(_rescale(rate))
             # A gate that keeps a share p of its cell at every step keeps p^T of it over T.
             bias = f"at a bias of {_logit(fraction ** (1 / length)):.1f} or more, to reach back {length} steps"
             tries.append(f"{'its' if gated else 'gru or lstm, with the'} forget (update) gate {bias}")
@@ -97,11 +97,15 @@ def advise(verdict: Verdict, gated: bool | None, numbers: Mapping[str, float]) -
                     "overflow (squares in float32 end at 1e19)"
                 )
             if rate > 0 and not gated:
-                tries.append(f"recurrent weights times {math.exp(-rate):.3g}, then measure again; or orthogonal ones")
+                tries.append(_rescale(rate))
             reach = max(1, math.floor(-math.log(fraction) / rate)) if rate > 0 else length
             if reach < length:
                 tries.append(f"truncate at {reach} steps, within which the growth stays below {1 / fraction:g}")
             return tries
+
+
+def _rescale(rate: float) -> str:
+    return f"recurrent weights times {math.exp(-rate):.3g} and measure again, or orthogonal ones"
 
 
 def _logit(p: float) -> float:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal, jaxpr_as_fun
 
-from bptt_jax.step import Params, PyTree, State, Step, is_differentiable
+from bptt_jax.step import Params, PyTree, State, Step, differentiable_part
 
 
 class Linearization(NamedTuple):
@@ -34,15 +34,7 @@ def linearize(step: Step, params: Params, state0: State, xs: PyTree, steps: int)
 
     Parameters that are not floating (integers, flags) are constants: they have None in every gradient.
     """
-    differentiable = jax.tree.map(lambda p: p if is_differentiable(p) else None, params)
-    leaves, treedef = jax.tree.flatten(params)
-    is_constant = [not is_differentiable(leaf) for leaf in leaves]
-
-    def merge(part: Params) -> Params:
-        varied = iter(jax.tree.leaves(part))
-        merged = (leaf if c else next(varied) for leaf, c in zip(leaves, is_constant, strict=True))
-        return treedef.unflatten(list(merged))
-
+    differentiable, merge = differentiable_part(params)
     trees: dict[str, Any] = {}
 
     def step_and_residuals(params: Params, h: State, x: PyTree) -> tuple[list[Any], list[Any]]:
@@ -60,7 +52,7 @@ def linearize(step: Step, params: Params, state0: State, xs: PyTree, steps: int)
 
     def evaluate(h: State, x: PyTree) -> tuple[State, list[Any]]:
         out = jaxpr_as_fun(jaxpr)(*jax.tree.leaves((differentiable, h, x)))
-        return trees["state"].unflatten(out[:n_state]), out[n_state:]
+        return jax.tree.unflatten(trees["state"], out[:n_state]), out[n_state:]
 
     # Residuals that no step changes (the weights themselves, mostly) are not stacked T times.
     fixed = [r for r, v in zip(evaluate(state0, x0)[1], varies, strict=True) if not v]
@@ -73,7 +65,7 @@ def linearize(step: Step, params: Params, state0: State, xs: PyTree, steps: int)
 
     def differential(residuals: list[Any]) -> Callable[[Params, State], State]:
         changing, same = iter(residuals), iter(fixed)
-        return trees["differential"].unflatten([next(changing) if v else next(same) for v in varies])
+        return jax.tree.unflatten(trees["differential"], [next(changing) if v else next(same) for v in varies])
 
     no_params = jax.tree.map(jnp.zeros_like, differentiable)
     no_state = jax.tree.map(jnp.zeros_like, state0)

@@ -64,7 +64,7 @@ def corpus(text: str) -> Corpus:
     return Corpus("".join(map(chr, characters)), codes.astype(np.int32))
 
 
-def windows(key: Array, codes: Array, batch: int, length: int) -> tuple[Array, Array]:
+def windows(key: Array, codes: Array | np.ndarray, batch: int, length: int) -> tuple[Array, Array]:
     """Random windows of a text, to predict the next character at every position.
 
     Args:
@@ -83,5 +83,5 @@ def windows(key: Array, codes: Array, batch: int, length: int) -> tuple[Array, A
     if len(codes) <= length:
         raise ValueError(f"text: expected more than {length} characters for windows of {length}, got {len(codes)}")
     starts = jax.random.randint(key, (batch,), 0, len(codes) - length)
-    cut = jnp.asarray(codes)[starts[:, None] + jnp.arange(length + 1)]
+    cut = jnp.asarray(codes)[starts[:, None] + jnp.arange(length + 1)[None]]
     return cut[:, :-1], cut[:, 1:]

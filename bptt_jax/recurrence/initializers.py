@@ -1,0 +1,84 @@
+"""What `jax.nn.initializers` lacks for recurrent weights and biases.
+
+Matrices come as ``(key, shape, dtype)`` initialisers of shape ``(fan_in, fan_out)``, to be given to the cells as
+`recurrent_init`; `chrono` is for their `bias_init`.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bptt_jax.step import Array, check_positive_int
+
+Initializer = Callable[..., Array]
+
+
+def identity(scale: float = 1.0) -> Initializer:
+    """``scale * I`` (Le, Jaitly, Hinton 2015, arXiv:1504.00941: the IRNN, with `jax.nn.relu` and zero biases).
+
+    The returned initialiser raises ValueError for a shape that is not square.
+    """
+
+    def init(key: Array, shape: Sequence[int], dtype: Any = float) -> Array:
+        del key
+        if len(shape) != 2 or shape[0] != shape[1]:
+            raise ValueError(f"shape: expected a square matrix for the identity, got {list(shape)}")
+        return scale * jnp.eye(shape[0], dtype=dtype)
+
+    return init
+
+
+def sparse(nonzeros: int = 15, *, spectral_radius: float = 0.95) -> Initializer:
+    """Sparse Gaussian weights of a given spectral radius: the "smart tanh" of Pascanu et al. 2013.
+
+    Every unit has `nonzeros` outgoing Gaussian weights (all, in a smaller network); the matrix is then scaled to
+    `spectral_radius`, as in the released code of arXiv:1211.5063, whose standard deviation of 0.01 that undoes.
+
+    The returned initialiser raises ValueError for a shape that is not square.
+    """
+    nonzeros = check_positive_int("nonzeros", nonzeros)
+
+    def init(key: Array, shape: Sequence[int], dtype: Any = float) -> Array:
+        if len(shape) != 2 or shape[0] != shape[1]:
+            raise ValueError(f"shape: expected a square matrix for a spectral radius, got {list(shape)}")
+        k_value, k_place = jax.random.split(key)
+        order = jnp.argsort(jax.random.uniform(k_place, shape), axis=1)
+        rank = jnp.argsort(order, axis=1)
+        weights = jnp.where(rank < nonzeros, jax.random.normal(k_value, shape, dtype), 0)
+        radius = jnp.max(jnp.abs(jnp.linalg.eigvals(weights)))
+        return weights * (spectral_radius / radius).astype(weights.dtype)
+
+    return init
+
+
+def chrono(longest: int) -> Initializer:
+    """Gate biases for memories of up to `longest` steps (Tallec, Ollivier 2018, arXiv:1804.11188).
+
+    A gate that keeps a share p of its cell remembers for 1 / (1 - p) steps: ``u = log U[1, longest - 1]`` makes
+    these times uniform. For `lstm` (shape ``(4, N)``) ``b_f = u, b_i = -u``; for `gru` (shape ``(3, N)``)
+    ``b_z = u``; the other biases are 0.
+
+    Args:
+      longest: T_max, at least 3.
+
+    Returns:
+      An initialiser for `bias_init`, which raises ValueError for a shape of neither.
+
+    Raises:
+      TypeError, ValueError: `longest` is no integer of at least 3.
+    """
+    if check_positive_int("longest", longest) < 3:
+        raise ValueError(f"longest: expected at least 3, got {longest}")
+
+    def init(key: Array, shape: Sequence[int], dtype: Any = float) -> Array:
+        keep = jnp.log(jax.random.uniform(key, (shape[-1],), dtype, 1, longest - 1))
+        biases = jnp.zeros(shape, dtype)
+        if shape[0] == 4:
+            return biases.at[0].set(-keep).at[1].set(keep)
+        if shape[0] == 3:
+            return biases.at[1].set(keep)
+        raise ValueError(f"shape: expected (4, N) of an lstm or (3, N) of a gru, got {list(shape)}")
+
+    return init

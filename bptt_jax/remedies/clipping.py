@@ -1,0 +1,362 @@
+"""Gradient clipping that recurrent networks need and Optax lacks, as Optax transformations, and the clip inside the
+backward pass.
+
+Every transformation here keeps a `ClipRecord` in its state, so that the norms before and after, and the shares of
+clipped and skipped updates, can be read from any optimiser's state by `clip_records`. Norms are those of
+`optax.global_norm`, computed so that they do not overflow: float32 gradients of 1e20 have squares beyond its range,
+and `optax.clip_by_global_norm` turns them into zeros.
+
+What is not finite is never clipped, for no factor mends it: it passes unchanged, for `skip_updates` to stop.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bptt_jax.analysis import logscale
+from bptt_jax.step import Array, Input, Params, PyTree, State, Step, check_positive_int
+
+
+class ClipRecord(NamedTuple):
+    """What one transformation has done so far; all scalars.
+
+    Attributes:
+      updates: number of updates seen, int32.
+      acted: number of those that it clipped (or skipped, in `skip_updates`), int32.
+      log_norm_before: natural log of the latest norm that came in; NaN or inf if that was not finite.
+      log_norm_after: of what went out; -inf for a skipped update.
+    """
+
+    updates: Array
+    acted: Array
+    log_norm_before: Array
+    log_norm_after: Array
+
+    @property
+    def share(self) -> Array:
+        """Share of updates that were clipped (or skipped); 0 before the first."""
+        return self.acted.astype(float) / jnp.maximum(self.updates, 1).astype(float)
+
+
+class ClipState(NamedTuple):
+    """State of `clip_by_global_norm`."""
+
+    record: ClipRecord
+
+
+class AutoClipState(NamedTuple):
+    """State of `autoclip`: a ring of the latest finite log norms, and how many were `seen`."""
+
+    record: ClipRecord
+    log_norms: Array
+    seen: Array
+
+
+class ZClipState(NamedTuple):
+    """State of `zclip`: running mean and variance of the norm, and how many finite norms were `seen`."""
+
+    record: ClipRecord
+    mean: Array
+    variance: Array
+    seen: Array
+
+
+class SkipState(NamedTuple):
+    """State of `skip_updates`.
+
+    Attributes:
+      record: its `acted` counts the skipped updates.
+      in_a_row: how many of the latest updates were skipped, without a break.
+      exhausted: whether that has ever reached the limit.
+      inner: the wrapped optimiser's state, untouched by skipped updates.
+    """
+
+    record: ClipRecord
+    in_a_row: Array
+    exhausted: Array
+    inner: optax.OptState
+
+
+def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
+    """Scales updates to a global norm of at most `max_norm` (Pascanu et al. 2013, arXiv:1211.5063, alg. 1).
+
+    Gradients within the threshold pass bit for bit. Finite gradients of any size come back with norm `max_norm` and
+    their own direction. NaN and infinities pass unchanged.
+
+    Args:
+      max_norm: the threshold, above 0.
+
+    Returns:
+      A transformation with a `ClipState`.
+
+    Raises:
+      ValueError: `max_norm` is not above 0.
+    """
+    log_threshold = jnp.log(_positive("max_norm", max_norm))
+
+    def update(
+        updates: optax.Updates, state: ClipState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, ClipState]:
+        del params
+        before = logscale.log_norm(updates)
+        clipped, after, acted = _clip(updates, before, log_threshold)
+        return clipped, ClipState(_note(state.record, acted, before, after))
+
+    return optax.GradientTransformation(lambda params: ClipState(_no_record()), update)
+
+
+def autoclip(quantile: float = 0.1, *, window: int = 1000, warmup: int = 10) -> optax.GradientTransformation:
+    """Clips at a quantile of the gradient norm's history (AutoClip: Seetharaman et al. 2020, arXiv:2007.14469).
+
+    The paper keeps every norm; here the latest `window` count, so that the state has a fixed size. The current norm
+    belongs to the history it is compared with, as in the paper. Norms that are not finite do not enter it.
+
+    Args:
+      quantile: between 0 and 1; the paper's p / 100, with p = 10 recommended.
+      window: how many norms are remembered.
+      warmup: how many finite norms are needed before anything is clipped.
+
+    Returns:
+      A transformation with an `AutoClipState`.
+
+    Raises:
+      TypeError, ValueError: an argument is out of its range.
+    """
+    window, warmup = check_positive_int("window", window), check_positive_int("warmup", warmup)
+    if not 0 < quantile < 1:
+        raise ValueError(f"quantile: expected a number between 0 and 1, got {quantile}")
+
+    def init(params: optax.Params) -> AutoClipState:
+        del params
+        return AutoClipState(_no_record(), jnp.full(window, jnp.inf, jnp.float32), jnp.zeros((), jnp.int32))
+
+    def update(
+        updates: optax.Updates, state: AutoClipState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, AutoClipState]:
+        del params
+        before = logscale.log_norm(updates)
+        finite = before < jnp.inf  # False for NaN; -inf is the norm 0
+        written = state.log_norms.at[state.seen % window].set(before.astype(jnp.float32))
+        log_norms = jnp.where(finite, written, state.log_norms)
+        count = state.seen + finite.astype(jnp.int32)
+        known = jnp.minimum(count, window)
+        # Empty places hold inf and stand last; the quantile is an entry of the history, so scale cannot blur it.
+        index = jnp.ceil(quantile * known.astype(float)).astype(jnp.int32) - 1
+        threshold = jnp.sort(log_norms)[jnp.clip(index, 0, window - 1)]
+        threshold = jnp.where(count >= warmup, threshold, jnp.inf)
+        clipped, after, acted = _clip(updates, before, threshold)
+        return clipped, AutoClipState(_note(state.record, acted, before, after), log_norms, count)
+
+    return optax.GradientTransformation(init, update)
+
+
+def zclip(z_threshold: float = 2.5, *, decay: float = 0.97, warmup: int = 25) -> optax.GradientTransformation:
+    """Clips norms that stand out from their running mean (ZClip: Kumar et al. 2025, arXiv:2504.02507).
+
+    With running mean m and standard deviation s of the norm, ``z = (norm - m) / s``; above the threshold z* the
+    update is scaled to ``m + z*^2 s / z`` ("reciprocal clipping": the further out, the closer to the mean). The
+    running statistics take in the clipped norm; they start as mean and variance of the first `warmup` finite norms,
+    during which nothing is clipped. Norms that are not finite never enter them.
+
+    Args:
+      z_threshold: z*, above 0.
+      decay: of the running mean and variance, between 0 and 1.
+      warmup: how many finite norms start the statistics.
+
+    Returns:
+      A transformation with a `ZClipState`.
+
+    Raises:
+      TypeError, ValueError: an argument is out of its range.
+    """
+    _positive("z_threshold", z_threshold)
+    warmup = check_positive_int("warmup", warmup)
+    if not 0 < decay < 1:
+        raise ValueError(f"decay: expected a number between 0 and 1, got {decay}")
+
+    def init(params: optax.Params) -> ZClipState:
+        del params
+        zero = jnp.zeros((), jnp.float32)
+        return ZClipState(_no_record(), zero, zero, jnp.zeros((), jnp.int32))
+
+    def update(
+        updates: optax.Updates, state: ZClipState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, ZClipState]:
+        del params
+        before = logscale.log_norm(updates)
+        norm = jnp.exp(before).astype(jnp.float32)
+        # A norm whose square overflows would make the variance infinite for good.
+        usable = before < jnp.log(jnp.finfo(jnp.float32).max) / 2 - 1
+        warm = state.seen >= warmup
+        deviation = jnp.sqrt(state.variance)
+        z = (norm - state.mean) / (deviation + 1e-6)
+        outlier = warm & (z > z_threshold)
+        goal = state.mean + z_threshold**2 * deviation / jnp.where(outlier, z, 1.0)
+        clipped, after, acted = _clip(updates, before, jnp.where(outlier, jnp.log(goal), jnp.inf))
+        taken = jnp.where(outlier, goal, norm)
+        usable = usable | (outlier & (before < jnp.inf))
+        mean, variance = _statistics(state, taken, warm, decay)
+        return clipped, ZClipState(
+            _note(state.record, acted, before, after),
+            jnp.where(usable, mean, state.mean),
+            jnp.where(usable, variance, state.variance),
+            state.seen + usable.astype(jnp.int32),
+        )
+
+    return optax.GradientTransformation(init, update)
+
+
+def skip_updates(
+    inner: optax.GradientTransformation, *, max_norm: float = jnp.inf, max_in_a_row: int = 10
+) -> optax.GradientTransformation:
+    """Skips an update that is not finite or whose global norm exceeds `max_norm`: neither parameters nor the state
+    of `inner` change.
+
+    `optax.apply_if_finite` does the first, but lets non-finite updates through after its limit. Here nothing that
+    is not finite ever passes; after `max_in_a_row` skips without a break a finite update passes whatever its norm,
+    for then it is the threshold that is wrong, and `exhausted` in the state is set, for the training loop to read.
+
+    Args:
+      inner: the optimiser to protect.
+      max_norm: above 0.
+      max_in_a_row: at least 1.
+
+    Returns:
+      A transformation with a `SkipState`.
+
+    Raises:
+      TypeError, ValueError: an argument is out of its range.
+    """
+    log_threshold = jnp.log(_positive("max_norm", max_norm))
+    max_in_a_row = check_positive_int("max_in_a_row", max_in_a_row)
+
+    def init(params: optax.Params) -> SkipState:
+        return SkipState(_no_record(), jnp.zeros((), jnp.int32), jnp.zeros((), bool), inner.init(params))
+
+    def update(
+        updates: optax.Updates, state: SkipState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, SkipState]:
+        before = logscale.log_norm(updates)
+        exhausted = state.in_a_row >= max_in_a_row
+        finite = before < jnp.inf  # False for NaN too; -inf is the norm 0
+        skip = ~finite | ((before > log_threshold) & ~exhausted)
+        # What is skipped is replaced first: NaN must not reach the inner state even to be discarded, since a
+        # gradient through this choice would be NaN.
+        safe = jax.tree.map(lambda u: jnp.where(skip, jnp.zeros_like(u), u), updates)
+        applied, new_inner = inner.update(safe, state.inner, params)
+        kept = jax.tree.map(partial(jnp.where, skip), state.inner, new_inner)
+        out = jax.tree.map(lambda u: jnp.where(skip, jnp.zeros_like(u), u), applied)
+        in_a_row = jnp.where(skip, state.in_a_row + 1, 0)
+        record = _note(state.record, skip, before, jnp.where(skip, -jnp.inf, before))
+        return out, SkipState(record, in_a_row, state.exhausted | (in_a_row >= max_in_a_row), kept)
+
+    return optax.GradientTransformation(init, update)
+
+
+def clipped(
+    optimizer: optax.GradientTransformation, max_norm: float, *, max_in_a_row: int = 10
+) -> optax.GradientTransformation:
+    """A sound chain in one line.
+
+    ``skip_updates(optax.chain(clip_by_global_norm(max_norm), optimizer))``: what is not finite is skipped before it
+    can reach the optimiser's moments, what is finite is clipped at any size, then the optimiser acts.
+    """
+    return skip_updates(optax.chain(clip_by_global_norm(max_norm), optimizer), max_in_a_row=max_in_a_row)
+
+
+def clip_records(opt_state: optax.OptState) -> list[ClipRecord]:
+    """All records in an optimiser's state, outermost first; under ``vmap`` their fields are batched."""
+    found = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, ClipRecord))
+    return [node for node in found if isinstance(node, ClipRecord)]
+
+
+def clip_adjoints(step: Step, *, max_norm: float | None = None, max_value: float | None = None) -> Step:
+    """The same step, whose adjoint dL/dh_t is clipped at every time step on its way back (Graves 2013,
+    arXiv:1308.0850, section 2.1, clips by value).
+
+    The forward pass is exact. Backwards, the total adjoint that arrives at each h_t (the later steps' and the
+    loss's own) is first clipped by value, then scaled to `max_norm`; the gradient of everything before is that of
+    the clipped one: no longer the derivative of the loss. Entries that are not finite stay so. Under `jax.vmap`
+    each sequence is clipped on its own.
+
+    Args:
+      step: any recurrent step.
+      max_norm: largest Euclidean norm of an adjoint, over the whole state.
+      max_value: largest magnitude of an entry.
+
+    Returns:
+      A step. It has no Jacobian of its own (`jacobians` and `adjoints` want the bare step).
+
+    Raises:
+      ValueError: neither threshold is given, or one is not above 0.
+    """
+    if max_norm is None and max_value is None:
+        raise ValueError("clip_adjoints: expected max_norm or max_value, got neither")
+    log_threshold = None if max_norm is None else jnp.log(_positive("max_norm", max_norm))
+    if max_value is not None:
+        _positive("max_value", max_value)
+
+    @jax.custom_vjp
+    def gate(state: State) -> State:
+        return state
+
+    def forward(state: State) -> tuple[State, None]:
+        return state, None
+
+    def backward(_: None, adjoint: State) -> tuple[State]:
+        if max_value is not None:
+            adjoint = jax.tree.map(lambda a: jnp.clip(a, -max_value, max_value), adjoint)
+        if log_threshold is not None:
+            adjoint = _clip(adjoint, logscale.log_norm(adjoint), log_threshold)[0]
+        return (adjoint,)
+
+    gate.defvjp(forward, backward)
+
+    def clipped_step(params: Params, state: State, x: Input) -> State:
+        return gate(step(params, state, x))
+
+    return clipped_step
+
+
+def _clip(tree: PyTree, log_norm: Array, log_threshold: Array) -> tuple[PyTree, Array, Array]:
+    """The tree scaled to the threshold if it is finite and above; its log norm then; whether it was."""
+    acts = (log_norm > log_threshold) & (log_norm < jnp.inf)
+    mantissa, _ = logscale.normalize(tree, jnp.zeros((), jnp.int32))
+    # The mantissa's norm lies between 1/2 and sqrt(size), so this factor is near the threshold itself.
+    factor = jnp.exp(jnp.where(acts, log_threshold, 0.0) - logscale.log_norm(mantissa))
+    clipped = jax.tree.map(lambda m, a: jnp.where(acts, m * factor.astype(m.dtype), a), mantissa, tree)
+    return clipped, jnp.where(acts, log_threshold, log_norm), acts
+
+
+def _statistics(state: ZClipState, norm: Array, warm: Array, decay: float) -> tuple[Array, Array]:
+    # Welford's recursion while warming up gives exactly the mean and variance of the norms so far.
+    n = (state.seen + 1).astype(norm.dtype)
+    delta = norm - state.mean
+    early_mean = state.mean + delta / n
+    early_variance = state.variance + (delta * (norm - early_mean) - state.variance) / n
+    mean = decay * state.mean + (1 - decay) * norm
+    variance = decay * state.variance + (1 - decay) * jnp.square(norm - mean)
+    return jnp.where(warm, mean, early_mean), jnp.where(warm, variance, early_variance)
+
+
+def _no_record() -> ClipRecord:
+    zero, none = jnp.zeros((), jnp.int32), jnp.full((), -jnp.inf, jnp.float32)
+    return ClipRecord(zero, zero, none, none)
+
+
+def _note(record: ClipRecord, acted: Array, before: Array, after: Array) -> ClipRecord:
+    return ClipRecord(
+        record.updates + 1,
+        record.acted + acted.astype(jnp.int32),
+        before.astype(record.log_norm_before.dtype),
+        after.astype(record.log_norm_after.dtype),
+    )
+
+
+def _positive(name: str, value: Any) -> Any:
+    if not value > 0:
+        raise ValueError(f"{name}: expected a number above 0, got {value}")
+    return value

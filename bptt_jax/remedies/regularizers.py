@@ -1,0 +1,86 @@
+"""Penalties that keep the error signal's norm on its way back: added to a loss, they are differentiated with it."""
+
+from functools import partial
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bptt_jax.analysis import logscale
+from bptt_jax.analysis.adjoints import backward
+from bptt_jax.step import Array, Loss, Params, PyTree, State, Step, check_arguments
+
+
+class OmegaTerms(NamedTuple):
+    """The summands of `omega`, one for each step; leaves ``[T]``, or ``[B, T]`` after ``jax.vmap``.
+
+    Attributes:
+      terms: ``(||J_t^T delta_t||^2 / ||delta_t||^2 - 1)^2`` with ``delta_t = dL/dh_t``; 0 where delta_t is zero.
+      valid: whether ``||delta_t||^2 >= 1e-20``, the released code's criterion.
+    """
+
+    terms: Array
+    valid: Array
+
+
+def omega_terms(
+    step: Step, params: Params, state0: State, xs: PyTree, loss: Loss, *, length: int | None = None
+) -> OmegaTerms:
+    """Pascanu's regulariser, step by step (Pascanu, Mikolov, Bengio 2013, arXiv:1211.5063, eq. 9).
+
+    Only its immediate derivative with respect to the recurrent weights is kept, as in the paper (eq. 10) and its
+    code: the error signals, the states, and all that the Jacobians take from the states (phi' of the activations)
+    are constants; what is left are the weights that stand in the Jacobians themselves. That holds for any step: for
+    `rnn` it is W, for `gru` and `lstm` the stacked recurrent weights.
+
+    Args:
+      step, params, state0, xs, loss, length: as for `bptt_jax.adjoints`.
+
+    Returns:
+      `OmegaTerms`, to be differentiated with respect to `params`. ``jax.vmap`` over sequences, then `omega`.
+
+    Raises:
+      TypeError, ValueError: an argument breaks the contract.
+    """
+    steps = check_arguments(step, params, state0, xs, length, loss)
+    return _omega_terms(step, params, state0, xs, loss, steps)
+
+
+def omega(terms: OmegaTerms, *, version: Literal["paper", "code"] = "paper") -> Array:
+    """The penalty from its terms, of one sequence or a batch.
+
+    Args:
+      terms: from `omega_terms`; leading axes are sequences.
+      version: "paper": the sum over steps (eq. 9), averaged over sequences. "code": as the released program
+        (github.com/pascanur/trainingRNNs, RNN.py) computes it, the sum over valid steps and sequences divided by
+        their number; thus smaller by about T, to be weighted accordingly (the paper's weight of 4 is the code's).
+
+    Returns:
+      A scalar.
+
+    Raises:
+      ValueError: `version` is neither.
+    """
+    if version == "paper":
+        return jnp.mean(jnp.sum(terms.terms, axis=-1))
+    if version == "code":
+        count = jnp.maximum(jnp.sum(terms.valid), 1).astype(terms.terms.dtype)
+        return jnp.sum(jnp.where(terms.valid, terms.terms, 0)) / count
+    raise ValueError(f"version: expected 'paper' or 'code', got {version!r}")
+
+
+@partial(jax.jit, static_argnames=("step", "loss", "steps"))
+def _omega_terms(step: Step, params: Params, state0: State, xs: PyTree, loss: Loss, steps: int) -> OmegaTerms:
+    done = backward(step, params, state0, xs, loss, steps)
+    along = done.linearization
+    # Residuals that change from step to step come from the states; the weights are among those that do not.
+    constants = jax.lax.stop_gradient((along.residuals, done.mantissas, done.exponents))
+
+    def term(residuals: PyTree, delta: State, e: Array) -> tuple[Array, Array]:
+        log_norm = logscale.log_norm(delta)
+        zero = log_norm == -jnp.inf
+        ratio = 2 * (logscale.log_norm(along.transpose_state(residuals, delta)) - jnp.where(zero, 0, log_norm))
+        square = jnp.where(zero, 1.0, jnp.exp(jnp.where(zero, 0.0, ratio)))
+        return jnp.square(square - 1), logscale.log_norm(delta, e) >= 0.5 * jnp.log(1e-20)
+
+    return OmegaTerms(*jax.vmap(term)(*constants))

@@ -1,0 +1,273 @@
+"""Each transformation against a restatement in NumPy float64 (Python floats), inside jit, vmap and scan."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import bptt_jax as bptt
+from bptt_jax.remedies.clipping import (
+    autoclip,
+    clip_adjoints,
+    clip_by_global_norm,
+    clip_records,
+    clipped,
+    skip_updates,
+    zclip,
+)
+
+DIRECTION = np.array([0.6, -0.64, 0.48])  # of norm 1
+SIZES = [0.3, 1.0, 7.0, 1e20, 3e38, 1e-30, 0.0, math.nan, math.inf, 5.0]
+
+
+def gradient(size: float) -> dict[str, jax.Array]:
+    if math.isinf(size):
+        return {"a": jnp.array([1.0, jnp.inf]), "b": jnp.array([[2.0]])}
+    return {
+        "a": jnp.asarray(DIRECTION[:2] * size, jnp.float32),
+        "b": jnp.asarray([[DIRECTION[2] * size]], jnp.float32),
+    }
+
+
+def flat(tree) -> np.ndarray:
+    return np.concatenate([np.ravel(np.asarray(a, np.float64)) for a in jax.tree.leaves(tree)])
+
+
+def run(transformation, sizes, how="jit"):
+    """The updates that come out, one after the other, and the final state."""
+    state = transformation.init(gradient(1.0))
+    if how == "scan":
+        stacked = jax.tree.map(lambda *a: jnp.stack(a), *map(gradient, sizes))
+
+        def body(state, g):
+            updates, state = transformation.update(g, state)
+            return state, updates
+
+        state, out = jax.jit(lambda s, g: jax.lax.scan(body, s, g))(state, stacked)
+        return [jax.tree.map(lambda a, i=i: a[i], out) for i in range(len(sizes))], state
+    update = jax.jit(transformation.update)
+    out = []
+    for size in sizes:
+        updates, state = update(gradient(size), state)
+        out.append(updates)
+    return out, state
+
+
+@pytest.mark.parametrize("how", ["jit", "scan"])
+def test_global_norm(how) -> None:
+    out, state = run(clip_by_global_norm(2.0), SIZES, how)
+    for size, got in zip(SIZES, out, strict=True):
+        if not math.isfinite(size) or size <= 2.0:
+            np.testing.assert_array_equal(flat(got), flat(gradient(size)))  # bit for bit
+        else:
+            np.testing.assert_allclose(flat(got), 2.0 * DIRECTION, rtol=1e-5)
+    (record,) = clip_records(state)
+    assert int(record.updates) == len(SIZES)
+    assert int(record.acted) == sum(2 < s < math.inf for s in SIZES)
+    assert float(record.share) == pytest.approx(4 / 10)
+    assert float(record.log_norm_before) == pytest.approx(math.log(5))
+    assert float(record.log_norm_after) == pytest.approx(math.log(2))
+
+
+def test_global_norm_where_optax_returns_zeros() -> None:
+    """Why it exists: the same gradient through both."""
+    theirs, _ = run(optax.clip_by_global_norm(2.0), [1e20])
+    ours, _ = run(clip_by_global_norm(2.0), [1e20])
+    assert np.linalg.norm(flat(theirs[0])) == 0
+    assert np.linalg.norm(flat(ours[0])) == pytest.approx(2, rel=1e-5)
+    for size in (0.3, 7.0):
+        np.testing.assert_allclose(
+            flat(run(clip_by_global_norm(2.0), [size])[0][0]),
+            flat(run(optax.clip_by_global_norm(2.0), [size])[0][0]),
+            rtol=1e-5,
+        )
+
+
+def test_global_norm_under_vmap_clips_each() -> None:
+    transformation = clip_by_global_norm(2.0)
+    stacked = jax.tree.map(lambda *a: jnp.stack(a), *map(gradient, SIZES))
+    out, state = jax.vmap(lambda g: transformation.update(g, transformation.init(g)))(stacked)
+    singles = [run(transformation, [s])[0][0] for s in SIZES]
+    for i, single in enumerate(singles):
+        np.testing.assert_allclose(flat(jax.tree.map(lambda a, i=i: a[i], out)), flat(single), rtol=1e-6)
+    np.testing.assert_array_equal(state.record.acted, [2 < s < math.inf for s in SIZES])
+
+
+def reference_autoclip(norms, quantile, window, warmup):
+    history, out = [], []
+    for norm in norms:
+        if math.isfinite(norm):
+            history.append(norm)
+        recent = sorted(history[-window:])
+        threshold = recent[math.ceil(quantile * len(recent)) - 1] if len(history) >= warmup else math.inf
+        out.append(min(norm, threshold) if math.isfinite(norm) else norm)
+    return out
+
+
+def test_autoclip() -> None:
+    rng = np.random.default_rng(0)
+    norms = [*np.exp(rng.normal(size=40)), math.nan, 1e20, math.inf, *np.exp(rng.normal(size=10)), 1e-30, 0.0, 3.0]
+    norms[0] = math.nan  # a NaN in the warm-up
+    out, state = run(autoclip(0.3, window=16, warmup=5), norms, "scan")
+    expected = reference_autoclip(norms, 0.3, 16, 5)
+    for got, want, size in zip(out, expected, norms, strict=True):
+        if math.isfinite(size):
+            np.testing.assert_allclose(flat(got), want * DIRECTION, rtol=2e-5, atol=1e-37)
+        else:
+            np.testing.assert_array_equal(flat(got), flat(gradient(size)))
+    assert state.log_norms.shape == (16,)
+    assert int(state.seen) == sum(map(math.isfinite, norms))
+
+
+def reference_zclip(norms, z_star, decay, warmup):
+    first, out, mean, variance = [], [], 0.0, 0.0
+    for norm in norms:
+        if not math.isfinite(norm):
+            out.append(norm)
+            continue
+        if len(first) < warmup:
+            out.append(norm)
+            first.append(norm)
+            mean, variance = np.mean(first), np.var(first)
+            continue
+        z = (norm - mean) / (math.sqrt(variance) + 1e-6)
+        taken = mean + z_star**2 * math.sqrt(variance) / z if z > z_star else norm
+        out.append(taken)
+        mean = decay * mean + (1 - decay) * taken
+        variance = decay * variance + (1 - decay) * (taken - mean) ** 2
+    return out
+
+
+def test_zclip() -> None:
+    rng = np.random.default_rng(1)
+    norms = [
+        *(3 + 0.3 * rng.normal(size=30)),
+        30.0,
+        math.nan,
+        1e20,
+        math.inf,
+        *(3 + 0.3 * rng.normal(size=20)),
+        4.5,
+    ]
+    norms[3] = math.nan
+    norms[4] = math.inf
+    norms[5] = 0.0
+    out, state = run(zclip(2.5, decay=0.9, warmup=10), norms, "scan")
+    expected = reference_zclip(norms, 2.5, 0.9, 10)
+    for got, want, size in zip(out, expected, norms, strict=True):
+        if math.isfinite(size):
+            np.testing.assert_allclose(flat(got), want * DIRECTION, rtol=2e-4)
+        else:
+            np.testing.assert_array_equal(flat(got), flat(gradient(size)))
+    assert int(state.record.acted) >= 2
+    assert np.isfinite([float(state.mean), float(state.variance)]).all()
+
+
+def test_zclip_warmup_is_not_poisoned_by_a_norm_whose_square_overflows() -> None:
+    _, state = run(zclip(warmup=3), [1.0, 1e30, 2.0, 3.0])
+    assert float(state.mean) == pytest.approx(2.0)
+    assert float(state.variance) == pytest.approx(np.var([1, 2, 3]))
+
+
+def test_skip_keeps_parameters_and_inner_state() -> None:
+    inner = optax.adam(0.1)
+    with jax.numpy_dtype_promotion("standard"):  # adam's own bias correction mixes dtypes
+        both, _ = run(inner, [1.0, 2.0])
+        out, state = run(skip_updates(inner, max_norm=10.0), [1.0, math.nan, 1e20, math.inf, 2.0])
+    np.testing.assert_allclose(flat(out[0]), flat(both[0]))
+    np.testing.assert_allclose(flat(out[4]), flat(both[1]))  # as if the three had never been
+    for skipped in out[1:4]:
+        np.testing.assert_array_equal(flat(skipped), 0)
+    assert int(state.record.acted) == 3
+    assert int(state.in_a_row) == 0
+    assert not bool(state.exhausted)
+
+
+def test_skip_limit_lets_large_but_never_nonfinite_updates_pass() -> None:
+    transformation = skip_updates(optax.identity(), max_norm=1.0, max_in_a_row=2)
+    out, state = run(transformation, [5.0, 5.0, math.nan, 5.0, 0.5], "scan")
+    np.testing.assert_array_equal([bool(np.any(flat(o) != 0)) for o in out], [False, False, False, True, True])
+    np.testing.assert_allclose(flat(out[3]), 5 * DIRECTION, rtol=1e-6)
+    assert bool(state.exhausted)
+
+
+def test_clipped_chain_survives_everything_and_tells() -> None:
+    transformation = clipped(optax.sgd(1.0), 2.0)
+    out, state = run(transformation, SIZES, "scan")
+    for size, got in zip(SIZES, out, strict=True):
+        want = -min(size, 2.0) * DIRECTION if math.isfinite(size) else np.zeros(3)
+        np.testing.assert_allclose(flat(got), want, rtol=1e-5)
+    skipping, clipping = clip_records(state)
+    assert (int(skipping.acted), int(clipping.acted)) == (2, 4)
+
+
+def test_clip_adjoints_by_norm_and_value() -> None:
+    """Scalar map h = 3 h: without the clip dL/dh_0 = 3^5; with it every adjoint is at most the threshold."""
+
+    def step(p, h, x):
+        return p * h + x
+
+    def loss(p, step):
+        return jnp.sum(bptt.unroll(step, p, jnp.ones(2), jnp.ones((5, 2)))[-1])
+
+    value, bare = jax.value_and_grad(loss)(jnp.float32(3.0), step)
+    states = np.asarray(bptt.unroll(step, 3.0, jnp.ones(2), jnp.ones((5, 2))), np.float64)
+    starts = np.concatenate([np.ones((1, 2)), states[:-1]])
+    cases = [
+        ({"max_norm": 0.5}, lambda a: a * min(1, 0.5 / np.linalg.norm(a))),
+        ({"max_value": 2.0}, lambda a: np.clip(a, -2, 2)),
+        (
+            {"max_value": 2.0, "max_norm": 2.5},
+            lambda a: np.clip(a, -2, 2) * min(1, 2.5 / np.linalg.norm(np.clip(a, -2, 2))),
+        ),
+    ]
+    for options, rule in cases:
+        wrapped = clip_adjoints(step, **options)
+        same, got = jax.jit(jax.value_and_grad(lambda p, w=wrapped: loss(p, w)))(jnp.float32(3.0))
+        assert same == value  # exact forward
+        adjoint, want = np.ones(2), 0.0
+        for h in starts[::-1]:
+            adjoint = rule(adjoint)
+            want += adjoint @ h
+            adjoint = 3 * adjoint
+        assert float(got) == pytest.approx(want, rel=1e-5)
+        assert float(got) != pytest.approx(float(bare), rel=1e-2)
+
+
+def test_clip_adjoints_under_vmap_clips_each_sequence() -> None:
+    step = clip_adjoints(lambda p, h, x: p * h + x, max_norm=1.0)
+
+    def one(scale):
+        return jax.grad(lambda p: scale * jnp.sum(bptt.unroll(step, p, jnp.ones(2), jnp.ones((4, 2)))[-1]))(2.0)
+
+    scales = jnp.array([0.1, 10.0])
+    np.testing.assert_allclose(jax.vmap(one)(scales), [one(s) for s in scales], rtol=1e-6)
+
+
+def test_clip_adjoints_leaves_what_is_within_and_finite_alone() -> None:
+    step = clip_adjoints(lambda p, h, x: p * h, max_norm=1e3)
+    grad = jax.grad(lambda p: jnp.sum(bptt.unroll(step, p, jnp.ones(2), length=3)[-1]))(0.5)
+    assert float(grad) == pytest.approx(2 * 3 * 0.25)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: clip_by_global_norm(0.0), ValueError, "max_norm: expected a number above 0, got 0.0"),
+        (lambda: clip_by_global_norm(math.nan), ValueError, "max_norm"),
+        (lambda: autoclip(1.0), ValueError, "quantile: expected a number between 0 and 1, got 1.0"),
+        (lambda: autoclip(window=0), ValueError, "window: expected at least 1"),
+        (lambda: zclip(-1.0), ValueError, "z_threshold"),
+        (lambda: zclip(decay=1.0), ValueError, "decay: expected a number between 0 and 1, got 1.0"),
+        (lambda: zclip(warmup=2.5), TypeError, "warmup: expected an integer"),
+        (lambda: skip_updates(optax.sgd(1.0), max_in_a_row=0), ValueError, "max_in_a_row"),
+        (lambda: clip_adjoints(lambda p, h, x: h), ValueError, "expected max_norm or max_value, got neither"),
+        (lambda: clip_adjoints(lambda p, h, x: h, max_value=-1), ValueError, "max_value"),
+    ],
+)
+def test_bad_arguments(make, error, message) -> None:
+    with pytest.raises(error, match=message):
+        make()
