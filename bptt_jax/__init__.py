@@ -13,6 +13,7 @@ from bptt_jax.analysis.spectra import (
     spectral_norm,
     spectral_radius,
 )
+from bptt_jax.recurrence import initializers
 from bptt_jax.recurrence.cells import (
     GRUParams,
     LSTMParams,
@@ -24,14 +25,29 @@ from bptt_jax.recurrence.cells import (
 )
 from bptt_jax.recurrence.jacobians import jacobians
 from bptt_jax.recurrence.unroll import final_state, unroll
+from bptt_jax.remedies.regularizers import omega, omega_terms
+from bptt_jax.remedies.truncation import TruncationBias, rtrl_gradient, tbptt_gradient, truncation_bias
 from bptt_jax.step import Cell, Step, ravel_state
 
 if TYPE_CHECKING:
     from bptt_jax.plots import plot_gradient_flow
     from bptt_jax.recurrence.adapters import from_equinox
+    from bptt_jax.remedies.clipping import (
+        autoclip,
+        clip_adjoints,
+        clip_by_global_norm,
+        clip_records,
+        clipped,
+        skip_updates,
+        zclip,
+    )
 
-# These bring equinox or matplotlib along, each dearer to import than all of this package: fetched on first use.
+# These bring equinox, matplotlib or optax along, each dearer to import than all of this package: on first use.
 _ON_FIRST_USE = {
+    **dict.fromkeys(
+        ("autoclip", "clip_adjoints", "clip_by_global_norm", "clip_records", "clipped", "skip_updates", "zclip"),
+        "bptt_jax.remedies.clipping",
+    ),
     "from_equinox": "bptt_jax.recurrence.adapters",
     "plot_gradient_flow": "bptt_jax.plots",
 }
@@ -47,25 +63,39 @@ __all__ = [
     "RNNParams",
     "Step",
     "TemporalContributions",
+    "TruncationBias",
     "adjoints",
+    "autoclip",
+    "clip_adjoints",
+    "clip_by_global_norm",
+    "clip_records",
+    "clipped",
     "condition_number",
     "eigenvalues",
     "final_state",
     "from_equinox",
     "gradient_flow",
     "gru",
+    "initializers",
     "jacobians",
     "lstm",
+    "omega",
+    "omega_terms",
     "plot_gradient_flow",
     "product",
     "product_log_norms",
     "ravel_state",
     "rnn",
+    "rtrl_gradient",
     "singular_values",
+    "skip_updates",
     "spectral_norm",
     "spectral_radius",
+    "tbptt_gradient",
     "temporal_contributions",
+    "truncation_bias",
     "unroll",
+    "zclip",
 ]
 
 

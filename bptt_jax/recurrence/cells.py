@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from bptt_jax.recurrence.initializers import Initializer
 from bptt_jax.step import Array, Cell, Step, check_positive_int
-
-Initializer = Callable[..., Array]
 
 _normal = jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 _orthogonal = jax.nn.initializers.orthogonal()
@@ -100,6 +99,7 @@ def gru(
     *,
     recurrent_init: Initializer = _orthogonal,
     input_init: Initializer = _normal,
+    bias_init: Initializer = jax.nn.initializers.zeros,
     dtype: Any = None,
 ) -> Cell:
     """The gated recurrent unit (Cho et al. 2014, arXiv:1406.1078), with the reset after the product.
@@ -117,10 +117,11 @@ def gru(
     Args:
       hidden_size: N.
       recurrent_init, input_init: initialisers as in `rnn`, applied gate by gate.
+      bias_init: initialiser of the biases r, z, n, of shape ``(3, N)``; c_n starts at 0.
       dtype: of parameters and state; by default JAX's floating type.
 
     Returns:
-      A `Cell` with `GRUParams` and a state ``[N]``. Biases start at 0.
+      A `Cell` with `GRUParams` and a state ``[N]``.
 
     Raises:
       TypeError, ValueError: `hidden_size` is no positive integer.
@@ -128,11 +129,11 @@ def gru(
     n = check_positive_int("hidden_size", hidden_size)
 
     def init(key: Array, input_size: int) -> GRUParams:
-        k_rec, k_in = jax.random.split(key)
+        k_rec, k_in, k_bias = jax.random.split(key, 3)
         return GRUParams(
             _stacked(recurrent_init, k_rec, 3, n, n, dtype),
             _stacked(input_init, k_in, 3, n, check_positive_int("input_size", input_size), dtype),
-            jnp.zeros(3 * n, dtype),
+            bias_init(k_bias, (3, n), _floating(dtype)).ravel(),
             jnp.zeros(n, dtype),
         )
 
@@ -145,6 +146,7 @@ def lstm(
     forget_bias: float = 1.0,
     recurrent_init: Initializer = _orthogonal,
     input_init: Initializer = _normal,
+    bias_init: Initializer | None = None,
     dtype: Any = None,
 ) -> Cell:
     """The long short-term memory (Hochreiter, Schmidhuber 1997) with a forget gate (Gers et al. 2000).
@@ -162,6 +164,8 @@ def lstm(
       hidden_size: N.
       forget_bias: initial b_f; the other biases start at 0.
       recurrent_init, input_init: initialisers as in `rnn`, applied gate by gate.
+      bias_init: initialiser of the biases i, f, g, o, of shape ``(4, N)``, instead of `forget_bias`; see
+        `bptt_jax.initializers.chrono`.
       dtype: of parameters and state; by default JAX's floating type.
 
     Returns:
@@ -172,12 +176,15 @@ def lstm(
     """
     n = check_positive_int("hidden_size", hidden_size)
 
+    def constant(key: Array, shape: tuple[int, int], dtype: Any) -> Array:
+        return jnp.zeros(shape, dtype).at[1].set(forget_bias)
+
     def init(key: Array, input_size: int) -> LSTMParams:
-        k_rec, k_in = jax.random.split(key)
+        k_rec, k_in, k_bias = jax.random.split(key, 3)
         return LSTMParams(
             _stacked(recurrent_init, k_rec, 4, n, n, dtype),
             _stacked(input_init, k_in, 4, n, check_positive_int("input_size", input_size), dtype),
-            jnp.zeros(4 * n, dtype).at[n : 2 * n].set(forget_bias),
+            (bias_init or constant)(k_bias, (4, n), _floating(dtype)).ravel(),
         )
 
     return Cell(init, lambda: LSTMState(jnp.zeros(n, dtype), jnp.zeros(n, dtype)), _lstm_step)
@@ -185,9 +192,14 @@ def lstm(
 
 def _stacked(init: Initializer, key: Array, gates: int, n: int, fan_in: int, dtype: Any) -> Array:
     """`gates` matrices [n, fan_in], each initialised on its own, stacked to [gates * n, fan_in]."""
-    dtype = jnp.zeros(0, dtype).dtype
+    dtype = _floating(dtype)
     drawn = dtype if dtype.itemsize >= 4 else jnp.float32  # LAPACK, behind orthogonal, knows no half precision
     return jnp.concatenate([init(k, (fan_in, n), drawn).astype(dtype).T for k in jax.random.split(key, gates)])
+
+
+def _floating(dtype: Any) -> jnp.dtype:
+    """JAX's floating type, double only if that is switched on, where none is given."""
+    return jnp.zeros(0, dtype).dtype
 
 
 # One step object per activation, and one each for gru and lstm: cells that differ only in size or

@@ -1,0 +1,152 @@
+"""What all benchmarks share: how is a time, an error and a peak of memory taken, and where does it go?
+
+Medians of interleaved repeats: the candidates take turns, so that a disturbance of the machine hits all of them.
+Compilation is timed apart from running, and every result is waited for. Times depend on the machine; ratios
+within one run are what to compare.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """A command line with what every benchmark has: --quick and --out."""
+    p = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--quick", action="store_true", help="smaller sizes, for a first look (under a minute)")
+    p.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="folder of the results (%(default)s)")
+    return p
+
+
+def compiled(function: Callable[..., Any], *args: Any) -> tuple[Any, float]:
+    """The executable of ``jit(function)`` for these arguments, and the seconds that making it took."""
+    start = time.perf_counter()
+    executable = jax.jit(function).lower(*args).compile()
+    return executable, time.perf_counter() - start
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    """Wall time of one call, its result waited for."""
+    start = time.perf_counter()
+    jax.block_until_ready(run())
+    return time.perf_counter() - start
+
+
+def interleaved_medians(candidates: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Median seconds of each candidate; they take turns, after one call each that does not count.
+
+    Short ones are repeated more often than asked, until all together have taken two seconds.
+    """
+    for run in candidates.values():
+        seconds(run)
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    start = time.perf_counter()
+    while len(next(iter(times.values()))) < repeats or time.perf_counter() - start < 2:
+        for name, run in candidates.items():
+            times[name].append(seconds(run))
+    return {name: statistics.median(t) for name, t in times.items()}
+
+
+def relative_error(got: Any, expected: Any) -> float:
+    """Largest deviation over all leaves, relative to the largest entry of each leaf."""
+
+    def of_leaf(a: Any, b: Any) -> float:
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        return float(np.max(np.abs(a - b)) / max(np.max(np.abs(b)), np.finfo(np.float64).tiny))
+
+    return max(jax.tree.leaves(jax.tree.map(of_leaf, got, expected)))
+
+
+def in_child(function: Callable[..., Any], *args: Any) -> Any:
+    """``function(*args)`` in a fresh process, so that its peak of memory is its own.
+
+    By a fork server: a directly spawned process would inherit the high-water mark of its parent.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([])
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(function, *args).result()
+
+
+def peak_above_now(run: Callable[[], Any]) -> int:
+    """Bytes by which the peak resident memory of this process exceeds what it holds before the call."""
+    before = _resident()
+    jax.block_until_ready(run())
+    return max(0, _peak() - before)
+
+
+def _peak() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def _resident() -> int:
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    except OSError:  # not Linux: the peak so far, which makes the difference a lower bound
+        return _peak()
+
+
+def environment() -> dict[str, Any]:
+    """What a number depends on: device and versions."""
+    device = next(iter(jnp.zeros(()).devices()))  # the default one may have been chosen
+    return {
+        "device": device.device_kind,
+        "platform": device.platform,
+        "cpus": os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "jaxlib": jax.lib.__version__,
+        "numpy": np.__version__,
+        "x64": jnp.zeros(()).dtype == jnp.float64,
+    }
+
+
+def write(path: Path, writer: Callable[[Path], Any]) -> None:
+    """Lets `writer` write to a temporary name and moves the file: never half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        writer(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    print(f"wrote {path}")
+
+
+def save(out: Path, name: str, settings: dict[str, Any], results: Any) -> None:
+    """Writes ``<out>/<name>.json``: settings, environment and results."""
+    content = {"settings": settings, "environment": environment(), "results": results}
+    write(out / f"{name}.json", lambda path: path.write_text(json.dumps(content, indent=1) + "\n"))
+
+
+def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """A Markdown table; floats with three digits after the point or three significant ones."""
+
+    def text(value: Any) -> str:
+        if isinstance(value, float):
+            return f"{value:.3f}" if 0.01 <= abs(value) < 1000 or value == 0 else f"{value:.3g}"
+        return "-" if value is None else str(value)
+
+    cells = [list(head), *([text(v) for v in row] for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
+    lines = ["| " + " | ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in cells]
+    lines.insert(1, "|" + "|".join("-" * (w + 1) + ":" for w in widths) + "|")
+    print(f"\n{title}\n\n" + "\n".join(lines) + "\n", flush=True)

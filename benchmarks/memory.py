@@ -1,0 +1,184 @@
+"""Does memory stay where it should: flat for `gradient_flow`, O(sqrt(T)) for the rematerialised unroll?
+
+(a) `gradient_flow` never holds all Jacobians: aimed at less than 300 MB above the trajectory at D = 256, T = 4000,
+    where the Jacobians alone would take 1.05 GB.
+(b) the gradient through `final_state` and `unroll`, plain and with ``remat=True``, for growing T: exponents of a
+    power law beside the theory, 1 and 1/2; and the time that the recomputation costs, plain and remat by turns.
+    What `unroll` returns is O(T) whatever is done, and so is the copy of the inputs that segments of unequal length
+    cost: exponents are fitted with and without these.
+
+Two measures. "temp" is what the compiler plans for intermediate results, to the byte. "peak" is the peak of the
+resident memory of a fresh process above what it held after the imports, the inputs and a first call on a tiny case;
+it includes the compilation, some tens of MB, so small things cannot be seen in it.
+"""
+
+import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # several threads in LAPACK on small matrices: 2-4 times slower
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from measure import (
+    compiled,
+    in_child,
+    interleaved_medians,
+    parser,
+    peak_above_now,
+    print_table,
+    relative_error,
+    save,
+)
+
+import bptt_jax as bptt
+
+MB = 1e6
+INPUT_SIZE = 8
+FULL: dict[str, Any] = {
+    "flow": [[64, 4000], [256, 1000], [256, 4000]],
+    "stride": 10,
+    "lengths": [1000, 4000, 16000, 64000],  # a fixed factor apart, see fit_exponents
+    "peaks_from": 1000,
+    "hidden": 128,
+    "repeats": 5,
+}
+QUICK: dict[str, Any] = FULL | {"flow": [[64, 500]], "lengths": [250, 1000, 4000], "peaks_from": 4000, "repeats": 3}
+AIM_MB = 300
+KINDS = ("final_state", "unroll")
+
+
+def loss(states: jax.Array) -> jax.Array:
+    return jnp.sum(states[-1])
+
+
+def problem(hidden: int, length: int) -> tuple[bptt.Step, Any, jax.Array, jax.Array]:
+    cell = bptt.rnn(hidden)
+    xs = jax.random.normal(jax.random.key(1), (length, INPUT_SIZE))
+    return cell.step, cell.init(jax.random.key(0), INPUT_SIZE), cell.initial_state(), xs
+
+
+def flow_temp(hidden: int, length: int) -> int:
+    """Bytes of intermediate results, by the compiler's plan, with the spectra of every step."""
+    step, *arguments = problem(hidden, length)
+    executable, _ = compiled(lambda p, h, x: bptt.gradient_flow(step, p, h, x, loss), *arguments)
+    return executable.memory_analysis().temp_size_in_bytes
+
+
+def flow_peak(hidden: int, length: int, stride: int) -> int:
+    bptt.gradient_flow(*problem(8, 8), loss).loss.block_until_ready()
+    step, params, h0, xs = problem(hidden, length)
+    jax.block_until_ready((params, h0, xs))
+    return peak_above_now(lambda: bptt.gradient_flow(step, params, h0, xs, loss, stride=stride))
+
+
+def measure_flow(hidden: int, length: int, stride: int) -> dict[str, Any]:
+    peak, temp = in_child(flow_peak, hidden, length, stride), in_child(flow_temp, hidden, length)
+    trajectory = 4 * length * hidden
+    return {
+        "D": hidden,
+        "T": length,
+        "trajectory_MB": trajectory / MB,
+        "jacobians_MB": trajectory * hidden / MB,
+        "temp_MB": temp / MB,
+        "peak_MB": peak / MB,
+        "peak_above_trajectory_MB": (peak - trajectory) / MB,
+    }
+
+
+def gradient(kind: str, remat: bool, hidden: int, length: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """The value and gradient of the sum of the last state, with its arguments."""
+    step, *arguments = problem(hidden, length)
+
+    def value(params: Any, h0: jax.Array, xs: jax.Array) -> jax.Array:
+        if kind == "final_state":
+            return jnp.sum(bptt.final_state(step, params, h0, xs, remat=remat))
+        return loss(bptt.unroll(step, params, h0, xs, remat=remat))
+
+    return jax.value_and_grad(value), tuple(arguments)
+
+
+def unroll_peak(kind: str, remat: bool, hidden: int, length: int) -> int:
+    tiny, arguments = gradient(kind, remat, hidden, 8)
+    jax.block_until_ready(jax.jit(tiny)(*arguments))
+    return peak_above_now(plan(kind, remat, hidden, length)[1])
+
+
+def plan(kind: str, remat: bool, hidden: int, length: int) -> tuple[float, Callable[[], Any]]:
+    """Planned MB of intermediate results of the gradient, and the compiled gradient itself."""
+    function, arguments = gradient(kind, remat, hidden, length)
+    executable, _ = compiled(function, *arguments)
+    return executable.memory_analysis().temp_size_in_bytes / MB, partial(executable, *arguments)
+
+
+def plans_and_times(kind: str, hidden: int, length: int, repeats: int) -> dict[str, float]:
+    """Planned bytes, and the time of remat over plain; values and gradients are compared before."""
+    plain_temp, plain = plan(kind, False, hidden, length)
+    remat_temp, remat = plan(kind, True, hidden, length)
+    error = relative_error(remat(), plain())
+    if error > 1e-4:
+        raise SystemExit(f"{kind}, T = {length}: remat differs from plain by {error}")
+    times = interleaved_medians({"plain": plain, "remat": remat}, repeats)
+    ratio = times["remat"] / times["plain"]
+    return {"plain_temp_MB": plain_temp, "remat_temp_MB": remat_temp, "time_ratio": ratio, "error": error}
+
+
+def measure_unroll(s: dict[str, Any]) -> list[dict[str, Any]]:
+    rows = []
+    for kind in KINDS:
+        for length in s["lengths"]:
+            row = {"function": kind, "T": length, **plans_and_times(kind, s["hidden"], length, s["repeats"])}
+            for name, remat in (("plain", False), ("remat", True)):
+                wanted = length >= s["peaks_from"]
+                peak = in_child(unroll_peak, kind, remat, s["hidden"], length) if wanted else None
+                row[f"{name}_peak_MB"] = None if peak is None else peak / MB
+            rows.append(row)
+    return rows
+
+
+def fit_exponents(rows: list[dict[str, Any]], hidden: int) -> list[dict[str, Any]]:
+    """Of temp as it is; and of its increments, where the gradient of the weights (no matter of T) drops out, less
+    what is O(T) in any case: the states that `unroll` returns, the copy of the inputs that `remat` makes.
+    """
+    fits = []
+    for kind in KINDS:
+        for name, theory in (("plain", 1.0), ("remat", 0.5)):
+            at = [row for row in rows if row["function"] == kind]
+            lengths = np.array([row["T"] for row in at])
+            temp = np.array([row[f"{name}_temp_MB"] for row in at])
+            numbers = (hidden if kind == "unroll" else 0) + (INPUT_SIZE if name == "remat" else 0)
+            increments = np.diff(temp - 4 * numbers * lengths / MB)
+            fit = {"all": exponent(lengths, temp), "rest": exponent(lengths[1:], increments), "theory": theory}
+            fits.append({"function": kind, "kind": name, **fit})
+    return fits
+
+
+def exponent(lengths: np.ndarray, sizes: np.ndarray) -> float:
+    """Slope in the log-log plane."""
+    return float(np.polyfit(np.log(lengths), np.log(sizes), 1)[0])
+
+
+def main() -> None:
+    a = parser(__doc__).parse_args()
+    s = QUICK if a.quick else FULL
+    flow = [measure_flow(hidden, length, s["stride"]) for hidden, length in s["flow"]]
+    title = f"gradient_flow, rnn; peak with spectra of every {s['stride']}th step (the same chunk of matrices)"
+    print_table(title, list(flow[0]), [list(row.values()) for row in flow])
+    largest = flow[-1]["peak_above_trajectory_MB"]
+    print(f"D = {flow[-1]['D']}, T = {flow[-1]['T']}: {largest:.0f} MB above the trajectory, aim: {AIM_MB}")
+    rows = measure_unroll(s)
+    title = (
+        f"gradient through time, rnn, N = {s['hidden']}; time_ratio: remat / plain, {s['repeats']} or more by turns"
+    )
+    print_table(title, list(rows[0]), [list(row.values()) for row in rows])
+    exponents = fit_exponents(rows, s["hidden"])
+    title = "exponents of temp against T: all; rest, without constants, returned states, copied inputs"
+    print_table(title, list(exponents[0]), [list(e.values()) for e in exponents])
+    save(a.out, "memory", s, {"gradient_flow": flow, "unroll": rows, "exponents": exponents, "aim_MB": AIM_MB})
+
+
+if __name__ == "__main__":
+    main()
