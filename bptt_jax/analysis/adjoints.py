@@ -126,6 +126,9 @@ def backward(step: Step, params: Params, state0: State, xs: PyTree, loss: Loss, 
     along = linearize(step, params, state0, xs, steps)
     check_loss(loss, along.states)
     value, immediate = jax.value_and_grad(loss)(along.states)
+    # Of a loss that is linear in the states this is a constant, T * D zeros mostly, which the compiler would spend
+    # half a minute on to evaluate ahead of time.
+    immediate = jax.lax.optimization_barrier(immediate)
 
     def body(carry: tuple[State, Array], at_t: PyTree) -> tuple[tuple[State, Array], tuple[State, Array]]:
         immediate_t, residuals = at_t

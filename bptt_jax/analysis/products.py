@@ -61,7 +61,7 @@ def _product(jacobians: Array) -> LogScaled:
         return logscale.normalize(matmul(jacobian, carry[0]), carry[1]), None
 
     (matrix, e), _ = jax.lax.scan(body, identity(jacobians), jacobians)
-    return LogScaled(matrix, logscale.to_log(jnp.ones((), matrix.real.dtype), e, zero=~jnp.any(matrix)))
+    return LogScaled(matrix, logscale.to_log(jnp.ones((), matrix.real.dtype), e, zero=jnp.all(matrix == 0)))
 
 
 @jax.jit

@@ -7,7 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal, jaxpr_as_fun
 
-from bptt_jax.step import Params, PyTree, State, Step, differentiable_part
+from bptt_jax.step import Array, Params, PyTree, State, Step, differentiable_part
+
+# Numbers of state in one contraction on CPU: some ten arrays of that size, in float32, share a second-level cache.
+_CHUNK_NUMBERS = 1 << 14
 
 
 class Linearization(NamedTuple):
@@ -18,7 +21,7 @@ class Linearization(NamedTuple):
       residuals: what the differentials need and what changes from step to step, leaves ``[T, ...]``.
       transpose_state: ``(residuals of one step, dL/dh_t) -> (dh_t/dh_{t-1})^T dL/dh_t``.
       transpose_params: ``(residuals of K steps, dL/dh [K, ...]) -> sum of (dh_t/dparams)^T dL/dh_t`` over K,
-        formed by one contraction over steps instead of K accumulations.
+        formed by contractions over many steps instead of K accumulations.
       push_params: ``(residuals of one step, dparams) -> (dh_t/dparams) dparams``.
     """
 
@@ -73,13 +76,35 @@ def linearize(step: Step, params: Params, state0: State, xs: PyTree, steps: int)
     def transpose_state(residuals: PyTree, cotangent: State) -> State:
         return jax.linear_transpose(lambda dh: differential(residuals)(no_params, dh), state0)(cotangent)[0]
 
-    def transpose_params(residuals: PyTree, cotangents: State) -> Params:
+    def contract(residuals: PyTree, cotangents: State) -> Params:
         count = jax.tree.leaves(cotangents)[0].shape[0]
 
         def push(dp: Params) -> State:
             return jax.vmap(lambda r: differential(r)(dp, no_state), axis_size=count)(residuals)
 
         return jax.linear_transpose(push, differentiable)(cotangents)[0]
+
+    def contract_by_chunks(residuals: PyTree, cotangents: State) -> Params:
+        """For CPU: one contraction over all steps of a batch transposes arrays that fit no cache (up to 2x)."""
+        leaves = jax.tree.leaves(cotangents)
+        count = leaves[0].shape[0]
+        chunk = max(1, _CHUNK_NUMBERS // (sum(a.size for a in leaves) // count))
+        if chunk >= count:
+            return contract(residuals, cotangents)
+        rest = count % chunk
+        tail = jax.tree.map(lambda a: a[count - rest :], (residuals, cotangents))
+        start = contract(*tail) if rest else jax.tree.map(jnp.zeros_like, differentiable)
+
+        def body(total: Params, part: tuple[PyTree, State]) -> tuple[Params, None]:
+            return jax.tree.map(jnp.add, total, contract(*part)), None
+
+        def cut(a: Array) -> Array:
+            return a[: count - rest].reshape(count // chunk, chunk, *a.shape[1:])
+
+        return jax.lax.scan(body, start, jax.tree.map(cut, (residuals, cotangents)))[0]
+
+    def transpose_params(residuals: PyTree, cotangents: State) -> Params:
+        return jax.lax.platform_dependent(residuals, cotangents, cpu=contract_by_chunks, default=contract)
 
     def push_params(residuals: PyTree, dp: Params) -> State:
         return differential(residuals)(dp, no_state)
