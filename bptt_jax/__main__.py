@@ -14,7 +14,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jax
 
-from bptt_jax.diagnose import BadArgument, Settings, measure, prepare, record, write_json, written
+from bptt_jax.diagnose import BadArgument, Settings, compile_all, measure, prepare, record, write_json, written
 
 _EXAMPLES = """\
 examples:
@@ -99,17 +99,16 @@ def _diagnose(arguments: argparse.Namespace) -> int:
     log = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=log, disable=not log.is_terminal, transient=True) as progress:
-        task = progress.add_task("", total=settings.batch * len(recurrences))
-        for i, recurrence in enumerate(recurrences):
-            progress.update(task, description=f"measuring {recurrence.name}")
-            if not log.is_terminal:
-                print(f"measuring {recurrence.name} ({i + 1} of {len(recurrences)})", file=sys.stderr, flush=True)
-            try:
-                flows[recurrence.name] = measure(
-                    recurrence, data, settings.loss, lambda n: progress.advance(task, n)
-                )
-            except (TypeError, ValueError) as error:
-                raise BadArgument(f"{recurrence.name}: {' '.join(str(error).split())}") from error
+        task = progress.add_task("compiling", total=settings.batch * len(recurrences))
+        try:
+            for i, (recurrence, compiled) in enumerate(compile_all(recurrences, data, settings.loss)):
+                name = recurrence.name
+                progress.update(task, description=f"measuring {name}")
+                if not log.is_terminal:
+                    print(f"measuring {name} ({i + 1} of {len(recurrences)})", file=sys.stderr, flush=True)
+                flows[name] = measure(recurrence, compiled, data, lambda n: progress.advance(task, n))
+        except (TypeError, ValueError) as error:
+            raise BadArgument(f"{recurrences[len(flows)].name}: {' '.join(str(error).split())}") from error
     where = "at the last step" if settings.loss == "last" else "of all steps"
     title = f"{settings.batch} sequences of {settings.length} characters, cross-entropy {where}"
     figure, numbers = plot_gradient_flow(flows, title=title), record(settings, data, flows, gated)

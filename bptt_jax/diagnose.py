@@ -10,6 +10,7 @@ import platform
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -29,6 +30,7 @@ from bptt_jax.step import Array, Cell, Params, PyTree, State, Step
 from bptt_jax.training.text import Corpus, corpus, english_text, read_text, windows
 
 Readout = Callable[[State], Array]
+Measure = Callable[..., GradientFlow]
 
 # Steps whose spectra are computed, spread over the sequence: enough for the quantiles of a figure.
 _SPECTRA = 20
@@ -112,23 +114,32 @@ def prepare(settings: Settings) -> tuple[Data, list[Recurrence]]:
     return data, recurrences
 
 
-def measure(recurrence: Recurrence, data: Data, loss: str, advance: Callable[[int], None]) -> GradientFlow:
+def compile_all(recurrences: list[Recurrence], data: Data, loss: str) -> Iterator[tuple[Recurrence, Measure]]:
+    """Each recurrence with its compiled measurement, in order; compilation runs ahead on another thread.
+
+    Recurrences that differ in their numbers alone share one. Only compilation is threaded: two loops of LAPACK
+    calls at once in one process can block each other.
+    """
+    group = _group(data)
+    with ThreadPoolExecutor(2) as pool:
+        jobs: dict[Any, Future[Measure]] = {}
+        for r in recurrences:
+            if (r.step, r.readout) not in jobs:
+                example = (r.params, r.state0, r.readout_weights, data.inputs[:group], data.targets[:group])
+                jobs[r.step, r.readout] = pool.submit(_compile, r.step, r.readout, loss, *example)
+        try:
+            for r in recurrences:
+                yield r, jobs[r.step, r.readout].result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def measure(recurrence: Recurrence, compiled: Measure, data: Data, advance: Callable[[int], None]) -> GradientFlow:
     """The gradient flow of every sequence; `advance` is told how many more are done."""
-    batch, length = data.targets.shape
-    group = next(g for g in range(min(_GROUP, batch), 0, -1) if batch % g == 0)
-    parts = []
-    for i in range(0, batch, group):
-        part = _measure(
-            recurrence.step,
-            recurrence.readout,
-            loss,
-            max(1, length // _SPECTRA),
-            recurrence.params,
-            recurrence.state0,
-            recurrence.readout_weights,
-            data.inputs[i : i + group],
-            data.targets[i : i + group],
-        )
+    group, parts = _group(data), []
+    for i in range(0, len(data.targets), group):
+        batch = data.inputs[i : i + group], data.targets[i : i + group]
+        part = compiled(recurrence.params, recurrence.state0, recurrence.readout_weights, *batch)
         parts.append(jax.block_until_ready(part))
         advance(group)
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
@@ -177,13 +188,17 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 def _data(settings: Settings, text: Corpus) -> Data:
     symbols = len(text.vocabulary)
-    k_windows, k_embed = jax.random.split(jax.random.key(settings.seed))
-    inputs, targets = windows(k_windows, text.codes, settings.batch, settings.length)
-    if settings.embed is None:
-        return Data(text.vocabulary, jax.nn.one_hot(inputs, symbols), targets)
-    # Entries of variance 1: a vector of them drives each unit as strongly as its lecun-normal weights expect.
-    table = jax.random.normal(k_embed, (symbols, settings.embed))
-    return Data(text.vocabulary, table[inputs], targets)
+
+    @jax.jit
+    def draw(key: Array, codes: Array) -> tuple[Array, Array]:
+        k_windows, k_embed = jax.random.split(key)
+        inputs, targets = windows(k_windows, codes, settings.batch, settings.length)
+        if settings.embed is None:
+            return jax.nn.one_hot(inputs, symbols), targets
+        # Entries of variance 1: a vector of them drives each unit as strongly as its lecun-normal weights expect.
+        return jax.random.normal(k_embed, (symbols, settings.embed))[inputs], targets
+
+    return Data(text.vocabulary, *draw(jax.random.key(settings.seed), text.codes))
 
 
 def _cells(settings: Settings) -> list[tuple[str, bool, Cell]]:
@@ -219,30 +234,29 @@ def _ignoring_weights(readout: Readout) -> Callable[[PyTree, State], Array]:
     return lambda _, state: readout(state)
 
 
-@partial(jax.jit, static_argnames=("step", "readout", "loss", "stride"))
-def _measure(
-    step: Step,
-    readout: Callable[[PyTree, State], Array],
-    loss: str,
-    stride: int,
-    params: Params,
-    state0: State,
-    weights: PyTree,
-    inputs: Array,
-    targets: Array,
-) -> GradientFlow:
-    def flow(xs: Array, targets: Array) -> GradientFlow:
-        def last(states: State) -> Array:
-            logits = readout(weights, jax.tree.map(lambda a: a[-1], states))
-            return optax.softmax_cross_entropy_with_integer_labels(logits, targets[-1])
+def _group(data: Data) -> int:
+    batch = len(data.targets)
+    return next(g for g in range(min(_GROUP, batch), 0, -1) if batch % g == 0)
 
-        def mean(states: State) -> Array:
-            logits = jax.vmap(partial(readout, weights))(states)
-            return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, targets))
 
-        return gradient_flow(step, params, state0, xs, last if loss == "last" else mean, stride=stride)
+def _compile(step: Step, readout: Callable[[PyTree, State], Array], loss: str, *example: PyTree) -> Measure:
+    stride = max(1, example[-1].shape[1] // _SPECTRA)
 
-    return jax.vmap(flow)(inputs, targets)
+    def measure(params: Params, state0: State, weights: PyTree, inputs: Array, targets: Array) -> GradientFlow:
+        def flow(xs: Array, targets: Array) -> GradientFlow:
+            def last(states: State) -> Array:
+                logits = readout(weights, jax.tree.map(lambda a: a[-1], states))
+                return optax.softmax_cross_entropy_with_integer_labels(logits, targets[-1])
+
+            def mean(states: State) -> Array:
+                logits = jax.vmap(partial(readout, weights))(states)
+                return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, targets))
+
+            return gradient_flow(step, params, state0, xs, last if loss == "last" else mean, stride=stride)
+
+        return jax.vmap(flow)(inputs, targets)
+
+    return jax.jit(measure).lower(*example).compile()
 
 
 def _load(spec: str, input_size: int) -> tuple[Step, Params, State, Readout | None]:

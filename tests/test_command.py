@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -93,27 +94,42 @@ def test_a_readout_of_ones_own_and_a_factory_without_argument(step_file, tmp_pat
     assert content["linear"]["growth_rate"]["mean"] == pytest.approx(math.log(0.9), rel=1e-4)
 
 
+SETTINGS = diagnose.Settings(
+    text=None, embed=None, cells=("rnn",), gain=(1.0,), hidden=8, length=20, batch=3, loss="last", step=None,
+    float64=False, seed=1,
+)  # fmt: skip
+
+
 def test_own_text_embedded(tmp_path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("abracadabra " * 30)
-    arguments = [*SMALL, "--cells", "rnn", "--gain", "1", "--text", str(text), "--embed", "3", "--out", str(tmp_path)]
-    assert main(arguments) == 0
-    content = json.loads((tmp_path / "flow.json").read_text())
-    assert content["vocabulary"] == " abcdr"
-    assert content["settings"]["embed"] == 3
+    one_hot, _ = diagnose.prepare(replace(SETTINGS, text=str(text)))
+    data, (recurrence,) = diagnose.prepare(replace(SETTINGS, text=str(text), embed=3))
+    assert data.vocabulary == one_hot.vocabulary == " abcdr"
+    np.testing.assert_array_equal(one_hot.inputs.sum(axis=-1), 1)
+    # The same windows; equal characters have equal embeddings, others others.
+    codes, vectors = np.argmax(one_hot.inputs, axis=-1).ravel(), np.asarray(data.inputs).reshape(-1, 3)
+    assert vectors.shape == (60, 3)
+    assert recurrence.params.input.shape == (8, 3)
+    assert len(np.unique(vectors, axis=0)) == len(np.unique(codes)) > 3
+    np.testing.assert_array_equal(data.targets[:, :-1], np.argmax(one_hot.inputs, axis=-1)[:, 1:])
 
 
-def test_same_seed_same_numbers_other_seed_others(tmp_path) -> None:
-    found = []
-    for seed in ("1", "1", "2"):
-        main([*SMALL, "--cells", "rnn", "--gain", "1", "--seed", seed, "--out", str(tmp_path)])
-        found.append(json.loads((tmp_path / "flow.json").read_text())["recurrences"])
-    assert found[0] == found[1] != found[2]
+def test_same_seed_same_numbers_other_seed_others() -> None:
+    (data1, (r1,)), (data2, (r2,)), (data3, (r3,)) = (
+        diagnose.prepare(replace(SETTINGS, seed=seed)) for seed in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(data1.inputs, data2.inputs)
+    np.testing.assert_array_equal(r1.params.recurrent, r2.params.recurrent)
+    assert np.any(data1.inputs != data3.inputs)
+    assert np.any(r1.params.recurrent != r3.params.recurrent)
 
 
 def test_double_precision(step_file, tmp_path) -> None:
     arguments = [*SMALL, "--float64", "--cells", "gru", "--out", str(tmp_path)]
-    done = subprocess.run([sys.executable, "-m", "bptt_jax", *arguments], capture_output=True, text=True, timeout=200)
+    done = subprocess.run(
+        [sys.executable, "-m", "bptt_jax", *arguments], capture_output=True, text=True, timeout=200
+    )
     assert done.returncode == 0, done.stderr
     values = json.loads((tmp_path / "flow.json").read_text())["recurrences"]["gru"]["singular_values"]["max"]
     assert max(values) < 2
@@ -176,7 +192,19 @@ def test_help_has_examples(capsys) -> None:
 def test_interrupted_leaves_nothing(tmp_path) -> None:
     """SIGINT while it measures: status 130, one line, and the files of an earlier run untouched."""
     (tmp_path / "flow.json").write_text("before")
-    arguments = ["diagnose", "--hidden", "64", "--length", "5000", "--batch", "64", "--out", str(tmp_path)]
+    arguments = [
+        "diagnose",
+        "--cells",
+        "rnn",
+        "--gain",
+        "1",
+        "--length",
+        "1000",
+        "--batch",
+        "64",
+        "--out",
+        str(tmp_path),
+    ]
     command = [sys.executable, "-m", "bptt_jax", *arguments]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
         try:

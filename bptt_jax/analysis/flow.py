@@ -201,24 +201,22 @@ def gradient_flow(
     """
     steps = check_arguments(step, params, state0, xs, length, loss)
     stride = check_positive_int("stride", stride)
-    fraction = _check_fraction(fraction)
-    return _gradient_flow(step, params, state0, xs, fraction, loss, steps, stride)
+    return _gradient_flow(step, params, state0, xs, _check_fraction(fraction), loss, steps, stride)
 
 
-def _check_fraction(fraction: float | Array) -> Array:
+def _check_fraction(fraction: float | Array) -> Array | np.ndarray:
     message = "fraction: expected a number between 0 and 1"
     if not isinstance(fraction, (float, int, np.ndarray, np.generic, jax.Array)):
         raise TypeError(f"{message}, got {type(fraction).__name__}")
     if jnp.shape(fraction) != () or jnp.iscomplexobj(fraction):
         raise ValueError(f"{message}, got {fraction}")
-    fraction = jnp.asarray(fraction, float)
     if isinstance(fraction, jax.core.Tracer):
         import equinox as eqx  # costs 0.25 s, more than the rest of this package: only where it is used
 
-        return eqx.error_if(fraction, ~((fraction > 0) & (fraction < 1)), message)
-    if not 0 < fraction < 1:
+        return eqx.error_if(jnp.asarray(fraction, float), ~((fraction > 0) & (fraction < 1)), message)
+    if not 0 < float(fraction) < 1:
         raise ValueError(f"{message}, got {fraction}")
-    return fraction
+    return np.asarray(fraction, jnp.result_type(float))  # of NumPy: nothing is compiled for it
 
 
 @partial(jax.jit, static_argnames=("step", "loss", "steps", "stride"))
@@ -227,11 +225,12 @@ def _gradient_flow(
     params: Params,
     state0: State,
     xs: PyTree,
-    fraction: Array,
+    fraction: Array | np.ndarray,
     loss: Loss,
     steps: int,
     stride: int,
 ) -> GradientFlow:
+    fraction = jnp.asarray(fraction)
     done = backward(step, params, state0, xs, loss, steps)
     states = done.linearization.states
     starts = prepend(jax.tree.map(jnp.asarray, state0), states)

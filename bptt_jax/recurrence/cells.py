@@ -84,10 +84,11 @@ def rnn(
     n = check_positive_int("hidden_size", hidden_size)
 
     def init(key: Array, input_size: int) -> RNNParams:
+        fan_in = check_positive_int("input_size", input_size)
         k_rec, k_in = jax.random.split(key)
         return RNNParams(
             gain * _stacked(recurrent_init, k_rec, 1, n, n, dtype),
-            _stacked(input_init, k_in, 1, n, check_positive_int("input_size", input_size), dtype),
+            _stacked(input_init, k_in, 1, n, fan_in, dtype),
             jnp.zeros(n, dtype),
         )
 
@@ -129,10 +130,11 @@ def gru(
     n = check_positive_int("hidden_size", hidden_size)
 
     def init(key: Array, input_size: int) -> GRUParams:
+        fan_in = check_positive_int("input_size", input_size)
         k_rec, k_in, k_bias = jax.random.split(key, 3)
         return GRUParams(
             _stacked(recurrent_init, k_rec, 3, n, n, dtype),
-            _stacked(input_init, k_in, 3, n, check_positive_int("input_size", input_size), dtype),
+            _stacked(input_init, k_in, 3, n, fan_in, dtype),
             bias_init(k_bias, (3, n), _floating(dtype)).ravel(),
             jnp.zeros(n, dtype),
         )
@@ -180,10 +182,11 @@ def lstm(
         return jnp.zeros(shape, dtype).at[1].set(forget_bias)
 
     def init(key: Array, input_size: int) -> LSTMParams:
+        fan_in = check_positive_int("input_size", input_size)
         k_rec, k_in, k_bias = jax.random.split(key, 3)
         return LSTMParams(
             _stacked(recurrent_init, k_rec, 4, n, n, dtype),
-            _stacked(input_init, k_in, 4, n, check_positive_int("input_size", input_size), dtype),
+            _stacked(input_init, k_in, 4, n, fan_in, dtype),
             (bias_init or constant)(k_bias, (4, n), _floating(dtype)).ravel(),
         )
 

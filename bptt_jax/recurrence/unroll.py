@@ -57,7 +57,8 @@ def final_state(
 ) -> State:
     """Only h_T: arguments, errors and semantics of `unroll`, without the O(T) memory of its result.
 
-    With ``remat=True`` the gradient of a function of h_T needs O(sqrt(T)) memory in all.
+    With ``remat=True`` the gradient of a function of h_T needs O(sqrt(T)) memory beyond the inputs (and a copy of
+    these, unless the segments divide T).
     """
     steps = check_arguments(step, params, state0, xs, length)
     segment = _segment(remat, steps)
