@@ -55,7 +55,7 @@ def test_value_and_immediate_gradient() -> None:
 
 
 def test_released_code_divides_by_the_number_of_valid_steps() -> None:
-    cell, params, xs = _setting()
+    _, params, xs = _setting()
     terms = _terms(params, xs)
     assert bool(terms.valid.all())
     assert float(omega(terms, version="code")) == pytest.approx(float(omega(terms)) / T, rel=1e-5)

@@ -1,0 +1,221 @@
+"""dL/dh_t and dL/dparams against `jax.grad` with zero perturbations, and where floating numbers end."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracles import (
+    EXAMPLES,
+    T,
+    cell_example,
+    floating,
+    linear_step,
+    losses,
+    perturbation_gradients,
+    quick_jit,
+    relative_error,
+    weighted_loss,
+)
+
+import bptt_jax as bptt
+
+# What the order of summation may cost: some ten roundings of a few units in the last place.
+TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
+
+
+def scalar_step(w, h, x):
+    return w * h
+
+
+def last(states):
+    return jnp.sum(states[-1])
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_equal_to_jax_grad(name, dtype):
+    example = EXAMPLES[name](dtype)
+    step, params, state0, xs, length = example
+
+    # Closing over a traced value, as a loss on labels does, is part of what is tested.
+    @quick_jit
+    def both(weights):
+        loss = weighted_loss(weights)
+        states = bptt.unroll(step, params, state0, xs, length=length)
+        expected = states, loss(states), *perturbation_gradients(example, loss)
+        return bptt.adjoints(step, params, state0, xs, loss, length=length), expected
+
+    for which, weights in losses(T, dtype).items():
+        got, (states, loss, params_grad, state0_grad, adjoints) = both(weights)
+        pairs = [(got.params_grad, floating(params_grad)), (got.state0_grad, state0_grad)]
+        pairs += [(got.adjoints, adjoints), (got.states, states), (got.loss, loss)]
+        for a, b in pairs:
+            assert_alike(a, b)
+            assert relative_error(a, b) <= TOLERANCE[dtype.name], which
+        vectors = np.concatenate([np.reshape(a, (T, -1)) for a in jax.tree.leaves(adjoints)], axis=1)
+        with np.errstate(divide="ignore"):
+            np.testing.assert_allclose(
+                got.log_norms, np.log(np.linalg.norm(vectors, axis=1)), atol=3 * TOLERANCE[dtype.name]
+            )
+
+
+def assert_alike(a, b):
+    """The same structure, shapes and dtypes, None included."""
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    assert [(x.shape, x.dtype) for x in jax.tree.leaves(a)] == [(x.shape, x.dtype) for x in jax.tree.leaves(b)]
+
+
+def test_integer_parameters_have_none():
+    step, params, state0, xs, _ = EXAMPLES["tokens"](jnp.float32)
+    got = jax.eval_shape(lambda p: bptt.adjoints(step, p, state0, xs, weighted_loss(jnp.ones(T))), params)
+    assert got.params_grad["order"] is None
+    assert got.params_grad["table"].shape == (5, 3)
+
+
+@pytest.mark.parametrize("params", [None, jnp.asarray([1, 0])])
+def test_nothing_to_learn(params):
+    def step(p, h, x):
+        return jnp.tanh(h[::-1] if p is None else h[p])
+
+    @quick_jit
+    def both(h0):
+        arguments = step, params, h0, None, last
+        return bptt.adjoints(*arguments, length=3), bptt.temporal_contributions(*arguments, length=3)
+
+    got, contributions = both(jnp.asarray([0.1, 0.2]))
+    assert got.params_grad is None
+    assert np.all(np.isfinite(got.log_norms))
+    assert np.all(contributions.log_norms == -np.inf)
+    assert np.all(np.isnan(contributions.shares))
+
+
+def test_last_loss_is_transported_by_the_product_of_jacobians(x64):
+    step, params, state0, xs, _ = cell_example("lstm", jnp.float64)
+    loss = weighted_loss(losses(T, jnp.float64)["last"])
+    got = quick_jit(lambda xs: bptt.adjoints(step, params, state0, xs, loss))(xs)
+    adjoints = np.concatenate(got.adjoints, axis=1)
+    product = np.eye(adjoints.shape[1])
+    jacobians = np.asarray(quick_jit(lambda xs: bptt.jacobians(step, params, state0, xs))(xs))
+    for t in reversed(range(T)):
+        np.testing.assert_allclose(adjoints[t], product.T @ adjoints[-1], rtol=1e-12, atol=1e-14)
+        product = product @ jacobians[t]
+    start = np.concatenate(got.state0_grad)
+    np.testing.assert_allclose(start, product.T @ adjoints[-1], rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("w", [0.9, 0.5, 1.5, 2.0])
+def test_log_norms_hold_at_any_length(w):
+    steps, w = 5000, jnp.float32(w)
+    got = bptt.adjoints(scalar_step, w, jnp.ones(()), None, last, length=steps)
+    # A rounding of 6e-8 at each of 5000 products can at worst add up to 3e-4.
+    np.testing.assert_allclose(got.log_norms, np.arange(steps - 1, -1, -1) * np.log(np.float64(w)), atol=3e-4)
+    assert np.all(np.isfinite(got.log_norms))
+    assert got.state0_grad == (0 if w < 1 else np.inf)
+    if w == np.float32(0.9):
+        np.testing.assert_allclose(got.log_norms[0] + np.log(w), -526.8, atol=0.01)
+
+
+def test_log_norms_of_a_network_that_float32_cannot_hold():
+    a = np.asarray([[0.5, 0.3, 0.0], [-0.2, 0.4, 0.1], [0.1, 0.0, 0.3]])
+    steps, h, states = 300, np.full(3, 0.1), []
+    for _ in range(steps):
+        h = np.tanh(a @ h + 0.2)
+        states.append(h)
+    signal, expected = np.ones(3), np.zeros(steps)
+    for t in reversed(range(steps)):
+        expected[t] = np.log(np.linalg.norm(signal))
+        signal = a.T @ ((1 - states[t] ** 2) * signal)
+
+    def step(a, h, x):
+        return jnp.tanh(a @ h + 0.2)
+
+    got = bptt.adjoints(step, jnp.asarray(a, jnp.float32), jnp.full(3, 0.1), None, last, length=steps)
+    assert expected[0] < np.log(np.finfo(np.float32).smallest_subnormal)
+    # Each Jacobian is wrong by some 1e-7, the sum over 300 steps by 1e-4 at most.
+    np.testing.assert_allclose(got.log_norms, expected, atol=1e-4)
+    assert np.all(np.asarray(got.adjoints[0]) == 0)
+    assert np.all(np.isfinite(got.params_grad))
+
+
+def test_half_precision_log_norms_are_exact_for_powers_of_two():
+    got = bptt.adjoints(scalar_step, jnp.float16(0.5), jnp.float16(1), None, last, length=4001)
+    np.testing.assert_allclose(got.log_norms[0], -2772.5887, rtol=1e-6)
+
+
+def test_orthogonal_step_keeps_the_adjoint():
+    q, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((4, 4)))
+    got = bptt.adjoints(linear_step, jnp.asarray(q, jnp.float32), jnp.ones(4), None, last, length=1000)
+    # q itself is orthogonal to 1e-7 only, which 1000 steps multiply.
+    np.testing.assert_allclose(got.log_norms, np.log(2.0), atol=1e-4)
+
+
+def test_unread_states_have_minus_infinity():
+    got = bptt.adjoints(scalar_step, jnp.float32(0.9), jnp.ones(()), None, lambda states: states[2], length=6)
+    assert np.all(got.log_norms[3:] == -np.inf)
+    assert np.all(got.adjoints[3:] == 0)
+    np.testing.assert_allclose(got.log_norms[:3], [2 * np.log(0.9), np.log(0.9), 0], atol=1e-6)
+
+
+def test_nan_stays_behind_its_step():
+    """A NaN in the immediate derivative at one step does not reach the adjoints of later ones."""
+    got = bptt.adjoints(
+        scalar_step, jnp.float32(0.9), jnp.ones(()), None, lambda states: states[2] * jnp.nan + states[5], length=6
+    )
+    assert np.all(np.isnan(got.log_norms[:3]))
+    assert np.all(np.isfinite(got.log_norms[3:]))
+
+
+def test_batch_inside_the_step():
+    """A vmapped step has the gradient of the batch, the sum of the sequences' own."""
+    step, params, state0, xs, _ = cell_example("rnn", jnp.float32)
+    xs, states0 = np.stack([xs, -0.5 * xs], axis=1), np.stack([state0, -state0])
+    whole = quick_jit(lambda h, xs: bptt.adjoints(jax.vmap(step, (None, 0, 0)), params, h, xs, last))(states0, xs)
+    each = quick_jit(jax.vmap(lambda h, xs: bptt.adjoints(step, params, h, xs, last), (0, 1)))(states0, xs)
+    summed = jax.tree.map(lambda g: np.asarray(g).sum(axis=0), each.params_grad)
+    assert relative_error(whole.params_grad, summed) <= 1e-5
+    assert relative_error(whole.adjoints, np.swapaxes(each.adjoints, 0, 1)) <= 1e-5
+
+
+@pytest.mark.parametrize("name", ["lstm", "tokens"])
+def test_contributions_against_one_vjp_per_step(name, x64):
+    step, params, state0, xs, _ = example = EXAMPLES[name](jnp.float64)
+    loss = weighted_loss(losses(T, jnp.float64)["all"])
+
+    def of_one_step(h, x, adjoint):
+        gradient = jax.vjp(lambda p: step(p, h, x), params)[1](adjoint)[0]
+        return jnp.concatenate([jnp.ravel(g) for g in jax.tree.leaves(floating(gradient))])
+
+    @quick_jit
+    def both():
+        states = bptt.unroll(step, params, state0, xs)
+        starts = jax.tree.map(lambda h0, h: jnp.concatenate([h0[None], h[:-1]]), state0, states)
+        adjoints = perturbation_gradients(example, loss)[2]
+        return bptt.temporal_contributions(step, params, state0, xs, loss), jax.vmap(of_one_step)(
+            starts, xs, adjoints
+        )
+
+    got, contributions = both()
+    contributions = np.asarray(contributions)
+    whole = contributions.sum(axis=0)
+    np.testing.assert_allclose(got.log_norms, np.log(np.linalg.norm(contributions, axis=1)), atol=1e-12)
+    np.testing.assert_allclose(got.shares, contributions @ whole / (whole @ whole), atol=1e-12)
+    np.testing.assert_allclose(np.sum(got.shares), 1, atol=1e-12)
+
+
+def input_step(p, h, x):
+    """``dL/dp`` for ``L = h_T`` is the sum over t of ``x_t / 2^(T-t)``."""
+    return 0.5 * h + p * x
+
+
+def test_contributions_hold_where_float32_underflows():
+    back = np.arange(1999, -1, -1)
+    got = bptt.temporal_contributions(input_step, jnp.ones(1), jnp.ones(1), np.ones((2000, 1), np.float32), last)
+    np.testing.assert_allclose(got.log_norms, -back * np.log(2), rtol=1e-6)
+    np.testing.assert_allclose(got.shares, 0.5**back / 2, rtol=1e-6, atol=1e-37)
+
+
+@pytest.mark.parametrize(("dtype", "scale", "tolerance"), [("float16", 500, 2e-3), ("float32", 1e22, 1e-6)])
+def test_shares_of_a_gradient_whose_square_overflows(dtype, scale, tolerance):
+    one, xs = np.ones(1, dtype), np.full((6, 1), scale, dtype)
+    got = bptt.temporal_contributions(input_step, one, one, xs, last)
+    expected = 0.5 ** np.arange(5, -1, -1.0)
+    np.testing.assert_allclose(got.shares, expected / expected.sum(), rtol=tolerance)

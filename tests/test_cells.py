@@ -1,0 +1,258 @@
+"""Each cell against Equinox, PyTorch and NumPy with the same weights, in outputs and gradients; how each starts."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracles import I, N, cell_example, quick_jit
+
+import bptt_jax as bptt
+
+NAMES = ["rnn", "gru", "lstm"]
+RTOL = 1e-12  # float64, a few roundings
+
+
+def cotangents(state):
+    """A direction for every number of the state: gradients are compared along it."""
+    rng = np.random.default_rng(7)
+    return jax.tree.map(lambda a: rng.standard_normal(a.shape), state)
+
+
+def inner(tree, weights):
+    return sum(jnp.sum(a * w) for a, w in zip(jax.tree.leaves(tree), jax.tree.leaves(weights), strict=True))
+
+
+def step_and_gradients(step, params, state0, x):
+    weights = cotangents(state0)
+
+    @quick_jit
+    def both(params, state0, x):
+        new = step(params, state0, x)
+        return new, jax.grad(lambda *arguments: inner(step(*arguments), weights), argnums=(0, 1, 2))(
+            params, state0, x
+        )
+
+    return both(params, state0, x)
+
+
+def sigmoid(a):
+    return 1 / (1 + np.exp(-a))
+
+
+def numpy_rnn(params, h, x):
+    return np.tanh(params.recurrent @ h + params.input @ x + params.bias)
+
+
+def numpy_gru(params, h, x):
+    """Cho et al. 2014 with the reset after the product, gate by gate."""
+    n = h.size
+    w_r, w_z, w_n = params.recurrent[:n], params.recurrent[n : 2 * n], params.recurrent[2 * n :]
+    u_r, u_z, u_n = params.input[:n], params.input[n : 2 * n], params.input[2 * n :]
+    b_r, b_z, b_n = params.bias[:n], params.bias[n : 2 * n], params.bias[2 * n :]
+    r = sigmoid(w_r @ h + u_r @ x + b_r)
+    z = sigmoid(w_z @ h + u_z @ x + b_z)
+    candidate = np.tanh(u_n @ x + b_n + r * (w_n @ h + params.recurrent_bias))
+    return (1 - z) * candidate + z * h
+
+
+def numpy_lstm(params, state, x):
+    """Gers et al. 2000 without peepholes, gate by gate."""
+    h, c = state
+    n = h.size
+
+    def gate(k):
+        rows = slice(k * n, (k + 1) * n)
+        return params.recurrent[rows] @ h + params.input[rows] @ x + params.bias[rows]
+
+    c = sigmoid(gate(1)) * c + sigmoid(gate(0)) * np.tanh(gate(2))
+    return sigmoid(gate(3)) * np.tanh(c), c
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_against_the_equations_in_numpy(name, x64):
+    """Gradients against central differences of the NumPy function."""
+    step, params, state0, xs, _ = cell_example(name, jnp.float64)
+    reference = {"rnn": numpy_rnn, "gru": numpy_gru, "lstm": numpy_lstm}[name]
+    got, gradients = step_and_gradients(step, params, state0, xs[0])
+    arguments = jax.tree.map(np.array, (params, state0, xs[0]))
+    weights = jax.tree.leaves(cotangents(state0))
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(reference(*arguments)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=RTOL)
+
+    def value():
+        return sum(np.sum(a * w) for a, w in zip(jax.tree.leaves(reference(*arguments)), weights, strict=True))
+
+    eps = 1e-6
+    for leaf, gradient in zip(jax.tree.leaves(arguments), jax.tree.leaves(gradients), strict=True):
+        for index in np.ndindex(leaf.shape):
+            kept = leaf[index]
+            leaf[index] = kept + eps
+            up = value()
+            leaf[index] = kept - eps
+            down = value()
+            leaf[index] = kept
+            # eps^2 of truncation, 1e-16 / eps of rounding
+            np.testing.assert_allclose(gradient[index], (up - down) / (2 * eps), atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["gru", "lstm"])
+def test_against_equinox(name, x64):
+    step, params, state0, xs, _ = cell_example(name, jnp.float64)
+    make = {"gru": eqx.nn.GRUCell, "lstm": eqx.nn.LSTMCell}[name]
+    cell = eqx.filter_eval_shape(make, I, N, key=jax.random.key(0))
+    cell = eqx.tree_at(lambda c: (c.weight_hh, c.weight_ih, c.bias), cell, params[:3])
+    if name == "gru":
+        cell = eqx.tree_at(lambda c: c.bias_n, cell, params.recurrent_bias)
+    theirs_state = state0 if name == "gru" else tuple(state0)
+    got, (d_params, d_state, d_x) = step_and_gradients(step, params, state0, xs[0])
+    their_step, their_params = bptt.from_equinox(cell)
+    expected, (t_params, t_state, t_x) = step_and_gradients(their_step, their_params, theirs_state, xs[0])
+    d_theirs = [t_params.weight_hh, t_params.weight_ih, t_params.bias]
+    d_theirs += [t_params.bias_n] if name == "gru" else []
+    pairs = zip(
+        jax.tree.leaves((got, d_params, d_state, d_x)),
+        jax.tree.leaves((expected, d_theirs, t_state, t_x)),
+        strict=True,
+    )
+    for a, b in pairs:
+        np.testing.assert_allclose(a, b, rtol=RTOL, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_against_pytorch(name, x64):
+    torch = pytest.importorskip("torch")
+    step, params, state0, xs, _ = cell_example(name, jnp.float64)
+    cell = {"rnn": torch.nn.RNNCell, "gru": torch.nn.GRUCell, "lstm": torch.nn.LSTMCell}[name](I, N).double()
+    recurrent_bias = np.zeros_like(params.bias)
+    if name == "gru":
+        recurrent_bias[2 * N :] = params.recurrent_bias
+    values = {
+        "weight_hh": params.recurrent,
+        "weight_ih": params.input,
+        "bias_ih": params.bias,
+        "bias_hh": recurrent_bias,
+    }
+    with torch.no_grad():
+        for attribute, value in values.items():
+            getattr(cell, attribute).copy_(torch.tensor(np.array(value)))
+    got, (d_params, d_state, d_x) = step_and_gradients(step, params, state0, xs[0])
+    x = torch.tensor(np.array(xs[0]), requires_grad=True)
+    h = [torch.tensor(np.array(a), requires_grad=True) for a in jax.tree.leaves(state0)]
+    new = cell(x, tuple(h) if name == "lstm" else h[0])
+    new = new if name == "lstm" else (new,)
+    sum(
+        (a * torch.tensor(w)).sum() for a, w in zip(new, jax.tree.leaves(cotangents(state0)), strict=True)
+    ).backward()
+    expected = [*new, *(a.grad for a in h), x.grad, cell.weight_hh.grad, cell.weight_ih.grad, cell.bias_ih.grad]
+    mine = [*jax.tree.leaves((got, d_state)), d_x, *d_params[:3]]
+    if name == "gru":
+        mine.append(d_params.recurrent_bias)
+        expected.append(cell.bias_hh.grad[2 * N :])
+    for a, b in zip(mine, expected, strict=True):
+        np.testing.assert_allclose(a, b.detach().numpy(), rtol=RTOL, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("activation", "expected"),
+    [(jax.nn.relu, lambda a: np.maximum(a, 0)), (jax.nn.identity, lambda a: a), (jnp.sin, np.sin)],
+)
+def test_activations(activation, expected):
+    _, params, h, xs, _ = cell_example("rnn", jnp.float32)
+    got = bptt.rnn(N, activation=activation).step(params, h, xs[0])
+    before = np.asarray(params.recurrent) @ h + np.asarray(params.input) @ np.asarray(xs[0]) + params.bias
+    np.testing.assert_allclose(got, expected(before), rtol=1e-5)
+
+
+def test_cells_share_their_step():
+    """What was compiled for one is found again for another: sizes and initialisers are data."""
+    assert bptt.rnn(3).step is bptt.rnn(5, gain=2).step
+    assert bptt.rnn(3).step is not bptt.rnn(3, activation=jax.nn.relu).step
+    assert bptt.gru(3).step is bptt.gru(4).step
+    assert bptt.lstm(3).step is bptt.lstm(4, forget_bias=2).step
+
+
+@pytest.fixture(scope="module")
+def big_rnn():
+    """Two draws with N = 400 at gain 1.5."""
+    cell = bptt.rnn(400, gain=1.5)
+    return jax.jit(jax.vmap(lambda key: cell.init(key, 100)))(jax.random.split(jax.random.key(0), 2))
+
+
+def test_gain_and_the_circular_law(big_rnn):
+    """The disc's radius g and the largest singular value 2 g, to 2 % at N = 400."""
+    np.testing.assert_allclose(bptt.spectral_norm(big_rnn.recurrent), 3.0, rtol=0.02)
+    radii = np.abs(np.asarray(bptt.eigenvalues(big_rnn.recurrent[0])))
+    # The disc is filled evenly: a share p of the eigenvalues lies within sqrt(p) of its radius.
+    for share in (0.5, 0.9, 0.99):
+        np.testing.assert_allclose(np.quantile(radii, share), 1.5 * np.sqrt(share), rtol=0.02)
+    # The outermost one of 400 lies some 4 % outside in the mean (Rider 2003, J. Phys. A 36: 3401), +- 2 %.
+    np.testing.assert_allclose(radii[0], 1.5 * 1.04, rtol=0.06)
+
+
+def test_rnn_starts_with_the_stated_variances(big_rnn):
+    # 160,000 and 40,000 numbers in each draw: a relative error of the standard deviation below 1 %.
+    np.testing.assert_allclose(np.std(big_rnn.recurrent), 1.5 / np.sqrt(400), rtol=0.01)
+    np.testing.assert_allclose(np.std(big_rnn.input), 1 / np.sqrt(100), rtol=0.01)
+    assert not np.any(big_rnn.bias)
+
+
+def test_gates_start_orthogonal_each_and_apart():
+    n = 16
+    params = bptt.lstm(n, forget_bias=1.5).init(jax.random.key(0), 2)
+    gates = np.asarray(params.recurrent).reshape(4, n, n)
+    np.testing.assert_allclose(gates @ gates.swapaxes(1, 2), np.broadcast_to(np.eye(n), (4, n, n)), atol=1e-5)
+    assert min(np.abs(gates[i] - gates[j]).max() for i in range(4) for j in range(i)) > 0.1
+    np.testing.assert_array_equal(params.bias, np.repeat([0, 1.5, 0, 0], n))
+    assert params.input.shape == (4 * n, 2)
+    gru = jax.eval_shape(lambda key: bptt.gru(n).init(key, 2), jax.random.key(0))
+    assert [a.shape for a in gru] == [(3 * n, n), (3 * n, 2), (3 * n,), (n,)]
+
+
+def test_forget_bias_sets_the_carousel():
+    """With weights of zero, dc_t/dc_{t-1} is sigmoid(b)."""
+    cell = bptt.lstm(
+        2, forget_bias=2.0, recurrent_init=jax.nn.initializers.zeros, input_init=jax.nn.initializers.zeros
+    )
+    params = cell.init(jax.random.key(0), 1)
+    jacobian = bptt.jacobians(cell.step, params, cell.initial_state(), jnp.ones((1, 1)))[0]
+    np.testing.assert_allclose(jacobian[2:, 2:], sigmoid(2.0) * np.eye(2), rtol=1e-6)
+
+
+def test_initialisers_see_fan_in_first():
+    """An initialiser is given (fan_in, fan_out), and what it returns is transposed."""
+    seen = []
+
+    def counting(key, shape, dtype):
+        seen.append(shape)
+        return jnp.arange(shape[0] * shape[1], dtype=dtype).reshape(shape)
+
+    params = bptt.gru(3, recurrent_init=counting, input_init=counting).init(jax.random.key(0), 2)
+    assert seen == [(3, 3)] * 3 + [(2, 3)] * 3
+    np.testing.assert_array_equal(params.input[:3], np.arange(6).reshape(2, 3).T)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+def test_dtypes(name, dtype, x64):
+    cell = getattr(bptt, name)(3, dtype=dtype)
+    params = jax.eval_shape(lambda key: cell.init(key, 2), jax.random.key(0))
+    assert all(a.dtype == dtype for a in jax.tree.leaves(params))
+    state = jax.eval_shape(cell.step, params, cell.initial_state(), jax.ShapeDtypeStruct((2,), dtype))
+    assert all(a.dtype == dtype for a in jax.tree.leaves((state, cell.initial_state())))
+
+
+def test_dtype_is_jaxs_by_default(dtype):
+    assert bptt.rnn(3).initial_state().dtype == dtype
+
+
+def test_half_precision_orthogonal_weights_can_be_drawn():
+    """LAPACK factorises no half precision."""
+    assert bptt.gru(3, dtype=jnp.bfloat16).init(jax.random.key(0), 2).recurrent.dtype == jnp.bfloat16
+
+
+def test_keys_differ_and_repeat():
+    cell = bptt.rnn(3)
+    first, again, other = (cell.init(jax.random.key(k), 2) for k in (0, 0, 1))
+    np.testing.assert_array_equal(first.recurrent, again.recurrent)
+    assert np.any(first.recurrent != other.recurrent)

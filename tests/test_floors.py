@@ -1,0 +1,80 @@
+"""The floors of the package: a module imports from lower ones only, and nothing hides inside a function."""
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import bptt_jax
+
+ROOT = Path(bptt_jax.__file__).parent
+FLOORS = {
+    "step": 1,
+    "recurrence": 2,
+    "analysis": 3,
+    "remedies": 4,
+    "training": 5,
+    "plots": 5,
+    "diagnose": 6,
+    "__main__": 6,
+}
+LAZY = {"equinox", "matplotlib", "rich", "sklearn", "pydoc_data"}  # dear to import, or not everywhere there
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts): ast.parse(path.read_text(encoding="utf-8"))
+    for path in ROOT.rglob("*.py")
+    if path.name != "__init__.py"
+}
+
+
+def imports(tree: ast.AST) -> set[str]:
+    """Full names of the modules that `tree` imports."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            inside = {f"{node.module}.{alias.name}" for alias in node.names}
+            modules = {name for name in inside if name.removeprefix("bptt_jax.") in MODULES}
+            found |= modules or {node.module}
+    return found
+
+
+def own(tree: ast.AST) -> set[str]:
+    return {name.removeprefix("bptt_jax.") for name in imports(tree) if name.startswith("bptt_jax.")}
+
+
+def floor(module: str) -> int:
+    return FLOORS[module.split(".")[0]]
+
+
+def test_imports_go_down():
+    wrong = [(m, n) for m, tree in MODULES.items() for n in own(tree) if floor(n) > floor(m)]
+    assert wrong == []
+    across = [(m, n) for m, tree in MODULES.items() for n in own(tree) if floor(n) == floor(m)]
+    # On one floor: within a wing, or from the command to what it runs.
+    assert [(m, n) for m, n in across if m.split(".")[0] != n.split(".")[0] and floor(m) < 6] == []
+
+
+def test_no_circles():
+    graph = {module: own(tree) for module, tree in MODULES.items()}
+    assert len(list(TopologicalSorter(graph).static_order())) >= len(MODULES)  # raises CycleError
+
+
+def test_steps_and_matrices_come_as_arguments():
+    """`unroll` never imports cells; `spectra`, `products` and `logscale` take arrays, never models."""
+    assert own(MODULES["recurrence.unroll"]) == {"step"}
+    for module in ("analysis.spectra", "analysis.products", "analysis.logscale", "analysis.verdict"):
+        assert not any(floor(name) == 2 for name in own(MODULES[module]))
+    assert imports(MODULES["analysis.verdict"]).isdisjoint({"jax", "jax.numpy"})
+
+
+def test_no_import_dodges_a_circle():
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+    inner = {
+        (module, name)
+        for module, tree in MODULES.items()
+        for function in ast.walk(tree)
+        if isinstance(function, functions)
+        for name in imports(function)
+    }
+    assert {(m, n) for m, n in inner if n.split(".")[0] not in LAZY} <= {("__main__", "bptt_jax.plots")}

@@ -1,0 +1,346 @@
+"""`gradient_flow`: equal to the functions that do not stream, small in memory, and right in its verdict."""
+
+from functools import lru_cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracles import EXAMPLES, T, cell_params, linear_step, losses, quick_jit, weighted_loss
+
+import bptt_jax as bptt
+from bptt_jax.analysis import flow as flow_module
+
+STEPS = 40
+EYE = np.eye(2)
+
+
+@lru_cache
+def compiled(steps):
+    """One compilation for all linear maps, inputs, losses and thresholds."""
+
+    @(jax.jit if steps == STEPS else quick_jit)
+    def measure(a, h0, xs, weights, fraction):
+        return bptt.gradient_flow(
+            linear_step, a, h0, xs, lambda states: weights @ jnp.sum(states, axis=1), fraction=fraction
+        )
+
+    return measure
+
+
+def linear_flow(a, *, weights=None, h0=(1, 1), xs=None, fraction=1e-3, steps=STEPS):
+    """Of ``h = A h + x`` with a loss that reads ``sum_t weights_t (1, 1) h_t``; by default the last state."""
+    weights = np.eye(steps)[-1] if weights is None else weights
+    xs = np.zeros((steps, 2)) if xs is None else xs
+    return compiled(steps)(*(jnp.asarray(v, jnp.float32) for v in (a, h0, xs, weights, fraction)))
+
+
+def one_hot(k):
+    return np.eye(STEPS)[k]
+
+
+BACK = np.arange(STEPS, 0, -1)
+
+
+@pytest.mark.parametrize(
+    ("a", "verdict", "horizon"),
+    [(0.5, "vanishing", 10), (0.9, "steady", np.log(1e-3) / np.log(0.9)), (2.0, "exploding", np.inf)],
+)
+def test_scalar_maps_in_closed_form(a, verdict, horizon):
+    """0.5^9 is the last power above 1e-3; 0.9^40 is still above it, so the horizon lies beyond T."""
+    flow = linear_flow(a * EYE)
+    assert flow.verdict == verdict
+    np.testing.assert_allclose(flow.growth_rate, np.log(a), rtol=1e-5)
+    np.testing.assert_allclose(flow.horizon, horizon, rtol=1e-4)
+    np.testing.assert_allclose(flow.error_log_gains, BACK * np.log(a), rtol=1e-5)
+    np.testing.assert_allclose(flow.product_log_norms, BACK * np.log(a), rtol=1e-5)
+    np.testing.assert_allclose(flow.adjoint_log_norms, (BACK - 1) * np.log(a) + np.log(2) / 2, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(flow.end_gain, STEPS * np.log(a), rtol=1e-5)
+    np.testing.assert_allclose(flow.peak_gain, max(0, (STEPS - 1) * np.log(a)), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(flow.singular_values, a, rtol=1e-6)
+    np.testing.assert_allclose(flow.eigenvalues, a, rtol=1e-6)
+    np.testing.assert_array_equal(flow.spectra_steps, np.arange(1, STEPS + 1))
+    # dL/dA = sum_t lambda_t h_{t-1}^T, and every term is a^(T-1).
+    np.testing.assert_allclose(
+        flow.params_grad_log_norm, np.log(2 * STEPS) + (STEPS - 1) * np.log(a), rtol=1e-5, atol=1e-5
+    )
+    np.testing.assert_allclose(
+        flow.contribution_log_norms, np.log(2) + (STEPS - 1) * np.log(a), rtol=1e-5, atol=1e-5
+    )
+    np.testing.assert_allclose(flow.contribution_shares, 1 / STEPS, rtol=1e-5)
+    np.testing.assert_allclose(flow.unamplified_log_norm, flow.contribution_log_norms[-1])
+    assert (flow.first_nonfinite_state, flow.first_nonfinite_adjoint, bool(flow.finite)) == (-1, -1, True)
+
+
+def test_orthogonal_step_is_steady():
+    c, s = np.cos(0.7), np.sin(0.7)
+    flow = linear_flow([[c, -s], [s, c]])
+    assert flow.verdict == "steady"
+    assert flow.advice() == []
+    np.testing.assert_allclose(flow.singular_values, 1, atol=1e-6)
+    np.testing.assert_allclose(flow.growth_rate, 0, atol=1e-6)
+    np.testing.assert_allclose(flow.adjoint_log_norms, np.log(2) / 2, atol=1e-5)
+    assert flow.horizon > 1e5  # inf, or what a slope of one rounding gives
+
+
+def test_jordan_block_is_judged_by_what_was_measured():
+    """Its eigenvalues, 0.96, say decay at any length; over 40 steps the signal grows more than fivefold."""
+    n = np.arange(1, 401)
+    signal = np.stack([0.96**n, 0.96**n + n * 0.96 ** (n - 1)])
+    gains = np.log(np.linalg.norm(signal, axis=0) / np.sqrt(2))
+    short, long = (linear_flow([[0.96, 1], [0, 0.96]], fraction=f, steps=s) for s, f in ((40, 0.2), (400, 1e-3)))
+    for flow, steps in ((short, 40), (long, 400)):
+        assert np.all(np.abs(flow.eigenvalues) < 0.97)
+        np.testing.assert_allclose(flow.error_log_gains[::-1], gains[:steps], atol=1e-4)
+    assert short.verdict == "exploding"
+    assert short.end_gain > np.log(5)
+    assert short._replace(fraction=jnp.float32(1e-3)).verdict == "steady"
+    assert long.verdict == "vanishing"
+    # It has fallen below 1e-3 for good, not when it first did so.
+    assert int(long.horizon) == 1 + np.max(n[gains >= np.log(1e-3)])
+
+
+@pytest.mark.parametrize("k", [0, 20, STEPS - 1])
+def test_loss_on_one_step(k):
+    """The error signal starts there; later steps have none, and the rate is measured over the steps before."""
+    flow = linear_flow(0.8 * EYE, weights=one_hot(k))
+    back = np.maximum(k + 1 - np.arange(STEPS), 0)
+    np.testing.assert_allclose(flow.error_log_gains, back * np.log(0.8), rtol=1e-5)
+    np.testing.assert_allclose(flow.growth_rate, np.log(0.8), rtol=1e-5)
+    np.testing.assert_allclose(flow.end_gain, (k + 1) * np.log(0.8), rtol=1e-5)
+    np.testing.assert_allclose(flow.horizon, np.log(1e-3) / np.log(0.8), atol=1)
+    assert np.all(flow.adjoint_log_norms[k + 1 :] == -np.inf)
+    np.testing.assert_allclose(flow.unamplified_log_norm, flow.contribution_log_norms[k])
+    assert flow.verdict == ("vanishing" if k == STEPS - 1 else "steady")
+
+
+def test_loss_on_all_steps():
+    """The adjoints are refreshed by later losses, the error signal of the last one is not."""
+    flow = linear_flow(0.5 * EYE, weights=np.ones(STEPS))
+    np.testing.assert_allclose(flow.adjoint_log_norms, np.log(np.sqrt(2) * 2 * (1 - 0.5**BACK)), rtol=1e-5)
+    assert flow.verdict == "vanishing"
+    np.testing.assert_allclose(flow.end_gain, STEPS * np.log(0.5), rtol=1e-5)
+    flow = linear_flow(2 * EYE, weights=np.ones(STEPS))
+    np.testing.assert_allclose(flow.peak_gain, np.log((2.0**STEPS - 1) / STEPS), rtol=1e-5)
+    assert flow.verdict == "exploding"
+    assert linear_flow(EYE, weights=np.ones(STEPS)).verdict == "steady"
+
+
+def test_many_losses_alone_are_no_explosion():
+    """2000 times a loss make a large gradient, but the recurrence has amplified nothing."""
+    flow = linear_flow(EYE, weights=np.full(STEPS, 2000.0))
+    assert flow.verdict == "steady"
+    np.testing.assert_allclose(flow.peak_gain, 0, atol=1e-5)
+
+
+def test_loss_that_reads_nothing_is_judged_by_the_products():
+    flow = linear_flow(0.5 * EYE, weights=np.zeros(STEPS))
+    np.testing.assert_allclose(flow.error_log_gains, flow.product_log_norms)
+    assert flow.verdict == "vanishing"
+    assert np.all(np.isnan(flow.contribution_shares))
+
+
+def test_signal_that_dies_exactly():
+    flow = linear_flow([[0, 1], [0, 0]])
+    np.testing.assert_allclose(flow.error_log_gains, [-np.inf] * (STEPS - 1) + [-np.log(2) / 2], rtol=1e-6)
+    assert flow.growth_rate == -np.inf
+    assert flow.horizon == 2
+    assert flow.verdict == "vanishing"
+    assert "in 2 steps of 40" in flow.advice()[0]
+    # The state dies as well, so the gradient is zero, of which there are no shares.
+    numbers = flow._replace(contribution_shares=flow.loss)
+    assert not any(np.any(np.isnan(a)) for a in jax.tree.leaves(numbers))
+
+
+def test_growth_beyond_float32():
+    """Adjoints of 1e1200 have a finite logarithm and a finite verdict."""
+    flow = linear_flow(1e30 * EYE, h0=(0, 0))
+    np.testing.assert_allclose(flow.end_gain, STEPS * np.log(1e30), rtol=1e-5)
+    assert flow.verdict == "exploding"
+    assert "overflow" not in " ".join(flow.advice())  # h is 0, so is the gradient of A
+    assert "reach 1e" in " ".join(linear_flow(5 * EYE).advice())
+
+
+def test_nan_in_an_input():
+    xs = np.zeros((STEPS, 2))
+    xs[17, 1] = np.nan
+    flow = linear_flow(0.9 * EYE, xs=xs)
+    assert flow.verdict == "non-finite"
+    assert flow.first_nonfinite_state == 17
+    assert flow.first_nonfinite_adjoint == -1  # the Jacobian of a linear step does not look at h
+    assert "h_18" in flow.advice()[0]
+
+
+def test_overflow_in_a_state():
+    flow = linear_flow(1e3 * EYE, h0=(1e30, 0))
+    assert flow.verdict == "non-finite"
+    assert flow.first_nonfinite_state == 2
+
+
+def test_nan_in_the_backward_pass():
+    weights = one_hot(STEPS - 1)
+    weights[20] = np.nan
+    flow = linear_flow(0.9 * EYE, weights=weights)
+    assert flow.verdict == "non-finite"
+    assert (flow.first_nonfinite_state, flow.first_nonfinite_adjoint) == (-1, 20)
+    assert "dL/dh_21" in flow.advice()[0]
+    assert flow.summary()["verdicts"] == {"non-finite": 1}
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -1.0, 2.0, np.nan])
+def test_traced_fraction_out_of_range(fraction):
+    with pytest.raises(Exception, match="fraction: expected a number between 0 and 1"):
+        jax.block_until_ready(linear_flow(0.9 * EYE, fraction=fraction))
+
+
+def test_another_threshold():
+    flow = linear_flow(0.9 * EYE, fraction=0.1)
+    assert flow.verdict == "vanishing"
+    assert flow.horizon == 22  # 0.9^21 = 0.109
+    assert flow._replace(fraction=jnp.float32(1e-3)).verdict == "steady"
+
+
+@pytest.mark.parametrize(("name", "chunk", "stride"), [("lstm", 3, 2), ("complex", 4, 1)])
+def test_streaming_changes_nothing(name, chunk, stride, x64, monkeypatch):
+    """In chunks of Jacobians that do not divide T, against the functions that hold all of them."""
+    step, params, state0, xs, length = EXAMPLES[name](jnp.float64)
+    size = bptt.ravel_state(state0)[0].size
+    monkeypatch.setattr(flow_module, "_CHUNK_NUMBERS", chunk * size**2)
+
+    def fresh(params, h, x):  # what was compiled for another chunk is not looked up
+        return step(params, h, x)
+
+    @quick_jit
+    def both(weights):
+        arguments, loss = (params, state0, xs), weighted_loss(weights)
+        jacobians = bptt.jacobians(step, *arguments, length=length)
+        return (
+            bptt.gradient_flow(fresh, *arguments, loss, length=length, stride=stride),
+            jacobians,
+            bptt.product_log_norms(jacobians),
+            bptt.adjoints(step, *arguments, loss, length=length),
+            bptt.temporal_contributions(step, *arguments, loss, length=length),
+        )
+
+    for weights in losses(T, jnp.float64).values():
+        flow, jacobians, products, adjoints, contributions = both(weights)
+        for got, expected in (
+            (flow.product_log_norms, products),
+            (flow.loss, adjoints.loss),
+            (flow.adjoint_log_norms, adjoints.log_norms),
+            (flow.contribution_log_norms, contributions.log_norms),
+            (flow.contribution_shares, contributions.shares),
+        ):
+            np.testing.assert_allclose(got, expected, atol=1e-11)
+        chosen = np.asarray(flow.spectra_steps) - 1
+        np.testing.assert_array_equal(chosen, np.arange(T)[::-stride][::-1])
+        # Of the singular values, those at rounding level are free; of the eigenvalues, the order within a modulus.
+        np.testing.assert_allclose(
+            flow.singular_values, np.linalg.svd(jacobians[chosen], compute_uv=False), atol=1e-12
+        )
+        moduli = np.sort(np.abs(np.linalg.eigvals(np.asarray(jacobians)[chosen])), axis=-1)[:, ::-1]
+        np.testing.assert_allclose(np.abs(flow.eigenvalues), moduli, atol=1e-7)
+
+        last = np.flatnonzero(weights)[-1]
+        gains, signal = np.zeros(T), error_at(last, adjoints, weights)
+        start = np.linalg.norm(signal)
+        for t in reversed(range(last + 1)):
+            signal = np.asarray(jacobians[t]).T @ signal
+            gains[t] = np.log(np.linalg.norm(signal) / start)
+        np.testing.assert_allclose(flow.error_log_gains, gains, atol=1e-11)
+
+
+def error_at(k, adjoints, weights):
+    """dl/dh_k of `weighted_loss` as a real vector: ``(1 + Re, 1/2 + Im)``."""
+    leaves = [np.ravel(np.asarray(a)[k]) for a in jax.tree.leaves(adjoints.states)]
+    parts = [part for a in leaves for part in ((1 + a.real, 0.5 + a.imag) if np.iscomplexobj(a) else (1 + a,))]
+    return np.asarray(weights)[k] * np.concatenate(parts)
+
+
+def test_memory():
+    """At D = 256, T = 4000 all Jacobians are 1 GB; what the compiled function takes is 15 times less."""
+    n, steps = 256, 4000
+    step, params = bptt.rnn(n).step, cell_params("rnn", jnp.float32, n)
+
+    def flow(params, h0, xs):
+        return bptt.gradient_flow(step, params, h0, xs, lambda states: jnp.sum(states[-1]))
+
+    compiled = quick_jit(flow).lower(params, np.zeros(n, np.float32), np.zeros((steps, 2), np.float32)).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 4 * steps * n * n / 15
+
+
+@pytest.fixture(scope="module")
+def batch():
+    """Four sequences by their matrices: two vanish, one explodes, one is steady."""
+    matrices = jnp.asarray([0.5, 0.6, 2.0, 0.95], jnp.float32)[:, None, None] * jnp.eye(2)[None]
+
+    def flow(a):
+        return bptt.gradient_flow(
+            linear_step, a, jnp.ones(2), None, lambda states: jnp.sum(states[-1]), length=STEPS
+        )
+
+    return quick_jit(jax.vmap(flow))(matrices)
+
+
+def test_batch_has_a_mean_and_a_spread(batch):
+    assert batch.verdicts == ["vanishing", "vanishing", "exploding", "steady"]
+    assert batch.verdict == "vanishing"
+    rates = np.log([0.5, 0.6, 2.0, 0.95])
+    summary = batch.summary()
+    assert summary["verdict"] == "vanishing"
+    assert summary["verdicts"] == {"steady": 1, "vanishing": 2, "exploding": 1}
+    np.testing.assert_allclose(summary["growth_rate"]["mean"], rates.mean(), rtol=1e-5)
+    np.testing.assert_allclose(summary["growth_rate"]["std"], rates.std(), rtol=1e-5)
+    np.testing.assert_allclose(summary["growth_rate"]["median"], np.sort(rates)[1], rtol=1e-5)
+    np.testing.assert_allclose(summary["end_gain"]["q75"], STEPS * np.log(0.95), rtol=1e-5)
+    np.testing.assert_allclose(summary["spectral_norm"]["mean"], np.mean([0.5, 0.6, 2.0, 0.95]), rtol=1e-5)
+    np.testing.assert_allclose(summary["spectral_radius"]["std"], np.std([0.5, 0.6, 2.0, 0.95]), rtol=1e-5)
+    assert summary["horizon"]["mean"] == np.inf
+    assert summary["clip_threshold"] == batch.clip_threshold
+
+
+def test_one_nan_spoils_the_batch(batch):
+    assert batch._replace(finite=np.asarray([True, True, False, True])).verdict == "non-finite"
+
+
+@pytest.mark.parametrize(
+    ("norms", "before", "expected"),
+    [
+        (np.arange(1.0, 21.0), np.full(20, 1e3), 2.0),  # the 10th percentile
+        (np.full(20, 1e30), np.full(20, 0.3), 3.0),  # at most ten times the norm before any Jacobian
+        ([np.nan, np.inf, 2.0, np.nan], np.full(4, 1.0), 2.0),  # what overflowed is larger than all
+        ([np.nan, np.inf], np.full(2, 0.2), 2.0),
+    ],
+)
+def test_clip_threshold(batch, norms, before, expected):
+    with np.errstate(invalid="ignore"):
+        flow = batch._replace(params_grad_log_norm=np.log(norms), unamplified_log_norm=np.log(before))
+    np.testing.assert_allclose(flow.clip_threshold, expected, rtol=1e-12)
+
+
+def test_advice_has_the_measured_numbers():
+    tries = linear_flow(0.5 * EYE).advice(gated=False)
+    assert "falls to 0.001 in 10 steps of 40" in tries[0]
+    assert any("recurrent weights times 2 " in line for line in tries)
+    assert not any("recurrent weights" in line for line in linear_flow(0.5 * EYE).advice(gated=True))
+    flow = linear_flow(2 * EYE)
+    tries = flow.advice()
+    assert f"{flow.clip_threshold:.2g}" in tries[0]
+    assert any("recurrent weights times 0.5 " in line for line in tries)
+    assert any("truncate at 9 steps" in line for line in tries)  # 2^9 = 512 < 1000
+
+
+def test_dtype_follows_the_input(x64):
+    """float64 being available does not turn float32 into it; half precision is summed in single."""
+    for given, expected in (("float32", "float32"), ("bfloat16", "float32")):
+        step, params, state0, xs, _ = EXAMPLES["rnn"](jnp.dtype(given))
+
+        def flow(params, state0, xs, step=step):
+            return bptt.gradient_flow(step, params, state0, xs, lambda states: states[-1, 0])
+
+        shapes = jax.eval_shape(flow, params, state0, xs)
+        for name in shapes._fields:
+            if name not in ("loss", "fraction", "finite") and not jnp.issubdtype(
+                getattr(shapes, name).dtype, jnp.integer
+            ):
+                assert jnp.finfo(getattr(shapes, name).dtype).dtype == expected, name

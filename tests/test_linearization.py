@@ -1,0 +1,97 @@
+"""The differentials kept from the forward pass: right, and small."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracles import EXAMPLES, T, cell_params, floating, quick_jit, relative_error
+
+import bptt_jax as bptt
+from bptt_jax.recurrence import linearization
+from bptt_jax.recurrence.linearization import linearize
+
+
+def jitted(step):
+    return jax.jit(lambda params, h, x: step(params, h, x))
+
+
+@pytest.mark.parametrize("wrap", [lambda step: step, jitted, lambda step: jitted(jitted(step))])
+@pytest.mark.parametrize(("name", "gates"), [("rnn", 1), ("gru", 3), ("lstm", 4)])
+def test_weights_are_not_kept_at_every_step(name, gates, wrap):
+    """What is kept per step are a few numbers per unit and gate, and never the recurrent matrix."""
+    n, steps = 64, 5
+    cell = getattr(bptt, name)(n)
+    params = cell_params(name, jnp.float32, n)
+
+    def residuals(params, h, xs):
+        return linearize(wrap(cell.step), params, h, xs, steps).residuals
+
+    kept = jax.eval_shape(residuals, params, cell.initial_state(), jnp.zeros((steps, 2)))
+    assert all(a.shape[0] == steps for a in jax.tree.leaves(kept))
+    assert sum(a.size for a in jax.tree.leaves(kept)) / steps <= (5 * gates + 5) * n
+    assert all(a.size < steps * n * n for a in jax.tree.leaves(kept))
+
+
+def test_a_step_that_does_change_its_weights_keeps_them():
+    """The other side: what depends on the input is kept for every step, or the differential would be wrong."""
+
+    def step(w, h, x):
+        return jnp.tanh((w * x) @ h)
+
+    w, xs = jnp.asarray([[0.5, 1.0], [-1.0, 0.2]]), jnp.asarray([1.0, 2.0, -1.0])
+
+    @quick_jit
+    def both(h):
+        along = linearize(step, w, h, xs, 3)
+        starts = jnp.concatenate([h[None], along.states[:-1]])
+        ones = jnp.ones((3, 2))
+        pulled = jax.vmap(along.transpose_state)(along.residuals, ones)
+        return pulled, jax.vmap(lambda h, x, dh: jax.vjp(lambda h: step(w, h, x), h)[1](dh)[0])(starts, xs, ones)
+
+    got, expected = both(jnp.asarray([0.3, -0.1]))
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "chunk"), [*((name, T) for name in EXAMPLES), ("lstm", 3), ("complex", 1)])
+def test_differentials_against_vjp_and_jvp(name, chunk, x64, monkeypatch):
+    step, params, state0, xs, _ = EXAMPLES[name](jnp.float64)
+    size = sum(a.size for a in jax.tree.leaves(state0))
+    monkeypatch.setattr(linearization, "_CHUNK_NUMBERS", chunk * size)
+    rng = np.random.default_rng(5)
+
+    def like(tree, *lead):
+        return jax.tree.map(
+            lambda a: jnp.asarray(rng.standard_normal((*lead, *a.shape)) * np.asarray(1, a.dtype)), tree
+        )
+
+    def no_tangent(p):
+        return np.zeros(p.shape, jax.dtypes.float0)
+
+    is_float = jax.tree.map(lambda p: jnp.issubdtype(p.dtype, jnp.inexact), params)
+    direction = jax.tree.map(lambda p, f: like(p) if f else None, params, is_float)
+    tangent = jax.tree.map(lambda p, f: like(p) if f else no_tangent(p), params, is_float)
+    cotangents = like(state0, T)
+
+    @quick_jit
+    def both(direction, cotangents):
+        along = linearize(step, params, state0, xs, T)
+        starts = jax.tree.map(lambda h0, h: jnp.concatenate([h0[None], h[:-1]]), state0, along.states)
+        got = (
+            jax.vmap(along.transpose_state)(along.residuals, cotangents),
+            along.transpose_params(along.residuals, cotangents),
+            jax.vmap(along.push_params, (0, None))(along.residuals, direction),
+        )
+
+        def at(h, x, cotangent):
+            d_params, d_h = jax.vjp(lambda p, h: step(p, h, x), params, h)[1](cotangent)
+            mixed = jax.tree.map(
+                lambda d, t: t if d is None else d, direction, tangent, is_leaf=lambda d: d is None
+            )
+            return d_h, floating(d_params), jax.jvp(lambda p: step(p, h, x), (params,), (mixed,))[1]
+
+        d_h, d_params, pushed = jax.vmap(at)(starts, xs, cotangents)
+        return got, (d_h, jax.tree.map(lambda d: jnp.sum(d, axis=0), d_params), pushed)
+
+    for got, expected in zip(*both(direction, cotangents), strict=True):
+        assert jax.tree.structure(got) == jax.tree.structure(expected)
+        assert relative_error(got, expected) <= 1e-12

@@ -1,0 +1,147 @@
+"""A mantissa times a power of two: exact where it says so, and right at the ends of the range."""
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+from bptt_jax.analysis import logscale
+
+DTYPES = ["float16", "bfloat16", "float32", "float64"]
+
+
+@pytest.mark.parametrize("name", DTYPES)
+def test_shift_is_exact(name, x64):
+    """Bit for bit `numpy.ldexp`'s, wherever the result is a normal number; 0 or inf beyond the range."""
+    info = ml_dtypes.finfo(name)
+    shift = jax.jit(jax.vmap(logscale.shift))
+    rng = np.random.default_rng(0)
+    x = rng.uniform(-1, 1, 500).astype(name)
+    for start in (0, int(info.minexp) // 2, int(info.maxexp) // 2):  # x itself near 1, small, and large
+        x_start = np.ldexp(x.astype(np.float64), start).astype(name)
+        k = rng.integers(int(info.minexp) - 5 - start, int(info.maxexp) + 5 - start, 500).astype(np.int32)
+        expected = np.ldexp(x_start.astype(np.longdouble), k)
+        got = np.asarray(shift(x_start, k)).astype(np.float64)
+        size = np.abs(expected)
+        normal = (size >= float(info.smallest_normal)) & (size <= float(info.max))
+        assert normal.sum() > 200
+        np.testing.assert_array_equal(got[normal], expected[normal].astype(np.float64))
+        assert np.all(np.isinf(got[size > float(info.max)]))
+        # Whether a subnormal number is kept or flushed to zero is the hardware's choice.
+        assert np.all(np.abs(got[size < float(info.smallest_normal)]) <= float(info.smallest_normal))
+
+
+@pytest.mark.parametrize("name", DTYPES)
+def test_powers_of_two_are_exact(name, x64):
+    info = ml_dtypes.finfo(name)
+    k = np.arange(int(info.minexp), int(info.maxexp), dtype=np.int32)
+    got = jax.jit(lambda k: logscale._power_of_two(k, jnp.dtype(name)))(k)
+    np.testing.assert_array_equal(np.asarray(got, np.float64), np.ldexp(1.0, k))
+
+
+def test_shift_of_a_complex_number_scales_each_part():
+    z = np.asarray([3 + 4j, complex(np.inf, 1), complex(0, 1e-30)], np.complex64)
+    got = jax.jit(logscale.shift)(z, jnp.int32(3))
+    np.testing.assert_array_equal(got, [24 + 32j, complex(np.inf, 8), 8 * z[2]])
+
+
+@pytest.mark.parametrize(
+    ("x", "expected"),
+    [
+        (1.0, 0.0),
+        (1e-30, np.log(1e-30)),
+        (1e30, np.log(1e30)),
+        (1e38, np.log(1e38)),
+        (3e38, np.log(3e38)),
+        (0.0, -np.inf),
+        (np.nan, np.nan),
+        (np.inf, np.inf),
+        (-np.inf, np.inf),
+    ],
+)
+def test_log_norm_of_one_number(x, expected):
+    np.testing.assert_allclose(jax.jit(logscale.log_norm)(jnp.float32(x)), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_log_norm_of_a_subnormal_number():
+    """Its logarithm, or zero's where the hardware flushes it; never anything else."""
+    got = jax.jit(logscale.log_norm)(jnp.float32(1e-40))
+    assert got == -np.inf or abs(got - np.log(1e-40)) < 1e-3
+
+
+def test_log_norm_of_a_tree(x64):
+    tree = {
+        "half": jnp.asarray([300.0, 400.0], jnp.float16),
+        "single": jnp.full(5, 1e30, jnp.float32),
+        "complex": jnp.asarray([3e30 + 4e30j], jnp.complex64),
+        "none": None,
+        "empty": jnp.zeros((0, 2), jnp.float32),
+    }
+    got = jax.jit(logscale.log_norm)(tree, jnp.int32(1000))
+    assert got.dtype == jnp.float32
+    np.testing.assert_allclose(got, np.log(np.sqrt(5 + 25) * 1e30) + 1000 * np.log(2), rtol=1e-6)
+    mixed = {"d": jnp.ones(1, jnp.float64), "s": jnp.ones(1, jnp.float32)}
+    assert jax.eval_shape(logscale.log_norm, mixed).dtype == jnp.float64
+
+
+@pytest.mark.parametrize("x", [1.0, 0.75, 0.5, 1e-30, 1e38, -3.0])
+def test_normalized(x):
+    mantissa, e = jax.jit(logscale.normalize)(jnp.asarray([x, 0.0, x / 3], jnp.float32), jnp.int32(7))
+    assert 0.5 <= np.max(np.abs(mantissa)) < 1
+    expected = np.asarray([x, 0, x / 3], np.float32).astype(np.float64) * 2.0**7
+    np.testing.assert_array_equal(np.ldexp(np.asarray(mantissa, np.float64), e), expected)
+
+
+def test_zero_keeps_its_exponent():
+    zero, e = jax.jit(logscale.normalize)(jnp.zeros(3), jnp.int32(5))
+    assert e == logscale.ZERO_EXPONENT
+    assert np.all(zero == 0)
+    assert jax.jit(logscale.log_norm)(zero, e) == -np.inf
+    assert jax.jit(logscale.exponent)({}) == logscale.ZERO_EXPONENT
+
+
+@pytest.mark.parametrize(
+    ("a", "e_a", "b"),
+    [
+        (0.75, 0, 0.5),
+        (0.75, -400, 1e-30),  # a disappears
+        (0.75, 400, 1e30),  # b disappears
+        (0.6, -90, 1e-27),
+        (0.6, 120, -1e38),
+        (3e4, -60, 1e-20),  # a not normalized
+        (0.0, 0, 0.3),
+        (0.0, logscale.ZERO_EXPONENT, 1e-30),
+        (0.7, -900, 0.0),
+    ],
+)
+def test_add(a, e_a, b):
+    mantissa, e = jax.jit(logscale.add)(jnp.float32(a), jnp.int32(e_a), jnp.float32(b))
+    expected = np.ldexp(np.float64(np.float32(a)), e_a) + np.float64(np.float32(b))
+    # One rounding of the sum in float32.
+    np.testing.assert_allclose(np.ldexp(np.float64(mantissa), int(e)), expected, rtol=1e-7)
+    assert 0.25 <= abs(mantissa) <= 2  # of the size of the larger one
+
+
+def test_add_far_below_any_float_and_of_nothing():
+    add = jax.jit(logscale.add)
+    assert add(jnp.float32(0.7), jnp.int32(-200_000), jnp.float32(0)) == (np.float32(0.7), -200_000)
+    assert add(jnp.float32(0), jnp.int32(logscale.ZERO_EXPONENT), jnp.float32(0)) == (0, logscale.ZERO_EXPONENT)
+
+
+def test_add_of_what_is_not_finite():
+    for bad in (jnp.float32(jnp.nan), jnp.float32(jnp.inf)):
+        assert not np.isfinite(
+            jax.jit(logscale.log_norm)(*jax.jit(logscale.add)(jnp.float32(0.5), jnp.int32(-10), bad))
+        )
+
+
+def test_log_of_squares_and_zero():
+    got = jax.jit(lambda x, e: logscale.to_log(x, e, half=True, zero=x == 7))(jnp.asarray([4.0, 7.0]), jnp.int32(3))
+    np.testing.assert_allclose(got, [np.log(2) + 3 * np.log(2), -np.inf], rtol=1e-6)
+
+
+def test_exponents_are_constants_to_differentiation():
+    """The gradient of a log norm is ``x / ||x||^2``, whatever the scale."""
+    x = jnp.asarray([3e-30, 4e-30])
+    np.testing.assert_allclose(jax.jit(jax.grad(logscale.log_norm))(x), x / 5e-30 / 5e-30, rtol=1e-5)

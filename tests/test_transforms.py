@@ -1,0 +1,144 @@
+"""`jit`, `vmap` and `grad` of every public function; one trace for one shape."""
+
+import inspect
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracles import quick_jit
+
+import bptt_jax as bptt
+
+XS = np.asarray([[0.3, -0.2], [0.1, 0.5], [-0.4, 0.2]])
+W = np.asarray([[0.6, 0.5], [-0.3, 0.8]])
+MATRICES = np.stack([W, W.T + 0.3, np.asarray([[2.0, 0.1], [0.4, 1.0]])])
+
+
+def step(w, h, x):
+    return jnp.tanh(w @ h + x)
+
+
+def loss(states):
+    return jnp.sum(jnp.square(states[-1])) + jnp.sum(states[0])
+
+
+def along(function, *arguments, **options):
+    def of_weights(w):
+        return function(step, w, jnp.full(2, 0.1, w.dtype), jnp.asarray(XS, w.dtype), *arguments, **options)
+
+    return of_weights
+
+
+def adapted(w):
+    cell = eqx.nn.GRUCell(2, 2, key=jax.random.key(0), dtype=w.dtype)
+    adapted_step, params = bptt.from_equinox(cell)
+    return adapted_step(eqx.tree_at(lambda c: c.weight_hh, params, jnp.concatenate([w, w, w])), w[0], w[1])
+
+
+def cell(make):
+    def of_weights(w):
+        params = jax.tree.map(
+            lambda a: jnp.full(a.shape, 0.3, w.dtype) * w[0, 0],
+            jax.eval_shape(lambda key: make(2, dtype=w.dtype).init(key, 2), jax.random.key(0)),
+        )
+        return make(2, dtype=w.dtype).step(params, make(2, dtype=w.dtype).initial_state(), w[0])
+
+    return of_weights
+
+
+# Each is a function of one 2 x 2 matrix: the weights of a step, or one of three matrices.
+OF_WEIGHTS = {
+    "unroll": along(bptt.unroll),
+    "unroll remat": along(bptt.unroll, remat=2),
+    "final_state": along(bptt.final_state),
+    "jacobians": along(bptt.jacobians),
+    "adjoints": along(bptt.adjoints, loss),
+    "temporal_contributions": along(bptt.temporal_contributions, loss),
+    "gradient_flow": along(bptt.gradient_flow, loss),
+    "from_equinox": adapted,
+    "rnn": cell(bptt.rnn),
+    "gru": cell(bptt.gru),
+    "lstm": cell(bptt.lstm),
+    "ravel_state": lambda w: bptt.ravel_state({"a": w[0], "b": w})[1](bptt.ravel_state({"a": w[0], "b": w})[0] * 2),
+}
+OF_MATRICES = {
+    "singular_values": bptt.singular_values,
+    "eigenvalues": bptt.eigenvalues,
+    "spectral_norm": bptt.spectral_norm,
+    "spectral_radius": bptt.spectral_radius,
+    "condition_number": bptt.condition_number,
+    "product": lambda w: bptt.product(jnp.stack([w, w + 1, w])),
+    "product_log_norms": lambda w: bptt.product_log_norms(jnp.stack([w, w + 1, w])),
+}
+FUNCTIONS = OF_WEIGHTS | OF_MATRICES
+
+
+def test_every_public_function_is_here():
+    """Of the floors below the remedies, which test their own."""
+    functions = {
+        name
+        for name in bptt.__all__
+        if inspect.isfunction(getattr(bptt, name))
+        and getattr(bptt, name).__module__.split(".")[1] in ("step", "recurrence", "analysis")
+        and not getattr(bptt, name).__module__.endswith("initializers")
+    }
+    assert functions <= set(FUNCTIONS)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_jit_and_vmap(name, x64):
+    """A jitted batch gives what the function gives for each matrix by itself."""
+    function = FUNCTIONS[name]
+    together = quick_jit(jax.vmap(function))(MATRICES)
+    alone = quick_jit(function)
+    for k, matrix in enumerate(MATRICES):
+        for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(alone(matrix)), strict=True):
+            np.testing.assert_allclose(np.asarray(a)[k], b, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_grad(name, x64):
+    """Reverse mode against central differences, over all floating outputs in random proportions."""
+    rng = np.random.default_rng(0)
+
+    @quick_jit
+    @jax.value_and_grad
+    def mixed(w):
+        outputs = FUNCTIONS[name](w)
+        if name == "gradient_flow":  # within T the horizon is a whole number of steps
+            outputs = outputs._replace(horizon=outputs.loss)
+        floating = [a for a in jax.tree.leaves(outputs) if jnp.issubdtype(a.dtype, jnp.inexact)]
+        parts = [part for a in floating for part in ((a.real, a.imag) if jnp.iscomplexobj(a) else (a,))]
+        return sum(jnp.sum(part * rng.standard_normal(part.shape)) for part in parts)
+
+    gradient, eps = mixed(W)[1], 1e-6
+    for index in np.ndindex(2, 2):
+        shift = np.zeros((2, 2))
+        shift[index] = eps
+        slope = (mixed(W + shift)[0] - mixed(W - shift)[0]) / (2 * eps)
+        # eps^2 of truncation, 1e-16 / eps of rounding, times derivatives of the order of 10.
+        np.testing.assert_allclose(gradient[index], slope, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "name", ["unroll", "final_state", "jacobians", "adjoints", "temporal_contributions", "gradient_flow"]
+)
+def test_one_trace_for_one_shape(name):
+    function, traces = getattr(bptt, name), []
+
+    def counted(w, h, x):
+        traces.append(None)
+        return w * h + x
+
+    arguments = (loss,) if name in ("adjoints", "temporal_contributions", "gradient_flow") else ()
+    for k in range(3):
+        inputs = np.float32(0.5 + k), np.ones(1, np.float32), np.full((4 if k < 2 else 5, 1), k, np.float32)
+        if k < 2:
+            function(counted, *inputs, *arguments)
+        else:
+            jax.eval_shape(lambda *inputs: function(counted, *inputs, *arguments), *inputs)
+        if k == 0:
+            first = len(traces)
+        assert (len(traces) == first) == (k < 2)  # other values are found again, another length is not
