@@ -100,15 +100,12 @@ def _diagnose(arguments: argparse.Namespace) -> int:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=log, disable=not log.is_terminal, transient=True) as progress:
         task = progress.add_task("compiling", total=settings.batch * len(recurrences))
-        try:
-            for i, (recurrence, compiled) in enumerate(compile_all(recurrences, data, settings.loss)):
-                name = recurrence.name
-                progress.update(task, description=f"measuring {name}")
-                if not log.is_terminal:
-                    print(f"measuring {name} ({i + 1} of {len(recurrences)})", file=sys.stderr, flush=True)
-                flows[name] = measure(recurrence, compiled, data, lambda n: progress.advance(task, n))
-        except (TypeError, ValueError) as error:
-            raise BadArgument(f"{recurrences[len(flows)].name}: {' '.join(str(error).split())}") from error
+        for i, (recurrence, compiled) in enumerate(compile_all(recurrences, data, settings.loss)):
+            name = recurrence.name
+            progress.update(task, description=f"measuring {name}")
+            if not log.is_terminal:
+                print(f"measuring {name} ({i + 1} of {len(recurrences)})", file=sys.stderr, flush=True)
+            flows[name] = measure(recurrence, compiled, data, lambda n: progress.advance(task, n))
     where = "at the last step" if settings.loss == "last" else "of all steps"
     title = f"{settings.batch} sequences of {settings.length} characters, cross-entropy {where}"
     figure, numbers = plot_gradient_flow(flows, title=title), record(settings, data, flows, gated)

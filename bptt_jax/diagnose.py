@@ -107,7 +107,10 @@ def prepare(settings: Settings) -> tuple[Data, list[Recurrence]]:
     ]
     if settings.step is not None:
         step, params, state0, readout = _load(settings.step, size)
-        made = _recurrence(settings.step.rpartition(":")[2], None, step, params, state0, symbols, next(keys))
+        name = settings.step.rpartition(":")[2]
+        if name in {r.name for r in recurrences}:
+            name = settings.step
+        made = _recurrence(name, None, step, params, state0, symbols, next(keys))
         if readout is not None:
             made = made._replace(readout=_ignoring_weights(readout), readout_weights=())
         recurrences.append(made)
@@ -115,23 +118,30 @@ def prepare(settings: Settings) -> tuple[Data, list[Recurrence]]:
 
 
 def compile_all(recurrences: list[Recurrence], data: Data, loss: str) -> Iterator[tuple[Recurrence, Measure]]:
-    """Each recurrence with its compiled measurement, in order; compilation runs ahead on another thread.
+    """Each recurrence with its compiled measurement, in order; compilation runs ahead on other threads.
 
     Recurrences that differ in their numbers alone share one. Only compilation is threaded: two loops of LAPACK
     calls at once in one process can block each other.
+
+    Raises:
+      BadArgument: a step breaks the contract, or raises.
     """
     group = _group(data)
-    with ThreadPoolExecutor(2) as pool:
-        jobs: dict[Any, Future[Measure]] = {}
+    pool = ThreadPoolExecutor(2)
+    jobs: dict[Any, Future[Measure]] = {}
+    for r in recurrences:
+        if (r.step, r.readout) not in jobs:
+            example = (r.params, r.state0, r.readout_weights, data.inputs[:group], data.targets[:group])
+            jobs[r.step, r.readout] = pool.submit(_compile, r.step, r.readout, loss, *example)
+    try:
         for r in recurrences:
-            if (r.step, r.readout) not in jobs:
-                example = (r.params, r.state0, r.readout_weights, data.inputs[:group], data.targets[:group])
-                jobs[r.step, r.readout] = pool.submit(_compile, r.step, r.readout, loss, *example)
-        try:
-            for r in recurrences:
-                yield r, jobs[r.step, r.readout].result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            try:
+                compiled = jobs[r.step, r.readout].result()
+            except Exception as error:  # whatever a step of the user's raises
+                raise BadArgument(f"{r.name}: {_one_line(error)}") from error
+            yield r, compiled
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def measure(recurrence: Recurrence, compiled: Measure, data: Data, advance: Callable[[int], None]) -> GradientFlow:
@@ -148,7 +158,7 @@ def measure(recurrence: Recurrence, compiled: Measure, data: Data, advance: Call
 def record(
     settings: Settings, data: Data, flows: dict[str, GradientFlow], gated: dict[str, bool | None]
 ) -> dict[str, Any]:
-    """Everything in plain JSON types; NaN and infinities as the strings that ``float`` reads back."""
+    """Everything in plain JSON types; NaN and infinities are the strings that ``float`` reads back."""
     device = jax.devices()[0]
     return _plain(
         {
@@ -205,7 +215,7 @@ def _cells(settings: Settings) -> list[tuple[str, bool, Cell]]:
     made: list[tuple[str, bool, Cell]] = []
     for name in settings.cells:
         if name == "rnn":
-            made += [(f"rnn (gain {g:g})", False, rnn(settings.hidden, gain=g)) for g in settings.gain]
+            made += [(f"rnn (gain {g:.12g})", False, rnn(settings.hidden, gain=g)) for g in settings.gain]
         elif name == "gru":
             made.append(("gru", True, gru(settings.hidden)))
         else:
@@ -287,6 +297,8 @@ def _module(place: str) -> ModuleType:
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # dataclasses look themselves up there
+        sys.path.insert(0, str(Path(place).resolve().parent))
         spec.loader.exec_module(module)
         return module
     except BadArgument:
@@ -339,5 +351,5 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
     if isinstance(value, float):
-        return float(f"{value:.7g}") if math.isfinite(value) else str(value)
+        return value if math.isfinite(value) else str(value)
     return value

@@ -93,7 +93,8 @@ def _draw_norms(ax: Axes, flows: Mapping[str, GradientFlow]) -> None:
             label += f", horizon {math.ceil(horizon)}"
         ax.plot(t, middle, color=color, linestyle=dash, linewidth=1.8, label=label)
         ax.fill_between(t, low, high, color=color, alpha=0.2, linewidth=0)
-        at = len(t) - 1 - math.ceil(horizon) if math.isfinite(horizon) else -1
+        reach = int(_quantiles(_batched(flow.reach, 0), [0.5])[0])
+        at = reach - 1 - math.ceil(horizon) if math.isfinite(horizon) else -1
         if at >= 0:
             ax.plot(t[at], middle[at], marker="o", markersize=7, color=color, markeredgecolor="white")
         lowest = min(lowest, float(np.nanmin(low, initial=0.0)))

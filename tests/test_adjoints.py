@@ -219,3 +219,13 @@ def test_shares_of_a_gradient_whose_square_overflows(dtype, scale, tolerance):
     got = bptt.temporal_contributions(input_step, one, one, xs, last)
     expected = 0.5 ** np.arange(5, -1, -1.0)
     np.testing.assert_allclose(got.shares, expected / expected.sum(), rtol=tolerance)
+
+
+def test_shares_of_complex_parameters_sum_to_one():
+    parts = jax.random.normal(jax.random.key(0), (2, 2, 2)) / 2
+    a = jax.lax.complex(parts[0], parts[1])
+    h0 = jnp.ones(2, jnp.complex64)
+    found = bptt.temporal_contributions(
+        lambda a, h, x: a @ h, a, h0, None, lambda s: jnp.sum(jnp.abs(s[-1]) ** 2), length=5
+    )
+    assert abs(float(jnp.sum(found.shares)) - 1) < 1e-5

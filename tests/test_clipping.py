@@ -271,3 +271,44 @@ def test_clip_adjoints_leaves_what_is_within_and_finite_alone() -> None:
 def test_bad_arguments(make, error, message) -> None:
     with pytest.raises(error, match=message):
         make()
+
+
+def test_clip_adjoints_keeps_infinities_and_clips_complex_parts() -> None:
+    step = clip_adjoints(lambda p, h, x: p * h, max_value=2.0)
+    _, pull = jax.vjp(lambda h: step(1.0, h, None), jnp.ones(3))
+    np.testing.assert_array_equal(pull(jnp.array([jnp.inf, 5.0, -5.0]))[0], [np.inf, 2, -2])
+    _, pull = jax.vjp(
+        lambda h: clip_adjoints(lambda p, h, x: h, max_value=2.0)(None, h, None), jnp.ones(1, complex)
+    )
+    np.testing.assert_array_equal(pull(jnp.array([3.0 - 5.0j], jnp.complex64))[0], [2 - 2j])
+
+
+def test_thresholds_may_be_traced_and_a_bad_one_is_found_when_it_runs() -> None:
+    with jax.numpy_dtype_promotion("standard"):
+        transformation = optax.inject_hyperparams(clip_by_global_norm)(max_norm=2.0)
+        out, _ = run(transformation, [7.0])
+        np.testing.assert_allclose(flat(out[0]), 2 * DIRECTION, rtol=1e-5)
+
+        def update(max_norm):
+            bad = clip_by_global_norm(max_norm)
+            return bad.update(gradient(7.0), bad.init(None))[0]
+
+        with pytest.raises(Exception, match="max_norm: expected a number above 0"):
+            jax.block_until_ready(jax.jit(update)(-1.0))
+
+
+def test_extra_arguments_reach_the_optimiser() -> None:
+    transformation = clipped(optax.contrib.reduce_on_plateau(), 1.0)
+    with jax.numpy_dtype_promotion("standard"):
+        updates, _ = transformation.update(
+            gradient(0.5), transformation.init(gradient(1.0)), value=jnp.float32(1.0)
+        )
+    np.testing.assert_allclose(flat(updates), 0.5 * DIRECTION, rtol=1e-6)
+
+
+def test_double_precision_gradients() -> None:
+    with jax.enable_x64(True):
+        for transformation in (clip_by_global_norm(2.0), autoclip(warmup=1), zclip(warmup=1)):
+            g = {"a": jnp.asarray(DIRECTION * 7)}
+            updates, _ = transformation.update(g, transformation.init(g))
+            assert updates["a"].dtype == jnp.float64

@@ -32,6 +32,8 @@ def breaks(input_size):
     return lambda p, h, x: h[:1], None, jnp.zeros(3)
 def raises(input_size):
     raise RuntimeError("no\\nluck")
+def looks_up(input_size):
+    return lambda p, h, x: p["w"] * h, {}, jnp.zeros(3)
 number = 3
 """
 
@@ -157,7 +159,8 @@ BAD = [
     (["--step", "{step}:absent"], "has no function absent"),
     (["--step", "{step}:number"], "has no function number"),
     (["--step", "{step}:raises"], "raises raised RuntimeError: no luck"),
-    (["--step", "{step}:breaks"], "breaks: step: must keep the shape of state, [3], got [1]"),
+    (["--step", "{step}:breaks"], "breaks: ValueError: step: must keep the shape of state, [3], got [1]"),
+    (["--step", "{step}:looks_up"], "looks_up: KeyError: 'w'"),
     (["--step", "json:dumps"], "dumps must return (step, params, state0)"),
     (["--out", "{tmp}/short.txt"], "--out: "),
     (["--nonsense"], "unrecognized arguments: --nonsense"),

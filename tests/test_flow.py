@@ -344,3 +344,16 @@ def test_dtype_follows_the_input(x64):
                 getattr(shapes, name).dtype, jnp.integer
             ):
                 assert jnp.finfo(getattr(shapes, name).dtype).dtype == expected, name
+
+
+def test_middle_loss_is_advised_by_the_steps_that_it_can_reach():
+    flow = bptt.gradient_flow(lambda p, h, x: 0.5 * h, None, jnp.ones(2), None, lambda s: jnp.sum(s[20]), length=50)
+    assert int(flow.reach) == 21
+    assert "10 steps of 21" in flow.advice()[0]
+
+
+def test_no_clipping_threshold_without_a_gradient():
+    flow = bptt.gradient_flow(lambda p, h, x: 3.0 * h, None, jnp.ones(2), None, lambda s: jnp.sum(s[-1]), length=20)
+    assert flow.verdict == "exploding"
+    assert np.isnan(flow.clip_threshold)
+    assert not any("clip" in line for line in flow.advice())

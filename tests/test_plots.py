@@ -91,3 +91,10 @@ def test_one_unbatched_flow_and_one_with_nan_are_drawn(tmp_path) -> None:
 def test_bad_flows(flows, error, message) -> None:
     with pytest.raises(error, match=message):
         bptt.plot_gradient_flow(flows)
+
+
+def test_dot_counts_back_from_the_last_state_that_the_loss_reads() -> None:
+    flow = bptt.gradient_flow(_step, 0.5, jnp.ones(2), jnp.ones((LENGTH, 2)), lambda s: jnp.sum(s[15]))
+    (dot,) = [line for line in bptt.plot_gradient_flow(flow).axes[0].lines if line.get_marker() == "o"]
+    assert dot.get_xdata() == 16 - 10
+    assert np.isfinite(dot.get_ydata()).all()

@@ -142,17 +142,18 @@ def backward(step: Step, params: Params, state0: State, xs: PyTree, loss: Loss, 
     return Backward(along, value, immediate, mantissas, exponents, logscale.shift(mantissa0, e0))
 
 
-def contributions(done: Backward) -> TemporalContributions:
+def contributions(done: Backward, scaled_params_grad: tuple[Params, Array]) -> TemporalContributions:
     """What the steps contribute, after the backward pass."""
     along = done.linearization
-    whole, e_whole = done.scaled_params_grad
+    whole, e_whole = scaled_params_grad
 
     def at_t(inputs: tuple[PyTree, State, Array]) -> tuple[Array, Array]:
         residuals, mantissa, e = inputs
         one = jax.tree.map(lambda a: a[None], (residuals, mantissa))
         log_norm = logscale.log_norm(along.transpose_params(*one), e)
         # <J_params^T lambda, g> = <lambda, J_params g>: no second gradient of the parameters' size.
-        pushed = along.push_params(residuals, whole)
+        # (A cotangent is the conjugate of the direction that it stands for.)
+        pushed = along.push_params(residuals, jax.tree.map(jnp.conj, whole))
         products = [
             jnp.sum(jnp.real(a * b), dtype=log_norm.dtype)
             for a, b in zip(jax.tree.leaves(mantissa), jax.tree.leaves(pushed), strict=True)
@@ -181,4 +182,5 @@ def _adjoints(step: Step, params: Params, state0: State, xs: PyTree, loss: Loss,
 def _temporal_contributions(
     step: Step, params: Params, state0: State, xs: PyTree, loss: Loss, steps: int
 ) -> TemporalContributions:
-    return contributions(backward(step, params, state0, xs, loss, steps))
+    done = backward(step, params, state0, xs, loss, steps)
+    return contributions(done, done.scaled_params_grad)

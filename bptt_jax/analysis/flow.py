@@ -63,6 +63,7 @@ class GradientFlow(NamedTuple):
       first_nonfinite_state: index k of the first state (h_{k+1}) that is NaN or infinite, -1 if none.
       first_nonfinite_adjoint: index k of the first adjoint, going backwards, that is; -1 if none.
       finite: whether loss, states, adjoints and products all are.
+      reach: s, the number of steps that the error signal has on its way back to h_0; T if no state is read.
       fraction: the threshold that was given.
     """
 
@@ -84,6 +85,7 @@ class GradientFlow(NamedTuple):
     first_nonfinite_state: Array
     first_nonfinite_adjoint: Array
     finite: Array
+    reach: Array
     fraction: Array
 
     @property
@@ -124,14 +126,16 @@ class GradientFlow(NamedTuple):
         The 10th percentile of the gradient norms (AutoClip, Seetharaman et al. 2020, arXiv:2007.14469), but at
         most ten times the median norm that the gradient has before any Jacobian amplified it: ten is the upper
         end of the range that Pascanu et al. 2013 found to work, and where all sequences explode the percentile is
-        itself the explosion.
+        itself the explosion. NaN where there is no finite gradient above zero to go by.
         """
         with np.errstate(over="ignore"):
             norms = np.exp(np.ravel(np.asarray(self.params_grad_log_norm, np.float64)))
             plain = np.exp(np.ravel(np.asarray(self.unamplified_log_norm, np.float64)))
-        # A float32 gradient that overflowed has no norm; it counts as larger than all others.
-        norms = np.nan_to_num(norms, nan=np.inf)
-        return float(min(np.quantile(norms, 0.1, method="inverted_cdf"), 10 * np.median(plain)))
+        limits = [np.quantile(norms[norms > 0], 0.1, method="inverted_cdf")] if np.any(norms > 0) else []
+        plain = plain[(plain > 0) & np.isfinite(plain)]
+        if len(plain):
+            limits.append(10 * np.median(plain))
+        return float(min(limits)) if limits and np.isfinite(min(limits)) else math.nan
 
     def advice(self, *, gated: bool | None = None) -> list[str]:
         """What to try, in order, with numbers from the measurement; empty if the flow is steady.
@@ -153,7 +157,7 @@ class GradientFlow(NamedTuple):
             self.verdict,
             gated,
             {
-                "length": self.adjoint_log_norms.shape[-1],
+                "length": median(self.reach),
                 "fraction": float(np.ravel(np.asarray(self.fraction))[0]),
                 "growth_rate": median(self.growth_rate),
                 "horizon": median(self.horizon),
@@ -242,7 +246,8 @@ def _gradient_flow(
     back = jnp.where(reads, last_read + 1, steps)
     rate = _slope(gains, back)
     sv, ev = _spectra(step, params, starts, xs, steps, stride)
-    added = contributions(done)
+    params_grad = done.scaled_params_grad
+    added = contributions(done, params_grad)
     bad_state = ~_finite_by_step(states)
     bad_adjoint = jnp.isnan(adjoint_log_norms) | (adjoint_log_norms == jnp.inf)
     finite = (
@@ -265,11 +270,12 @@ def _gradient_flow(
         horizon=_horizon(gains, back, rate, fraction),
         end_gain=gains[0],
         peak_gain=peak,
-        params_grad_log_norm=logscale.log_norm(*done.scaled_params_grad),
+        params_grad_log_norm=logscale.log_norm(*params_grad),
         unamplified_log_norm=added.log_norms[last_read],
         first_nonfinite_state=jnp.where(jnp.any(bad_state), jnp.argmax(bad_state), -1),
         first_nonfinite_adjoint=jnp.where(jnp.any(bad_adjoint), steps - 1 - jnp.argmax(bad_adjoint[::-1]), -1),
         finite=finite,
+        reach=back,
         fraction=fraction,
     )
 

@@ -90,7 +90,8 @@ def advise(verdict: Verdict, gated: bool | None, numbers: Mapping[str, float]) -
                 tries.append(f"truncating at {math.ceil(horizon)} steps loses next to nothing")
             return tries
         case "exploding":
-            tries = [f"clip the global norm at {numbers['clip_threshold']:.2g}"]
+            threshold = numbers["clip_threshold"]
+            tries = [f"clip the global norm at {threshold:.2g}"] if math.isfinite(threshold) else []
             if numbers["largest_gradient_log10"] > math.log10(float(np.finfo(np.float32).max)) / 2:
                 tries.append(
                     f"gradient norms reach 1e{numbers['largest_gradient_log10']:.0f}: use a clip whose norm cannot "

@@ -137,9 +137,9 @@ def autoclip(quantile: float = 0.1, *, window: int = 1000, warmup: int = 10) -> 
         updates: optax.Updates, state: AutoClipState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, AutoClipState]:
         del params
-        before = logscale.log_norm(updates)
+        before = logscale.log_norm(updates).astype(jnp.float32)
         finite = before < jnp.inf  # False for NaN; -inf is the norm 0
-        written = state.log_norms.at[state.seen % window].set(before.astype(jnp.float32))
+        written = state.log_norms.at[state.seen % window].set(before)
         log_norms = jnp.where(finite, written, state.log_norms)
         count = state.seen + finite.astype(jnp.int32)
         known = jnp.minimum(count, window)
@@ -186,8 +186,8 @@ def zclip(z_threshold: float = 2.5, *, decay: float = 0.97, warmup: int = 25) ->
         updates: optax.Updates, state: ZClipState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, ZClipState]:
         del params
-        before = logscale.log_norm(updates)
-        norm = jnp.exp(before).astype(jnp.float32)
+        before = logscale.log_norm(updates).astype(jnp.float32)
+        norm = jnp.exp(before)
         # A norm whose square overflows would make the variance infinite for good.
         usable = before < jnp.log(jnp.finfo(jnp.float32).max) / 2 - 1
         warm = state.seen >= warmup
@@ -211,7 +211,7 @@ def zclip(z_threshold: float = 2.5, *, decay: float = 0.97, warmup: int = 25) ->
 
 def skip_updates(
     inner: optax.GradientTransformation, *, max_norm: float = jnp.inf, max_in_a_row: int = 10
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """Skips an update that is not finite or whose global norm exceeds `max_norm`: neither parameters nor the state
     of `inner` change.
 
@@ -232,12 +232,13 @@ def skip_updates(
     """
     log_threshold = jnp.log(_positive("max_norm", max_norm))
     max_in_a_row = check_positive_int("max_in_a_row", max_in_a_row)
+    inner = optax.with_extra_args_support(inner)
 
     def init(params: optax.Params) -> SkipState:
         return SkipState(_no_record(), jnp.zeros((), jnp.int32), jnp.zeros((), bool), inner.init(params))
 
     def update(
-        updates: optax.Updates, state: SkipState, params: optax.Params | None = None
+        updates: optax.Updates, state: SkipState, params: optax.Params | None = None, **extra: Any
     ) -> tuple[optax.Updates, SkipState]:
         before = logscale.log_norm(updates)
         exhausted = state.in_a_row >= max_in_a_row
@@ -246,19 +247,19 @@ def skip_updates(
         # What is skipped is replaced first: NaN must not reach the inner state even to be discarded, since a
         # gradient through this choice would be NaN.
         safe = jax.tree.map(lambda u: jnp.where(skip, jnp.zeros_like(u), u), updates)
-        applied, new_inner = inner.update(safe, state.inner, params)
+        applied, new_inner = inner.update(safe, state.inner, params, **extra)
         kept = jax.tree.map(partial(jnp.where, skip), state.inner, new_inner)
         out = jax.tree.map(lambda u: jnp.where(skip, jnp.zeros_like(u), u), applied)
         in_a_row = jnp.where(skip, state.in_a_row + 1, 0)
         record = _note(state.record, skip, before, jnp.where(skip, -jnp.inf, before))
         return out, SkipState(record, in_a_row, state.exhausted | (in_a_row >= max_in_a_row), kept)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def clipped(
     optimizer: optax.GradientTransformation, max_norm: float, *, max_in_a_row: int = 10
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """A sound chain in one line.
 
     ``skip_updates(optax.chain(clip_by_global_norm(max_norm), optimizer))``: what is not finite is skipped before it
@@ -285,7 +286,7 @@ def clip_adjoints(step: Step, *, max_norm: float | None = None, max_value: float
     Args:
       step: any recurrent step.
       max_norm: largest Euclidean norm of an adjoint, over the whole state.
-      max_value: largest magnitude of an entry.
+      max_value: largest magnitude of an entry (of its real and imaginary part, where it is complex).
 
     Returns:
       A step. It has no Jacobian of its own (`jacobians` and `adjoints` want the bare step).
@@ -296,8 +297,13 @@ def clip_adjoints(step: Step, *, max_norm: float | None = None, max_value: float
     if max_norm is None and max_value is None:
         raise ValueError("clip_adjoints: expected max_norm or max_value, got neither")
     log_threshold = None if max_norm is None else jnp.log(_positive("max_norm", max_norm))
-    if max_value is not None:
-        _positive("max_value", max_value)
+    bound = jnp.inf if max_value is None else _positive("max_value", max_value)
+
+    def clip_value(a: Array) -> Array:
+        if jnp.iscomplexobj(a):
+            return jax.lax.complex(clip_value(a.real), clip_value(a.imag))
+        # An infinity must not come out as an innocent number.
+        return jnp.where(jnp.isfinite(a), jnp.clip(a, -bound, bound), a)
 
     @jax.custom_vjp
     def gate(state: State) -> State:
@@ -308,7 +314,7 @@ def clip_adjoints(step: Step, *, max_norm: float | None = None, max_value: float
 
     def backward(_: None, adjoint: State) -> tuple[State]:
         if max_value is not None:
-            adjoint = jax.tree.map(lambda a: jnp.clip(a, -max_value, max_value), adjoint)
+            adjoint = jax.tree.map(clip_value, adjoint)
         if log_threshold is not None:
             adjoint = _clip(adjoint, logscale.log_norm(adjoint), log_threshold)[0]
         return (adjoint,)
@@ -323,10 +329,12 @@ def clip_adjoints(step: Step, *, max_norm: float | None = None, max_value: float
 
 def _clip(tree: PyTree, log_norm: Array, log_threshold: Array) -> tuple[PyTree, Array, Array]:
     """The tree scaled to the threshold if it is finite and above; its log norm then; whether it was."""
+    log_threshold = jnp.asarray(log_threshold).astype(log_norm.dtype)
     acts = (log_norm > log_threshold) & (log_norm < jnp.inf)
     mantissa, _ = logscale.normalize(tree, jnp.zeros((), jnp.int32))
     # The mantissa's norm lies between 1/2 and sqrt(size), so this factor is near the threshold itself.
-    factor = jnp.exp(jnp.where(acts, log_threshold, 0.0) - logscale.log_norm(mantissa))
+    size = logscale.log_norm(mantissa)
+    factor = jnp.exp(jnp.where(acts, log_threshold, 0.0).astype(size.dtype) - size)
     clipped = jax.tree.map(lambda m, a: jnp.where(acts, m * factor.astype(m.dtype), a), mantissa, tree)
     return clipped, jnp.where(acts, log_threshold, log_norm), acts
 
@@ -357,6 +365,11 @@ def _note(record: ClipRecord, acted: Array, before: Array, after: Array) -> Clip
 
 
 def _positive(name: str, value: Any) -> Any:
+    message = f"{name}: expected a number above 0"
+    if isinstance(value, jax.core.Tracer):  # under optax.inject_hyperparams, say
+        import equinox as eqx  # dear to import: only where it is used
+
+        return eqx.error_if(value, ~(value > 0), message)
     if not value > 0:
-        raise ValueError(f"{name}: expected a number above 0, got {value}")
+        raise ValueError(f"{message}, got {value}")
     return value

@@ -30,8 +30,9 @@ def omega_terms(
 
     Only its immediate derivative with respect to the recurrent weights is kept, as in the paper (eq. 10) and its
     code: the error signals, the states, and all that the Jacobians take from the states (phi' of the activations)
-    are constants; what is left are the weights that stand in the Jacobians themselves. That holds for any step: for
-    `rnn` it is W, for `gru` and `lstm` the stacked recurrent weights.
+    are constants; what is left are the weights that stand in the Jacobians themselves: for `rnn` it is W, for `gru`
+    and `lstm` the stacked recurrent weights. For a step of one's own the two are told apart by what changes from
+    step to step; inside `jax.lax.cond`, `scan` or `jax.checkpoint` they cannot be, so write the step without.
 
     Args:
       step, params, state0, xs, loss, length: as for `bptt_jax.adjoints`.

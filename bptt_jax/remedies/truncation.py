@@ -177,7 +177,8 @@ def _truncation_bias(
     log_full = logscale.log_norm(full)
 
     def inner(a: Params, b: Params) -> Array:
-        a, b = (jax.tree.map(lambda g: g / jnp.exp(log_full).astype(g.dtype), t) for t in (a, b))
+        # Only the angle matters, so both are brought to a size whose square every float holds.
+        a, b = (logscale.normalize(tree, jnp.zeros((), jnp.int32))[0] for tree in (a, b))
         return jax.tree.reduce(jnp.add, jax.tree.map(lambda u, v: jnp.real(jnp.vdot(u, v)), a, b))
 
     def body(carry: tuple[State, Params], _: None) -> tuple[tuple[State, Params], tuple[Array, Array]]:
