@@ -32,6 +32,21 @@ def test_weights_are_not_kept_at_every_step(name, gates, wrap):
     assert all(a.size < steps * n * n for a in jax.tree.leaves(kept))
 
 
+def test_what_a_jitted_step_makes_of_its_weights_is_kept_once():
+    """Inside the jitted call, half the weights are neither a parameter nor, in form, apart from state and input."""
+    n, steps = 64, 5
+
+    @jax.jit
+    def step(w, h, x):
+        return jnp.tanh((0.5 * w) @ h + x)
+
+    def residuals(w, h, xs):
+        return linearize(step, w, h, xs, steps).residuals
+
+    kept = jax.eval_shape(residuals, jnp.zeros((n, n)), jnp.zeros(n), jnp.zeros((steps, n)))
+    assert sum(a.size for a in jax.tree.leaves(kept)) <= 5 * steps * n
+
+
 def test_a_step_that_does_change_its_weights_keeps_them():
     """The other side: what depends on the input is kept for every step, or the differential would be wrong."""
 

@@ -145,3 +145,5 @@ def test_exponents_are_constants_to_differentiation():
     """The gradient of a log norm is ``x / ||x||^2``, whatever the scale."""
     x = jnp.asarray([3e-30, 4e-30])
     np.testing.assert_allclose(jax.jit(jax.grad(logscale.log_norm))(x), x / 5e-30 / 5e-30, rtol=1e-5)
+    # At zero there is no gradient; it is 0 rather than NaN, which would spoil those of all other numbers.
+    np.testing.assert_array_equal(jax.jit(jax.grad(logscale.log_norm))(jnp.zeros(2)), 0)
