@@ -153,7 +153,7 @@ def test_signal_that_dies_exactly():
 
 
 def test_horizon_is_where_the_signal_has_fallen_for_good():
-    """It is a sixteenth at every other step, and back at the next: A^T (1, 1) = (1, -1) / 16, A^T (1, -1) = -8 (1, 1)."""
+    """Low at every other step and back at the next: A^T (1, 1) = (1, -1) / 16, A^T (1, -1) = -8 (1, 1), halved."""
     u, v = np.asarray([[1, 1], [1, -1]])
     flow = linear_flow((np.outer(v, u) / 16 - 8 * np.outer(u, v)).T / 2, fraction=0.1)
     halves = np.log(0.5) * np.arange(1, 21)
