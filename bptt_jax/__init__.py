@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         clip_by_global_norm,
         clip_records,
         clipped,
+        skip_records,
         skip_updates,
         zclip,
     )
@@ -45,7 +46,16 @@ if TYPE_CHECKING:
 # These bring equinox, matplotlib or optax along, each dearer to import than all of this package: on first use.
 _ON_FIRST_USE = {
     **dict.fromkeys(
-        ("autoclip", "clip_adjoints", "clip_by_global_norm", "clip_records", "clipped", "skip_updates", "zclip"),
+        (
+            "autoclip",
+            "clip_adjoints",
+            "clip_by_global_norm",
+            "clip_records",
+            "clipped",
+            "skip_records",
+            "skip_updates",
+            "zclip",
+        ),
         "bptt_jax.remedies.clipping",
     ),
     "from_equinox": "bptt_jax.recurrence.adapters",
@@ -88,6 +98,7 @@ __all__ = [
     "rnn",
     "rtrl_gradient",
     "singular_values",
+    "skip_records",
     "skip_updates",
     "spectral_norm",
     "spectral_radius",

@@ -14,7 +14,8 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jax
 
-from bptt_jax.diagnose import BadArgument, Settings, compile_all, measure, prepare, record, write_json, written
+from bptt_jax.command.diagnose import BadArgument, Settings, compile_all, measure, prepare, record
+from bptt_jax.files import write_json, written
 
 _EXAMPLES = """\
 examples:

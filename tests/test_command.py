@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import signal
 import subprocess
 import sys
@@ -12,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bptt_jax import diagnose
 from bptt_jax.__main__ import main
+from bptt_jax.command import diagnose
 
 SMALL = ["diagnose", "--hidden", "8", "--length", "20", "--batch", "2"]
 STEP = """
@@ -222,23 +221,3 @@ def test_interrupted_leaves_nothing(tmp_path) -> None:
     assert "Traceback" not in rest
     assert [p.name for p in tmp_path.iterdir()] == ["flow.json"]
     assert (tmp_path / "flow.json").read_text() == "before"
-
-
-def test_written_removes_its_temporary_file_and_keeps_the_old_one(tmp_path) -> None:
-    target = tmp_path / "a.json"
-    target.write_text("old")
-
-    def fail() -> None:
-        with diagnose.written(target) as temporary:
-            temporary.write_text("half")
-            raise OSError(28, "No space left on device")
-
-    with pytest.raises(OSError, match="No space"):
-        fail()
-    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
-    assert target.read_text() == "old"
-    with diagnose.written(target) as temporary:
-        temporary.write_text("new")
-        assert target.read_text() == "old"
-    assert target.read_text() == "new"
-    assert os.stat(target).st_mode & 0o400

@@ -2,9 +2,9 @@
 backward pass.
 
 Every transformation here keeps a `ClipRecord` in its state, so that the norms before and after, and the shares of
-clipped and skipped updates, can be read from any optimiser's state by `clip_records`. Norms are those of
-`optax.global_norm`, computed so that they do not overflow: float32 gradients of 1e20 have squares beyond its range,
-and `optax.clip_by_global_norm` turns them into zeros.
+clipped and skipped updates, can be read from any optimiser's state by `clip_records` and `skip_records`. Norms are
+those of `optax.global_norm`, computed so that they do not overflow: float32 gradients of 1e20 have squares beyond
+its range, and `optax.clip_by_global_norm` turns them into zeros.
 
 What is not finite is never clipped, for no factor mends it: it passes unchanged, for `skip_updates` to stop.
 """
@@ -269,9 +269,13 @@ def clipped(
 
 
 def clip_records(opt_state: optax.OptState) -> list[ClipRecord]:
-    """All records in an optimiser's state, outermost first; under ``vmap`` their fields are batched."""
-    found = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, ClipRecord))
-    return [node for node in found if isinstance(node, ClipRecord)]
+    """The records of all clips in an optimiser's state, outermost first; after ``vmap`` their fields are batched."""
+    return [node for node in _nodes(opt_state) if isinstance(node, ClipRecord)]
+
+
+def skip_records(opt_state: optax.OptState) -> list[ClipRecord]:
+    """The records of all `skip_updates` in an optimiser's state, outermost first; `acted` counts the skips."""
+    return [node.record for node in _nodes(opt_state) if isinstance(node, SkipState)]
 
 
 def clip_adjoints(step: Step, *, max_norm: float | None = None, max_value: float | None = None) -> Step:
@@ -325,6 +329,16 @@ def clip_adjoints(step: Step, *, max_norm: float | None = None, max_value: float
         return gate(step(params, state, x))
 
     return clipped_step
+
+
+def _nodes(opt_state: optax.OptState) -> list[Any]:
+    """SkipStates and the ClipRecords that are not theirs."""
+    nodes = []
+    for node in jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, (ClipRecord, SkipState))):
+        nodes.append(node)
+        if isinstance(node, SkipState):
+            nodes += _nodes(node.inner)
+    return nodes
 
 
 def _clip(tree: PyTree, log_norm: Array, log_threshold: Array) -> tuple[PyTree, Array, Array]:

@@ -1,1 +1,1 @@
-"""Data to run on."""
+"""Tasks, the networks that learn them, and the loop that trains."""

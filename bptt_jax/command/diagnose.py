@@ -3,15 +3,12 @@
 import importlib
 import importlib.util
 import inspect
-import json
 import math
 import os
 import platform
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
@@ -25,6 +22,7 @@ import numpy as np
 import optax
 
 from bptt_jax.analysis.flow import GradientFlow, gradient_flow
+from bptt_jax.files import plain
 from bptt_jax.recurrence.cells import gru, lstm, rnn
 from bptt_jax.step import Array, Cell, Params, PyTree, State, Step
 from bptt_jax.training.text import Corpus, corpus, english_text, read_text, windows
@@ -160,7 +158,7 @@ def record(
 ) -> dict[str, Any]:
     """Everything in plain JSON types; NaN and infinities are the strings that ``float`` reads back."""
     device = jax.devices()[0]
-    return _plain(
+    return plain(
         {
             "settings": asdict(settings),
             "vocabulary": data.vocabulary,
@@ -173,27 +171,6 @@ def record(
             "recurrences": {name: _numbers(flow, gated[name]) for name, flow in flows.items()},
         }
     )
-
-
-@contextmanager
-def written(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`, moved onto it at the end, and removed if anything goes wrong."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
-    try:
-        yield Path(name)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)  # mkstemp makes files that only their owner may read
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    with written(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _data(settings: Settings, text: Corpus) -> Data:
@@ -343,13 +320,3 @@ def _numbers(flow: GradientFlow, gated: bool | None) -> dict[str, Any]:
             [[z.real, z.imag] for z in row] for row in np.asarray(flow.eigenvalues)[0].tolist()
         ],
     }
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
-    return value

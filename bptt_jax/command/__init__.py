@@ -1,0 +1,1 @@
+"""Floor 6: the jobs of the command ``bptt-jax``."""

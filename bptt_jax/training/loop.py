@@ -1,0 +1,365 @@
+"""One training loop: scanned in chunks on the device, seeds side by side, and what happens in it written down.
+
+Everything random is a function of the seed and the number of the update, so a run that is stopped and goes on from
+a checkpoint draws what it would have drawn.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from bptt_jax.analysis import logscale
+from bptt_jax.files import plain
+from bptt_jax.remedies.clipping import ClipRecord, clip_records, skip_records
+from bptt_jax.remedies.regularizers import omega, omega_terms
+from bptt_jax.step import Array, PyTree, check_positive_int
+from bptt_jax.training.network import Network, NetworkParams
+from bptt_jax.training.runfolder import RunFolder
+from bptt_jax.training.tasks import Batch, Task
+
+Penalty: TypeAlias = Callable[[NetworkParams, Batch], Array]
+Probe: TypeAlias = Callable[[NetworkParams, Batch], Array]
+Record: TypeAlias = dict[str, Any]
+
+# Success is judged on as many fresh sequences as Pascanu et al. 2013 take; a tenth of them says when to look.
+_FRESH, _SCREENED = 10_000, 1_000
+_PIECE, _PIECE_STEPS = 250, 1_000_000  # sequences evaluated at once, and their steps
+_RECENT = 100  # updates against which a jump of the loss is seen
+_JUMP = 3.0
+_LED_TO = 10  # updates reported before an event
+
+
+class Metrics(NamedTuple):
+    """Of one update: the mean loss of its batch, and the natural log of its gradient's global norm, unclipped."""
+
+    loss: Array
+    gradient_log_norm: Array
+
+
+class TrainState(NamedTuple):
+    """All that a run goes on from; of several seeds every leaf has a leading axis.
+
+    Attributes:
+      seed: int32, of weights, batches and validation.
+      updates: how many were made, int32.
+      params, opt_state: of network and optimiser.
+      running: False once solved or lost.
+      solved_at: the update after which the criterion was first seen to be met; -1 before.
+      recent: `Metrics` of the latest 100 updates; NaN where there were none.
+    """
+
+    seed: Array
+    updates: Array
+    params: NetworkParams
+    opt_state: optax.OptState
+    running: Array
+    solved_at: Array
+    recent: Metrics
+
+
+class Training(NamedTuple):
+    """A finished run.
+
+    Attributes:
+      states: the last `TrainState`, leaves ``[S, ...]``.
+      records: what the log holds, in order, in plain JSON types (non-finite numbers are the strings that ``float``
+        reads). Of each chunk, lists by seed, None for a seed that had stopped: "updates" (the number of the last
+        one), "loss" (mean), "gradient_log_norm" (median, natural log) and its "_max", "clipped" and "skipped"
+        (shares of the chunk's updates; None where nothing keeps a record), "validation_loss" and "_error",
+        "solved_at", "probes". Of each event: "event" ("non-finite", "jump" or "lost"), "seed", "updates" (its
+        number), "loss", and of the ten updates before, "losses_before" and "gradient_log_norms_before".
+    """
+
+    states: TrainState
+    records: list[Record]
+
+    @property
+    def events(self) -> list[Record]:
+        """The records of what went wrong."""
+        return [r for r in self.records if "event" in r]
+
+
+def init_state(network: Network, optimizer: optax.GradientTransformation, seed: Array | int) -> TrainState:
+    """The state before the first update; ``jax.vmap`` over `seed` for several."""
+    seed = jnp.asarray(seed, jnp.int32)
+    params = network.init(_key(seed, 0, 0))
+    none = jnp.full(_RECENT, jnp.nan, _loss_dtype(network, params))
+    return TrainState(
+        seed,
+        jnp.zeros((), jnp.int32),
+        params,
+        optimizer.init(params),
+        jnp.ones((), bool),
+        jnp.full((), -1, jnp.int32),
+        Metrics(none, jnp.full(_RECENT, jnp.nan, jnp.float32)),
+    )
+
+
+def make_update(
+    network: Network, optimizer: optax.GradientTransformation, *, batch: int, penalty: Penalty | None = None
+) -> Callable[[TrainState], tuple[TrainState, Metrics]]:
+    """One update as a pure function, to be scanned, jitted or vmapped; arguments as for `train`."""
+
+    def update(state: TrainState) -> tuple[TrainState, Metrics]:
+        data = network.task.sample(_key(state.seed, 1, state.updates), batch)
+
+        def objective(params: NetworkParams) -> tuple[Array, Array]:
+            loss = jnp.mean(jax.vmap(partial(network.loss, params))(*data))
+            return loss if penalty is None else loss + penalty(params, data), loss
+
+        gradient, loss = jax.grad(objective, has_aux=True)(state.params)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        moved = state._replace(
+            updates=state.updates + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state
+        )
+        return moved, Metrics(loss, logscale.log_norm(gradient).astype(jnp.float32))
+
+    return update
+
+
+def omega_penalty(network: Network, weight: float, *, version: str = "paper") -> Penalty:
+    """`bptt_jax.omega` of a network, as a penalty for `train`: `weight` times it, of the batch's sequences."""
+
+    def penalty(params: NetworkParams, data: Batch) -> Array:
+        def terms(inputs: PyTree, target: Array) -> Any:
+            loss = network.loss_of_states(params, target)
+            return omega_terms(network.cell.step, params.cell, network.cell.initial_state(), inputs, loss)
+
+        return weight * omega(jax.vmap(terms)(*data), version=version)  # type: ignore[arg-type]
+
+    return penalty
+
+
+def evaluate(network: Network, params: NetworkParams, key: Array, count: int) -> tuple[Array, Array]:
+    """Mean loss and mean error over all sequences of the task, if they are finitely many, else over fresh ones.
+
+    Args:
+      network, params: what is evaluated, on ``network.task``.
+      key: of the fresh sequences.
+      count: how many of them; rounded up to whole pieces, of at most 250 and a million steps at once.
+
+    Returns:
+      Two scalars.
+    """
+    task = network.task
+
+    def one(inputs: PyTree, target: Array) -> tuple[Array, Array]:
+        outputs = network.outputs(params, inputs)
+        return task.loss(outputs, target), task.error(outputs, target)
+
+    piece = max(1, min(_PIECE, count, _PIECE_STEPS // task.length))
+    if task.whole is not None:
+        each = jax.lax.map(lambda data: one(*data), task.whole, batch_size=piece)
+    else:
+        keys = jax.random.split(key, -(-count // piece))
+        each = jax.lax.map(lambda k: jax.vmap(one)(*task.sample(k, piece)), keys)
+    return jnp.mean(each[0]), jnp.mean(each[1])
+
+
+def train(
+    network: Network,
+    optimizer: optax.GradientTransformation,
+    *,
+    updates: int,
+    batch: int = 20,
+    seeds: Sequence[int] = (0,),
+    chunk: int = 100,
+    penalty: Penalty | None = None,
+    probes: Mapping[str, Probe] | None = None,
+    validation: Task | None = None,
+    folder: Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    report: Callable[[Record], None] | None = None,
+    observe: Callable[[Metrics], None] | None = None,
+) -> Training:
+    """Trains a network on its task until every seed has solved it, is lost, or `updates` are made.
+
+    The updates of a chunk are one program on the device. After each, 1000 fresh sequences (or all, where the task
+    has finitely many) are evaluated; if they meet the task's criterion of success, 10,000 more decide. A seed
+    stops when it succeeds, and when it is lost: its parameters are not finite, or no loss of the chunk is.
+
+    Args:
+      network: from `bptt_jax.training.network.network`; its task is what is learned.
+      optimizer: from Optax, or `bptt_jax.clipped`, ...
+      updates: how many at most, in all: a run resumed from `folder` makes the rest.
+      batch: fresh sequences for each update.
+      seeds: of independent runs, vmapped.
+      chunk: updates between evaluations, log lines and checkpoints.
+      penalty: ``penalty(params, batch) -> scalar``, added to the loss; `omega_penalty`, for one.
+      probes: by name, ``probe(params, batch) -> scalar``, computed after each chunk on the next update's batch,
+        and recorded.
+      validation: the task that is evaluated, if not the network's own: its "validation" split.
+      folder: where ``log.jsonl`` and ``checkpoints/`` are kept, one after each chunk. If a run is there, it is gone
+        on with from its last whole checkpoint, and ends bit for bit as if it had never been stopped.
+      settings: what the run depends on, in JSON types: written to ``settings.json``; a folder with others is
+        refused. Batch, seeds, chunk and the task's name and length are always among them.
+      report: called with every record (see `Training`).
+      observe: called after each chunk with the `Metrics` of all its updates, leaves ``[n, S]``.
+
+    Returns:
+      A `Training`.
+
+    Raises:
+      TypeError, ValueError: an argument is out of range, or `folder` holds a run of other settings.
+      ImportError: `folder` is given and orbax-checkpoint is missing.
+    """
+    updates, chunk = check_positive_int("updates", updates), check_positive_int("chunk", chunk)
+    batch = check_positive_int("batch", batch)
+    task, seeds = network.task, [int(s) for s in seeds]
+    if not seeds or len(set(seeds)) < len(seeds) or not all(0 <= s < 2**31 for s in seeds):
+        raise ValueError(f"seeds: expected different integers from 0 to 2147483647, got {seeds}")
+    judge = task if validation is None else validation
+    if (judge.input_size, judge.output_size) != (task.input_size, task.output_size):
+        raise ValueError(
+            f"validation: expected a task of {task.input_size} inputs and {task.output_size} outputs, "
+            f"got {judge.input_size} and {judge.output_size}"
+        )
+    states = jax.jit(jax.vmap(partial(init_state, network, optimizer)))(jnp.asarray(seeds, jnp.int32))
+    update = jax.vmap(make_update(network, optimizer, batch=batch, penalty=penalty))
+    screen = partial(_judge, network._replace(task=judge), count=_SCREENED)
+    confirm = jax.jit(jax.vmap(partial(_judge, network._replace(task=judge), count=_FRESH)))
+
+    def probe(state: TrainState) -> dict[str, Array]:
+        data = task.sample(_key(state.seed, 1, state.updates), batch)
+        return {name: f(state.params, data) for name, f in (probes or {}).items()}
+
+    @partial(jax.jit, static_argnums=1)
+    def advance(states: TrainState, n: int) -> tuple[TrainState, Metrics, Any, Any]:
+        moved, metrics = jax.lax.scan(lambda s, _: update(s), states, length=n)
+        moved = jax.vmap(_watched, in_axes=(0, 1))(moved, metrics)
+        states = jax.vmap(lambda s, old, new: jax.tree.map(partial(jnp.where, s.running), new, old))(
+            states, states, moved
+        )
+        return states, metrics, jax.vmap(screen)(states), jax.vmap(probe)(states)
+
+    identity = {"task": task.name, "length": task.length, "batch": batch, "seeds": seeds, "chunk": chunk}
+    records: list[Record] = []
+    with nullcontext() if folder is None else RunFolder(folder, {**(settings or {}), **identity}) as store:
+        if store is not None:
+            states, records = store.restore(states)
+        while (done := int(jnp.max(states.updates))) < updates and bool(jnp.any(states.running)):
+            before = states
+            states, metrics, (loss, error), probed = advance(states, min(chunk, updates - done))
+            passed = states.running & judge.solved(loss, error)
+            if judge.whole is None and bool(jnp.any(passed)):
+                loss, error = (jnp.where(passed, a, b) for a, b in zip(confirm(states), (loss, error), strict=True))
+                passed &= judge.solved(loss, error)
+            states = states._replace(
+                solved_at=jnp.where(passed, states.updates, states.solved_at), running=states.running & ~passed
+            )
+            new = plain(_events(before, states, metrics, task.baseline))
+            new.append(plain(_record(before, states, metrics, loss, error, probed)))
+            if store is not None:
+                store.keep(int(jnp.max(states.updates)), states, new)
+            records += new
+            if observe is not None:
+                observe(metrics)
+            for record in new if report is not None else ():
+                report(record)  # type: ignore[misc]
+    return Training(states, records)
+
+
+def describe(event: Record) -> str:
+    """An event in one line."""
+    norms = " ".join(f"{np.exp(np.float64(n)):.3g}" for n in event["gradient_log_norms_before"])
+    what = {
+        "non-finite": f"the loss is {event['loss']}",
+        "jump": f"the loss jumps to {float(event['loss']):.3g}, three times all of the last {_RECENT}",
+        "lost": "stopped, for its parameters or all its losses are not finite",
+    }[event["event"]]
+    return f"seed {event['seed']}, update {event['updates']}: {what}; gradient norms before: {norms or 'none'}"
+
+
+def _key(seed: Array, stream: int, count: Array | int) -> Array:
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), count)
+
+
+def _loss_dtype(network: Network, params: NetworkParams) -> Any:
+    example = jax.eval_shape(lambda: network.task.sample(jax.random.key(0), 1))
+    first = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), example)
+    return jax.eval_shape(network.loss, params, *first).dtype
+
+
+def _judge(network: Network, state: TrainState, *, count: int) -> tuple[Array, Array]:
+    stream = 2 if count == _SCREENED else 3
+    return evaluate(network, state.params, _key(state.seed, stream, state.updates), count)
+
+
+def _watched(state: TrainState, metrics: Metrics) -> TrainState:
+    """With the recent metrics brought up to date, and stopped if it is lost."""
+    finite = [jnp.all(jnp.isfinite(a)) for a in jax.tree.leaves(state.params)]
+    lost = ~jnp.all(jnp.stack(finite)) | ~jnp.any(jnp.isfinite(metrics.loss))
+    recent = jax.tree.map(lambda old, new: jnp.concatenate([old, new])[-_RECENT:], state.recent, metrics)
+    return state._replace(recent=recent, running=state.running & ~lost)
+
+
+def _record(
+    before: TrainState, after: TrainState, metrics: Metrics, loss: Array, error: Array, probed: dict[str, Array]
+) -> Record:
+    was = np.asarray(before.running)
+
+    def of_running(values: Any) -> list[Any]:
+        return [v if r else None for v, r in zip(np.asarray(values).tolist(), was, strict=True)]
+
+    def shares(find: Callable[[optax.OptState], list[ClipRecord]]) -> list[Any] | None:
+        # Several of a kind act in sequence, and one that acts twice counts twice only up to the whole.
+        pairs = list(zip(find(before.opt_state), find(after.opt_state), strict=True))
+        made = np.maximum(np.asarray(after.updates - before.updates), 1)
+        acted = sum(np.asarray(b.acted) - np.asarray(a.acted) for a, b in pairs)
+        return of_running(np.minimum(acted / made, 1)) if pairs else None
+
+    norms = np.asarray(metrics.gradient_log_norm, np.float64)
+    return {
+        "updates": int(np.max(after.updates)),
+        "loss": of_running(np.mean(np.asarray(metrics.loss, np.float64), axis=0)),
+        "gradient_log_norm": of_running(np.quantile(norms, 0.5, axis=0, method="inverted_cdf")),
+        "gradient_log_norm_max": of_running(np.max(norms, axis=0)),
+        "clipped": shares(clip_records),
+        "skipped": shares(skip_records),
+        "validation_loss": of_running(loss),
+        "validation_error": of_running(error),
+        "solved_at": [n if n >= 0 else None for n in np.asarray(after.solved_at).tolist()],
+        "probes": {name: of_running(values) for name, values in probed.items()},
+    }
+
+
+def _events(before: TrainState, after: TrainState, metrics: Metrics, baseline: float) -> list[Record]:
+    """The first loss of the chunk that is not finite, the first that jumps, and seeds that are lost, by update."""
+    found = []
+    n = len(metrics.loss)
+    for i in np.flatnonzero(before.running):
+        losses, norms = (
+            np.concatenate([np.asarray(r)[i], np.asarray(m)[:, i]])
+            for r, m in zip(before.recent, metrics, strict=True)
+        )
+        windows = np.lib.stride_tricks.sliding_window_view(losses[:-1], _RECENT)
+        largest = np.max(np.where(np.isfinite(windows), windows, -np.inf), axis=1)
+        latest = losses[_RECENT:]
+        # A small loss that triples is noise; one that does so and is worse than the trivial predictor's is not.
+        jumps = np.isfinite(latest) & np.isfinite(largest) & (latest > np.maximum(_JUMP * largest, baseline))
+        kinds = [("non-finite", np.flatnonzero(~np.isfinite(latest))), ("jump", np.flatnonzero(jumps))]
+        if not after.running[i] and after.solved_at[i] < 0:
+            kinds.append(("lost", np.array([n - 1])))
+        for kind, at in kinds:
+            if at.size:
+                k = int(at[0])
+                led_to = slice(_RECENT + k - _LED_TO, _RECENT + k)
+                known = min(_LED_TO, int(before.updates[i]) + k)
+                found.append(
+                    {
+                        "event": kind,
+                        "seed": int(before.seed[i]),
+                        "updates": int(before.updates[i]) + k + 1,
+                        "loss": float(latest[k]),
+                        "losses_before": losses[led_to][_LED_TO - known :].tolist(),
+                        "gradient_log_norms_before": norms[led_to][_LED_TO - known :].tolist(),
+                    }
+                )
+    return sorted(found, key=lambda event: event["updates"])
