@@ -1,6 +1,7 @@
 """Files that are whole or not there, and JSON of numbers that JSON has not."""
 
 import json
+import os
 
 import pytest
 

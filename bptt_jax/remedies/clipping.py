@@ -269,7 +269,7 @@ def clipped(
 
 
 def clip_records(opt_state: optax.OptState) -> list[ClipRecord]:
-    """The records of all clips in an optimiser's state, outermost first; after ``vmap`` their fields are batched."""
+    """The records of all clips in an optimiser's state, outermost first; by ``vmap`` their fields are batched."""
     return [node for node in _nodes(opt_state) if isinstance(node, ClipRecord)]
 
 
