@@ -6,7 +6,6 @@ within one run are what to compare.
 """
 
 import argparse
-import json
 import multiprocessing
 import os
 import platform
@@ -22,6 +21,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from bptt_jax.files import write_json, written
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -122,19 +123,17 @@ def environment() -> dict[str, Any]:
 def write(path: Path, writer: Callable[[Path], Any]) -> None:
     """Lets `writer` write to a temporary name and moves the file: never half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
+    with written(path) as temporary:
         writer(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     print(f"wrote {path}")
 
 
 def save(out: Path, name: str, settings: dict[str, Any], results: Any) -> None:
     """Writes ``<out>/<name>.json``: settings, environment and results."""
     content = {"settings": settings, "environment": environment(), "results": results}
-    write(out / f"{name}.json", lambda path: path.write_text(json.dumps(content, indent=1) + "\n"))
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / f"{name}.json", content)
+    print(f"wrote {out / name}.json")
 
 
 def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
