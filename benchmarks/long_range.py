@@ -139,12 +139,17 @@ def figure(rows: list[dict[str, Any]], s: dict[str, Any]) -> Any:
 def main() -> None:
     arguments = parser(__doc__).parse_args()
     s = QUICK if arguments.quick else FULL
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, cell in recurrences(s["hidden"], s["lengths"][-1]).items():
         if name not in s.get("cells", [name]):
             continue
         tried = climb(partial(learn, cell, s=s), s["lengths"])
-        row = {"name": name, **measure_horizon(cell, s), "longest": longest_learned(tried), "solved_at": tried}
+        row: dict[str, Any] = {
+            "name": name,
+            **measure_horizon(cell, s),
+            "longest": longest_learned(tried),
+            "solved_at": tried,
+        }
         print(row, flush=True)
         rows.append(row)
     print_table(

@@ -3,8 +3,8 @@
 Temporal order as in Pascanu, Mikolov, Bengio 2013 (arXiv:1211.5063, section 4.1.1) and its released code: 50 units,
 SGD with rate 0.01, batch 20; without remedy (SGD), with gradients clipped to norm 1 (SGD-C), and with the
 regulariser Omega of weight 4 as well (SGD-CR); three initialisations; success means less than 1 % wrong of 10,000
-fresh sequences. Reduced: the paper goes to longer sequences, and one of its code's logs to 336,000 updates; here T is
-at most 100, and updates are few. A rate of success here is that within these updates, not the paper's.
+fresh sequences. Reduced: the paper goes to longer sequences, and one of its code's logs to 336,000 updates; here T
+is at most 100, and updates are few. A rate of success here is that within these updates, not the paper's.
 """
 
 import time

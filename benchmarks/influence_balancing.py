@@ -1,0 +1,127 @@
+"""Does descent by truncated gradients reach the optimum, where short-term influences have the wrong sign?
+
+Influence balancing (Tallec and Ollivier 2017, arXiv:1705.08209): one parameter, optimum theta* = -1/6, and a
+gradient that truncation to 40 steps or fewer turns round. Plain gradient descent from theta = 0, the state going on
+from sequence to sequence, by truncated backpropagation with windows K on either side of 41, by full backpropagation
+and by real-time recurrent learning.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+from measure import parser, print_table, save, write
+
+import bptt_jax as bptt
+from bptt_jax.step import Array
+from bptt_jax.training.influence_balancing import influence_balancing
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+FULL: dict[str, Any] = {
+    "windows": [1, 5, 10, 20, 30, 35, 39, 40, 41, 42, 45, 50, 60, 80, 100],
+    "length": 150,
+    "updates": 2000,
+    "rate": 0.02,
+}
+QUICK = FULL | {"windows": [10, 40, 41, 60], "updates": 500}
+SYSTEM = influence_balancing()
+# ds_0/dtheta as truncation to K steps sees it, worked out by hand from the system's binomial powers.
+PUBLISHED = {1: 1.0, 10: 10.0, 20: 16.476, 30: 9.870, 40: 0.566, 41: -0.219, 50: -4.753}
+
+
+def truncated_influence(steps: int) -> float:
+    """What a change of theta `steps` steps ago, kept up since, has done to s_0 by now."""
+
+    def run(theta: Array) -> Array:
+        return bptt.final_state(SYSTEM.step, theta, SYSTEM.state0, length=steps)[0]
+
+    return float(jax.jvp(run, (SYSTEM.params,), (jnp.ones(()),))[1])
+
+
+def gradients(s: dict[str, Any]) -> dict[str, Callable[[Array, Array], Array]]:
+    """By name, gradient(theta, state) of the loss at the end of one sequence."""
+    given = {"loss": SYSTEM.loss, "length": s["length"]}
+
+    def truncated(window: int) -> Callable[[Array, Array], Array]:
+        return lambda theta, h: bptt.tbptt_gradient(SYSTEM.step, theta, h, None, k1=1, k2=window, **given)
+
+    return {
+        **{f"truncated, K = {k}": truncated(k) for k in s["windows"]},
+        "full": lambda theta, h: bptt.adjoints(SYSTEM.step, theta, h, None, **given).params_grad,
+        "rtrl": lambda theta, h: bptt.rtrl_gradient(SYSTEM.step, theta, h, None, **given),
+    }
+
+
+def descend(gradient: Callable[[Array, Array], Array], s: dict[str, Any]) -> np.ndarray:
+    """Theta after every update."""
+
+    def update(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], Array]:
+        theta, h = carry
+        moved = theta - s["rate"] * gradient(theta, h)
+        return (moved, bptt.final_state(SYSTEM.step, theta, h, length=s["length"])), moved
+
+    return np.asarray(
+        jax.jit(lambda carry: jax.lax.scan(update, carry, length=s["updates"])[1])((SYSTEM.params, SYSTEM.state0))
+    )
+
+
+def outcome(thetas: np.ndarray) -> tuple[str, int | None]:
+    """ "reaches" theta* (the updates after which it stays within 1 %), "diverges" or "neither"."""
+    solved = np.asarray(SYSTEM.solved(jnp.asarray(thetas)))
+    if solved[-1]:
+        return "reaches", int(np.max(np.flatnonzero(~solved), initial=-1)) + 2
+    # A loss a thousand times that of theta = 0, or no number at all.
+    far = not math.isfinite(thetas[-1]) or abs(thetas[-1] / SYSTEM.optimum - 1) > math.sqrt(1000)
+    return ("diverges" if far else "neither"), None
+
+
+def figure(curves: dict[str, np.ndarray]) -> Any:
+    fig, ax = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
+    shown = [f"truncated, K = {k}" for k in (10, 40, 41, 60)]
+    looks = iter(
+        (("0.6", ":"), ("0.6", "--"), ("#c8102e", "--"), ("#c8102e", ":"), ("k", "-"), ("#3a86c8", (0, (1, 3))))
+    )
+    for name in [*shown, "full", "rtrl"]:
+        colour, dash = next(looks)
+        ax.plot(np.arange(1, len(curves[name]) + 1), curves[name], color=colour, ls=dash, lw=1.6, label=name)
+    ax.axhline(SYSTEM.optimum, color="0.8", lw=0.8, zorder=0)
+    ax.set(
+        xscale="log",
+        ylim=(-0.5, 1.0),
+        xlabel="updates",
+        ylabel=r"$\theta$",
+        title=r"influence balancing, $\theta^* = -1/6$",
+    )
+    ax.set_title(r"influence balancing, $\theta^* = -1/6$")
+    ax.legend(frameon=False)
+    return fig
+
+
+def main() -> None:
+    arguments = parser(__doc__).parse_args()
+    s = QUICK if arguments.quick else FULL
+    curves = {name: descend(gradient, s) for name, gradient in gradients(s).items()}
+    rows = []
+    for name, thetas in curves.items():
+        window = int(name.split("= ")[1]) if "=" in name else s["length"]
+        what, at = outcome(thetas)
+        row = {"gradient": name, "influence": truncated_influence(window), "published": PUBLISHED.get(window)}
+        rows.append(row | {"theta": float(thetas[-1]), "outcome": what, "updates": at})
+    print_table(
+        f"Influence balancing: gradient descent, rate {s['rate']}, {s['updates']} updates on sequences of "
+        f"{s['length']} steps;\npublished: truncated gradients have the wrong sign up to K = 40, so descent diverges",
+        ("gradient", "ds_0/dtheta seen", "published", "theta at the end", "theta*", "outcome", "updates"),
+        [(*list(r.values())[:4], SYSTEM.optimum, r["outcome"], r["updates"]) for r in rows],
+    )
+    write(arguments.out / "influence_balancing.png", lambda path: figure(curves).savefig(path, dpi=130))
+    save(arguments.out, "influence_balancing", s, rows)
+
+
+if __name__ == "__main__":
+    main()
