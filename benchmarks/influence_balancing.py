@@ -115,7 +115,7 @@ def main() -> None:
         rows.append(row | {"theta": float(thetas[-1]), "outcome": what, "updates": at})
     print_table(
         f"Influence balancing: gradient descent, rate {s['rate']}, {s['updates']} updates on sequences of "
-        f"{s['length']} steps;\npublished: truncated gradients have the wrong sign up to K = 40, so descent diverges",
+        f"{s['length']} steps;\npublished: the wrong sign, hence divergence, for truncated gradients up to K = 40",
         ("gradient", "ds_0/dtheta seen", "published", "theta at the end", "theta*", "outcome", "updates"),
         [(*list(r.values())[:4], SYSTEM.optimum, r["outcome"], r["updates"]) for r in rows],
     )

@@ -3,8 +3,9 @@
 For each recurrence the horizon (how far back a thousandth of the error signal arrives) is measured at its
 initialisation, on the task's own sequences. Then it is trained, by one and the same recipe, to keep the first
 symbol of T through T - 1 distractors: `random_permutation`, where nothing but the first step helps. The longest T
-at which most seeds succeed (less than 1 % wrong of 10,000 fresh sequences) is put beside the horizon. After two
-lengths in a row at which no seed succeeds, longer ones are not tried.
+at which most seeds succeed (less than 1 % wrong of 10,000 fresh sequences) is put beside the horizon, and beside
+the horizon of the networks that succeeded there: training may lengthen it. After two lengths in a row at which no
+seed succeeds, longer ones are not tried.
 """
 
 from collections.abc import Callable
@@ -19,8 +20,8 @@ import optax
 from measure import parser, print_table, save, write
 
 import bptt_jax as bptt
-from bptt_jax.training.loop import train
-from bptt_jax.training.network import network
+from bptt_jax.training.loop import init_state, train
+from bptt_jax.training.network import Network, NetworkParams, network
 from bptt_jax.training.tasks import random_permutation
 
 matplotlib.use("Agg")
@@ -28,7 +29,7 @@ import matplotlib.pyplot as plt
 
 FULL: dict[str, Any] = {
     "hidden": 32,
-    "lengths": [5, 10, 20, 40, 80, 160, 320],
+    "lengths": [5, 10, 20, 40, 80, 160, 320, 640],
     "updates": 5000,
     "chunk": 250,
     "batch": 20,
@@ -60,14 +61,13 @@ def recurrences(hidden: int, longest: int) -> dict[str, bptt.Cell]:
     }
 
 
-def measure_horizon(cell: bptt.Cell, s: dict[str, Any]) -> dict[str, float]:
-    """Medians over seeds and sequences, at initialisation."""
-    net = network(cell, random_permutation(s["horizon_length"]))
+def horizons(net: Network, params: NetworkParams, s: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Horizon and growth rate, of every seed and sequence; `params` has a leading axis of seeds."""
+    cell = net.cell
 
     @jax.jit
-    def flows(seed: jax.Array) -> bptt.GradientFlow:
-        params = net.init(jax.random.key(seed))
-        data = net.task.sample(jax.random.key(seed + 1000), s["horizon_sequences"])
+    def flows(params: NetworkParams) -> bptt.GradientFlow:
+        data = net.task.sample(jax.random.key(1000), s["horizon_sequences"])
 
         def one(xs: jax.Array, target: jax.Array) -> bptt.GradientFlow:
             loss = net.loss_of_states(params, target)
@@ -75,33 +75,48 @@ def measure_horizon(cell: bptt.Cell, s: dict[str, Any]) -> dict[str, float]:
 
         return jax.vmap(one)(*data)
 
-    found = [flows(jnp.int32(seed)) for seed in range(s["seeds"])]
-    horizons, rates = (np.stack([np.asarray(getattr(f, k)) for f in found]) for k in ("horizon", "growth_rate"))
-    low, middle, high = np.quantile(horizons, [0.1, 0.5, 0.9], method="inverted_cdf").tolist()
+    seeds = range(len(jax.tree.leaves(params)[0]))
+    found = [flows(jax.tree.map(lambda a, i=i: a[i], params)) for i in seeds]
+    return np.stack([f.horizon for f in found]), np.stack([f.growth_rate for f in found])
+
+
+def before_training(cell: bptt.Cell, s: dict[str, Any]) -> dict[str, float]:
+    """Medians over seeds and sequences."""
+    net = network(cell, random_permutation(s["horizon_length"]))
+    states = jax.vmap(lambda seed: init_state(net, optax.identity(), seed))(jnp.arange(s["seeds"]))
+    found, rates = horizons(net, states.params, s)
+    low, middle, high = np.quantile(found, [0.1, 0.5, 0.9], method="inverted_cdf").tolist()
     return {"horizon": middle, "horizon_q10": low, "horizon_q90": high, "growth_rate": float(np.median(rates))}
 
 
-def learn(cell: bptt.Cell, length: int, s: dict[str, Any]) -> list[int]:
-    """For every seed the number of updates until success; -1 if there was none."""
+def learn(cell: bptt.Cell, length: int, s: dict[str, Any]) -> dict[str, Any]:
+    """For every seed the number of updates until success, -1 if there was none; the horizon of those that did."""
     net = network(cell, random_permutation(length))
     optimizer = bptt.clipped(optax.adam(s["rate"]), s["max_norm"])
     options = {k: s[k] for k in ("updates", "batch", "chunk")}
-    return np.asarray(train(net, optimizer, seeds=range(s["seeds"]), **options).states.solved_at).tolist()
+    states = train(net, optimizer, seeds=range(s["seeds"]), **options).states
+    solved_at = np.asarray(states.solved_at)
+    after = (
+        horizons(net, jax.tree.map(lambda a: a[solved_at >= 0], states.params), s)[0] if max(solved_at) >= 0 else []
+    )
+    middle = float(np.quantile(after, 0.5, method="inverted_cdf")) if len(after) else None
+    return {"T": length, "solved_at": solved_at.tolist(), "horizon": middle}
 
 
-def climb(learned: Callable[[int], list[int]], lengths: list[int]) -> dict[int, list[int]]:
-    """Updates until success by length, shortest first, until two in a row have none."""
-    tried: dict[int, list[int]] = {}
+def climb(learned: Callable[[int], dict[str, Any]], lengths: list[int]) -> list[dict[str, Any]]:
+    """Shortest first, until two in a row are learned by no seed."""
+    tried: list[dict[str, Any]] = []
     for length in lengths:
-        tried[length] = learned(length)
-        if len(tried) > 1 and all(max(tried[n]) < 0 for n in list(tried)[-2:]):
+        tried.append(learned(length))
+        if len(tried) > 1 and all(max(t["solved_at"]) < 0 for t in tried[-2:]):
             break
     return tried
 
 
-def longest_learned(tried: dict[int, list[int]]) -> int:
-    """The largest T at which most seeds succeeded; 0 if none."""
-    return max((n for n, at in tried.items() if 2 * sum(a >= 0 for a in at) > len(at)), default=0)
+def longest_learned(tried: list[dict[str, Any]]) -> dict[str, Any]:
+    """The trial of the largest T at which most seeds succeeded; T = 0 if there is none."""
+    most = [t for t in tried if 2 * sum(n >= 0 for n in t["solved_at"]) > len(t["solved_at"])]
+    return most[-1] if most else {"T": 0, "horizon": None}
 
 
 def rank_correlation(x: list[float], y: list[float]) -> float:
@@ -115,24 +130,25 @@ def rank_correlation(x: list[float], y: list[float]) -> float:
 
 
 def figure(rows: list[dict[str, Any]], s: dict[str, Any]) -> Any:
-    fig, ax = plt.subplots(figsize=(7.5, 5.2), layout="constrained")
-    top = 30 * s["lengths"][-1]
-    for row in rows:
-        x = min(row["horizon"], top)
-        y = max(row["longest"], s["lengths"][0] / 2)
-        ax.errorbar(
-            x, y, xerr=[[x - min(row["horizon_q10"], x)], [max(min(row["horizon_q90"], top), x) - x]],
-            fmt="^" if row["longest"] == s["lengths"][-1] else "o", color="0.1", ecolor="0.6", ms=6, capsize=2,
-        )  # fmt: skip
-        ax.annotate(row["name"], (x, y), xytext=(6, 5), textcoords="offset points", fontsize="small")
-    ends = np.array([s["lengths"][0] / 2, s["lengths"][-1]])
-    ax.plot(ends, ends, "k--", lw=0.8, label="longest T learned = horizon")
-    ax.set(
-        xscale="log", yscale="log", xlabel="horizon at initialisation (steps until a thousandth is left)",
-        ylabel="longest T learned", title=f"keeping the first of T symbols, {s['hidden']} units",
-    )  # fmt: skip
-    ax.plot([], [], "k^", ls="", label="the longest T that was tried")
-    ax.legend(frameon=False)
+    fig, axes = plt.subplots(1, 2, figsize=(12, 5), sharey=True, layout="constrained")
+    top, least = 30 * s["lengths"][-1], s["lengths"][0] / 2
+    for ax, which in zip(axes, ("before", "after"), strict=True):
+        for row in rows:
+            x = row["horizon"] if which == "before" else row["horizon_after"]
+            if x is None:
+                continue
+            look = "^" if row["longest"] == s["lengths"][-1] else "o"
+            ax.plot(min(x, top), max(row["longest"], least), look, color="0.1" if x < top else "0.6", ms=6)
+            ax.annotate(row["name"], (min(x, top), max(row["longest"], least)), xytext=(6, 5),
+                        textcoords="offset points", fontsize="small")  # fmt: skip
+        ends = np.array([least, s["lengths"][-1]])
+        ax.plot(ends, ends, "k--", lw=0.8, label="longest T learned = horizon")
+        ax.plot([], [], "k^", ls="", label="the longest T that was tried")
+        ax.plot([], [], "o", color="0.6", ls="", label=f"horizon beyond {top}")
+        ax.set(xscale="log", yscale="log", xlabel=f"horizon {which} training (steps until a thousandth is left)")
+    axes[0].set_ylabel("longest T learned")
+    axes[0].legend(frameon=False, fontsize="small")
+    fig.suptitle(f"keeping the first of T symbols, {s['hidden']} units")
     return fig
 
 
@@ -144,33 +160,54 @@ def main() -> None:
         if name not in s.get("cells", [name]):
             continue
         tried = climb(partial(learn, cell, s=s), s["lengths"])
-        row: dict[str, Any] = {
-            "name": name,
-            **measure_horizon(cell, s),
-            "longest": longest_learned(tried),
-            "solved_at": tried,
-        }
-        print(row, flush=True)
-        rows.append(row)
+        longest = longest_learned(tried)
+        row: dict[str, Any] = {"name": name, **before_training(cell, s), "longest": longest["T"]}
+        rows.append(row | {"horizon_after": longest["horizon"], "tried": tried})
+        print(rows[-1], flush=True)
+
+    def steps(horizon: float | None) -> Any:
+        return horizon if horizon is None or not np.isfinite(horizon) else round(horizon)
+
     print_table(
         f"Keeping the first of T symbols: {s['hidden']} units, Adam {s['rate']}, clip {s['max_norm']}, batch "
-        f"{s['batch']}, at most {s['updates']} updates, {s['seeds']} seeds; seeds that succeed, by T",
-        ("recurrence", "growth rate", "horizon", *(f"T = {n}" for n in s["lengths"]), "longest learned"),
+        f"{s['batch']}, at most {s['updates']} updates, {s['seeds']} seeds; median updates until success, by T, "
+        "and how many seeds succeeded if not all",
+        ("recurrence", "growth rate", "horizon", *(f"T = {n}" for n in s["lengths"]), "longest", "horizon then"),
         [
             (
                 r["name"],
                 r["growth_rate"],
-                round(r["horizon"]) if np.isfinite(r["horizon"]) else "inf",
-                *(sum(a >= 0 for a in r["solved_at"][n]) if n in r["solved_at"] else None for n in s["lengths"]),
+                steps(r["horizon"]),
+                *(cell_of(next((t for t in r["tried"] if t["T"] == n), None)) for n in s["lengths"]),
                 r["longest"],
+                steps(r["horizon_after"]),
             )
             for r in rows
         ],
     )
     correlation = rank_correlation([r["horizon"] for r in rows], [r["longest"] for r in rows])
-    print(f"rank correlation of horizon and longest T learned, {len(rows)} recurrences: {correlation:.2f}")
+    print(f"rank correlation of horizon before training and longest T learned: {correlation:.2f}")
+    plain = [r for r in rows if "rnn" in r["name"]]
+    among = (
+        rank_correlation([r["horizon"] for r in plain], [r["longest"] for r in plain]) if len(plain) > 2 else None
+    )
+    print(f"among those without gates: {among if among is None else round(among, 2)}")
     write(arguments.out / "long_range.png", lambda path: figure(rows, s).savefig(path, dpi=130))
-    save(arguments.out, "long_range", s, {"rows": rows, "rank_correlation": correlation})
+    results = {"rows": rows, "rank_correlation": correlation, "rank_correlation_without_gates": among}
+    save(arguments.out, "long_range", s, results)
+
+
+def cell_of(trial: dict[str, Any] | None) -> str | None:
+    """Of the table: the median of the updates until success, and the seeds that had it."""
+    if trial is None:
+        return None
+    solved = [n for n in trial["solved_at"] if n >= 0]
+    seeds = len(trial["solved_at"])
+    return (
+        f"0 of {seeds}"
+        if not solved
+        else f"{np.median(solved):.0f}" + (f" ({len(solved)} of {seeds})" if len(solved) < seeds else "")
+    )
 
 
 if __name__ == "__main__":

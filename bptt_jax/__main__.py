@@ -13,19 +13,30 @@ from typing import Any, NoReturn
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jax
+import numpy as np
 
-from bptt_jax.command.diagnose import BadArgument, Settings, compile_all, measure, prepare, record
+from bptt_jax.command import diagnose, train
+from bptt_jax.command.report import BadArgument
 from bptt_jax.files import write_json, written
 
-_EXAMPLES = """\
+_DIAGNOSE_EXAMPLES = """\
 examples:
   bptt-jax diagnose
   bptt-jax diagnose --cells gru lstm --length 1000 --batch 4
   bptt-jax diagnose --cells rnn --gain 0.9 1 1.1 --text novel.txt --loss all
   bptt-jax diagnose --step my_cell.py:make --hidden 128 --out results
+  bptt-jax diagnose --checkpoint train-adding --batch 8
 
 A FACTORY(input_size) returns (step, params, state0), or (step, params, state0, readout), where
 step(params, state, x) -> state is pure and readout(state) gives one logit for each character of the text.
+"""
+_TRAIN_EXAMPLES = """\
+examples:
+  bptt-jax train adding --cell lstm --length 200 --chrono
+  bptt-jax train temporal-order --cell rnn --init sparse --omega 4 --optimizer sgd --rate 0.01 --seeds 5
+  bptt-jax train characters --text novel.txt --cell gru --hidden 256 --updates 5000
+
+Interrupted or killed, the same command goes on from the last checkpoint; --updates may be raised.
 """
 
 
@@ -37,46 +48,96 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command. Exit status: 0; 1 if it cannot write; 2 for a bad argument; 130 if interrupted."""
     arguments = _parser().parse_args(argv)
+    name = f"bptt-jax {arguments.command}"
     try:
-        return _diagnose(arguments)
+        return {"diagnose": _diagnose, "train": _train}[arguments.command](arguments)
     except BadArgument as error:
-        print(f"bptt-jax diagnose: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"bptt-jax diagnose: could not write the results: {error}", file=sys.stderr)
+        print(f"{name}: could not write the results: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("bptt-jax diagnose: interrupted; no file was written", file=sys.stderr)
+        left = {"diagnose": "no file was written", "train": "the same command goes on from the last checkpoint"}
+        print(f"{name}: interrupted; {left[arguments.command]}", file=sys.stderr)
         return 130
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="bptt-jax", description="See what backpropagation through time does to gradients.")
-    jobs = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+    jobs = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    _add_diagnose(jobs)
+    _add_train(jobs)
+    return parser
+
+
+def _add_diagnose(jobs: Any) -> None:
     job = jobs.add_parser(
         "diagnose",
         help="measure the gradient flow of recurrences on text, side by side",
         description="Measures, for several recurrences at their initialisation on real text, how the gradient of "
-        "the next character's cross-entropy flows back through time. Writes flow.png and flow.json.",
-        epilog=_EXAMPLES,
+        "the next character's cross-entropy flows back through time; or, with --checkpoint, for a trained network "
+        "on its task. Writes flow.png and flow.json.",
+        epilog=_DIAGNOSE_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = job.add_argument
     add("--cells", nargs="+", choices=("rnn", "gru", "lstm"), help="default: all three; with --step none")
-    add("--gain", nargs="+", type=_positive_float, default=[0.5, 2.0], help="recurrent gains of rnn (0.5 2)")
-    add("--hidden", type=_positive_int, default=64, help="units (64)")
-    add("--length", type=_positive_int, default=200, help="time steps (200)")
+    add("--gain", nargs="+", type=_positive_float, help="recurrent gains of rnn (0.5 2)")
+    add("--hidden", type=_positive_int, help="units (64)")
+    add("--length", type=_positive_int, help="time steps (200)")
     add("--batch", type=_positive_int, default=16, help="sequences (16)")
-    add(
-        "--loss", choices=("last", "all"), default="last", help="cross-entropy at the last step, or the mean of all"
-    )
+    add("--loss", choices=("last", "all"), help="cross-entropy at the last step (default), or the mean of all")
     add("--text", metavar="FILE", help="UTF-8 text (default: Python's help texts, some 450 kB of English)")
     add("--embed", type=_positive_int, metavar="SIZE", help="random embeddings of this size instead of one-hot")
     add("--step", metavar="FILE_OR_MODULE:FACTORY", help="a recurrent step of your own")
+    add(
+        "--checkpoint", metavar="FOLDER", help="of bptt-jax train: its networks, untrained and trained, on its task"
+    )
     add("--float64", action="store_true", help="compute in double precision")
     add("--seed", type=_seed, default=0, help="of texts and weights (0)")
     add("--out", type=Path, default=Path("."), metavar="FOLDER", help="where flow.png and flow.json go (.)")
-    return parser
+
+
+def _add_train(jobs: Any) -> None:
+    job = jobs.add_parser(
+        "train",
+        help="train a recurrence on one of the field's tasks",
+        description="Trains a recurrence with an affine readout on a task until it is solved. Writes train.png and "
+        "train.json, log.jsonl as it goes, and a checkpoint after every chunk of updates.",
+        epilog=_TRAIN_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = job.add_argument
+    add("task", metavar="TASK", choices=train.LENGTHS, help=", ".join(train.LENGTHS))
+    add(
+        "--length", type=_positive_int, help="time steps, or of the memory tasks the delay (100; temporal order 50)"
+    )
+    add("--text", metavar="FILE", help="of characters: UTF-8 text (default: Python's help texts)")
+    add("--cell", choices=("rnn", "gru", "lstm"), default="lstm", help="(lstm)")
+    add("--hidden", type=_positive_int, default=64, help="units (64)")
+    add("--activation", choices=train.ACTIVATIONS, help="of rnn (tanh)")
+    add("--gain", type=_positive_float, help="of the recurrent weights of rnn (1)")
+    add("--init", choices=train.RECURRENT, help="of the recurrent weights (rnn: normal; gru, lstm: orthogonal)")
+    add("--chrono", action="store_true", help="gate biases for memories as long as the sequence")
+    add("--optimizer", choices=train.OPTIMIZERS, default="adam", help="(adam)")
+    add("--rate", type=_positive_float, default=1e-3, help="learning rate (0.001)")
+    add(
+        "--clip",
+        type=_nonnegative_float,
+        default=1.0,
+        metavar="NORM",
+        help="of the gradient (1); 0: plain optimiser",
+    )
+    add("--clip-adjoints", type=_positive_float, metavar="NORM", help="of dL/dh_t, at every step on its way back")
+    add("--omega", type=_nonnegative_float, default=0.0, metavar="WEIGHT", help="of Pascanu's regulariser (0)")
+    add("--updates", type=_positive_int, default=5000, help="at most (5000)")
+    add("--batch", type=_positive_int, default=20, help="sequences of an update (20)")
+    add("--seeds", type=_positive_int, default=1, help="independent runs, side by side (1)")
+    add("--chunk", type=_positive_int, default=100, help="updates between evaluations and checkpoints (100)")
+    add("--remat", action="store_true", help="memory O(sqrt(T)) for the backward pass, and one more forward pass")
+    add("--float64", action="store_true", help="compute in double precision")
+    add("--out", type=Path, metavar="FOLDER", help="of the run (train-TASK)")
 
 
 def _diagnose(arguments: argparse.Namespace) -> int:
@@ -87,35 +148,104 @@ def _diagnose(arguments: argparse.Namespace) -> int:
         from bptt_jax.plots import plot_gradient_flow
     except ImportError:
         raise BadArgument("needs matplotlib and rich: python -m pip install 'bptt_jax[plot]'") from None
-    cells = arguments.cells or ([] if arguments.step else ["rnn", "gru", "lstm"])
-    options = {k: v for k, v in vars(arguments).items() if k != "out"}
-    options |= {"cells": tuple(dict.fromkeys(cells)), "gain": tuple(dict.fromkeys(arguments.gain))}
-    settings = Settings(**options)
+    settings = _diagnose_settings(arguments)
     out = _writable(arguments.out)
     if settings.float64:
         jax.config.update("jax_enable_x64", True)
-    data, recurrences = prepare(settings)
+    data, recurrences = diagnose.prepare(settings)
     gated = {r.name: r.gated for r in recurrences}
     flows = {}
     log = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=log, disable=not log.is_terminal, transient=True) as progress:
         task = progress.add_task("compiling", total=settings.batch * len(recurrences))
-        for i, (recurrence, compiled) in enumerate(compile_all(recurrences, data, settings.loss)):
+        for i, (recurrence, compiled) in enumerate(diagnose.compile_all(recurrences, data)):
             name = recurrence.name
             progress.update(task, description=f"measuring {name}")
             if not log.is_terminal:
                 print(f"measuring {name} ({i + 1} of {len(recurrences)})", file=sys.stderr, flush=True)
-            flows[name] = measure(recurrence, compiled, data, lambda n: progress.advance(task, n))
-    where = "at the last step" if settings.loss == "last" else "of all steps"
-    title = f"{settings.batch} sequences of {settings.length} characters, cross-entropy {where}"
-    figure, numbers = plot_gradient_flow(flows, title=title), record(settings, data, flows, gated)
+            flows[name] = diagnose.measure(recurrence, compiled, data, lambda n: progress.advance(task, n))
+    figure = plot_gradient_flow(flows, title=diagnose.title(settings))
+    numbers = diagnose.record(settings, data, flows, gated)
     with written(out / "flow.png") as temporary:
         figure.savefig(temporary, dpi=120)
         write_json(out / "flow.json", numbers)
     Console(width=None if sys.stdout.isatty() else 132).print(_table(flows, gated))
     print(f"wrote {out / 'flow.png'} and {out / 'flow.json'}")
     return 0
+
+
+def _diagnose_settings(arguments: argparse.Namespace) -> diagnose.Settings:
+    given = {k: v for k, v in vars(arguments).items() if k not in ("command", "out")}
+    if arguments.checkpoint is not None:
+        others = ("cells", "gain", "hidden", "length", "loss", "text", "embed", "step", "float64")
+        if wrong := [f"--{k}" for k in others if given[k]]:
+            raise BadArgument(f"--checkpoint: the run has its own settings; without {', '.join(wrong)}, then")
+        run = train.read(Path(arguments.checkpoint))
+        return diagnose.Settings(
+            **given
+            | {"cells": (run.cell,), "gain": (), "hidden": run.hidden, "length": run.length, "loss": run.task}
+            | {"float64": run.float64}
+        )
+    cells = given["cells"] or ([] if given["step"] else ["rnn", "gru", "lstm"])
+    defaults = {"gain": [0.5, 2.0], "hidden": 64, "length": 200, "loss": "last"}
+    given |= {k: v for k, v in defaults.items() if given[k] is None}
+    given |= {"cells": tuple(dict.fromkeys(cells)), "gain": tuple(dict.fromkeys(given["gain"]))}
+    return diagnose.Settings(**given)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    try:
+        from rich.console import Console
+
+        from bptt_jax.plots import plot_training
+        from bptt_jax.training.progress import progress_bar
+    except ImportError:
+        raise BadArgument("needs matplotlib and rich: python -m pip install 'bptt_jax[plot,train]'") from None
+    options = {k: v for k, v in vars(arguments).items() if k not in ("command", "out", "updates")}
+    options["length"] = arguments.length or train.LENGTHS[arguments.task]
+    settings = train.Settings(**options)
+    out = _writable(arguments.out or Path(f"train-{arguments.task}"))
+    if settings.float64:
+        jax.config.update("jax_enable_x64", True)
+    job = train.prepare(settings)
+    with progress_bar(arguments.updates) as report:
+        done = train.run(job, settings, arguments.updates, out, report)
+    task = job.network.task
+    title = f"{settings.cell} of {settings.hidden} units, {settings.task}, T = {task.length}"
+    figure = plot_training(done.records, baseline=task.baseline, title=title)
+    numbers = train.record(job, settings, done)
+    with written(out / "train.png") as temporary:
+        figure.savefig(temporary, dpi=120)
+        write_json(out / "train.json", numbers)
+    Console(width=None if sys.stdout.isatty() else 132).print(_training_table(numbers))
+    print(f"wrote {out / 'train.png'} and {out / 'train.json'}; see bptt-jax diagnose --checkpoint {out}")
+    return 0
+
+
+def _training_table(numbers: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    title = f"trivial loss {numbers['trivial_loss']:.4g}; solved: {numbers['criterion']}"
+    table = Table(title=title, title_justify="left", title_style="")
+    for name in ("seed", "updates", "solved at", "loss", "error", "gradient norm", "clipped", "skipped"):
+        table.add_column(name, justify="right", no_wrap=True)
+
+    def share(value: float | None) -> str:
+        return "-" if value is None else f"{value:.1%}"
+
+    for s in numbers["seeds"]:
+        table.add_row(
+            str(s["seed"]),
+            str(s["updates"]),
+            "-" if s["solved_at"] is None else str(s["solved_at"]),
+            f"{s['validation_loss']:.4g}",
+            f"{s['validation_error']:.2%}",
+            f"{np.exp(s['gradient_log_norm']):.3g}",
+            share(s["clipped"]),
+            share(s["skipped"]),
+        )
+    return table
 
 
 def _table(flows: dict[str, Any], gated: dict[str, bool | None]) -> Any:
@@ -172,6 +302,10 @@ def _positive_float(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"expected a positive number, got {text}")
     return value
+
+
+def _nonnegative_float(text: str) -> float:
+    return 0.0 if float(text) == 0 else _positive_float(text)
 
 
 def _seed(text: str) -> int:

@@ -2,7 +2,8 @@
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -66,6 +67,68 @@ def plot_gradient_flow(flows: GradientFlow | Mapping[str, GradientFlow], *, titl
     if title is not None:
         figure.suptitle(title)
     return figure
+
+
+def plot_training(
+    records: Sequence[Mapping[str, Any]], *, baseline: float | None = None, title: str | None = None
+) -> Figure:
+    """Draws a training run: loss and gradient norm against the number of updates, a line for each seed.
+
+    Left the mean loss of each chunk of batches (thin) and the loss on fresh sequences (thick), with a dot where a
+    seed has solved the task and a cross where its loss was first not finite; right the median norm of the
+    gradient before clipping, and its maximum (thin).
+
+    Args:
+      records: of `bptt_jax.training.loop.Training`, or the lines of its log.
+      baseline: the loss of the trivial predictor, drawn as a dotted line.
+      title: above the figure.
+
+    Returns:
+      A `matplotlib.figure.Figure`; ``figure.savefig(path)`` writes it.
+
+    Raises:
+      ValueError: the records hold no chunk.
+    """
+    chunks = [r for r in records if "event" not in r]
+    if not chunks:
+        raise ValueError("records: expected those of a training run, got no chunk")
+    figure = Figure(figsize=(10.5, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    at = np.array([r["updates"] for r in chunks])
+    curves = {name: _curves(chunks, name) for name in ("loss", "validation_loss")}
+    norms = {name: np.exp(_curves(chunks, name)) for name in ("gradient_log_norm", "gradient_log_norm_max")}
+    for i in range(len(chunks[0]["loss"])):
+        color, dash = _LINES[i % len(_LINES)]
+        look: dict[str, Any] = {"color": color, "linestyle": dash}
+        left.plot(at, curves["loss"][:, i], linewidth=0.6, **look)
+        left.plot(at, curves["validation_loss"][:, i], linewidth=1.8, label=f"seed {i}", **look)
+        right.plot(at, norms["gradient_log_norm_max"][:, i], linewidth=0.6, **look)
+        right.plot(at, norms["gradient_log_norm"][:, i], linewidth=1.8, **look)
+        solved = chunks[-1]["solved_at"][i]
+        if solved is not None:
+            left.plot(solved, curves["validation_loss"][at == solved, i], "o", color=color, markeredgecolor="white")
+        wrong = np.flatnonzero(~np.isfinite(curves["loss"][:, i]) & [r["loss"][i] is not None for r in chunks])
+        if wrong.size:
+            left.plot(at[wrong[0]], 0.95, "x", color=color, markersize=9, transform=left.get_xaxis_transform())
+    if baseline is not None:
+        left.axhline(baseline, color="0.5", linewidth=0.8, linestyle=":", label="trivial predictor")
+    left.set_ylabel("loss (thick: fresh sequences)")
+    right.set_ylabel("gradient norm before clipping (thin: largest)")
+    for ax in (left, right):
+        ax.set_xlabel("updates")
+        if any(np.any(np.asarray(line.get_ydata()) > 0) for line in ax.get_lines()):
+            ax.set_yscale("log", nonpositive="mask")
+        ax.grid(True, color="0.9", linewidth=0.6)
+    left.legend(frameon=False, fontsize="small", ncols=2)
+    if title is not None:
+        figure.suptitle(title)
+    return figure
+
+
+def _curves(chunks: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
+    """``[chunks, seeds]``; NaN where a seed had stopped, and nothing that an axis could not show."""
+    values = np.array([[math.nan if v is None else float(v) for v in r[name]] for r in chunks])
+    return np.where(np.isinf(values), math.nan, values)
 
 
 def _batched(values: object, ndim: int) -> np.ndarray:

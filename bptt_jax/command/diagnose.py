@@ -1,17 +1,16 @@
-"""The job of ``bptt-jax diagnose``: real text, several recurrences, their gradient flows side by side."""
+"""The job of ``bptt-jax diagnose``: gradient flows side by side, of several recurrences on real text, or of a
+trained network and the untrained one that it was."""
 
 import importlib
 import importlib.util
 import inspect
 import math
 import os
-import platform
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -22,12 +21,15 @@ import numpy as np
 import optax
 
 from bptt_jax.analysis.flow import GradientFlow, gradient_flow
+from bptt_jax.command import train
+from bptt_jax.command.report import BadArgument, provenance
 from bptt_jax.files import plain
 from bptt_jax.recurrence.cells import gru, lstm, rnn
 from bptt_jax.step import Array, Cell, Params, PyTree, State, Step
+from bptt_jax.training.network import NetworkParams, Readout, apply_readout
 from bptt_jax.training.text import Corpus, corpus, english_text, read_text, windows
 
-Readout = Callable[[State], Array]
+LossOfStates = Callable[[PyTree, State, Array], Array]
 Measure = Callable[..., GradientFlow]
 
 # Steps whose spectra are computed, spread over the sequence: enough for the quantiles of a figure.
@@ -36,14 +38,11 @@ _SPECTRA = 20
 _GROUP = 4
 
 
-class BadArgument(ValueError):
-    """What the user asked for cannot be done; the message is one line that says why."""
-
-
 @dataclass(frozen=True)
 class Settings:
-    """All that the outcome depends on."""
+    """All that the outcome depends on; with a checkpoint, `loss` names the task of the run."""
 
+    checkpoint: str | None
     text: str | None
     embed: int | None
     cells: tuple[str, ...]
@@ -64,7 +63,7 @@ class Recurrence(NamedTuple):
       name: in table and figure.
       gated: whether its step has a forget or update gate; None if unknown.
       step, params, state0: as for `bptt_jax.unroll`.
-      readout, readout_weights: ``readout(weights, state)`` gives the logits of the next character.
+      loss, readout_weights: ``loss(weights, states, targets) -> scalar``, of one sequence.
     """
 
     name: str
@@ -72,14 +71,16 @@ class Recurrence(NamedTuple):
     step: Step
     params: Params
     state0: State
-    readout: Callable[[PyTree, State], Array]
+    loss: LossOfStates
     readout_weights: PyTree
 
 
 class Data(NamedTuple):
-    """Inputs ``[B, T, I]`` and targets ``[B, T]`` (codes of the next characters)."""
+    """``inputs [B, T, I]`` and ``targets``: of a text ``[B, T]``, codes of the next characters; of a task, its own.
+    `vocabulary`: the text's characters, in the order of their codes.
+    """
 
-    vocabulary: str
+    vocabulary: str | None
     inputs: Array
     targets: Array
 
@@ -88,8 +89,10 @@ def prepare(settings: Settings) -> tuple[Data, list[Recurrence]]:
     """Everything that can fail for an argument, before anything is computed.
 
     Raises:
-      BadArgument: a text that cannot be read or is too short, or a step that cannot be made.
+      BadArgument: a text that cannot be read or is too short, a step that cannot be made, no checkpoint.
     """
+    if settings.checkpoint is not None:
+        return _trained(settings, Path(settings.checkpoint))
     try:
         source = english_text() if settings.text is None else read_text(settings.text)
         codes = corpus(source)
@@ -98,9 +101,10 @@ def prepare(settings: Settings) -> tuple[Data, list[Recurrence]]:
         message = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.strerror else error
         raise BadArgument(f"--text: {message}" if settings.text is not None else f"{message}; see --text") from None
     keys = iter(jax.random.split(jax.random.key(settings.seed + 1), 64))
-    size, symbols = data.inputs.shape[-1], len(data.vocabulary)
+    size, symbols = data.inputs.shape[-1], len(codes.vocabulary)
+    loss = _text_loss(apply_readout, settings.loss)
     recurrences = [
-        _recurrence(name, gated, cell.step, cell.init(key, size), cell.initial_state(), symbols, key)
+        _recurrence(name, gated, cell.step, cell.init(key, size), cell.initial_state(), loss, symbols, key)
         for (name, gated, cell), key in zip(_cells(settings), keys, strict=False)
     ]
     if settings.step is not None:
@@ -108,14 +112,16 @@ def prepare(settings: Settings) -> tuple[Data, list[Recurrence]]:
         name = settings.step.rpartition(":")[2]
         if name in {r.name for r in recurrences}:
             name = settings.step
-        made = _recurrence(name, None, step, params, state0, symbols, next(keys))
+        made = _recurrence(name, None, step, params, state0, loss, symbols, next(keys))
         if readout is not None:
-            made = made._replace(readout=_ignoring_weights(readout), readout_weights=())
+            made = made._replace(
+                loss=_text_loss(lambda _, state: readout(state), settings.loss), readout_weights=()
+            )
         recurrences.append(made)
     return data, recurrences
 
 
-def compile_all(recurrences: list[Recurrence], data: Data, loss: str) -> Iterator[tuple[Recurrence, Measure]]:
+def compile_all(recurrences: list[Recurrence], data: Data) -> Iterator[tuple[Recurrence, Measure]]:
     """Each recurrence with its compiled measurement, in order; compilation runs ahead on other threads.
 
     Recurrences that differ in their numbers alone share one. Only compilation is threaded: two loops of LAPACK
@@ -128,13 +134,13 @@ def compile_all(recurrences: list[Recurrence], data: Data, loss: str) -> Iterato
     pool = ThreadPoolExecutor(2)
     jobs: dict[Any, Future[Measure]] = {}
     for r in recurrences:
-        if (r.step, r.readout) not in jobs:
+        if (r.step, r.loss) not in jobs:
             example = (r.params, r.state0, r.readout_weights, data.inputs[:group], data.targets[:group])
-            jobs[r.step, r.readout] = pool.submit(_compile, r.step, r.readout, loss, *example)
+            jobs[r.step, r.loss] = pool.submit(_compile, r.step, r.loss, *example)
     try:
         for r in recurrences:
             try:
-                compiled = jobs[r.step, r.readout].result()
+                compiled = jobs[r.step, r.loss].result()
             except Exception as error:  # whatever a step of the user's raises
                 raise BadArgument(f"{r.name}: {_one_line(error)}") from error
             yield r, compiled
@@ -153,20 +159,23 @@ def measure(recurrence: Recurrence, compiled: Measure, data: Data, advance: Call
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 
+def title(settings: Settings) -> str:
+    """Of the figure."""
+    if settings.checkpoint is not None:
+        return f"{settings.batch} sequences of the task {settings.loss}, T = {settings.length}"
+    where = "at the last step" if settings.loss == "last" else "of all steps"
+    return f"{settings.batch} sequences of {settings.length} characters, cross-entropy {where}"
+
+
 def record(
     settings: Settings, data: Data, flows: dict[str, GradientFlow], gated: dict[str, bool | None]
 ) -> dict[str, Any]:
     """Everything in plain JSON types; NaN and infinities are the strings that ``float`` reads back."""
-    device = jax.devices()[0]
     return plain(
         {
             "settings": asdict(settings),
             "vocabulary": data.vocabulary,
-            "versions": {
-                "python": platform.python_version(),
-                **{p: version(p) for p in ("bptt_jax", "jax", "jaxlib", "numpy", "optax")},
-            },
-            "device": f"{device.platform}: {device.device_kind}",
+            **provenance(),
             "units": "log norms in nats, rates in nats per step backwards, horizons in steps",
             "recurrences": {name: _numbers(flow, gated[name]) for name, flow in flows.items()},
         }
@@ -201,24 +210,68 @@ def _cells(settings: Settings) -> list[tuple[str, bool, Cell]]:
 
 
 def _recurrence(
-    name: str, gated: bool | None, step: Step, params: Params, state0: State, symbols: int, key: Array
+    name: str,
+    gated: bool | None,
+    step: Step,
+    params: Params,
+    state0: State,
+    loss: LossOfStates,
+    symbols: int,
+    key: Array,
 ) -> Recurrence:
     leaves = jax.tree.leaves(state0)
     if not leaves:
         raise BadArgument(f"--step: {name} returned an empty state0")
     size = int(np.size(leaves[0]))
+    # Larger than the readout of a network that is to be trained, so that the first loss says something.
     weights = jax.random.normal(jax.random.fold_in(key, 1), (symbols, size)) / math.sqrt(size)
-    return Recurrence(name, gated, step, params, state0, _linear_readout, weights)
+    return Recurrence(name, gated, step, params, state0, loss, Readout(weights, jnp.zeros(symbols, weights.dtype)))
 
 
-def _linear_readout(weights: Array, state: State) -> Array:
-    """Of the first leaf of the state: the output h of an LSTM, not its cell."""
-    h = jax.tree.leaves(state)[0].ravel()
-    return weights @ (h.real if jnp.iscomplexobj(h) else h)
+def _text_loss(readout: Callable[[PyTree, State], Array], which: str) -> LossOfStates:
+    """Of the next character, in nats: at the last step, or the mean of all."""
+
+    def last(weights: PyTree, states: State, targets: Array) -> Array:
+        logits = readout(weights, jax.tree.map(lambda a: a[-1], states))
+        return optax.softmax_cross_entropy_with_integer_labels(logits, targets[-1])
+
+    def mean(weights: PyTree, states: State, targets: Array) -> Array:
+        logits = jax.vmap(partial(readout, weights))(states)
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, targets))
+
+    return last if which == "last" else mean
 
 
-def _ignoring_weights(readout: Readout) -> Callable[[PyTree, State], Array]:
-    return lambda _, state: readout(state)
+def _trained(settings: Settings, folder: Path) -> tuple[Data, list[Recurrence]]:
+    """The networks of a training run, as they began and as they are, on fresh sequences of their task."""
+    # Jacobians are those of the step as it is, not of one that clips on its way back.
+    run = replace(train.read(folder), clip_adjoints=None, remat=False)
+    job = train.prepare(run)
+    first, now = train.states(job, run, folder)
+    net, seeds = job.network, [int(s) for s in first.seed]
+    task = job.validation or net.task
+    inputs, targets = task.sample(jax.random.key(settings.seed), settings.batch)
+
+    def loss(weights: Readout, states: State, targets: Array) -> Array:
+        return net.loss_of_states(NetworkParams(None, weights), targets)(states)
+
+    recurrences = []
+    for i, seed in enumerate(seeds):
+        of_seed = "" if len(seeds) == 1 else f", seed {seed}"
+        for name, state in (("untrained", first), (f"{int(now.updates[i])} updates", now)):
+            params = jax.tree.map(lambda a, i=i: a[i], state.params)
+            recurrences.append(
+                Recurrence(
+                    f"{run.cell}, {name}{of_seed}",
+                    run.cell != "rnn",
+                    net.cell.step,
+                    params.cell,
+                    net.cell.initial_state(),
+                    loss,
+                    params.readout,
+                )
+            )
+    return Data(None, inputs, targets), recurrences
 
 
 def _group(data: Data) -> int:
@@ -226,27 +279,21 @@ def _group(data: Data) -> int:
     return next(g for g in range(min(_GROUP, batch), 0, -1) if batch % g == 0)
 
 
-def _compile(step: Step, readout: Callable[[PyTree, State], Array], loss: str, *example: PyTree) -> Measure:
-    stride = max(1, example[-1].shape[1] // _SPECTRA)
+def _compile(step: Step, loss: LossOfStates, *example: PyTree) -> Measure:
+    stride = max(1, example[-2].shape[1] // _SPECTRA)
 
     def measure(params: Params, state0: State, weights: PyTree, inputs: Array, targets: Array) -> GradientFlow:
-        def flow(xs: Array, targets: Array) -> GradientFlow:
-            def last(states: State) -> Array:
-                logits = readout(weights, jax.tree.map(lambda a: a[-1], states))
-                return optax.softmax_cross_entropy_with_integer_labels(logits, targets[-1])
-
-            def mean(states: State) -> Array:
-                logits = jax.vmap(partial(readout, weights))(states)
-                return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, targets))
-
-            return gradient_flow(step, params, state0, xs, last if loss == "last" else mean, stride=stride)
+        def flow(xs: Array, target: Array) -> GradientFlow:
+            return gradient_flow(
+                step, params, state0, xs, lambda states: loss(weights, states, target), stride=stride
+            )
 
         return jax.vmap(flow)(inputs, targets)
 
     return jax.jit(measure).lower(*example).compile()
 
 
-def _load(spec: str, input_size: int) -> tuple[Step, Params, State, Readout | None]:
+def _load(spec: str, input_size: int) -> tuple[Step, Params, State, Callable[[State], Array] | None]:
     place, colon, name = spec.rpartition(":")
     if not (place and colon and name):
         raise BadArgument(f"--step: expected FILE_OR_MODULE:FACTORY, got {spec!r}")

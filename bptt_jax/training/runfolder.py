@@ -13,6 +13,7 @@ from bptt_jax.files import plain, write_json, written
 
 Tree = TypeVar("Tree")
 _KEPT = 2
+_SETTINGS = "settings.json"
 
 
 class RunFolder:
@@ -23,36 +24,21 @@ class RunFolder:
     consistent state; `restore` takes these and drops what came after.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any] | None = None):
-        """Opens the folder, or begins it with these settings; None takes those that are there.
+    def __init__(self, folder: Path, settings: Mapping[str, Any]):
+        """Opens the folder, or begins it.
 
         Raises:
-          ValueError: the folder holds a run of other settings, or with None, no run.
+          ValueError: the folder holds a run of other settings.
           ImportError: orbax-checkpoint is missing.
         """
-        try:
-            import orbax.checkpoint as orbax
-        except ImportError as error:
-            raise ImportError("checkpoints need orbax: python -m pip install 'bptt_jax[train]'") from error
         folder = Path(folder)
-        path = folder / "settings.json"
-        if settings is None:
-            if not path.is_file():
-                raise ValueError(f"{folder}: no training run is there")
-            self.settings = json.loads(path.read_text(encoding="utf-8"))
+        self._manager = _manager(folder, write=True)
+        here = json.loads(json.dumps(plain(dict(settings))))
+        if (folder / _SETTINGS).exists():
+            _compare(folder, read_settings(folder), here)
         else:
-            self.settings = json.loads(json.dumps(plain(dict(settings))))
-            if path.exists():
-                _compare(folder, json.loads(path.read_text(encoding="utf-8")), self.settings)
-            else:
-                folder.mkdir(parents=True, exist_ok=True)
-                write_json(path, self.settings)
+            write_json(folder / _SETTINGS, here)
         self._log = folder / "log.jsonl"
-        self._orbax = orbax
-        options = orbax.CheckpointManagerOptions(max_to_keep=_KEPT, cleanup_tmp_directories=True)
-        self._manager = orbax.CheckpointManager(
-            (folder / "checkpoints").absolute(), options=options, item_handlers=orbax.StandardCheckpointHandler()
-        )
 
     def __enter__(self) -> "RunFolder":
         return self
@@ -74,24 +60,76 @@ class RunFolder:
         if len(records) < len(lines):
             with written(self._log) as temporary:
                 temporary.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
-        if update is None:
-            return example, records
-        named = _named(example)
-        saved = self._manager.item_metadata(update)
-        there = {name: (tuple(leaf.shape), np.dtype(leaf.dtype)) for name, leaf in saved.items()}
-        here = {name: (leaf.shape, leaf.dtype) for name, leaf in named.items()}
-        if there != here:
-            wrong = sorted(n for n in there.keys() | here.keys() if there.get(n) != here.get(n))
-            raise ValueError(f"checkpoint {update}: its state is not of this network and optimiser: {wrong[0]}")
-        abstract = jax.tree.map(self._orbax.utils.to_shape_dtype_struct, named)
-        restored = self._manager.restore(update, args=self._orbax.args.StandardRestore(abstract))
-        return jax.tree.unflatten(jax.tree.structure(example), [restored[name] for name in named]), records
+        return example if update is None else _restored(self._manager, update, example), records
 
     def keep(self, update: int, state: Any, records: list[dict[str, Any]]) -> None:
         """Appends the records to the log, then writes a checkpoint, which goes on in the background."""
         with self._log.open("a", encoding="utf-8") as log:
             log.write("".join(json.dumps(record) + "\n" for record in records))
-        self._manager.save(update, args=self._orbax.args.StandardSave(_named(state)))
+        import orbax.checkpoint as orbax
+
+        self._manager.save(update, args=orbax.args.StandardSave(_named(state)))
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The settings of the run that a folder holds.
+
+    Raises:
+      ValueError: it holds none.
+    """
+    try:
+        return json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        raise ValueError(f"{folder}: no training run is there") from None
+
+
+def read_state(folder: Path, example: Tree) -> Tree:
+    """The state of the last whole checkpoint; a run that is going on is not disturbed.
+
+    Raises:
+      ValueError: there is none, or it is not of `example`'s structure, shapes or dtypes.
+      ImportError: orbax-checkpoint is missing.
+    """
+    manager = _manager(folder, write=False)
+    try:
+        update = manager.latest_step()
+        if update is None:
+            raise ValueError(f"{folder}: no checkpoint is there yet")
+        return _restored(manager, update, example)
+    finally:
+        manager.close()
+
+
+def _manager(folder: Path, *, write: bool) -> Any:
+    try:
+        import orbax.checkpoint as orbax
+    except ImportError as error:
+        raise ImportError("checkpoints need orbax: python -m pip install 'bptt_jax[train]'") from error
+    place = (folder / "checkpoints").absolute()
+    if write:
+        place.mkdir(parents=True, exist_ok=True)
+        options = orbax.CheckpointManagerOptions(max_to_keep=_KEPT, cleanup_tmp_directories=True)
+    elif place.is_dir():
+        options = orbax.CheckpointManagerOptions(create=False)  # looks on: neither deletes nor tidies up
+    else:
+        raise ValueError(f"{folder}: no checkpoint is there yet")
+    return orbax.CheckpointManager(place, options=options, item_handlers=orbax.StandardCheckpointHandler())
+
+
+def _restored(manager: Any, update: int, example: Tree) -> Tree:
+    import orbax.checkpoint as orbax
+
+    named = _named(example)
+    there = {
+        name: (tuple(leaf.shape), np.dtype(leaf.dtype)) for name, leaf in manager.item_metadata(update).items()
+    }
+    here = {name: (leaf.shape, leaf.dtype) for name, leaf in named.items()}
+    if there != here:
+        wrong = sorted(n for n in there.keys() | here.keys() if there.get(n) != here.get(n))
+        raise ValueError(f"checkpoint {update}: its state is not of this network and optimiser: {wrong[0]}")
+    abstract = jax.tree.map(orbax.utils.to_shape_dtype_struct, named)
+    restored = manager.restore(update, args=orbax.args.StandardRestore(abstract))
+    return jax.tree.unflatten(jax.tree.structure(example), [restored[name] for name in named])
 
 
 def _named(tree: Any) -> dict[str, Any]:
@@ -113,7 +151,13 @@ def _until(lines: list[str], update: int) -> list[dict[str, Any]]:
 
 def _compare(folder: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
     missing = "nothing"
+    there, here = _flat(there), _flat(here)
     differ = [k for k in sorted(there.keys() | here.keys()) if there.get(k, missing) != here.get(k, missing)]
     if differ:
         what = "; ".join(f"{k}: {there.get(k, missing)!r} there, {here.get(k, missing)!r} here" for k in differ)
         raise ValueError(f"{folder}: holds a run of other settings ({what})")
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    inner = {k: v for group in settings.values() if isinstance(group, dict) for k, v in group.items()}
+    return {k: v for k, v in settings.items() if not isinstance(v, dict)} | inner
