@@ -96,10 +96,10 @@ def learn(cell: bptt.Cell, length: int, s: dict[str, Any]) -> dict[str, Any]:
     options = {k: s[k] for k in ("updates", "batch", "chunk")}
     states = train(net, optimizer, seeds=range(s["seeds"]), **options).states
     solved_at = np.asarray(states.solved_at)
-    after = (
-        horizons(net, jax.tree.map(lambda a: a[solved_at >= 0], states.params), s)[0] if max(solved_at) >= 0 else []
-    )
-    middle = float(np.quantile(after, 0.5, method="inverted_cdf")) if len(after) else None
+    middle = None
+    if max(solved_at) >= 0:
+        after, _ = horizons(net, jax.tree.map(lambda a: a[solved_at >= 0], states.params), s)
+        middle = float(np.quantile(after, 0.5, method="inverted_cdf"))
     return {"T": length, "solved_at": solved_at.tolist(), "horizon": middle}
 
 

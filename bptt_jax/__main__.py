@@ -18,6 +18,7 @@ import numpy as np
 from bptt_jax.command import diagnose, train
 from bptt_jax.command.report import BadArgument
 from bptt_jax.files import write_json, written
+from bptt_jax.training.progress import progress_bar
 
 _DIAGNOSE_EXAMPLES = """\
 examples:
@@ -199,7 +200,6 @@ def _train(arguments: argparse.Namespace) -> int:
         from rich.console import Console
 
         from bptt_jax.plots import plot_training
-        from bptt_jax.training.progress import progress_bar
     except ImportError:
         raise BadArgument("needs matplotlib and rich: python -m pip install 'bptt_jax[plot,train]'") from None
     options = {k: v for k, v in vars(arguments).items() if k not in ("command", "out", "updates")}

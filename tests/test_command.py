@@ -96,6 +96,7 @@ def test_a_readout_of_ones_own_and_a_factory_without_argument(step_file, tmp_pat
 
 
 SETTINGS = diagnose.Settings(
+    checkpoint=None,
     text=None, embed=None, cells=("rnn",), gain=(1.0,), hidden=8, length=20, batch=3, loss="last", step=None,
     float64=False, seed=1,
 )  # fmt: skip

@@ -9,6 +9,7 @@ import pytest
 from matplotlib.colors import to_rgb
 
 import bptt_jax as bptt
+from bptt_jax.plots import plot_training
 
 LENGTH = 24
 
@@ -98,3 +99,46 @@ def test_dot_counts_back_from_the_last_state_that_the_loss_reads() -> None:
     (dot,) = [line for line in bptt.plot_gradient_flow(flow).axes[0].lines if line.get_marker() == "o"]
     assert dot.get_xdata() == 16 - 10
     assert np.isfinite(dot.get_ydata()).all()
+
+
+def _chunk(updates: int, loss: list, **other) -> dict:
+    norms = {"gradient_log_norm": [0.0] * len(loss), "gradient_log_norm_max": [math.log(5)] * len(loss)}
+    return {
+        "updates": updates,
+        "loss": loss,
+        "validation_loss": loss,
+        "solved_at": [None] * len(loss),
+        **norms,
+        **other,
+    }
+
+
+def test_training_curves_are_the_records() -> None:
+    event = {"event": "jump", "updates": 13}
+    records = [
+        _chunk(10, [1.0, 2.0]),
+        event,
+        _chunk(20, [0.1, "nan"]),
+        _chunk(30, [None, None], solved_at=[20, None]),
+    ]
+    figure = plot_training(records, baseline=0.7, title="run")
+    left, right = figure.axes
+    assert figure.get_suptitle() == "run"
+    thick = {line.get_label(): line for line in left.lines if line.get_linewidth() > 1}
+    np.testing.assert_array_equal(thick["seed 0"].get_xdata(), [10, 20, 30])
+    np.testing.assert_array_equal(thick["seed 0"].get_ydata(), [1.0, 0.1, np.nan])
+    np.testing.assert_array_equal(thick["seed 1"].get_ydata(), [2.0, np.nan, np.nan])
+    (dot,), (cross,) = ([line for line in left.lines if line.get_marker() == m] for m in "ox")
+    assert (dot.get_xdata()[0], dot.get_ydata()[0]) == (20, 0.1)
+    assert cross.get_xdata()[0] == 20
+    assert dot.get_color() == thick["seed 0"].get_color() != cross.get_color() == thick["seed 1"].get_color()
+    assert 0.7 in [line.get_ydata()[0] for line in left.lines]
+    assert {float(y) for line in right.lines for y in line.get_ydata()} == {1.0, 5.0}
+    assert left.get_yscale() == right.get_yscale() == "log"
+
+
+def test_training_without_a_number_or_a_record(tmp_path) -> None:
+    lost = _chunk(10, ["nan"], gradient_log_norm=["nan"], gradient_log_norm_max=["inf"])
+    plot_training([lost]).savefig(tmp_path / "lost.png")
+    with pytest.raises(ValueError, match="expected those of a training run, got no chunk"):
+        plot_training([{"event": "jump", "updates": 3}])

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -39,6 +40,8 @@ class RunFolder:
         else:
             write_json(folder / _SETTINGS, here)
         self._log = folder / "log.jsonl"
+        self._writer = ThreadPoolExecutor(1)
+        self._writing: Future[Any] | None = None
 
     def __enter__(self) -> "RunFolder":
         return self
@@ -46,7 +49,10 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._manager.close()  # waits for what is being written
+        self._writer.shutdown()
+        self._manager.close()
+        if kind is None and self._writing is not None:
+            self._writing.result()
 
     def restore(self, example: Tree) -> tuple[Tree, list[dict[str, Any]]]:
         """The last state, or `example` if there is none, and the log up to it; later lines are dropped.
@@ -63,12 +69,19 @@ class RunFolder:
         return example if update is None else _restored(self._manager, update, example), records
 
     def keep(self, update: int, state: Any, records: list[dict[str, Any]]) -> None:
-        """Appends the records to the log, then writes a checkpoint, which goes on in the background."""
+        """Appends the records to the log, then has a checkpoint written while the caller goes on.
+
+        Raises:
+          OSError, ...: what went wrong with the checkpoint before this one; that of the last is raised on exit.
+        """
+        if self._writing is not None:
+            self._writing.result()
         with self._log.open("a", encoding="utf-8") as log:
             log.write("".join(json.dumps(record) + "\n" for record in records))
         import orbax.checkpoint as orbax
 
-        self._manager.save(update, args=orbax.args.StandardSave(_named(state)))
+        state = orbax.args.StandardSave(_named(state))
+        self._writing = self._writer.submit(self._manager.save, update, args=state)
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -108,7 +121,11 @@ def _manager(folder: Path, *, write: bool) -> Any:
     place = (folder / "checkpoints").absolute()
     if write:
         place.mkdir(parents=True, exist_ok=True)
-        options = orbax.CheckpointManagerOptions(max_to_keep=_KEPT, cleanup_tmp_directories=True)
+        # Saved on a thread of our own: an interrupt of the main thread inside orbax leaves it in disorder, and its
+        # own asynchronous saves can then hang for good.
+        options = orbax.CheckpointManagerOptions(
+            max_to_keep=_KEPT, cleanup_tmp_directories=True, enable_async_checkpointing=False
+        )
     elif place.is_dir():
         options = orbax.CheckpointManagerOptions(create=False)  # looks on: neither deletes nor tidies up
     else:

@@ -1,0 +1,229 @@
+"""``bptt-jax train`` and what `diagnose` says of its networks; mostly in this process."""
+
+import json
+import math
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import bptt_jax as bptt
+from bptt_jax.__main__ import main
+from bptt_jax.command import train
+from bptt_jax.command.report import BadArgument
+from bptt_jax.training import tasks
+from bptt_jax.training.network import NetworkParams
+
+SMALL = ["train", "adding", "--length", "4", "--cell", "gru", "--hidden", "6", "--chunk", "20"]
+SETTINGS = train.Settings(
+    task="adding", length=4, text=None, cell="lstm", hidden=6, activation=None, gain=None, init=None, chrono=False,
+    optimizer="sgd", rate=0.1, clip=1.0, clip_adjoints=None, omega=0.0, batch=5, seeds=2, chunk=20, remat=False,
+    float64=False,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[str, str, Path]:
+    """A run of 60 updates, the last 20 of them by a second command."""
+    out = tmp_path_factory.mktemp("run")
+    printed = []
+    for updates in ("40", "60"):
+        command = [
+            sys.executable,
+            "-m",
+            "bptt_jax",
+            *SMALL,
+            "--seeds",
+            "2",
+            "--updates",
+            updates,
+            "--out",
+            str(out),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr
+        printed.append(done)
+    return printed[0].stdout, printed[1].stderr, out
+
+
+def lines(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def test_writes_what_it_says(finished) -> None:
+    printed, _, out = finished
+    assert f"wrote {out / 'train.png'} and {out / 'train.json'}" in printed
+    assert (out / "train.png").read_bytes().startswith(b"\x89PNG")
+    names = ["checkpoints", "log.jsonl", "settings.json", "train.json", "train.png"]
+    assert sorted(p.name for p in out.iterdir()) == names
+    content = json.loads((out / "train.json").read_text())
+    assert content["trivial_loss"] == pytest.approx(1 / 6)
+    assert content["settings"]["hidden"] == 6
+    log = [r for r in lines(out) if "event" not in r]
+    for seed, s in enumerate(content["seeds"]):
+        assert s["updates"] == 60
+        assert s["validation_loss"] == log[-1]["validation_loss"][seed]
+        assert s["clipped"] == pytest.approx(np.mean([r["clipped"][seed] for r in log]))
+
+
+def test_a_second_command_goes_on(finished) -> None:
+    _, errors, out = finished
+    assert [r["updates"] for r in lines(out) if "event" not in r] == [20, 40, 60]
+    assert "60 of 60 updates: loss" in errors
+    assert "20 of 60" not in errors
+
+
+def test_other_settings_are_refused(finished, capsys) -> None:
+    _, _, out = finished
+    before = (out / "log.jsonl").read_bytes()
+    assert main([*SMALL, "--seeds", "2", "--rate", "0.5", "--out", str(out)]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "holds a run of other settings (rate: 0.001 there, 0.5 here)" in message
+    assert (out / "log.jsonl").read_bytes() == before
+
+
+def test_diagnose_sees_the_trained_network(finished, tmp_path) -> None:
+    _, _, out = finished
+    before = sorted(out.rglob("*"))
+    assert main(["diagnose", "--checkpoint", str(out), "--batch", "3", "--out", str(tmp_path)]) == 0
+    assert sorted(out.rglob("*")) == before
+    content = json.loads((tmp_path / "flow.json").read_text())
+    names = [f"gru, {what}, seed {i}" for i in (0, 1) for what in ("untrained", "60 updates")]
+    assert list(content["recurrences"]) == names
+    settings = train.read(out)
+    job = train.prepare(settings)
+    first, now = train.states(job, settings, out)
+    data = job.network.task.sample(jax.random.key(0), 3)
+    for i in (0, 1):
+        for name, states in (("untrained", first), ("60 updates", now)):
+            params = jax.tree.map(lambda a, i=i: a[i], states.params)
+            losses = jax.vmap(job.network.loss, (None, 0, 0))(params, *data)
+            measured = content["recurrences"][f"gru, {name}, seed {i}"]
+            assert measured["loss"]["mean"] == pytest.approx(float(jnp.mean(losses)), rel=1e-5)
+    np.testing.assert_array_equal(now.updates, 60)
+    assert np.any(now.params.cell.recurrent != first.params.cell.recurrent)
+
+
+def test_clipped_adjoints_train_and_are_diagnosed_without(tmp_path) -> None:
+    run = [*SMALL, "--clip-adjoints", "0.1", "--remat", "--updates", "20", "--out", str(tmp_path)]
+    assert main(run) == 0
+    assert main(["diagnose", "--checkpoint", str(tmp_path), "--batch", "2", "--out", str(tmp_path)]) == 0
+    content = json.loads((tmp_path / "flow.json").read_text())["recurrences"]
+    assert set(content) == {"gru, untrained", "gru, 20 updates"}
+    for numbers in content.values():  # Jacobians of a step that cannot be differentiated forwards would be none
+        assert math.isfinite(numbers["spectral_norm"]["mean"])
+
+
+def test_settings_reach_the_cell_and_the_optimizer() -> None:
+    params = train.prepare(replace(SETTINGS, chrono=True, init="identity")).network.init(jax.random.key(0))
+    forget, i = params.cell.bias.reshape(4, 6)[1], params.cell.bias.reshape(4, 6)[0]
+    np.testing.assert_array_equal(forget, -i)
+    assert np.all((np.exp(forget) >= 1) & (np.exp(forget) <= 3))
+    np.testing.assert_array_equal(params.cell.recurrent, np.tile(np.eye(6), (4, 1)))
+    rnn = train.prepare(replace(SETTINGS, cell="rnn", activation="relu", gain=0.5, init="identity")).network
+    weights = rnn.init(jax.random.key(0)).cell
+    np.testing.assert_array_equal(weights.recurrent, 0.5 * np.eye(6))
+    assert np.all(rnn.cell.step(weights, -jnp.ones(6), jnp.zeros(2)) == 0)
+    assert train.prepare(replace(SETTINGS, clip=0.0)).penalty is None
+
+    def first_update(**options):
+        job = train.prepare(replace(SETTINGS, **options))
+        params = {"w": jnp.full(4, 10.0)}
+        updates, state = job.optimizer.update(params, job.optimizer.init(params), params)
+        return float(optax.global_norm(updates)), len(bptt.clip_records(state))
+
+    assert first_update(clip=2.0) == (pytest.approx(0.2), 1)
+    assert first_update(clip=0.0) == (pytest.approx(2.0), 0)
+    assert first_update(clip=0.0, optimizer="adam")[0] == pytest.approx(0.2, rel=1e-3)
+
+
+def test_omega_is_the_codes(x64) -> None:
+    job = train.prepare(replace(SETTINGS, cell="rnn", omega=4.0))
+    net, params = job.network, job.network.init(jax.random.key(0))
+    data = net.task.sample(jax.random.key(1), 3)
+
+    def terms(inputs, target):
+        loss = net.loss_of_states(params, target)
+        return bptt.omega_terms(net.cell.step, params.cell, net.cell.initial_state(), inputs, loss)
+
+    expected = 4 * bptt.omega(jax.vmap(terms)(*data), version="code")
+    assert job.penalty is not None
+    assert float(job.penalty(NetworkParams(*params), data)) == pytest.approx(float(expected))
+
+
+@pytest.mark.parametrize("name", train.LENGTHS)
+def test_every_task_is_there(name) -> None:
+    task, validation = train._task(replace(SETTINGS, task=name, length=train.LENGTHS[name]))
+    assert isinstance(task, tasks.Task)
+    assert name.replace("-", "_").startswith(task.name)
+    if validation is not None:
+        assert validation.baseline != task.baseline  # another split
+    else:
+        assert name not in ("characters", "digits")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"length": 1}, "length: expected at least 2, got 1"),
+        ({"task": "digits"}, "--length: the digits have 64 pixels"),
+        ({"task": "characters", "text": "/nowhere.txt"}, "--text: /nowhere.txt: No such file"),
+        ({"text": "novel.txt"}, "--text: the task adding reads none"),
+        ({"gain": 2.0}, "--gain, --activation: they are of rnn, not of lstm"),
+        ({"cell": "rnn", "chrono": True}, "--chrono: an rnn has no gates"),
+        ({"length": 2, "chrono": True}, "longest: expected at least 3, got 2"),
+    ],
+)
+def test_bad_settings(options, message) -> None:
+    with pytest.raises(BadArgument, match=message):
+        train.prepare(replace(SETTINGS, **options))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "adding", "--rate", "0"], "expected a positive number"),
+        (["train", "nothing"], "invalid choice: 'nothing'"),
+        (["train", "adding", "--clip", "-1"], "expected a positive number"),
+        (["diagnose", "--checkpoint", "{}"], "no training run is there"),
+        (["diagnose", "--checkpoint", "{}", "--cells", "gru", "--loss", "all"], "without --cells, --loss"),
+    ],
+)
+def test_bad_arguments_one_line(arguments, message, tmp_path, capsys) -> None:
+    try:
+        status = main([a.format(tmp_path) for a in arguments])
+    except SystemExit as stop:
+        status = stop.code
+    printed = capsys.readouterr()
+    assert (status, printed.out) == (2, "")
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_interrupted_goes_on(tmp_path) -> None:
+    command = [sys.executable, "-m", "bptt_jax", *SMALL, "--updates", "100000", "--rate", "1e-9"]
+    with subprocess.Popen([*command, "--out", str(tmp_path)], stderr=subprocess.PIPE, text=True) as process:
+        try:
+            while not list((tmp_path / "checkpoints").glob("[0-9]*")):
+                assert process.poll() is None
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=120)
+        finally:
+            process.kill()
+    assert process.returncode == 130
+    assert (
+        errors.splitlines()[-1] == "bptt-jax train: interrupted; the same command goes on from the last checkpoint"
+    )
+    assert "Traceback" not in errors
+    done = lines(tmp_path)[-1]["updates"]
+    assert main([*command[3:], "--updates", str(done), "--out", str(tmp_path)]) == 0
+    assert lines(tmp_path)[-1]["updates"] == done
