@@ -21,7 +21,20 @@ from bptt_jax.command.report import BadArgument
 from bptt_jax.training import tasks
 from bptt_jax.training.network import NetworkParams
 
-SMALL = ["train", "adding", "--length", "4", "--cell", "gru", "--hidden", "6", "--chunk", "20"]
+SMALL = [
+    "train",
+    "adding",
+    "--optimizer",
+    "sgd",
+    "--length",
+    "4",
+    "--cell",
+    "gru",
+    "--hidden",
+    "6",
+    "--chunk",
+    "20",
+]
 SETTINGS = train.Settings(
     task="adding", length=4, text=None, cell="lstm", hidden=6, activation=None, gain=None, init=None, chrono=False,
     optimizer="sgd", rate=0.1, clip=1.0, clip_adjoints=None, omega=0.0, batch=5, seeds=2, chunk=20, remat=False,
@@ -138,11 +151,12 @@ def test_settings_reach_the_cell_and_the_optimizer() -> None:
         job = train.prepare(replace(SETTINGS, **options))
         params = {"w": jnp.full(4, 10.0)}
         updates, state = job.optimizer.update(params, job.optimizer.init(params), params)
-        return float(optax.global_norm(updates)), len(bptt.clip_records(state))
+        return float(optax.tree.norm(updates)), len(bptt.clip_records(state))
 
     assert first_update(clip=2.0) == (pytest.approx(0.2), 1)
     assert first_update(clip=0.0) == (pytest.approx(2.0), 0)
-    assert first_update(clip=0.0, optimizer="adam")[0] == pytest.approx(0.2, rel=1e-3)
+    with jax.numpy_dtype_promotion("standard"):  # optax's adam wants it
+        assert first_update(clip=0.0, optimizer="adam")[0] == pytest.approx(0.2, rel=1e-3)
 
 
 def test_omega_is_the_codes(x64) -> None:

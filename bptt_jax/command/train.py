@@ -18,7 +18,7 @@ from bptt_jax.remedies.clipping import clip_adjoints, clipped
 from bptt_jax.step import Cell
 from bptt_jax.training import loop, tasks
 from bptt_jax.training.network import Network, network
-from bptt_jax.training.runfolder import read_settings, read_state
+from bptt_jax.training.runfolder import OtherRun, read_settings, read_state
 from bptt_jax.training.text import read_text
 
 # By name, the length that a task has if none is given.
@@ -119,8 +119,8 @@ def run(
             settings={"arguments": asdict(settings)},
             report=report,
         )
-    except (ValueError, ImportError) as error:
-        raise BadArgument(f"--out: {error}" if isinstance(error, ValueError) else str(error)) from None
+    except (OtherRun, ImportError) as error:
+        raise BadArgument(f"--out: {error}" if isinstance(error, OtherRun) else str(error)) from None
 
 
 def read(folder: Path) -> Settings:
@@ -134,7 +134,7 @@ def read(folder: Path) -> Settings:
         return Settings(**{f.name: arguments[f.name] for f in fields(Settings)})
     except KeyError:
         raise BadArgument(f"{folder}: not a run of bptt-jax train") from None
-    except ValueError as error:
+    except OtherRun as error:
         raise BadArgument(str(error)) from None
 
 
@@ -149,7 +149,7 @@ def states(job: Job, settings: Settings, folder: Path) -> tuple[loop.TrainState,
     )
     try:
         return first, read_state(folder, first)
-    except (ValueError, ImportError) as error:
+    except (OtherRun, ImportError) as error:
         raise BadArgument(str(error)) from None
 
 

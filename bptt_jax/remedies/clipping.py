@@ -3,7 +3,7 @@ backward pass.
 
 Every transformation here keeps a `ClipRecord` in its state, so that the norms before and after, and the shares of
 clipped and skipped updates, can be read from any optimiser's state by `clip_records` and `skip_records`. Norms are
-those of `optax.global_norm`, computed so that they do not overflow: float32 gradients of 1e20 have squares beyond
+those of `optax.tree.norm`, computed so that they do not overflow: float32 gradients of 1e20 have squares beyond
 its range, and `optax.clip_by_global_norm` turns them into zeros.
 
 What is not finite is never clipped, for no factor mends it: it passes unchanged, for `skip_updates` to stop.

@@ -207,7 +207,8 @@ def train(
       A `Training`.
 
     Raises:
-      TypeError, ValueError: an argument is out of range, or `folder` holds a run of other settings.
+      TypeError, ValueError: an argument is out of range.
+      OtherRun: a ValueError; `folder` holds a run of other settings.
       ImportError: `folder` is given and orbax-checkpoint is missing.
     """
     updates, chunk = check_positive_int("updates", updates), check_positive_int("chunk", chunk)

@@ -17,6 +17,10 @@ _KEPT = 2
 _SETTINGS = "settings.json"
 
 
+class OtherRun(ValueError):
+    """The folder holds a run of other settings, of another network or optimiser, or none."""
+
+
 class RunFolder:
     """``settings.json``, ``log.jsonl`` (a record a line) and ``checkpoints/`` (orbax, by number of updates).
 
@@ -29,7 +33,7 @@ class RunFolder:
         """Opens the folder, or begins it.
 
         Raises:
-          ValueError: the folder holds a run of other settings.
+          OtherRun: the folder holds a run of other settings.
           ImportError: orbax-checkpoint is missing.
         """
         folder = Path(folder)
@@ -58,7 +62,7 @@ class RunFolder:
         """The last state, or `example` if there is none, and the log up to it; later lines are dropped.
 
         Raises:
-          ValueError: the state is not of `example`'s structure, shapes or dtypes.
+          OtherRun: the state is not of `example`'s structure, shapes or dtypes.
         """
         update = self._manager.latest_step()
         lines = self._log.read_text(encoding="utf-8").splitlines() if self._log.exists() else []
@@ -88,26 +92,26 @@ def read_settings(folder: Path) -> dict[str, Any]:
     """The settings of the run that a folder holds.
 
     Raises:
-      ValueError: it holds none.
+      OtherRun: it holds none.
     """
     try:
         return json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError):
-        raise ValueError(f"{folder}: no training run is there") from None
+        raise OtherRun(f"{folder}: no training run is there") from None
 
 
 def read_state(folder: Path, example: Tree) -> Tree:
     """The state of the last whole checkpoint; a run that is going on is not disturbed.
 
     Raises:
-      ValueError: there is none, or it is not of `example`'s structure, shapes or dtypes.
+      OtherRun: there is none, or it is not of `example`'s structure, shapes or dtypes.
       ImportError: orbax-checkpoint is missing.
     """
     manager = _manager(folder, write=False)
     try:
         update = manager.latest_step()
         if update is None:
-            raise ValueError(f"{folder}: no checkpoint is there yet")
+            raise OtherRun(f"{folder}: no checkpoint is there yet")
         return _restored(manager, update, example)
     finally:
         manager.close()
@@ -129,7 +133,7 @@ def _manager(folder: Path, *, write: bool) -> Any:
     elif place.is_dir():
         options = orbax.CheckpointManagerOptions(create=False)  # looks on: neither deletes nor tidies up
     else:
-        raise ValueError(f"{folder}: no checkpoint is there yet")
+        raise OtherRun(f"{folder}: no checkpoint is there yet")
     return orbax.CheckpointManager(place, options=options, item_handlers=orbax.StandardCheckpointHandler())
 
 
@@ -143,7 +147,7 @@ def _restored(manager: Any, update: int, example: Tree) -> Tree:
     here = {name: (leaf.shape, leaf.dtype) for name, leaf in named.items()}
     if there != here:
         wrong = sorted(n for n in there.keys() | here.keys() if there.get(n) != here.get(n))
-        raise ValueError(f"checkpoint {update}: its state is not of this network and optimiser: {wrong[0]}")
+        raise OtherRun(f"checkpoint {update}: its state is not of this network and optimiser: {wrong[0]}")
     abstract = jax.tree.map(orbax.utils.to_shape_dtype_struct, named)
     restored = manager.restore(update, args=orbax.args.StandardRestore(abstract))
     return jax.tree.unflatten(jax.tree.structure(example), [restored[name] for name in named])
@@ -172,7 +176,7 @@ def _compare(folder: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
     differ = [k for k in sorted(there.keys() | here.keys()) if there.get(k, missing) != here.get(k, missing)]
     if differ:
         what = "; ".join(f"{k}: {there.get(k, missing)!r} there, {here.get(k, missing)!r} here" for k in differ)
-        raise ValueError(f"{folder}: holds a run of other settings ({what})")
+        raise OtherRun(f"{folder}: holds a run of other settings ({what})")
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:
