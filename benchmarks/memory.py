@@ -6,6 +6,8 @@
     power law beside the theory, 1 and 1/2; and the time that the recomputation costs, plain and remat by turns.
     What `unroll` returns is O(T) whatever is done, and so is the copy of the inputs that segments of unequal length
     cost: exponents are fitted with and without these.
+(c) one whole update of training an lstm with `bptt_jax.training.loop` at lengths up to T = 100,000: how much memory
+    and time, plain and with ``remat=True``, where both fit.
 
 Two measures. "temp" is what the compiler plans for intermediate results, to the byte. "peak" is the peak of the
 resident memory of a fresh process above what it held after the imports, the inputs and a first call on a tiny case;
@@ -23,6 +25,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from measure import (
     compiled,
     in_child,
@@ -35,6 +38,9 @@ from measure import (
 )
 
 import bptt_jax as bptt
+from bptt_jax.training.loop import init_state, make_update
+from bptt_jax.training.network import network
+from bptt_jax.training.tasks import adding
 
 MB = 1e6
 INPUT_SIZE = 8
@@ -45,8 +51,10 @@ FULL: dict[str, Any] = {
     "peaks_from": 1000,
     "hidden": 128,
     "repeats": 5,
+    "training": {"lengths": [1000, 10_000, 100_000], "plain_up_to": 100_000, "batch": 8},
 }
 QUICK: dict[str, Any] = FULL | {"flow": [[64, 500]], "lengths": [250, 1000, 4000], "peaks_from": 4000, "repeats": 3}
+QUICK["training"] = {"lengths": [250, 1000], "plain_up_to": 1000, "batch": 2}
 AIM_MB = 300
 KINDS = ("final_state", "unroll")
 
@@ -139,6 +147,43 @@ def measure_unroll(s: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
+def update_of(remat: bool, hidden: int, length: int, batch: int) -> tuple[Callable[..., Any], Any]:
+    """One update of an lstm that learns to add, and the state that it starts from."""
+    net = network(bptt.lstm(hidden), adding(length), remat=remat)
+    optimizer = bptt.clipped(optax.adam(1e-3), 1.0)
+    return make_update(net, optimizer, batch=batch), init_state(net, optimizer, 0)
+
+
+def update_peak(remat: bool, hidden: int, length: int, batch: int) -> int:
+    tiny, start = update_of(remat, hidden, 8, batch)
+    jax.block_until_ready(jax.jit(tiny)(start))
+    update, start = update_of(remat, hidden, length, batch)
+    executable, _ = compiled(update, start)
+    return peak_above_now(partial(executable, start))
+
+
+def measure_training(hidden: int, repeats: int, t: dict[str, Any]) -> list[dict[str, Any]]:
+    rows = []
+    for length in t["lengths"]:
+        row: dict[str, Any] = {"T": length, "batch": t["batch"]}
+        runs = {}
+        for name, remat in (("plain", False), ("remat", True)):
+            update, start = update_of(remat, hidden, length, t["batch"])
+            executable, _ = compiled(update, start)
+            row[f"{name}_temp_MB"] = executable.memory_analysis().temp_size_in_bytes / MB
+            fits = remat or length <= t["plain_up_to"]
+            row[f"{name}_peak_MB"] = in_child(update_peak, remat, hidden, length, t["batch"]) / MB if fits else None
+            if fits:
+                runs[name] = partial(executable, start)
+        row["time_ratio"] = row["error"] = None
+        if len(runs) == 2:
+            row["error"] = relative_error(runs["remat"]()[0].params, runs["plain"]()[0].params)
+            times = interleaved_medians(runs, repeats)
+            row["time_ratio"] = times["remat"] / times["plain"]
+        rows.append(row)
+    return rows
+
+
 def fit_exponents(rows: list[dict[str, Any]], hidden: int) -> list[dict[str, Any]]:
     """Of temp as it is; and of its increments, where the gradient of the weights (no matter of T) drops out, less
     what is O(T) in any case: the states that `unroll` returns, the copy of the inputs that `remat` makes.
@@ -177,7 +222,17 @@ def main() -> None:
     exponents = fit_exponents(rows, s["hidden"])
     title = "exponents of temp against T: all; rest, without constants, returned states, copied inputs"
     print_table(title, list(exponents[0]), [list(e.values()) for e in exponents])
-    save(a.out, "memory", s, {"gradient_flow": flow, "unroll": rows, "exponents": exponents, "aim_MB": AIM_MB})
+    training = measure_training(s["hidden"], s["repeats"], s["training"])
+    title = f"one update of training, lstm, N = {s['hidden']}, Adam; aim for the time ratio: 1.5"
+    print_table(title, list(training[0]), [list(row.values()) for row in training])
+    results = {
+        "gradient_flow": flow,
+        "unroll": rows,
+        "exponents": exponents,
+        "training": training,
+        "aim_MB": AIM_MB,
+    }
+    save(a.out, "memory", s, results)
 
 
 if __name__ == "__main__":

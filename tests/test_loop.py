@@ -534,8 +534,14 @@ def test_evaluation_of_fresh_sequences_in_whole_pieces(length, count, piece, pie
         (
             {"validation": memorization(2)},
             ValueError,
-            "validation: expected a task of 2 inputs and 1 outputs, got 7",
+            "validation: expected a task whose input_size is 2, got 7",
         ),
+        (
+            {"validation": NET.task._replace(reads="all")},
+            ValueError,
+            "validation: expected a task whose reads is 'last', got 'all'",
+        ),
+        ({"seeds": (0.9,)}, TypeError, "float"),
     ],
 )
 def test_bad_arguments_before_any_compilation(options, error, message, compilations, tmp_path) -> None:

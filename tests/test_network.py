@@ -135,13 +135,3 @@ def test_init_has_the_tasks_sizes(reads) -> None:
         params.readout.weights, np.arange(3 * task.output_size).reshape(3, task.output_size).T
     )
     np.testing.assert_array_equal(params.readout.bias, np.zeros(task.output_size))
-
-
-def test_cell_and_readout_are_drawn_independently() -> None:
-    """Of the same shape and by the same initialiser they must not come out equal."""
-    normal = jax.nn.initializers.normal(1.0)
-    cell = bptt.rnn(2, recurrent_init=normal, input_init=normal)
-    task = TASKS["last"]._replace(output_size=2)
-    params = network(cell, task, readout_init=normal).init(jax.random.key(0))
-    drawn = [params.cell.recurrent, params.cell.input, params.readout.weights]
-    assert len({float(a[i, j]) for a in drawn for i in range(2) for j in range(2)}) == 12

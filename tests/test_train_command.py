@@ -99,7 +99,7 @@ def test_other_settings_are_refused(finished, capsys) -> None:
     assert main([*SMALL, "--seeds", "2", "--rate", "0.5", "--out", str(out)]) == 2
     message = capsys.readouterr().err
     assert message.count("\n") == 1
-    assert "holds a run of other settings (rate: 0.001 there, 0.5 here)" in message
+    assert "holds a run of other settings (arguments.rate: 0.001 there, 0.5 here)" in message
     assert (out / "log.jsonl").read_bytes() == before
 
 

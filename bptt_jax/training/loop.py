@@ -4,6 +4,7 @@ Everything random is a function of the seed and the number of the update, so a r
 a checkpoint draws what it would have drawn.
 """
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -148,7 +149,7 @@ def evaluate(network: Network, params: NetworkParams, key: Array, count: int) ->
     Returns:
       Two scalars.
     """
-    task = network.task
+    task, count = network.task, check_positive_int("count", count)
 
     def one(inputs: PyTree, target: Array) -> tuple[Array, Array]:
         outputs = network.outputs(params, inputs)
@@ -213,15 +214,14 @@ def train(
     """
     updates, chunk = check_positive_int("updates", updates), check_positive_int("chunk", chunk)
     batch = check_positive_int("batch", batch)
-    task, seeds = network.task, [int(s) for s in seeds]
+    task, seeds = network.task, [operator.index(s) for s in seeds]
     if not seeds or len(set(seeds)) < len(seeds) or not all(0 <= s < 2**31 for s in seeds):
         raise ValueError(f"seeds: expected different integers from 0 to 2147483647, got {seeds}")
     judge = task if validation is None else validation
-    if (judge.input_size, judge.output_size) != (task.input_size, task.output_size):
-        raise ValueError(
-            f"validation: expected a task of {task.input_size} inputs and {task.output_size} outputs, "
-            f"got {judge.input_size} and {judge.output_size}"
-        )
+    for name in ("input_size", "output_size", "reads"):
+        if getattr(judge, name) != getattr(task, name):
+            wanted, got = getattr(task, name), getattr(judge, name)
+            raise ValueError(f"validation: expected a task whose {name} is {wanted!r}, got {got!r}")
     states = jax.jit(jax.vmap(partial(init_state, network, optimizer)))(jnp.asarray(seeds, jnp.int32))
     update = jax.vmap(make_update(network, optimizer, batch=batch, penalty=penalty))
     screen = partial(_judge, network._replace(task=judge), count=_SCREENED)
@@ -247,7 +247,7 @@ def train(
             states, records = store.restore(states)
         while (done := int(jnp.max(states.updates))) < updates and bool(jnp.any(states.running)):
             before = states
-            states, metrics, (loss, error), probed = advance(states, min(chunk, updates - done))
+            states, metrics, (loss, error), probed = advance(states, min(chunk - done % chunk, updates - done))
             passed = states.running & judge.solved(loss, error)
             if judge.whole is None and bool(jnp.any(passed)):
                 loss, error = (jnp.where(passed, a, b) for a, b in zip(confirm(states), (loss, error), strict=True))

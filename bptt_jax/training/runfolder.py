@@ -37,11 +37,11 @@ class RunFolder:
           ImportError: orbax-checkpoint is missing.
         """
         folder = Path(folder)
-        self._manager = _manager(folder, write=True)
         here = json.loads(json.dumps(plain(dict(settings))))
         if (folder / _SETTINGS).exists():
             _compare(folder, read_settings(folder), here)
-        else:
+        self._manager = _manager(folder, write=True)
+        if not (folder / _SETTINGS).exists():
             write_json(folder / _SETTINGS, here)
         self._log = folder / "log.jsonl"
         self._writer = ThreadPoolExecutor(1)
@@ -65,11 +65,12 @@ class RunFolder:
           OtherRun: the state is not of `example`'s structure, shapes or dtypes.
         """
         update = self._manager.latest_step()
-        lines = self._log.read_text(encoding="utf-8").splitlines() if self._log.exists() else []
-        records = [] if update is None else _until(lines, update)
-        if len(records) < len(lines):
+        there = self._log.read_text(encoding="utf-8") if self._log.exists() else ""
+        records = [] if update is None else _until(there.splitlines(), update)
+        kept = _lines(records)
+        if kept != there:
             with written(self._log) as temporary:
-                temporary.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
+                temporary.write_text(kept, encoding="utf-8")
         return example if update is None else _restored(self._manager, update, example), records
 
     def keep(self, update: int, state: Any, records: list[dict[str, Any]]) -> None:
@@ -81,7 +82,7 @@ class RunFolder:
         if self._writing is not None:
             self._writing.result()
         with self._log.open("a", encoding="utf-8") as log:
-            log.write("".join(json.dumps(record) + "\n" for record in records))
+            log.write(_lines(records))
         import orbax.checkpoint as orbax
 
         state = orbax.args.StandardSave(_named(state))
@@ -157,6 +158,10 @@ def _named(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
+def _lines(records: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
 def _until(lines: list[str], update: int) -> list[dict[str, Any]]:
     records = []
     for line in lines:
@@ -171,14 +176,21 @@ def _until(lines: list[str], update: int) -> list[dict[str, Any]]:
 
 
 def _compare(folder: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
-    missing = "nothing"
     there, here = _flat(there), _flat(here)
-    differ = [k for k in sorted(there.keys() | here.keys()) if there.get(k, missing) != here.get(k, missing)]
+    differ = [
+        k for k in sorted(there.keys() | here.keys()) if (k in there, there.get(k)) != (k in here, here.get(k))
+    ]
     if differ:
-        what = "; ".join(f"{k}: {there.get(k, missing)!r} there, {here.get(k, missing)!r} here" for k in differ)
+
+        def show(settings: dict[str, Any], name: str) -> str:
+            return repr(settings[name]) if name in settings else "nothing"
+
+        what = "; ".join(f"{k}: {show(there, k)} there, {show(here, k)} here" for k in differ)
         raise OtherRun(f"{folder}: holds a run of other settings ({what})")
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:
-    inner = {k: v for group in settings.values() if isinstance(group, dict) for k, v in group.items()}
-    return {k: v for k, v in settings.items() if not isinstance(v, dict)} | inner
+    """With a group's settings by name, ``group.name``, so that a message can say which of them differs."""
+    single = {k: v for k, v in settings.items() if not isinstance(v, dict)}
+    grouped = {k: v for k, v in settings.items() if isinstance(v, dict)}
+    return single | {f"{k}.{name}": v for k, group in grouped.items() for name, v in group.items()}
