@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from bptt_jax.analysis.adjoints import Adjoints, TemporalContributions, adjoints, temporal_contributions
 from bptt_jax.analysis.flow import GradientFlow, gradient_flow
+from bptt_jax.analysis.lyapunov import LyapunovSpectrum, lyapunov_exponents
 from bptt_jax.analysis.products import LogScaled, product, product_log_norms
 from bptt_jax.analysis.spectra import (
     condition_number,
@@ -70,6 +71,7 @@ __all__ = [
     "LSTMParams",
     "LSTMState",
     "LogScaled",
+    "LyapunovSpectrum",
     "RNNParams",
     "Step",
     "TemporalContributions",
@@ -89,6 +91,7 @@ __all__ = [
     "initializers",
     "jacobians",
     "lstm",
+    "lyapunov_exponents",
     "omega",
     "omega_terms",
     "plot_gradient_flow",

@@ -1,0 +1,202 @@
+"""Exponents against exact values, identities and a plain QR recursion in NumPy."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracles import cell_example
+
+import bptt_jax as bptt
+
+
+def plain_qr(jacobians: np.ndarray, num: int) -> np.ndarray:
+    """Growth ``[T, num]`` with a QR at every step, from the frame that the package starts with."""
+    size = jacobians.shape[-1]
+    frame = np.linalg.qr(np.asarray(jax.random.normal(jax.random.key(0), (size, num)), np.float64))[0]
+    growth = []
+    for jacobian in np.asarray(jacobians, np.float64):
+        frame, r = np.linalg.qr(jacobian @ frame)
+        growth.append(np.log(np.abs(np.diagonal(r))))
+    return np.array(growth)
+
+
+def linear(matrix, h, x):
+    return matrix @ h
+
+
+@pytest.mark.parametrize("name", ["rnn", "gru", "lstm"])
+def test_they_are_those_of_a_qr_at_every_step(x64, name) -> None:
+    e = cell_example(name, jnp.float64, steps=150)
+    spectrum = bptt.lyapunov_exponents(e.step, e.params, e.state0, e.xs, warmup=10)
+    jacobians = np.asarray(bptt.jacobians(e.step, e.params, e.state0, e.xs))
+    growth = plain_qr(jacobians, jacobians.shape[-1])[10:]
+    order = np.argsort(-growth.mean(axis=0))
+    np.testing.assert_allclose(spectrum.exponents, growth.mean(axis=0)[order], rtol=1e-6)
+    np.testing.assert_allclose(spectrum.running[-1], spectrum.exponents, rtol=1e-9)
+    # Any full QR recursion: the sum is the mean of log |det J|.
+    volume = np.linalg.slogdet(jacobians)[1][10:].mean()
+    assert float(jnp.sum(spectrum.exponents)) == pytest.approx(volume, rel=1e-9)
+    few = bptt.lyapunov_exponents(e.step, e.params, e.state0, e.xs, warmup=10, num=2)
+    np.testing.assert_allclose(few.exponents, np.sort(plain_qr(jacobians, 2)[10:].mean(axis=0))[::-1], rtol=1e-6)
+    # Batches of 7 steps, as far as they go, counted from the end.
+    means = growth[:, order][140 % 7 :].reshape(-1, 7, growth.shape[1]).mean(axis=1)
+    errors = means.std(axis=0, ddof=1) / math.sqrt(len(means))
+    np.testing.assert_allclose(spectrum.standard_errors, errors, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "exponents"),
+    [
+        (np.diag([0.5, -2.0, 0.9, 1.1]), np.log([2.0, 1.1, 0.9, 0.5])),
+        ([[2.0, 1.0], [1.0, 1.0]], [0.9624236501192069, -0.9624236501192069]),  # Arnold's cat
+        ([[0.6, -0.8], [0.8, 0.6]], [0.0, 0.0]),
+        ([[0.9]], [math.log(0.9)]),
+        (np.diag([3.0, 0.0]), [math.log(3), -np.inf]),
+        (np.zeros((2, 2)), [-np.inf, -np.inf]),
+    ],
+)
+def test_linear_maps(matrix, exponents) -> None:
+    matrix = jnp.asarray(matrix, float)
+    spectrum = bptt.lyapunov_exponents(linear, matrix, jnp.zeros(len(matrix)), length=400, warmup=300)
+    np.testing.assert_allclose(spectrum.exponents, exponents, atol=2e-6)
+    np.testing.assert_allclose(spectrum.standard_errors, 0, atol=1e-5)
+    assert spectrum.converged.all()
+    assert int(spectrum.first_nonfinite) == -1
+
+
+def test_a_contraction_beyond_all_floats() -> None:
+    spectrum = bptt.lyapunov_exponents(linear, 0.9 * jnp.eye(1), jnp.ones(1), length=5000)
+    assert 5000 * float(spectrum.exponents[0]) == pytest.approx(-526.8, abs=0.1)
+    grown = bptt.lyapunov_exponents(linear, jnp.diag(jnp.array([1e15, 1e-15])), jnp.zeros(2), length=100, warmup=20)
+    assert float(grown.exponents[0]) == pytest.approx(15 * math.log(10), rel=1e-6)
+    assert float(grown.exponents[1]) == -np.inf  # thirty decades below, as the docstring says
+
+
+@pytest.mark.parametrize(("name", "exponent"), [("gru", -math.log(2)), ("lstm", -math.log(2))])
+def test_cells_without_weights(name, exponent) -> None:
+    cell = bptt.gru(3) if name == "gru" else bptt.lstm(3, forget_bias=0.0)
+    params = jax.tree.map(jnp.zeros_like, cell.init(jax.random.key(0), 2))
+    spectrum = bptt.lyapunov_exponents(cell.step, params, cell.initial_state(), jnp.zeros((60, 2)), warmup=20)
+    np.testing.assert_allclose(spectrum.exponents[:3], exponent, rtol=1e-6)
+    np.testing.assert_array_equal(spectrum.exponents[3:], -np.inf)  # an lstm's h: nothing of it is kept
+    np.testing.assert_array_equal(spectrum.standard_errors[3:], 0)
+    assert spectrum.kaplan_yorke_dimension == 0
+
+
+def test_logistic_map() -> None:
+    spectrum = bptt.lyapunov_exponents(lambda p, h, x: 4 * h * (1 - h), None, jnp.array([0.2345]), length=20_000)
+    assert float(spectrum.exponents[0]) == pytest.approx(math.log(2), abs=3 * float(spectrum.standard_errors[0]))
+    assert 1e-4 < float(spectrum.standard_errors[0]) < 3e-3
+    assert spectrum.entropy_rate == pytest.approx(math.log(2), abs=0.01)
+    assert "largest exponent 0.69" in spectrum.statement
+    assert "not converged" not in spectrum.statement
+
+
+def test_products_of_gaussian_matrices() -> None:
+    """Newman 1986: lambda_i = (ln(2/N) + psi((N - i + 1)/2)) / 2."""
+    n = 10
+    matrices = jax.random.normal(jax.random.key(1), (20_000, n, n)) / math.sqrt(n)
+    spectrum = bptt.lyapunov_exponents(lambda p, h, x: x @ h, None, jnp.zeros(n), matrices, warmup=50)
+    exact = [-0.05166, -0.11028, -0.17666, -0.25314, -0.34333, -0.45314, -0.59333, -0.78647, -1.09333, -1.78647]
+    deviations = (np.asarray(spectrum.exponents) - exact) / np.asarray(spectrum.standard_errors)
+    assert np.max(np.abs(deviations)) < 3.5
+    assert np.max(spectrum.standard_errors) < 0.02
+
+
+def test_mean_field_of_a_random_network() -> None:
+    """q = g^2 E tanh^2(sqrt(q) z), lambda = ln(g^2 E sech^4(sqrt(q) z)) / 2; 0.15472 at g = 2."""
+    n = 400
+    weights = 2 * jax.random.normal(jax.random.key(3), (n, n)) / math.sqrt(n)
+    state0 = jax.random.normal(jax.random.key(4), (n,))
+    spectrum = bptt.lyapunov_exponents(
+        lambda w, h, x: w @ jnp.tanh(h), weights, state0, length=3000, num=1, warmup=500
+    )
+    assert float(spectrum.exponents[0]) == pytest.approx(0.15472, abs=0.02)
+
+
+def test_differentiable(x64) -> None:
+    weights = jnp.asarray([[0.3, -1.2], [0.9, 0.4]])
+
+    def largest(w):
+        return bptt.lyapunov_exponents(
+            lambda w, h, x: jnp.tanh(w @ h + x), w, jnp.ones(2), jnp.ones((30, 2)), warmup=5
+        ).exponents[0]
+
+    gradient = jax.jit(jax.grad(largest))(weights)
+    for i, j in np.ndindex(2, 2):
+        shift = jnp.zeros((2, 2)).at[i, j].set(1e-5)
+        numeric = (largest(weights + shift) - largest(weights - shift)) / 2e-5
+        assert float(gradient[i, j]) == pytest.approx(float(numeric), rel=1e-4, abs=1e-7)
+
+
+def test_batches_pooled() -> None:
+    matrices = jax.random.normal(jax.random.key(2), (6, 200, 3, 3))
+
+    def one(xs):
+        return bptt.lyapunov_exponents(lambda p, h, x: x @ h, None, jnp.zeros(3), xs, warmup=10)
+
+    batch = jax.jit(jax.vmap(one))(matrices)
+    for i in range(6):
+        np.testing.assert_allclose(batch.exponents[i], one(matrices[i]).exponents, rtol=1e-4, atol=1e-5)
+    pooled = batch.pooled()
+    np.testing.assert_allclose(pooled.exponents, np.mean(batch.exponents, axis=0), rtol=1e-6)
+    np.testing.assert_allclose(
+        pooled.standard_errors, np.std(batch.exponents, axis=0, ddof=1) / math.sqrt(6), rtol=1e-5
+    )
+    windows = batch.finite_time(19)
+    assert windows.shape == (6, 10, 3)
+    np.testing.assert_allclose(windows.mean(axis=1), batch.exponents, rtol=1e-4)
+    with pytest.raises(ValueError, match="pooled: expected a batch"):
+        pooled.pooled()
+
+
+@pytest.mark.parametrize(
+    ("exponents", "size", "dimension", "entropy"),
+    [
+        ([0.9056, 0.0, -14.572], 3, 2 + 0.9056 / 14.572, 0.9056),  # Lorenz
+        ([-0.1, -0.2], 2, 0, 0),
+        ([0.3, -0.1], 2, 2, 0.3),
+        ([0.3, -0.1], 5, math.nan, 0.3),
+        ([math.nan, -1.0], 2, math.nan, math.nan),
+        ([0.5, -np.inf], 2, 1, 0.5),
+    ],
+)
+def test_dimension_and_entropy(exponents, size, dimension, entropy) -> None:
+    zeros = jnp.zeros(len(exponents))
+    spectrum = bptt.LyapunovSpectrum(jnp.array(exponents), zeros, zeros[None], jnp.array(size), jnp.array(-1))
+    assert spectrum.kaplan_yorke_dimension == pytest.approx(dimension, nan_ok=True)
+    assert spectrum.entropy_rate == pytest.approx(entropy, nan_ok=True)
+
+
+def test_says_when_it_has_not_converged_or_is_not_finite() -> None:
+    rates = jnp.concatenate([jnp.full(100, 2.0), jnp.full(100, 0.5)])[:, None]
+    drifting = bptt.lyapunov_exponents(lambda p, h, x: x * h, None, jnp.ones(1), rates)
+    assert not drifting.converged[0]
+    assert "not converged: the halves disagree for 1 of 1" in drifting.statement
+    blown = bptt.lyapunov_exponents(lambda p, h, x: h * h, None, jnp.full(1, 10.0), length=20, warmup=2)
+    assert int(blown.first_nonfinite) >= 0
+    assert blown.statement == f"not finite from step {int(blown.first_nonfinite)} after the warm-up on"
+    assert np.isnan(float(blown.exponents[0]))
+    short = bptt.lyapunov_exponents(linear, jnp.eye(2), jnp.ones(2), length=1)
+    assert np.isnan(short.standard_errors).all()
+    assert not short.converged.any()
+    with pytest.raises(ValueError, match="window: expected at most 1 steps, got 2"):
+        short.finite_time(2)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"num": 3}, ValueError, "num: expected at most D = 2 exponents, got 3"),
+        ({"num": 0}, ValueError, "num: expected at least 1"),
+        ({"warmup": 5}, ValueError, "warmup: expected fewer than the 5 steps"),
+        ({"warmup": -1}, ValueError, "warmup: "),
+        ({"warmup": 1.0}, TypeError, "warmup: expected an integer, got float"),
+        ({"length": 0}, ValueError, "length"),
+    ],
+)
+def test_bad_arguments(options, error, message) -> None:
+    with pytest.raises(error, match=message):
+        bptt.lyapunov_exponents(linear, jnp.eye(2), jnp.ones(2), **{"length": 5, **options})
