@@ -87,7 +87,7 @@ def measure(case: list[Any], s: dict[str, Any]) -> dict[str, Any]:
         "python_over_scanned": times["python"] / times["scanned"],
         "reading_over_scanned": times["reading"] / times["scanned"],
         "seeds_over_scanned": times["seeds"] / times["scanned"] / s["seeds"],
-        "compile_over_update's": compile_many / compile_one,
+        "compile_ratio": compile_many / compile_one,
         "error": error,
     }
 

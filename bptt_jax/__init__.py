@@ -5,8 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 from bptt_jax.analysis.adjoints import Adjoints, TemporalContributions, adjoints, temporal_contributions
 from bptt_jax.analysis.flow import GradientFlow, gradient_flow
+from bptt_jax.analysis.influence import InfluenceMap, influence_map
 from bptt_jax.analysis.lyapunov import LyapunovSpectrum, lyapunov_exponents
-from bptt_jax.analysis.products import LogScaled, product, product_log_norms
+from bptt_jax.analysis.products import (
+    LogScaled,
+    prefix_products,
+    product,
+    product_log_norms,
+    suffix_products,
+)
 from bptt_jax.analysis.spectra import (
     condition_number,
     eigenvalues,
@@ -31,7 +38,7 @@ from bptt_jax.remedies.truncation import TruncationBias, rtrl_gradient, tbptt_gr
 from bptt_jax.step import Cell, Step, ravel_state
 
 if TYPE_CHECKING:
-    from bptt_jax.plots import plot_gradient_flow
+    from bptt_jax.plots import plot_gradient_flow, plot_influence_map, plot_training
     from bptt_jax.recurrence.adapters import from_equinox
     from bptt_jax.remedies.clipping import (
         autoclip,
@@ -60,7 +67,7 @@ _ON_FIRST_USE = {
         "bptt_jax.remedies.clipping",
     ),
     "from_equinox": "bptt_jax.recurrence.adapters",
-    "plot_gradient_flow": "bptt_jax.plots",
+    **dict.fromkeys(("plot_gradient_flow", "plot_influence_map", "plot_training"), "bptt_jax.plots"),
 }
 
 __all__ = [
@@ -68,6 +75,7 @@ __all__ = [
     "Cell",
     "GRUParams",
     "GradientFlow",
+    "InfluenceMap",
     "LSTMParams",
     "LSTMState",
     "LogScaled",
@@ -88,6 +96,7 @@ __all__ = [
     "from_equinox",
     "gradient_flow",
     "gru",
+    "influence_map",
     "initializers",
     "jacobians",
     "lstm",
@@ -95,6 +104,9 @@ __all__ = [
     "omega",
     "omega_terms",
     "plot_gradient_flow",
+    "plot_influence_map",
+    "plot_training",
+    "prefix_products",
     "product",
     "product_log_norms",
     "ravel_state",
@@ -105,6 +117,7 @@ __all__ = [
     "skip_updates",
     "spectral_norm",
     "spectral_radius",
+    "suffix_products",
     "tbptt_gradient",
     "temporal_contributions",
     "truncation_bias",

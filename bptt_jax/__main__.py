@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{name}: could not write the results: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        left = {"diagnose": "no file was written", "train": "the same command goes on from the last checkpoint"}
+        left = {"diagnose": "no file was written", "train": "the same command resumes from the last checkpoint"}
         print(f"{name}: interrupted; {left[arguments.command]}", file=sys.stderr)
         return 130
 
@@ -115,30 +115,36 @@ def _add_train(jobs: Any) -> None:
         "--length", type=_positive_int, help="time steps, or of the memory tasks the delay (100; temporal order 50)"
     )
     add("--text", metavar="FILE", help="of characters: UTF-8 text (default: Python's help texts)")
-    add("--cell", choices=("rnn", "gru", "lstm"), default="lstm", help="(lstm)")
+    add("--cell", choices=("rnn", "gru", "lstm"), default="lstm", help="recurrence (default: lstm)")
     add("--hidden", type=_positive_int, default=64, help="units (64)")
-    add("--activation", choices=train.ACTIVATIONS, help="of rnn (tanh)")
-    add("--gain", type=_positive_float, help="of the recurrent weights of rnn (1)")
-    add("--init", choices=train.RECURRENT, help="of the recurrent weights (rnn: normal; gru, lstm: orthogonal)")
-    add("--chrono", action="store_true", help="gate biases for memories as long as the sequence")
-    add("--optimizer", choices=train.OPTIMIZERS, default="adam", help="(adam)")
+    add("--activation", choices=train.ACTIVATIONS, help="activation of rnn (default: tanh)")
+    add("--gain", type=_positive_float, help="factor of the recurrent weights of rnn (default: 1)")
+    add("--init", choices=train.RECURRENT, help="recurrent weights (rnn: normal; gru, lstm: orthogonal)")
+    add("--chrono", action="store_true", help="gate biases for memories as long as the whole sequence")
+    add("--optimizer", choices=train.OPTIMIZERS, default="adam", help="optimiser (default: adam)")
     add("--rate", type=_positive_float, default=1e-3, help="learning rate (0.001)")
     add(
         "--clip",
         type=_nonnegative_float,
         default=1.0,
         metavar="NORM",
-        help="of the gradient (1); 0: plain optimiser",
+        help="clip the gradient's norm (default: 1; 0: never)",
     )
-    add("--clip-adjoints", type=_positive_float, metavar="NORM", help="of dL/dh_t, at every step on its way back")
-    add("--omega", type=_nonnegative_float, default=0.0, metavar="WEIGHT", help="of Pascanu's regulariser (0)")
+    add("--clip-adjoints", type=_positive_float, metavar="NORM", help="clip dL/dh_t at every step on its way back")
+    add(
+        "--omega",
+        type=_nonnegative_float,
+        default=0.0,
+        metavar="WEIGHT",
+        help="Pascanu's regulariser as in his code (0; his is 4)",
+    )
     add("--updates", type=_positive_int, default=5000, help="at most (5000)")
     add("--batch", type=_positive_int, default=20, help="sequences of an update (20)")
     add("--seeds", type=_positive_int, default=1, help="independent runs, side by side (1)")
     add("--chunk", type=_positive_int, default=100, help="updates between evaluations and checkpoints (100)")
-    add("--remat", action="store_true", help="memory O(sqrt(T)) for the backward pass, and one more forward pass")
+    add("--remat", action="store_true", help="memory O(sqrt(T)) in the backward pass (Omega's aside)")
     add("--float64", action="store_true", help="compute in double precision")
-    add("--out", type=Path, metavar="FOLDER", help="of the run (train-TASK)")
+    add("--out", type=Path, metavar="FOLDER", help="of the run (default: train-TASK)")
 
 
 def _diagnose(arguments: argparse.Namespace) -> int:
@@ -166,7 +172,7 @@ def _diagnose(arguments: argparse.Namespace) -> int:
             if not log.is_terminal:
                 print(f"measuring {name} ({i + 1} of {len(recurrences)})", file=sys.stderr, flush=True)
             flows[name] = diagnose.measure(recurrence, compiled, data, lambda n: progress.advance(task, n))
-    figure = plot_gradient_flow(flows, title=diagnose.title(settings))
+    figure = plot_gradient_flow(flows, title=diagnose.title(settings, data))
     numbers = diagnose.record(settings, data, flows, gated)
     with written(out / "flow.png") as temporary:
         figure.savefig(temporary, dpi=120)
@@ -181,7 +187,7 @@ def _diagnose_settings(arguments: argparse.Namespace) -> diagnose.Settings:
     if arguments.checkpoint is not None:
         others = ("cells", "gain", "hidden", "length", "loss", "text", "embed", "step", "float64")
         if wrong := [f"--{k}" for k in others if given[k]]:
-            raise BadArgument(f"--checkpoint: the run has its own settings; without {', '.join(wrong)}, then")
+            raise BadArgument(f"--checkpoint: the run has its own settings; drop {', '.join(wrong)}")
         run = train.read(Path(arguments.checkpoint))
         return diagnose.Settings(
             **given
@@ -205,10 +211,10 @@ def _train(arguments: argparse.Namespace) -> int:
     options = {k: v for k, v in vars(arguments).items() if k not in ("command", "out", "updates")}
     options["length"] = arguments.length or train.LENGTHS[arguments.task]
     settings = train.Settings(**options)
-    out = _writable(arguments.out or Path(f"train-{arguments.task}"))
     if settings.float64:
         jax.config.update("jax_enable_x64", True)
     job = train.prepare(settings)
+    out = _writable(arguments.out or Path(f"train-{arguments.task}"))
     with progress_bar(arguments.updates) as report:
         done = train.run(job, settings, arguments.updates, out, report)
     task = job.network.task
@@ -290,26 +296,35 @@ def _writable(folder: Path) -> Path:
     return folder
 
 
+def _number(kind: type, text: str) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected {'an integer' if kind is int else 'a number'}, got {text!r}"
+        ) from None
+
+
 def _positive_int(text: str) -> int:
-    value = int(text)
+    value = _number(int, text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected at least 1, got {value}")
     return value
 
 
 def _positive_float(text: str) -> float:
-    value = float(text)
+    value = _number(float, text)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"expected a positive number, got {text}")
     return value
 
 
 def _nonnegative_float(text: str) -> float:
-    return 0.0 if float(text) == 0 else _positive_float(text)
+    return 0.0 if _number(float, text) == 0 else _positive_float(text)
 
 
 def _seed(text: str) -> int:
-    value = int(text)
+    value = _number(int, text)
     if not 0 <= value < 2**31:
         raise argparse.ArgumentTypeError(f"expected 0 to 2147483647, got {text}")
     return value

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from bptt_jax.analysis.flow import GradientFlow
+from bptt_jax.analysis.influence import InfluenceMap
 
 try:
     from matplotlib.axes import Axes
@@ -75,7 +76,7 @@ def plot_training(
     """Draws a training run: loss and gradient norm against the number of updates, a line for each seed.
 
     Left the mean loss of each chunk of batches (thin) and the loss on fresh sequences (thick), with a dot where a
-    seed has solved the task and a cross where its loss was first not finite; right the median norm of the
+    seed has solved the task and a cross where a loss was first not finite; right the median norm of the
     gradient before clipping, and its maximum (thin).
 
     Args:
@@ -101,13 +102,13 @@ def plot_training(
         color, dash = _LINES[i % len(_LINES)]
         look: dict[str, Any] = {"color": color, "linestyle": dash}
         left.plot(at, curves["loss"][:, i], linewidth=0.6, **look)
-        left.plot(at, curves["validation_loss"][:, i], linewidth=1.8, label=f"seed {i}", **look)
+        left.plot(at, curves["validation_loss"][:, i], linewidth=1.8, label=f"seed {chunks[0]['seeds'][i]}", **look)
         right.plot(at, norms["gradient_log_norm_max"][:, i], linewidth=0.6, **look)
         right.plot(at, norms["gradient_log_norm"][:, i], linewidth=1.8, **look)
         solved = chunks[-1]["solved_at"][i]
         if solved is not None:
             left.plot(solved, curves["validation_loss"][at == solved, i], "o", color=color, markeredgecolor="white")
-        wrong = np.flatnonzero(~np.isfinite(curves["loss"][:, i]) & [r["loss"][i] is not None for r in chunks])
+        wrong = np.flatnonzero([r["loss"][i] is not None and r["non_finite"][i] > 0 for r in chunks])
         if wrong.size:
             left.plot(at[wrong[0]], 0.95, "x", color=color, markersize=9, transform=left.get_xaxis_transform())
     if baseline is not None:
@@ -122,6 +123,38 @@ def plot_training(
     left.legend(frameon=False, fontsize="small", ncols=2)
     if title is not None:
         figure.suptitle(title)
+    return figure
+
+
+def plot_influence_map(influence: InfluenceMap, *, title: str | None = None) -> Figure:
+    """Draws ``||dh_t/dh_s||`` for all pairs of times: red where an influence has grown, blue where it has shrunk.
+
+    Args:
+      influence: from `bptt_jax.influence_map`, of one sequence.
+      title: above the figure.
+
+    Returns:
+      A `matplotlib.figure.Figure`; ``figure.savefig(path)`` writes it.
+
+    Raises:
+      ValueError: `influence` is a batch.
+    """
+    times, decades = np.asarray(influence.times), np.asarray(influence.log_norms, np.float64) / math.log(10)
+    if decades.ndim != 2:
+        raise ValueError(f"influence: expected that of one sequence, got a batch of shape {list(decades.shape)}")
+    figure = Figure(figsize=(6.4, 5.4), layout="constrained")
+    ax = figure.subplots()
+    later = np.tri(len(times), dtype=bool)
+    shown = np.where(later, decades, math.nan)
+    reach = float(np.max(np.abs(shown), where=np.isfinite(shown), initial=1e-3))
+    shown = np.where(shown == -math.inf, -reach, shown)  # zero: as blue as it gets
+    # Each value fills the cell that ends at its time.
+    edges = np.concatenate([[times[0] - (times[1] - times[0])], times]) + 0.5
+    mesh = ax.pcolormesh(edges, edges, shown, cmap="RdBu_r", vmin=-reach, vmax=reach)
+    figure.colorbar(mesh, ax=ax, label=r"$\log_{10}\,\|dh_t/dh_s\|_2$")
+    ax.set(xlabel="s, of the state that has the influence", ylabel="t, of the state that feels it", aspect="equal")
+    if title is not None:
+        ax.set_title(title)
     return figure
 
 

@@ -142,3 +142,21 @@ def test_training_without_a_number_or_a_record(tmp_path) -> None:
     plot_training([lost]).savefig(tmp_path / "lost.png")
     with pytest.raises(ValueError, match="expected those of a training run, got no chunk"):
         plot_training([{"event": "jump", "updates": 3}])
+
+
+def test_influence_map_shows_the_pairs() -> None:
+    influence = bptt.influence_map(_step, jnp.float32(0.5), jnp.ones(2), jnp.zeros((20, 2)), intervals=4)
+    figure = bptt.plot_influence_map(influence, title="map")
+    ax, bar = figure.axes
+    shown = ax.collections[0].get_array().reshape(5, 5)
+    for i in range(5):
+        for k in range(5):
+            if k > i:
+                assert np.ma.is_masked(shown[i, k]) or np.isnan(shown[i, k])
+            else:
+                assert float(shown[i, k]) == pytest.approx(5 * (i - k) * math.log10(0.5), abs=1e-5)
+    low, high = ax.collections[0].get_clim()
+    assert -low == high == pytest.approx(20 * math.log10(2))
+    assert "log" in bar.get_ylabel()
+    with pytest.raises(ValueError, match="expected that of one sequence, got a batch"):
+        bptt.plot_influence_map(bptt.InfluenceMap(jnp.zeros((2, 3)), jnp.zeros((2, 3, 3))))

@@ -146,3 +146,55 @@ def test_jacobians_of_a_linear_step():
     a = np.asarray([[0.3, 0.8], [-0.5, 0.6]])
     jacobians = bptt.jacobians(linear_step, jnp.asarray(a, jnp.float32), jnp.ones(2), length=50)
     np.testing.assert_allclose(value(bptt.product(jacobians)), np.linalg.matrix_power(a, 50), rtol=1e-4)
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 40])
+def test_prefixes_and_suffixes_are_the_sequential_products(dtype, length):
+    rng = np.random.default_rng(length)
+    factors = jnp.asarray(rng.standard_normal((length, 3, 3)) * np.logspace(-1, 1, 3), dtype)
+    prefixes, suffixes = bptt.prefix_products(factors), bptt.suffix_products(factors)
+    eps = length * float(jnp.finfo(dtype).eps)
+    assert prefixes.matrix.dtype == prefixes.log_scale.dtype == dtype
+    for t in range(length):
+        for got, wanted in ((prefixes, bptt.product(factors[: t + 1])), (suffixes, bptt.product(factors[t:]))):
+            scale = np.exp(got.log_scale[t] - wanted.log_scale)
+            np.testing.assert_allclose(got.matrix[t] * scale, wanted.matrix, atol=50 * eps)
+    np.testing.assert_allclose(
+        suffixes.log_scale + np.log(np.linalg.norm(suffixes.matrix, 2, axis=(1, 2))),
+        bptt.product_log_norms(factors),
+        rtol=20 * eps, atol=20 * eps,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("rates", [(0.9, 0.5), (1.1, 1.05), (0.999, 1.001)])
+def test_a_hundred_thousand_factors_in_single_precision(rates):
+    """Contracting, expanding, mixed: rotated, so that every factor is dense. The norm is the diagonal one's."""
+    count = 100_000
+    powers = np.where(np.arange(count)[:, None] % 2 == 0, np.asarray(rates), np.asarray(rates) ** 0.5)
+    turn = np.asarray([[0.8, -0.6], [0.6, 0.8]])
+    factors = jnp.asarray(np.einsum("ij,tj,kj->tik", turn, powers, turn), jnp.float32)
+    exact = np.log(np.asarray(powers, np.float64))[::-1].cumsum(axis=0)[::-1].max(axis=1)
+    sequential = bptt.product_log_norms(factors)
+    parallel = bptt.suffix_products(factors)
+    norms = np.log(np.linalg.norm(np.asarray(parallel.matrix), 2, axis=(1, 2))) + parallel.log_scale
+    for got in (sequential, norms):
+        np.testing.assert_allclose(got[::1000], exact[::1000], rtol=1e-3)
+
+
+def test_prefixes_of_zero_stay_zero_and_differentiate():
+    factors = jnp.stack([2 * jnp.eye(2), jnp.zeros((2, 2)), jnp.eye(2)])
+    prefixes, suffixes = bptt.prefix_products(factors), bptt.suffix_products(factors)
+    np.testing.assert_array_equal(np.isneginf(prefixes.log_scale), [False, True, True])
+    np.testing.assert_array_equal(np.isneginf(suffixes.log_scale), [True, True, False])
+    np.testing.assert_array_equal(prefixes.matrix[1:], 0)
+
+    def trace(a):
+        last = jax.tree.map(lambda x: x[-1], bptt.prefix_products(a))
+        return jnp.trace(last.matrix) * jnp.exp(last.log_scale)
+
+    matrices = jax.random.normal(jax.random.key(0), (3, 2, 2))
+    plain = jax.grad(lambda a: jnp.trace(a[2] @ a[1] @ a[0]))(matrices)
+    np.testing.assert_allclose(jax.grad(trace)(matrices), plain, rtol=1e-4, atol=1e-5)
+    batch = jnp.stack([matrices, 2 * matrices])
+    both = jax.vmap(bptt.suffix_products)(batch)
+    np.testing.assert_allclose(both.log_scale[1], bptt.suffix_products(2 * matrices).log_scale)

@@ -1,5 +1,6 @@
 """Products of Jacobians, in log scale: 0.9^5000 is 1e-229, and float32 holds nothing below 1e-45."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -53,6 +54,42 @@ def product_log_norms(jacobians: Array) -> Array:
     """
     jacobians = check_matrices("jacobians", jacobians, square=True, ndim=3)
     return _product_log_norms(jacobians)
+
+
+def prefix_products(jacobians: Array) -> LogScaled:
+    """All products from the start, dh_1/dh_0 .. dh_T/dh_0, in parallel over time (Blelloch's scan).
+
+    Args:
+      jacobians: ``[T, D, D]`` in order of time, as from `bptt_jax.jacobians`.
+
+    Returns:
+      `LogScaled` with a leading axis of T: entry t is ``J_t ... J_0 = dh_{t+1}/dh_0``. Some 2 T products of
+      matrices, in O(log T) rounds.
+
+    Raises:
+      TypeError, ValueError: `jacobians` is no ``[T, D, D]`` array of numbers.
+    """
+    return _cumulated(check_matrices("jacobians", jacobians, square=True, ndim=3), reverse=False)
+
+
+def suffix_products(jacobians: Array) -> LogScaled:
+    """All products to the end: entry t is ``J_{T-1} ... J_t = dh_T/dh_t``; otherwise as `prefix_products`."""
+    return _cumulated(check_matrices("jacobians", jacobians, square=True, ndim=3), reverse=True)
+
+
+@partial(jax.jit, static_argnames="reverse")
+def _cumulated(jacobians: Array, *, reverse: bool) -> LogScaled:
+    normalize = jax.vmap(logscale.normalize)
+    zeros = jnp.zeros(len(jacobians), jnp.int32)
+
+    def combine(near: tuple[Array, Array], far: tuple[Array, Array]) -> tuple[Array, Array]:
+        # `near` is next to where the products begin: on the right going forwards, on the left going backwards.
+        left, right = (near, far) if reverse else (far, near)
+        return normalize(matmul(left[0], right[0]), left[1] + right[1])
+
+    matrices, exponents = jax.lax.associative_scan(combine, normalize(jacobians, zeros), reverse=reverse)
+    zero = jnp.all(matrices == 0, axis=(1, 2))
+    return LogScaled(matrices, logscale.to_log(jnp.ones_like(exponents, matrices.real.dtype), exponents, zero=zero))
 
 
 @jax.jit

@@ -159,10 +159,10 @@ def measure(recurrence: Recurrence, compiled: Measure, data: Data, advance: Call
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 
-def title(settings: Settings) -> str:
+def title(settings: Settings, data: Data) -> str:
     """Of the figure."""
     if settings.checkpoint is not None:
-        return f"{settings.batch} sequences of the task {settings.loss}, T = {settings.length}"
+        return f"{settings.batch} sequences of the task {settings.loss}, T = {data.inputs.shape[1]}"
     where = "at the last step" if settings.loss == "last" else "of all steps"
     return f"{settings.batch} sequences of {settings.length} characters, cross-entropy {where}"
 

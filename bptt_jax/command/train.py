@@ -1,7 +1,8 @@
 """The job of ``bptt-jax train``: network, task and optimiser from plain settings, and a folder for the run."""
 
+import hashlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from bptt_jax.step import Cell
 from bptt_jax.training import loop, tasks
 from bptt_jax.training.network import Network, network
 from bptt_jax.training.runfolder import OtherRun, read_settings, read_state
-from bptt_jax.training.text import read_text
+from bptt_jax.training.text import english_text, read_text
 
 # By name, the length that a task has if none is given.
 LENGTHS = {
@@ -88,11 +89,13 @@ def prepare(settings: Settings) -> Job:
         net = network(_cell(settings, task), task, remat=settings.remat)
     except ValueError as error:
         raise BadArgument(str(error)) from None
+    # Omega is of the step itself, not of one that clips on its way back.
+    bare = network(_cell(replace(settings, clip_adjoints=None), task), task)
     optimizer = OPTIMIZERS[settings.optimizer](settings.rate)
     return Job(
         net,
         optimizer if settings.clip == 0 else clipped(optimizer, settings.clip),
-        None if settings.omega == 0 else loop.omega_penalty(net, settings.omega, version="code"),
+        None if settings.omega == 0 else loop.omega_penalty(bare, settings.omega, version="code"),
         validation,
     )
 
@@ -116,7 +119,7 @@ def run(
             penalty=job.penalty,
             validation=job.validation,
             folder=folder,
-            settings={"arguments": asdict(settings)},
+            settings={"arguments": asdict(settings), "text_sha256": _text_hash(settings)},
             report=report,
         )
     except (OtherRun, ImportError) as error:
@@ -188,6 +191,14 @@ def _share(chunks: list[loop.Record], name: str, seed: int) -> float | None:
     shares = [(r[name][seed], r["updates"] - start) for r, start in zip(chunks, starts, strict=False)]
     known = [(share, n) for share, n in shares if share is not None]
     return float(np.average([s for s, _ in known], weights=[n for _, n in known]))
+
+
+def _text_hash(settings: Settings) -> str | None:
+    """So that a run does not go on with a file that has been edited."""
+    if settings.task != "characters":
+        return None
+    text = english_text() if settings.text is None else read_text(settings.text)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _task(settings: Settings) -> tuple[tasks.Task, tasks.Task | None]:

@@ -34,7 +34,8 @@ def sparse(nonzeros: int = 15, *, spectral_radius: float = 0.95) -> Initializer:
     """Sparse Gaussian weights of a given spectral radius: the "smart tanh" of Pascanu et al. 2013.
 
     Every unit has `nonzeros` outgoing Gaussian weights (all, in a smaller network); the matrix is then scaled to
-    `spectral_radius`, as in the released code of arXiv:1211.5063, whose standard deviation of 0.01 that undoes.
+    `spectral_radius`, as in the released code of arXiv:1211.5063, where the standard deviation of 0.01 therefore
+    has no effect.
 
     The returned initialiser raises ValueError for a shape that is not square.
     """

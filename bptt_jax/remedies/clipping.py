@@ -279,8 +279,10 @@ def skip_records(opt_state: optax.OptState) -> list[ClipRecord]:
 
 
 def clip_adjoints(step: Step, *, max_norm: float | None = None, max_value: float | None = None) -> Step:
-    """The same step, whose adjoint dL/dh_t is clipped at every time step on its way back (Graves 2013,
-    arXiv:1308.0850, section 2.1, clips by value).
+    """The same step, whose adjoint dL/dh_t is clipped at every time step on its way back.
+
+    In the manner of Graves 2013 (arXiv:1308.0850, section 2.1), who clips by value, but the derivatives at the
+    inputs of an LSTM's gates; here it is those at the state, of any step.
 
     The forward pass is exact. Backwards, the total adjoint that arrives at each h_t (the later steps' and the
     loss's own) is first clipped by value, then scaled to `max_norm`; the gradient of everything before is that of

@@ -1,9 +1,11 @@
 """One training loop: scanned in chunks on the device, seeds side by side, and what happens in it written down.
 
-Everything random is a function of the seed and the number of the update, so a run that is stopped and goes on from
-a checkpoint draws what it would have drawn.
+Weights and sequences are functions of the seed and the number of the update, so a run that is stopped and resumed
+from a checkpoint draws what it would have drawn. (An optimiser that draws noise has a key of its own, the same for
+all seeds.)
 """
 
+import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -72,10 +74,12 @@ class Training(NamedTuple):
       states: the last `TrainState`, leaves ``[S, ...]``.
       records: what the log holds, in order, in plain JSON types (non-finite numbers are the strings that ``float``
         reads). Of each chunk, lists by seed, None for a seed that had stopped: "updates" (the number of the last
-        one), "loss" (mean), "gradient_log_norm" (median, natural log) and its "_max", "clipped" and "skipped"
-        (shares of the chunk's updates; None where nothing keeps a record), "validation_loss" and "_error",
-        "solved_at", "probes". Of each event: "event" ("non-finite", "jump" or "lost"), "seed", "updates" (its
-        number), "loss", and of the ten updates before, "losses_before" and "gradient_log_norms_before".
+        one), "seeds", "loss" (mean), "gradient_log_norm" (median, natural log) and its "_max", all three of what
+        is finite, "non_finite" (how many losses are not), "clipped" and "skipped" (shares of the chunk's updates;
+        None where nothing keeps a record), "validation_loss" and "_error", "solved_at", "probes". Of each event,
+        the first of its kind in a chunk: "event" ("non-finite", "jump" or "lost"), "seed", "updates" (the number of
+        the update at which it began), "loss", and of the ten updates before, "losses_before" and
+        "gradient_log_norms_before".
     """
 
     states: TrainState
@@ -116,6 +120,7 @@ def make_update(
             return loss if penalty is None else loss + penalty(params, data), loss
 
         gradient, loss = jax.grad(objective, has_aux=True)(state.params)
+        gradient = jax.tree.map(jnp.conj, gradient)  # of complex parameters, the direction of ascent
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         moved = state._replace(
             updates=state.updates + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state
@@ -126,7 +131,12 @@ def make_update(
 
 
 def omega_penalty(network: Network, weight: float, *, version: str = "paper") -> Penalty:
-    """`bptt_jax.omega` of a network, as a penalty for `train`: `weight` times it, of the batch's sequences."""
+    """`bptt_jax.omega` of a network, as a penalty for `train`: `weight` times it, of the batch's sequences.
+
+    The network's step must be the bare one: a step wrapped by `bptt_jax.clip_adjoints` has no Jacobians of its own.
+    Version "code" divides by the number of steps, and the paper's weights are for it. Its backward pass keeps
+    O(T), whether or not the network is rematerialised.
+    """
 
     def penalty(params: NetworkParams, data: Batch) -> Array:
         def terms(inputs: PyTree, target: Array) -> Any:
@@ -144,7 +154,8 @@ def evaluate(network: Network, params: NetworkParams, key: Array, count: int) ->
     Args:
       network, params: what is evaluated, on ``network.task``.
       key: of the fresh sequences.
-      count: how many of them; rounded up to whole pieces, of at most 250 and a million steps at once.
+      count: how many of them; rounded up to whole pieces, of at most 250 and a million steps at once (for
+        each seed, where vmapped over seeds).
 
     Returns:
       Two scalars.
@@ -183,8 +194,10 @@ def train(
     """Trains a network on its task until every seed has solved it, is lost, or `updates` are made.
 
     The updates of a chunk are one program on the device. After each, 1000 fresh sequences (or all, where the task
-    has finitely many) are evaluated; if they meet the task's criterion of success, 10,000 more decide. A seed
-    stops when it succeeds, and when it is lost: its parameters are not finite, or no loss of the chunk is.
+    has finitely many) are evaluated, a cost to weigh against the chunk's own; if they meet the task's criterion of
+    success, 10,000 others decide, and are what is recorded. A seed stops when it succeeds, and when it is lost:
+    its parameters are not finite, or none of the last 100 losses is. Its numbers are None from then on; the others
+    go on.
 
     Args:
       network: from `bptt_jax.training.network.network`; its task is what is learned.
@@ -197,12 +210,15 @@ def train(
       probes: by name, ``probe(params, batch) -> scalar``, computed after each chunk on the next update's batch,
         and recorded.
       validation: the task that is evaluated, if not the network's own: its "validation" split.
-      folder: where ``log.jsonl`` and ``checkpoints/`` are kept, one after each chunk. If a run is there, it is gone
-        on with from its last whole checkpoint, and ends bit for bit as if it had never been stopped.
+      folder: where ``log.jsonl`` and ``checkpoints/`` are kept, one after each chunk. If a run is there, it is
+        resumed from its last whole checkpoint, and ends bit for bit as if it had never been stopped. (Where
+        `updates` was no multiple of `chunk` and is raised later, it has been evaluated there as well.)
       settings: what the run depends on, in JSON types: written to ``settings.json``; a folder with others is
-        refused. Batch, seeds, chunk and the task's name and length are always among them.
+        refused. Batch, seeds, chunk and the task's name and length are always among them; functions (the cell, the
+        optimiser and its rate, the penalty) cannot be compared, so name here what tells them apart.
       report: called with every record (see `Training`).
-      observe: called after each chunk with the `Metrics` of all its updates, leaves ``[n, S]``.
+      observe: called after each chunk with the `Metrics` of all its updates, leaves ``[n, S]``; NaN for a seed that
+        had stopped.
 
     Returns:
       A `Training`.
@@ -241,6 +257,8 @@ def train(
         return states, metrics, jax.vmap(screen)(states), jax.vmap(probe)(states)
 
     identity = {"task": task.name, "length": task.length, "batch": batch, "seeds": seeds, "chunk": chunk}
+    if taken := identity.keys() & (settings or {}).keys():
+        raise ValueError(f"settings: expected other names than {', '.join(sorted(identity))}, got {min(taken)}")
     records: list[Record] = []
     with nullcontext() if folder is None else RunFolder(folder, {**(settings or {}), **identity}) as store:
         if store is not None:
@@ -261,7 +279,7 @@ def train(
                 store.keep(int(jnp.max(states.updates)), states, new)
             records += new
             if observe is not None:
-                observe(metrics)
+                observe(Metrics(*(jnp.where(before.running[None], m, jnp.nan) for m in metrics)))
             for record in new if report is not None else ():
                 report(record)  # type: ignore[misc]
     return Training(states, records)
@@ -272,8 +290,9 @@ def describe(event: Record) -> str:
     norms = " ".join(f"{np.exp(np.float64(n)):.3g}" for n in event["gradient_log_norms_before"])
     what = {
         "non-finite": f"the loss is {event['loss']}",
-        "jump": f"the loss jumps to {float(event['loss']):.3g}, three times all of the last {_RECENT}",
-        "lost": "stopped, for its parameters or all its losses are not finite",
+        "jump": f"the loss jumps to {float(event['loss']):.3g}, above the trivial one and more than three times "
+        f"the largest of the last {min(_RECENT, event['updates'] - 1)}",
+        "lost": "lost, its parameters or all its losses are not finite from here on",
     }[event["event"]]
     return f"seed {event['seed']}, update {event['updates']}: {what}; gradient norms before: {norms or 'none'}"
 
@@ -296,8 +315,9 @@ def _judge(network: Network, state: TrainState, *, count: int) -> tuple[Array, A
 def _watched(state: TrainState, metrics: Metrics) -> TrainState:
     """With the recent metrics brought up to date, and stopped if it is lost."""
     finite = [jnp.all(jnp.isfinite(a)) for a in jax.tree.leaves(state.params)]
-    lost = ~jnp.all(jnp.stack(finite)) | ~jnp.any(jnp.isfinite(metrics.loss))
     recent = jax.tree.map(lambda old, new: jnp.concatenate([old, new])[-_RECENT:], state.recent, metrics)
+    hopeless = (state.updates >= _RECENT) & ~jnp.any(jnp.isfinite(recent.loss))
+    lost = ~jnp.all(jnp.stack(finite)) | hopeless
     return state._replace(recent=recent, running=state.running & ~lost)
 
 
@@ -310,18 +330,25 @@ def _record(
         return [v if r else None for v, r in zip(np.asarray(values).tolist(), was, strict=True)]
 
     def shares(find: Callable[[optax.OptState], list[ClipRecord]]) -> list[Any] | None:
-        # Several of a kind act in sequence, and one that acts twice counts twice only up to the whole.
+        # Where several of a kind act in sequence, the share cannot tell whose it is; it is cut at the whole.
         pairs = list(zip(find(before.opt_state), find(after.opt_state), strict=True))
         made = np.maximum(np.asarray(after.updates - before.updates), 1)
         acted = sum(np.asarray(b.acted) - np.asarray(a.acted) for a, b in pairs)
         return of_running(np.minimum(acted / made, 1)) if pairs else None
 
-    norms = np.asarray(metrics.gradient_log_norm, np.float64)
+    losses, norms = (np.asarray(m, np.float64) for m in metrics)
+
+    def of_finite(summary: Callable[[np.ndarray], Any], values: np.ndarray) -> list[Any]:
+        finite = (column[np.isfinite(column)] for column in values.T)
+        return of_running([float(summary(f)) if f.size else math.nan for f in finite])
+
     return {
         "updates": int(np.max(after.updates)),
-        "loss": of_running(np.mean(np.asarray(metrics.loss, np.float64), axis=0)),
-        "gradient_log_norm": of_running(np.quantile(norms, 0.5, axis=0, method="inverted_cdf")),
-        "gradient_log_norm_max": of_running(np.max(norms, axis=0)),
+        "seeds": np.asarray(after.seed).tolist(),
+        "loss": of_finite(np.mean, losses),
+        "gradient_log_norm": of_finite(partial(np.quantile, q=0.5, method="inverted_cdf"), norms),
+        "gradient_log_norm_max": of_finite(np.max, norms),
+        "non_finite": of_running(np.sum(~np.isfinite(losses), axis=0)),
         "clipped": shares(clip_records),
         "skipped": shares(skip_records),
         "validation_loss": of_running(loss),
@@ -347,7 +374,8 @@ def _events(before: TrainState, after: TrainState, metrics: Metrics, baseline: f
         jumps = np.isfinite(latest) & np.isfinite(largest) & (latest > np.maximum(_JUMP * largest, baseline))
         kinds = [("non-finite", np.flatnonzero(~np.isfinite(latest))), ("jump", np.flatnonzero(jumps))]
         if not after.running[i] and after.solved_at[i] < 0:
-            kinds.append(("lost", np.array([n - 1])))
+            good = np.flatnonzero(np.isfinite(latest))
+            kinds.append(("lost", np.array([min(good[-1] + 1 if good.size else 0, n - 1)])))
         for kind, at in kinds:
             if at.size:
                 k = int(at[0])

@@ -66,7 +66,8 @@ def network(
 ) -> Network:
     """A cell with a readout of the right size for a task.
 
-    The readout sees the first leaf of the state, raveled, of complex numbers the real part: h of an LSTM, not c.
+    The readout sees the first leaf of the state in the order of `jax.tree.leaves` (of a dict, the alphabetical),
+    raveled, of complex numbers the real part: h of an LSTM, not c.
     Its bias starts at 0. The clip inside the backward pass goes in by
     ``cell._replace(step=bptt.clip_adjoints(cell.step, max_norm=...))``.
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import jax
 import numpy as np
@@ -18,7 +18,7 @@ _SETTINGS = "settings.json"
 
 
 class OtherRun(ValueError):
-    """The folder holds a run of other settings, of another network or optimiser, or none."""
+    """The folder holds a run of other settings or shapes, half a run, one that is going on, or none."""
 
 
 class RunFolder:
@@ -40,9 +40,13 @@ class RunFolder:
         here = json.loads(json.dumps(plain(dict(settings))))
         if (folder / _SETTINGS).exists():
             _compare(folder, read_settings(folder), here)
-        self._manager = _manager(folder, write=True)
-        if not (folder / _SETTINGS).exists():
+        elif (folder / "checkpoints").exists():
+            raise OtherRun(f"{folder}: has checkpoints, but no {_SETTINGS} to say whose")
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / _SETTINGS, here)
+        self._lock = _locked(folder)
+        self._manager = _manager(folder, write=True)
         self._log = folder / "log.jsonl"
         self._writer = ThreadPoolExecutor(1)
         self._writing: Future[Any] | None = None
@@ -55,6 +59,7 @@ class RunFolder:
     ) -> None:
         self._writer.shutdown()
         self._manager.close()
+        self._lock.close()
         if kind is None and self._writing is not None:
             self._writing.result()
 
@@ -67,6 +72,8 @@ class RunFolder:
         update = self._manager.latest_step()
         there = self._log.read_text(encoding="utf-8") if self._log.exists() else ""
         records = [] if update is None else _until(there.splitlines(), update)
+        if update is not None and not (records and records[-1]["updates"] == update):
+            raise OtherRun(f"{self._log}: does not reach as far as checkpoint {update}")
         kept = _lines(records)
         if kept != there:
             with written(self._log) as temporary:
@@ -116,6 +123,25 @@ def read_state(folder: Path, example: Tree) -> Tree:
         return _restored(manager, update, example)
     finally:
         manager.close()
+
+
+def _locked(folder: Path) -> IO[str]:
+    """A file whose lock goes with the process, however that ends.
+
+    Raises:
+      OtherRun: another process holds it.
+    """
+    handle = (folder / _SETTINGS).open(encoding="utf-8")
+    try:
+        import fcntl
+    except ImportError:  # not there on every system
+        return handle
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        handle.close()
+        raise OtherRun(f"{folder}: another process is training there") from None
+    return handle
 
 
 def _manager(folder: Path, *, write: bool) -> Any:

@@ -1,0 +1,106 @@
+"""Who influences whom: the norm of dh_t/dh_k for all pairs of times on a grid."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bptt_jax.analysis import logscale
+from bptt_jax.analysis.products import identity, matmul
+from bptt_jax.analysis.spectra import spectral_norm
+from bptt_jax.recurrence.jacobians import jacobian_at
+from bptt_jax.recurrence.unroll import unroll
+from bptt_jax.step import (
+    Array,
+    Params,
+    PyTree,
+    State,
+    Step,
+    check_arguments,
+    check_positive_int,
+    check_step,
+    prepend,
+    ravel_state,
+)
+
+
+class InfluenceMap(NamedTuple):
+    """The influence of each state on each later one.
+
+    Attributes:
+      times: ``[G + 1]``, the grid: from 0 to T, as even as can be.
+      log_norms: ``[G + 1, G + 1]``, entry (i, k) the natural log of ``||dh_t/dh_s||_2`` for t = times[i] and
+        s = times[k]: 0 for t = s, -inf for t < s (nothing that comes later has an influence).
+    """
+
+    times: Array
+    log_norms: Array
+
+
+def influence_map(
+    step: Step,
+    params: Params,
+    state0: State,
+    xs: PyTree = None,
+    *,
+    length: int | None = None,
+    intervals: int = 50,
+) -> InfluenceMap:
+    """Norms of all products of Jacobians that begin and end on a grid of times, in log scale.
+
+    Args:
+      step, params, state0, xs, length: as for `bptt_jax.unroll`.
+      intervals: G, of the grid; at most T.
+
+    Returns:
+      `InfluenceMap`. Cost: T Jacobians and products, and G^2 products and spectral norms; memory O(T D + G D^2).
+
+    Raises:
+      TypeError, ValueError: an argument breaks the contract.
+    """
+    steps = check_arguments(step, params, state0, xs, length)
+    intervals = min(check_positive_int("intervals", intervals), steps)
+    return _influence_map(step, params, state0, xs, steps, intervals)
+
+
+@partial(jax.jit, static_argnames=("step", "steps", "intervals"))
+def _influence_map(
+    step: Step, params: Params, state0: State, xs: PyTree, steps: int, intervals: int
+) -> InfluenceMap:
+    state0 = check_step(step, params, state0, xs)
+    starts = prepend(state0, unroll(step, params, state0, xs, length=steps))
+    times = np.arange(intervals + 1) * steps // intervals
+    longest = int(np.max(np.diff(times)))
+    size = ravel_state(state0)[0]
+    one = identity(jnp.zeros((1, size.size, size.size), size.dtype))
+
+    def interval(begin: Array) -> tuple[Array, Array]:
+        def further(carry: tuple[Array, Array], offset: Array) -> tuple[tuple[Array, Array], None]:
+            inside = begin[0] + offset < begin[1]
+            at = jnp.minimum(begin[0] + offset, steps - 1)
+            state, x = jax.tree.map(lambda a: jnp.asarray(a)[at], (starts, xs))
+            product = logscale.normalize(matmul(jacobian_at(step, params, state, x), carry[0]), carry[1])
+            return jax.tree.map(partial(jnp.where, inside), product, carry), None
+
+        return jax.lax.scan(further, one, jnp.arange(longest))[0]
+
+    between = jax.lax.map(interval, jnp.stack([jnp.asarray(times[:-1]), jnp.asarray(times[1:])], axis=1))
+
+    def from_(first: Array) -> Array:
+        """Log norms of dh/dh_first, [G + 1]."""
+
+        def further(carry: tuple[Array, Array], inputs: PyTree) -> tuple[tuple[Array, Array], Array]:
+            number, (matrix, e) = inputs
+            product = logscale.normalize(matmul(matrix, carry[0]), carry[1] + e)
+            carry = jax.tree.map(partial(jnp.where, number >= first), product, carry)
+            norm = spectral_norm(carry[0])
+            return carry, logscale.to_log(jnp.where(norm == 0, 1, norm), carry[1], zero=norm == 0)
+
+        _, norms = jax.lax.scan(further, one, (jnp.arange(intervals), between))
+        grid = jnp.arange(intervals + 1)
+        norms = jnp.concatenate([jnp.zeros(1, norms.dtype), norms])
+        return jnp.where(grid > first, norms, jnp.where(grid == first, 0.0, -jnp.inf).astype(norms.dtype))
+
+    return InfluenceMap(jnp.asarray(times, jnp.int32), jax.lax.map(from_, jnp.arange(intervals + 1)).T)
