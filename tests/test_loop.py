@@ -416,24 +416,27 @@ def test_a_jump_is_one_against_the_last_hundred_updates(scripted) -> None:
 
 @pytest.mark.parametrize("how", ["parameters", "losses"])
 def test_a_lost_seed_stops_and_the_other_does_not(scripted, how) -> None:
-    """Its parameters go to infinity at update 6, or its losses are NaN throughout the second chunk."""
-    moves = moves_to([0, 1, 1, 1] + 12 * [1000])
+    """Its parameters go to infinity at update 6, or a hundred losses are NaN, from the fifth to the 104th."""
+    moves, end = moves_to([0, 1, 1, 1] + 108 * [1000]), 104
     if how == "parameters":
-        moves = np.where(np.arange(16) == 5, np.inf, np.where(np.arange(16) == 0, 1.0, 0.0))
-    done = run_script(hand_made(), scripted(moves, np.full(16, 0.25)), updates=16, chunk=4)
-    np.testing.assert_array_equal(done.states.updates, [8, 16])
+        moves, end = np.where(np.arange(112) == 5, np.inf, np.where(np.arange(112) == 0, 1.0, 0.0)), 8
+    done = run_script(hand_made(), scripted(moves, np.full(112, 1 / 64)), updates=112, chunk=4)
+    np.testing.assert_array_equal(done.states.updates, [end, 112])
     np.testing.assert_array_equal(done.states.running, [False, True])
-    np.testing.assert_array_equal(done.states.params.readout.bias[:, 0], [np.inf if how != "losses" else 1000, 4])
+    np.testing.assert_array_equal(
+        done.states.params.readout.bias[:, 0], [np.inf if how != "losses" else 1000, 1.75]
+    )
     kinds = [(e["event"], e["seed"], e["updates"]) for e in done.events]
-    assert kinds == [("non-finite", 0, 7 if how == "parameters" else 5), ("lost", 0, 8)]
+    first, lost = kinds[0], kinds[-1]
+    assert first == ("non-finite", 0, 7 if how == "parameters" else 5)
+    assert lost == ("lost", 0, 7 if how == "parameters" else 101)
+    assert {kind for kind, *_ in kinds[1:-1]} <= {"non-finite"}
     assert done.events[0]["losses_before"][-1] == 0.5
-    assert describe(done.events[1]).startswith("seed 0, update 8: stopped")
-    assert [r["loss"][0] is None for r in done.records if "loss" in r and "event" not in r] == [
-        False,
-        False,
-        True,
-        True,
-    ]
+    assert describe(done.events[-1]).startswith(f"seed 0, update {lost[2]}: lost: ")
+    stopped = [r["loss"][0] is None for r in done.records if "event" not in r]
+    assert stopped == [False] * (end // 4) + [True] * ((112 - end) // 4)
+    counted = [r["non_finite"][0] for r in done.records if "event" not in r and r["non_finite"][0] is not None]
+    assert sum(counted) == (2 if how == "parameters" else 100)
     np.testing.assert_array_equal(done.states.solved_at, [-1, -1])
 
 
@@ -601,3 +604,46 @@ def test_training_with_omega_moves_by_its_gradient() -> None:
     gradient = quick_jit(jax.grad(penalty))(state.params, data)
     assert np.abs(gradient.cell.recurrent).max() > 0.01
     assert_close(jax.tree.map(jnp.subtract, plain.params, both.params), gradient, rtol=1e-4)
+
+
+def test_gradients_of_complex_parameters_descend() -> None:
+    """|w|^2 falls; without the conjugate it would turn round and round."""
+    cell = bptt.Cell(
+        lambda key, size: jnp.asarray(1 + 1j, jnp.complex64),
+        lambda: jnp.zeros(1, jnp.complex64),
+        lambda w, h, x: h + w,
+    )
+    task = SUMS._replace(loss=lambda outputs, target: jnp.square(outputs[-1, 0]))
+    net = network(cell, task, readout_init=jax.nn.initializers.ones)
+    state, _ = make_update(net, optax.sgd(1e-3), batch=2)(init_state(net, optax.sgd(1e-3), 0))
+    assert 0 < float(state.params.cell.real) < 1
+    turned = network(cell._replace(step=lambda w, h, x: h + 1j * w), task, readout_init=jax.nn.initializers.ones)
+    state, _ = make_update(turned, optax.sgd(1e-3), batch=2)(init_state(turned, optax.sgd(1e-3), 0))
+    assert -1 < -float(state.params.cell.imag) < 0  # the output is -Im w
+
+
+def test_a_batch_that_is_skipped_now_and_then_loses_nothing() -> None:
+    """A chunk of one bad batch is no reason to stop, and spoils no mean."""
+
+    def sample(key, batch):
+        data = _sums(key, batch)
+        return Batch(jnp.where(data.targets[:, None, None] > 1.4, jnp.nan, data.inputs), data.targets)
+
+    net = NET._replace(task=SUMS._replace(sample=sample))
+    done = train(net, bptt.clipped(optax.sgd(0.01), 1.0), updates=12, batch=1, chunk=1)
+    assert int(done.states.updates[0]) == 12
+    chunks = [r for r in done.records if "event" not in r]
+    bad = [r["non_finite"][0] for r in chunks]
+    assert 0 < sum(bad) < 12
+    assert bad == [round(r["skipped"][0]) for r in chunks]
+    seen = []
+    whole = train(net, bptt.clipped(optax.sgd(0.01), 1.0), updates=12, batch=1, chunk=12, observe=seen.append)
+    (record,) = [r for r in whole.records if "event" not in r]
+    losses = np.asarray(seen[0].loss)[:, 0]
+    assert record["non_finite"] == [sum(bad)]
+    assert record["loss"][0] == pytest.approx(losses[np.isfinite(losses)].mean(), rel=1e-6)
+
+
+def test_settings_of_other_names_than_those_of_the_run() -> None:
+    with pytest.raises(ValueError, match=r"settings: expected other names than batch, chunk, .*, got chunk"):
+        train(NET, OPTIMIZER, updates=3, settings={"chunk": 5})

@@ -107,6 +107,8 @@ def _chunk(updates: int, loss: list, **other) -> dict:
         "updates": updates,
         "loss": loss,
         "validation_loss": loss,
+        "seeds": list(range(len(loss))),
+        "non_finite": [None if v is None else int(v == "nan") for v in loss],
         "solved_at": [None] * len(loss),
         **norms,
         **other,

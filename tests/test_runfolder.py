@@ -22,7 +22,7 @@ from jax.experimental.compilation_cache import compilation_cache
 import bptt_jax as bptt
 from bptt_jax.training.loop import init_state, train
 from bptt_jax.training.network import network
-from bptt_jax.training.runfolder import RunFolder, read_settings, read_state
+from bptt_jax.training.runfolder import OtherRun, RunFolder, read_settings, read_state
 from bptt_jax.training.tasks import Batch, adding
 
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of what orbax has not finished
@@ -405,3 +405,21 @@ def test_killed_at_any_moment_it_ends_as_if_it_had_never_been(tmp_path) -> None:
     assert_equal(read_state(killed, example), read_state(whole, example))
     assert read_state(killed, example).updates.tolist() == [250, 250]
     assert unfinished(killed) == []
+
+
+def test_half_a_folder_is_refused(tmp_path) -> None:
+    keep(tmp_path, 5, 10)
+    log = tmp_path / "log.jsonl"
+    log.write_text(log.read_text().splitlines()[0] + "\n")
+    with pytest.raises(OtherRun, match=r"log.jsonl: does not reach as far as checkpoint 10"):
+        restore(tmp_path)
+    (tmp_path / "settings.json").unlink()
+    with pytest.raises(OtherRun, match=r"has checkpoints, but no settings.json"):
+        restore(tmp_path)
+
+
+def test_only_one_process_trains_in_a_folder(tmp_path) -> None:
+    keep(tmp_path, 5)
+    with RunFolder(tmp_path, {}), pytest.raises(OtherRun, match="another process is training there"):
+        restore(tmp_path)
+    assert_equal(restore(tmp_path)[0], state_at(5))

@@ -159,14 +159,16 @@ def test_settings_reach_the_cell_and_the_optimizer() -> None:
         assert first_update(clip=0.0, optimizer="adam")[0] == pytest.approx(0.2, rel=1e-3)
 
 
-def test_omega_is_the_codes(x64) -> None:
-    job = train.prepare(replace(SETTINGS, cell="rnn", omega=4.0))
+@pytest.mark.parametrize("clip", [None, 0.01])
+def test_omega_is_the_codes_of_the_bare_step(x64, clip) -> None:
+    job = train.prepare(replace(SETTINGS, cell="rnn", omega=4.0, clip_adjoints=clip))
+    bare = train.prepare(replace(SETTINGS, cell="rnn")).network
     net, params = job.network, job.network.init(jax.random.key(0))
     data = net.task.sample(jax.random.key(1), 3)
 
     def terms(inputs, target):
-        loss = net.loss_of_states(params, target)
-        return bptt.omega_terms(net.cell.step, params.cell, net.cell.initial_state(), inputs, loss)
+        loss = bare.loss_of_states(params, target)
+        return bptt.omega_terms(bare.cell.step, params.cell, bare.cell.initial_state(), inputs, loss)
 
     expected = 4 * bptt.omega(jax.vmap(terms)(*data), version="code")
     assert job.penalty is not None
@@ -205,10 +207,12 @@ def test_bad_settings(options, message) -> None:
     ("arguments", "message"),
     [
         (["train", "adding", "--rate", "0"], "expected a positive number"),
+        (["train", "adding", "--hidden", "x"], "--hidden: expected an integer, got 'x'"),
+        (["train", "adding", "--clip", "x"], "--clip: expected a number, got 'x'"),
         (["train", "nothing"], "invalid choice: 'nothing'"),
         (["train", "adding", "--clip", "-1"], "expected a positive number"),
         (["diagnose", "--checkpoint", "{}"], "no training run is there"),
-        (["diagnose", "--checkpoint", "{}", "--cells", "gru", "--loss", "all"], "without --cells, --loss"),
+        (["diagnose", "--checkpoint", "{}", "--cells", "gru", "--loss", "all"], "drop --cells, --loss"),
     ],
 )
 def test_bad_arguments_one_line(arguments, message, tmp_path, capsys) -> None:
@@ -235,7 +239,7 @@ def test_interrupted_goes_on(tmp_path) -> None:
             process.kill()
     assert process.returncode == 130
     assert (
-        errors.splitlines()[-1] == "bptt-jax train: interrupted; the same command goes on from the last checkpoint"
+        errors.splitlines()[-1] == "bptt-jax train: interrupted; the same command resumes from the last checkpoint"
     )
     assert "Traceback" not in errors
     done = lines(tmp_path)[-1]["updates"]

@@ -78,8 +78,8 @@ class Training(NamedTuple):
         is finite, "non_finite" (how many losses are not), "clipped" and "skipped" (shares of the chunk's updates;
         None where nothing keeps a record), "validation_loss" and "_error", "solved_at", "probes". Of each event,
         the first of its kind in a chunk: "event" ("non-finite", "jump" or "lost"), "seed", "updates" (the number of
-        the update at which it began), "loss", and of the ten updates before, "losses_before" and
-        "gradient_log_norms_before".
+        the update; of a seed that is lost, the first of the chunk's last stretch without a finite loss), "loss",
+        and of the ten updates before, "losses_before" and "gradient_log_norms_before".
     """
 
     states: TrainState
@@ -292,7 +292,7 @@ def describe(event: Record) -> str:
         "non-finite": f"the loss is {event['loss']}",
         "jump": f"the loss jumps to {float(event['loss']):.3g}, above the trivial one and more than three times "
         f"the largest of the last {min(_RECENT, event['updates'] - 1)}",
-        "lost": "lost, its parameters or all its losses are not finite from here on",
+        "lost": f"lost: its parameters, or all of its last {_RECENT} losses, are not finite",
     }[event["event"]]
     return f"seed {event['seed']}, update {event['updates']}: {what}; gradient norms before: {norms or 'none'}"
 
@@ -339,7 +339,7 @@ def _record(
     losses, norms = (np.asarray(m, np.float64) for m in metrics)
 
     def of_finite(summary: Callable[[np.ndarray], Any], values: np.ndarray) -> list[Any]:
-        finite = (column[np.isfinite(column)] for column in values.T)
+        finite = (column[column < np.inf] for column in values.T)  # -inf is the log of the norm 0
         return of_running([float(summary(f)) if f.size else math.nan for f in finite])
 
     return {
