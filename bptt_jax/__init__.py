@@ -33,7 +33,7 @@ from bptt_jax.recurrence.cells import (
 )
 from bptt_jax.recurrence.jacobians import jacobians
 from bptt_jax.recurrence.unroll import final_state, unroll
-from bptt_jax.remedies.regularizers import omega, omega_terms
+from bptt_jax.remedies.regularizers import flossing, omega, omega_terms
 from bptt_jax.remedies.truncation import TruncationBias, rtrl_gradient, tbptt_gradient, truncation_bias
 from bptt_jax.step import Cell, Step, ravel_state
 
@@ -93,6 +93,7 @@ __all__ = [
     "condition_number",
     "eigenvalues",
     "final_state",
+    "flossing",
     "from_equinox",
     "gradient_flow",
     "gru",

@@ -88,3 +88,35 @@ def test_orthogonal_linear_network_has_no_penalty() -> None:
 def test_bad_version() -> None:
     with pytest.raises(ValueError, match="version: expected 'paper' or 'code', got 'theirs'"):
         omega(OmegaTerms(jnp.ones(2), jnp.ones(2, bool)), version="theirs")  # type: ignore[arg-type]
+
+
+def test_flossing_is_the_mean_square_of_the_exponents(x64) -> None:
+    """Of a diagonal map by hand, with its gradient: d/dd of (ln d)^2 is 2 ln d / d."""
+    rates = jnp.asarray([0.5, 2.0, 0.9])
+
+    def penalty(d, num):
+        return bptt.flossing(lambda d, h, x: d * h, d, jnp.ones(3), num=num, length=400, warmup=300)
+
+    logs = np.log(np.asarray(rates))
+    assert float(penalty(rates, 3)) == pytest.approx(np.mean(logs**2), rel=1e-9)
+    assert float(penalty(rates, 2)) == pytest.approx(np.mean(logs[1:] ** 2), rel=1e-9)
+    np.testing.assert_allclose(jax.grad(penalty)(rates, 3), 2 * logs / rates / 3, rtol=1e-6)
+
+
+def test_flossing_brings_exponents_to_zero() -> None:
+    """Engelken 2023: after some tens of descents the first exponents are near zero."""
+    xs = jax.random.normal(jax.random.key(1), (60, 4))
+    cell = bptt.rnn(16, gain=0.5)
+    params = cell.init(jax.random.key(0), 4)
+
+    def penalty(params):
+        return bptt.flossing(cell.step, params, cell.initial_state(), xs, num=4, warmup=10)
+
+    value_and_grad = jax.jit(jax.value_and_grad(penalty))
+    before = float(penalty(params))
+    for _ in range(60):
+        _, gradient = value_and_grad(params)
+        params = jax.tree.map(lambda p, g: p - 0.1 * g, params, gradient)
+    after = bptt.lyapunov_exponents(cell.step, params, cell.initial_state(), xs, num=4, warmup=10).exponents
+    assert float(penalty(params)) < before / 50
+    assert np.max(np.abs(after)) < 0.2

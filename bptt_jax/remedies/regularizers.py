@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from bptt_jax.analysis import logscale
 from bptt_jax.analysis.adjoints import backward
+from bptt_jax.analysis.lyapunov import lyapunov_exponents
 from bptt_jax.step import Array, Loss, Params, PyTree, State, Step, check_arguments
 
 
@@ -68,6 +69,35 @@ def omega(terms: OmegaTerms, *, version: Literal["paper", "code"] = "paper") -> 
         count = jnp.maximum(jnp.sum(terms.valid), 1).astype(terms.terms.dtype)
         return jnp.sum(jnp.where(terms.valid, terms.terms, 0)) / count
     raise ValueError(f"version: expected 'paper' or 'code', got {version!r}")
+
+
+def flossing(
+    step: Step,
+    params: Params,
+    state0: State,
+    xs: PyTree = None,
+    *,
+    num: int,
+    length: int | None = None,
+    warmup: int = 0,
+) -> Array:
+    """Gradient flossing: the mean square of the largest exponents (Engelken 2023, arXiv:2312.17306).
+
+    Driven to zero it keeps as many directions of the error signal from vanishing and from exploding. Added to a
+    loss, or minimised alone before training, as in the paper.
+
+    Args:
+      step, params, state0, xs, length, num, warmup: as for `bptt_jax.lyapunov_exponents`.
+
+    Returns:
+      A scalar, in (nats per step)^2, differentiable through the QR decompositions; inf where one of the exponents
+      is -inf, and then without a useful gradient: choose a smaller `num`.
+
+    Raises:
+      TypeError, ValueError: as `bptt_jax.lyapunov_exponents`.
+    """
+    spectrum = lyapunov_exponents(step, params, state0, xs, num=num, length=length, warmup=warmup)
+    return jnp.mean(jnp.square(spectrum.exponents))
 
 
 @partial(jax.jit, static_argnames=("step", "loss", "steps"))
