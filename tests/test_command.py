@@ -139,7 +139,7 @@ def test_double_precision(step_file, tmp_path) -> None:
 
 BAD = [
     (["--hidden", "0"], "--hidden: expected at least 1, got 0"),
-    (["--hidden", "many"], "--hidden: invalid"),
+    (["--hidden", "many"], "--hidden: expected an integer, got 'many'"),
     (["--length", "-3"], "--length: expected at least 1, got -3"),
     (["--batch", "0"], "--batch: expected at least 1"),
     (["--cells", "transformer"], "--cells: invalid choice: 'transformer'"),

@@ -25,6 +25,7 @@ LAZY = {
     "sklearn",
     "pydoc_data",
     "orbax",
+    "fcntl",
 }  # dear to import, or not everywhere there
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): ast.parse(path.read_text(encoding="utf-8"))

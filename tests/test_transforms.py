@@ -37,6 +37,11 @@ def adapted(w):
     return adapted_step(eqx.tree_at(lambda c: c.weight_hh, params, jnp.concatenate([w, w, w])), w[0], w[1])
 
 
+def influence(w):
+    log_norms = along(bptt.influence_map)(w).log_norms
+    return jnp.where(log_norms == -jnp.inf, 0, log_norms)  # of the later on the earlier: minus infinity
+
+
 def cell(make):
     def of_weights(w):
         params = jax.tree.map(
@@ -57,6 +62,8 @@ OF_WEIGHTS = {
     "adjoints": along(bptt.adjoints, loss),
     "temporal_contributions": along(bptt.temporal_contributions, loss),
     "gradient_flow": along(bptt.gradient_flow, loss),
+    "lyapunov_exponents": along(bptt.lyapunov_exponents, warmup=1),
+    "influence_map": influence,
     "from_equinox": adapted,
     "rnn": cell(bptt.rnn),
     "gru": cell(bptt.gru),
@@ -71,6 +78,8 @@ OF_MATRICES = {
     "condition_number": bptt.condition_number,
     "product": lambda w: bptt.product(jnp.stack([w, w + 1, w])),
     "product_log_norms": lambda w: bptt.product_log_norms(jnp.stack([w, w + 1, w])),
+    "prefix_products": lambda w: bptt.prefix_products(jnp.stack([w, w + 0.9, w])),
+    "suffix_products": lambda w: bptt.suffix_products(jnp.stack([w, w + 1, w])),
 }
 FUNCTIONS = OF_WEIGHTS | OF_MATRICES
 
