@@ -3,10 +3,25 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from bptt_jax.analysis.adjoints import Adjoints, TemporalContributions, adjoints, temporal_contributions
+from bptt_jax.analysis.adjoints import (
+    Adjoints,
+    ParallelAdjoints,
+    TemporalContributions,
+    adjoints,
+    parallel_adjoints,
+    temporal_contributions,
+)
 from bptt_jax.analysis.flow import GradientFlow, gradient_flow
 from bptt_jax.analysis.influence import InfluenceMap, influence_map
 from bptt_jax.analysis.lyapunov import LyapunovSpectrum, lyapunov_exponents
+from bptt_jax.analysis.matrix_free import (
+    LeadingLogValues,
+    LeadingValues,
+    leading_eigenvalues,
+    leading_singular_values,
+    product_singular_values,
+)
+from bptt_jax.analysis.predictability import ParallelPrediction, predict_parallel
 from bptt_jax.analysis.products import (
     LogScaled,
     prefix_products,
@@ -32,6 +47,9 @@ from bptt_jax.recurrence.cells import (
     rnn,
 )
 from bptt_jax.recurrence.jacobians import jacobians
+from bptt_jax.recurrence.linear import DiagonalStep, unroll_linear
+from bptt_jax.recurrence.linear_cells import LRUParams, MinGRUParams, lru, min_gru
+from bptt_jax.recurrence.newton import NewtonTrajectory, deer
 from bptt_jax.recurrence.unroll import final_state, unroll
 from bptt_jax.remedies.regularizers import flossing, omega, omega_terms
 from bptt_jax.remedies.truncation import TruncationBias, rtrl_gradient, tbptt_gradient, truncation_bias
@@ -73,13 +91,21 @@ _ON_FIRST_USE = {
 __all__ = [
     "Adjoints",
     "Cell",
+    "DiagonalStep",
     "GRUParams",
     "GradientFlow",
     "InfluenceMap",
+    "LRUParams",
     "LSTMParams",
     "LSTMState",
+    "LeadingLogValues",
+    "LeadingValues",
     "LogScaled",
     "LyapunovSpectrum",
+    "MinGRUParams",
+    "NewtonTrajectory",
+    "ParallelAdjoints",
+    "ParallelPrediction",
     "RNNParams",
     "Step",
     "TemporalContributions",
@@ -91,6 +117,7 @@ __all__ = [
     "clip_records",
     "clipped",
     "condition_number",
+    "deer",
     "eigenvalues",
     "final_state",
     "flossing",
@@ -100,16 +127,23 @@ __all__ = [
     "influence_map",
     "initializers",
     "jacobians",
+    "leading_eigenvalues",
+    "leading_singular_values",
+    "lru",
     "lstm",
     "lyapunov_exponents",
+    "min_gru",
     "omega",
     "omega_terms",
+    "parallel_adjoints",
     "plot_gradient_flow",
     "plot_influence_map",
     "plot_training",
+    "predict_parallel",
     "prefix_products",
     "product",
     "product_log_norms",
+    "product_singular_values",
     "ravel_state",
     "rnn",
     "rtrl_gradient",
@@ -123,6 +157,7 @@ __all__ = [
     "temporal_contributions",
     "truncation_bias",
     "unroll",
+    "unroll_linear",
     "zclip",
 ]
 

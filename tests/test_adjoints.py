@@ -229,3 +229,26 @@ def test_shares_of_complex_parameters_sum_to_one():
         lambda a, h, x: a @ h, a, h0, None, lambda s: jnp.sum(jnp.abs(s[-1]) ** 2), length=5
     )
     assert abs(float(jnp.sum(found.shares)) - 1) < 1e-5
+
+
+def test_parallel_adjoints_beyond_the_range_of_floats() -> None:
+    """``0.5^t`` and ``2^t`` over 4000 steps, and zero Jacobians, which end the signal for good."""
+    steps, last = 4000, np.zeros((4000, 2), np.float32)
+    last[-1] = 1, 0
+    back = np.arange(steps - 1, -1, -1)
+    for factor in (0.5, 2.0):
+        jacobians = np.broadcast_to(factor * np.eye(2, dtype=np.float32), (steps, 2, 2))
+        found = bptt.parallel_adjoints(jacobians, last)
+        np.testing.assert_allclose(found.log_norms, back * np.log(factor), rtol=1e-6)
+        near = back < 100  # where float32 still holds it
+        np.testing.assert_array_equal(found.adjoints[near, 0], factor ** back[near].astype(np.float32))
+    jacobians = np.broadcast_to(np.eye(2, dtype=np.float32), (steps, 2, 2)).copy()
+    jacobians[2000] = 0
+    dead = bptt.parallel_adjoints(jacobians, last)
+    np.testing.assert_array_equal(dead.log_norms[2000:], 0)
+    np.testing.assert_array_equal(dead.log_norms[:2000], -np.inf)
+    np.testing.assert_array_equal(dead.state0_grad, 0)
+    with pytest.raises(ValueError, match=r"immediate: expected shape \[4000, 2\], as the jacobians, got \[4000\]"):
+        bptt.parallel_adjoints(jacobians, last[:, 0])
+    with pytest.raises(TypeError, match="immediate: expected float32, as the jacobians, got complex64"):
+        bptt.parallel_adjoints(jacobians, last.astype(np.complex64))

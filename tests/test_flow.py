@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import EXAMPLES, T, cell_params, linear_step, losses, quick_jit, weighted_loss
+from oracles import EXAMPLES, T, cell_example, cell_params, linear_step, losses, quick_jit, weighted_loss
 
 import bptt_jax as bptt
 from bptt_jax.analysis import flow as flow_module
@@ -258,6 +258,85 @@ def test_streaming_changes_nothing(name, chunk, stride, x64, monkeypatch):
             signal = np.asarray(jacobians[t]).T @ signal
             gains[t] = np.log(np.linalg.norm(signal) / start)
         np.testing.assert_allclose(flow.error_log_gains, gains, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", ["rnn", "lstm"])
+def test_leading_values_only(name, x64):
+    """Where the Krylov spaces are everything: in all fields what the Jacobians say, of the spectra the first."""
+    step, params, state0, xs, _ = EXAMPLES[name](jnp.float64)
+
+    @quick_jit
+    def both(weights):
+        arguments = step, params, state0, xs, weighted_loss(weights)
+        return bptt.gradient_flow(*arguments, stride=2), bptt.gradient_flow(*arguments, stride=2, num=2)
+
+    for weights in losses(T, jnp.float64).values():
+        dense, leading = both(weights)
+        assert leading.verdict == dense.verdict
+        assert leading.summary()["verdicts"] == dense.summary()["verdicts"]
+        moduli = np.abs(dense.eigenvalues[:, :2])
+        np.testing.assert_allclose(np.abs(leading.eigenvalues), moduli, atol=1e-10)
+        expected = dense._replace(singular_values=dense.singular_values[:, :2], eigenvalues=leading.eigenvalues)
+        for field, got, want in zip(dense._fields, leading, expected, strict=True):
+            np.testing.assert_allclose(got, want, rtol=1e-11, atol=1e-11, err_msg=field)
+
+
+def test_leading_values_of_a_larger_state():
+    """D = 200 in float32: the spaces are far smaller, and what is found is good to 1e-3."""
+    step, params, state0, xs, _ = cell_example("rnn", jnp.float32, 200, 12)
+    params = params._replace(recurrent=params.recurrent / np.sqrt(200))
+
+    @quick_jit
+    def both(params, state0, xs):
+        arguments = step, params, state0, xs, lambda states: jnp.sum(states[-1])
+        jacobians = bptt.jacobians(*arguments[:4])
+        return bptt.gradient_flow(*arguments, num=3), jacobians, bptt.product_log_norms(jacobians)
+
+    flow, jacobians, products = both(params, state0, xs)
+    np.testing.assert_allclose(flow.product_log_norms, products, atol=1e-3)
+    exact = np.linalg.svd(jacobians, compute_uv=False)[:, :3]
+    np.testing.assert_allclose(flow.singular_values, exact, rtol=1e-3)
+    radius = np.max(np.abs(np.linalg.eigvals(jacobians)), axis=1)
+    np.testing.assert_allclose(np.abs(flow.eigenvalues[:, 0]), radius, rtol=1e-2)
+
+
+def test_leading_values_of_special_maps():
+    """Orthogonal, zero, rank one, nilpotent, and beyond the range of float32."""
+    c, s = np.cos(0.7), np.sin(0.7)
+    cases = {
+        "orthogonal": ([[c, -s], [s, c]], np.zeros(STEPS), "steady"),
+        "zero": (np.zeros((2, 2)), np.full(STEPS, -np.inf), "vanishing"),
+        "rank one": ([[0.5, 0.5], [0.5, 0.5]], np.zeros(STEPS), "steady"),
+        "nilpotent": ([[0, 1], [0, 0]], np.append(np.full(STEPS - 1, -np.inf), 0.0), "vanishing"),
+        "huge": (1e30 * EYE, BACK * np.log(1e30), "exploding"),
+    }
+
+    @jax.jit
+    @jax.vmap
+    def measure(a):
+        return bptt.gradient_flow(
+            linear_step, a, jnp.zeros(2), None, lambda states: jnp.sum(states[-1]), length=STEPS, num=2
+        )
+
+    flows = measure(jnp.asarray([a for a, _, _ in cases.values()], jnp.float32))
+    for k, (name, (a, norms, verdict)) in enumerate(cases.items()):
+        flow = jax.tree.map(lambda x, k=k: x[k], flows)
+        assert flow.verdict == verdict, name
+        np.testing.assert_allclose(flow.product_log_norms, norms, rtol=1e-6, atol=1e-5, err_msg=name)
+        exact, size = np.linalg.svd(a, compute_uv=False), np.linalg.norm(a, 2)
+        np.testing.assert_allclose(flow.singular_values, np.tile(exact, (STEPS, 1)), atol=1e-6 * size, err_msg=name)
+        moduli = np.sort(np.abs(np.linalg.eigvals(a)))[::-1]
+        np.testing.assert_allclose(
+            np.abs(flow.eigenvalues),
+            np.tile(moduli, (STEPS, 1)),
+            rtol=1e-6,
+            atol=(2e-3 if name == "nilpotent" else 1e-6) * size,  # the square root of what one rounding does
+        )
+
+
+def test_num_beyond_the_state():
+    with pytest.raises(ValueError, match="num: expected at most 2, the numbers of the state, got 3"):
+        bptt.gradient_flow(linear_step, EYE, np.ones(2), None, lambda s: jnp.sum(s), length=3, num=3)
 
 
 def error_at(k, adjoints, weights):

@@ -1,3 +1,5 @@
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,6 +51,33 @@ def test_chrono_gru_keeps_by_its_update_gate() -> None:
     assert (z > 0).any()
 
 
+@pytest.mark.parametrize(("r_min", "r_max", "max_phase"), [(0.0, 1.0, 2 * math.pi), (0.6, 0.9, 0.3)])
+def test_ring_is_filled_evenly(r_min, r_max, max_phase):
+    """|lambda|^2 and phase by Kolmogorov and Smirnov: beyond 1.95 / sqrt(n) once in 1000 keys."""
+    n = 20_000
+    ring = bptt.initializers.ring(r_min, r_max, max_phase=max_phase)
+    nu_log, theta_log = np.asarray(ring(jax.random.key(0), (2, n)), np.float64)
+    radial = (np.exp(-2 * np.exp(nu_log)) - r_min**2) / (r_max**2 - r_min**2)
+    angular = np.exp(theta_log) / max_phase
+    for uniform in (radial, angular):
+        gap = np.abs(np.sort(uniform) - (np.arange(n) + 0.5) / n)
+        assert gap.max() < 1.95 / np.sqrt(n)
+    assert abs(np.corrcoef(radial, angular)[0, 1]) < 4 / np.sqrt(n)
+
+
+@pytest.mark.parametrize("draw", [0.0, 1 - 2**-23])
+@pytest.mark.parametrize("radii", [(0.0, 1.0), (0.0, 0.5), (0.999, 1.0), (0.0, 0.0), (0.7, 0.7)])
+def test_ring_is_finite_at_the_ends_of_what_is_drawn(draw, radii, monkeypatch):
+    """Single precision, whatever the generator gives; and gamma = sqrt(1 - |lambda|^2) of it."""
+    monkeypatch.setattr(jax.random, "uniform", lambda key, shape, dtype: jnp.full(shape, draw, dtype))
+    nu_log, theta_log = bptt.initializers.ring(*radii)(jax.random.key(0), (2, 1), jnp.float32)
+    assert np.isfinite([nu_log, theta_log]).all()
+    modulus = np.exp(-np.exp(np.asarray(nu_log, np.float64)))
+    assert modulus < 1
+    np.testing.assert_allclose(modulus, radii[0] if draw == 0 else radii[1], atol=3e-4)
+    assert np.isfinite(bptt.lru(1, r_min=radii[0], r_max=radii[1]).init(jax.random.key(0), 1).gamma_log)
+
+
 def test_bad_arguments() -> None:
     with pytest.raises(ValueError, match="longest: expected at least 3, got 2"):
         bptt.initializers.chrono(2)
@@ -58,5 +87,15 @@ def test_bad_arguments() -> None:
         bptt.initializers.identity()(jax.random.key(0), (2, 3))
     with pytest.raises(ValueError, match="shape: expected a square matrix for a spectral radius"):
         bptt.initializers.sparse()(jax.random.key(0), (2, 3))
-    with pytest.raises(ValueError, match=r"shape: expected \(4, N\) of an lstm or \(3, N\) of a gru, got \[2, 3\]"):
-        bptt.initializers.chrono(9)(jax.random.key(0), (2, 3))
+    with pytest.raises(ValueError, match=r"\(3, N\) of a gru or \(2, N\) of a min_gru, got \[5, 3\]"):
+        bptt.initializers.chrono(9)(jax.random.key(0), (5, 3))
+    for radii in [(0.5, 0.4), (-0.1, 1), (0, 1.1), (1, 1), (math.nan, 1)]:
+        with pytest.raises(
+            ValueError, match=rf"r_min, r_max: expected 0 <= r_min .* got {radii[0]} and {radii[1]}"
+        ):
+            bptt.initializers.ring(*radii)
+    for phase in (0, 7, math.nan):
+        with pytest.raises(ValueError, match=f"max_phase: expected an angle above 0 .* got {phase}"):
+            bptt.initializers.ring(max_phase=phase)
+    with pytest.raises(ValueError, match=r"shape: expected \(2, N\), of nu_log and theta_log, got \[3, 2\]"):
+        bptt.initializers.ring()(jax.random.key(0), (3, 2))

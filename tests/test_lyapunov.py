@@ -40,10 +40,13 @@ def test_they_are_those_of_a_qr_at_every_step(x64, name) -> None:
     assert float(jnp.sum(spectrum.exponents)) == pytest.approx(volume, rel=1e-9)
     few = bptt.lyapunov_exponents(e.step, e.params, e.state0, e.xs, warmup=10, num=2)
     np.testing.assert_allclose(few.exponents, np.sort(plain_qr(jacobians, 2)[10:].mean(axis=0))[::-1], rtol=1e-6)
-    # Batches of 7 steps, as far as they go, counted from the end.
+    # Batches of 7 steps, as far as they go, counted from the end; and what neighbours share.
     means = growth[:, order][140 % 7 :].reshape(-1, 7, growth.shape[1]).mean(axis=1)
-    errors = means.std(axis=0, ddof=1) / math.sqrt(len(means))
-    np.testing.assert_allclose(spectrum.standard_errors, errors, rtol=1e-5)
+    around = means - means.mean(axis=0)
+    shared = np.maximum([2 * a[1:] @ a[:-1] for a in around.T], 0)
+    assert 0 < np.count_nonzero(shared) < len(shared)
+    square = (np.square(around).sum(axis=0) + shared) / (len(means) - 1) / len(means)
+    np.testing.assert_allclose(spectrum.standard_errors, np.sqrt(square), rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -105,15 +108,114 @@ def test_products_of_gaussian_matrices() -> None:
     assert np.max(spectrum.standard_errors) < 0.02
 
 
-def test_mean_field_of_a_random_network() -> None:
-    """q = g^2 E tanh^2(sqrt(q) z), lambda = ln(g^2 E sech^4(sqrt(q) z)) / 2; 0.15472 at g = 2."""
-    n = 400
-    weights = 2 * jax.random.normal(jax.random.key(3), (n, n)) / math.sqrt(n)
+@pytest.mark.parametrize(
+    ("gain", "size", "theory", "tolerance"),
+    [(1.5, 800, 0.06522, 0.02), (2.0, 400, 0.15472, 0.015), (3.0, 400, 0.31025, 0.015), (5.0, 400, 0.53243, 0.02)],
+)
+def test_mean_field_of_a_random_network(gain, size, theory, tolerance) -> None:
+    """q = g^2 E tanh^2(sqrt(q) z), lambda = ln(g^2 E sech^4(sqrt(q) z)) / 2 (Sompolinsky et al. 1988)."""
+    weights = gain * jax.random.normal(jax.random.key(3), (size, size)) / math.sqrt(size)
+    state0 = jax.random.normal(jax.random.key(4), (size,))
+    spectrum = bptt.lyapunov_exponents(random_network, weights, state0, length=2000, num=1, warmup=500)
+    assert float(spectrum.exponents[0]) == pytest.approx(theory, abs=tolerance)
+
+
+def test_a_random_network_that_dies() -> None:
+    """For g < 1 exactly the logarithm of the spectral radius of the very matrix, which tends to ln g."""
+    n = 200
+    weights = 0.8 * jax.random.normal(jax.random.key(3), (n, n)) / math.sqrt(n)
     state0 = jax.random.normal(jax.random.key(4), (n,))
-    spectrum = bptt.lyapunov_exponents(
-        lambda w, h, x: w @ jnp.tanh(h), weights, state0, length=3000, num=1, warmup=500
-    )
-    assert float(spectrum.exponents[0]) == pytest.approx(0.15472, abs=0.02)
+    spectrum = bptt.lyapunov_exponents(random_network, weights, state0, length=2000, num=1, warmup=1000)
+    radius = np.max(np.abs(np.linalg.eigvals(np.asarray(weights, np.float64))))
+    assert float(spectrum.exponents[0]) == pytest.approx(math.log(radius), abs=2e-3)
+    assert float(spectrum.exponents[0]) == pytest.approx(math.log(0.8), abs=0.08)
+
+
+def random_network(w, h, x):
+    return w @ jnp.tanh(h)
+
+
+def test_lorenz(x64) -> None:
+    """Runge-Kutta steps of the flow: 0.9056, 0, -14.572 per unit of time; their sum is the divergence."""
+    dt = 0.01
+
+    def flow(h):
+        return jnp.stack([10 * (h[1] - h[0]), h[0] * (28 - h[2]) - h[1], h[0] * h[1] - 8 / 3 * h[2]])
+
+    def step(p, h, x):
+        k1 = flow(h)
+        k2 = flow(h + dt / 2 * k1)
+        k3 = flow(h + dt / 2 * k2)
+        return h + dt / 6 * (k1 + 2 * k2 + 2 * k3 + flow(h + dt * k3))
+
+    spectrum = bptt.lyapunov_exponents(step, None, jnp.ones(3), length=105_000, warmup=5000)
+    rates = np.asarray(spectrum.exponents) / dt
+    np.testing.assert_allclose(rates, [0.9056, 0, -14.572], rtol=0.02, atol=0.01)
+    assert rates.sum() == pytest.approx(-41 / 3, rel=1e-4)
+    assert spectrum.kaplan_yorke_dimension == pytest.approx(2.062, abs=0.002)
+
+
+@pytest.mark.parametrize("case", ["gaussian", "autoregressive"])
+def test_standard_errors_hold_the_truth_as_often_as_they_say(case) -> None:
+    """Two of them, of 50 runs: some 95 %. The autoregressive rate, -0.1 + x_t, remembers 39 steps."""
+    n, steps = 3, {"gaussian": 600, "autoregressive": 2000}[case]
+
+    def run(key):
+        noise = jax.random.normal(key, (steps + 50, n, n))
+        if case == "gaussian":
+            return bptt.lyapunov_exponents(multiply, None, jnp.zeros(n), noise / math.sqrt(n), warmup=50)
+        rates = jax.lax.scan(
+            lambda x, e: (0.95 * x + math.sqrt(1 - 0.95**2) * e,) * 2, jnp.zeros(()), noise[:, 0, 0]
+        )[1]
+        return bptt.lyapunov_exponents(lambda p, h, x: jnp.exp(x - 0.1) * h, None, jnp.ones(1), rates, warmup=50)
+
+    spectra = jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(8), 50))
+    # Newman's formula, psi(3/2), psi(1), psi(1/2).
+    digamma = np.array([0.03648997, -0.57721566, -1.96351003])
+    truth = (math.log(2 / n) + digamma) / 2 if case == "gaussian" else np.array([-0.1])
+    errors = np.asarray(spectra.standard_errors)
+    held = np.mean(np.abs(np.asarray(spectra.exponents) - truth) <= 2 * errors, axis=0)
+    assert np.all(held >= 0.85)
+    # Not by being large.
+    assert np.all(errors.mean(axis=0) < 1.4 * np.std(spectra.exponents, axis=0, ddof=1))
+
+
+def multiply(p, h, x):
+    return x @ h
+
+
+def test_no_direction_is_lost_by_chance() -> None:
+    """Directions of Gaussian products grow apart unevenly; none of them dies, and once is no habit."""
+    matrices = jax.random.normal(jax.random.key(5), (60, 500, 10, 10)) / math.sqrt(10)
+    exponents = jax.jit(
+        lambda many: jax.lax.map(
+            lambda xs: bptt.lyapunov_exponents(multiply, None, jnp.zeros(10), xs).exponents, many
+        )
+    )(matrices)
+    assert np.isfinite(exponents).all()
+    rates = jnp.ones((60, 2)).at[30, 1].set(1e-7)
+    once = bptt.lyapunov_exponents(lambda p, h, x: x * h, None, jnp.ones(2), rates)
+    np.testing.assert_allclose(once.exponents, [0, math.log(1e-7) / 60], atol=2e-3)  # the frame turns
+    missing = bptt.lyapunov_exponents(lambda p, h, x: x * h, None, jnp.ones(2), rates.at[::7, 1].set(1e-7))
+    assert float(missing.exponents[1]) == -np.inf
+
+
+def test_a_quiet_beginning_and_a_violent_end() -> None:
+    """What the first steps say of the pace must not let the frame leave the range of its floats later."""
+    for rate in (1e4, 1e-4):
+        rates = jnp.concatenate([jnp.ones(200), jnp.full(100, rate)])
+        spectrum = bptt.lyapunov_exponents(lambda p, h, x: x * h, None, jnp.ones(2), rates)
+        np.testing.assert_allclose(spectrum.exponents, math.log(rate) / 3, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rates", [(0.9,), (2.0, 0.5), (3.0, 0.2)])
+def test_a_hundred_thousand_steps(rates) -> None:
+    """The log norm of the product, within a thousandth."""
+    steps = 100_000
+    xs = np.resize(np.asarray(rates, np.float32), steps)
+    spectrum = bptt.lyapunov_exponents(lambda p, h, x: x * h, None, jnp.ones(2), jnp.asarray(xs))
+    expected = np.sum(np.log(np.asarray(xs, np.float64)))
+    np.testing.assert_allclose(steps * np.asarray(spectrum.exponents), expected, rtol=1e-3, atol=1e-2)
 
 
 def test_differentiable(x64) -> None:
@@ -150,6 +252,15 @@ def test_batches_pooled() -> None:
     np.testing.assert_allclose(windows.mean(axis=1), batch.exponents, rtol=1e-4)
     with pytest.raises(ValueError, match="pooled: expected a batch"):
         pooled.pooled()
+
+
+def test_a_batch_speaks_of_its_largest_exponent() -> None:
+    rates = jnp.asarray([0.5, 2.0])[:, None, None] * jnp.ones((2, 60, 1))
+    batch = jax.vmap(lambda xs: bptt.lyapunov_exponents(lambda p, h, x: x * h, None, jnp.zeros(1), xs))(rates)
+    assert batch.statement.startswith("largest exponent 0.6931 ")
+    for name in ("kaplan_yorke_dimension", "entropy_rate"):
+        with pytest.raises(ValueError, match=f"{name}: expected one spectrum"):
+            getattr(batch, name)
 
 
 @pytest.mark.parametrize(

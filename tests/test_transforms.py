@@ -53,6 +53,8 @@ def cell(make):
     return of_weights
 
 
+DIAGONAL = bptt.DiagonalStep(lambda w, x: (jnp.tanh(w[0]), w[1] * x))
+
 # Each is a function of one 2 x 2 matrix: the weights of a step, or one of three matrices.
 OF_WEIGHTS = {
     "unroll": along(bptt.unroll),
@@ -64,10 +66,18 @@ OF_WEIGHTS = {
     "gradient_flow": along(bptt.gradient_flow, loss),
     "lyapunov_exponents": along(bptt.lyapunov_exponents, warmup=1),
     "influence_map": influence,
+    "deer": lambda w: along(bptt.deer)(w).states,
+    "predict_parallel": along(bptt.predict_parallel),
+    "leading_singular_values": along(bptt.leading_singular_values, num=2),
+    "leading_eigenvalues": along(bptt.leading_eigenvalues, num=2),
+    "product_singular_values": along(bptt.product_singular_values, num=2),
     "from_equinox": adapted,
     "rnn": cell(bptt.rnn),
     "gru": cell(bptt.gru),
     "lstm": cell(bptt.lstm),
+    "lru": cell(bptt.lru),
+    "min_gru": cell(bptt.min_gru),
+    "unroll_linear": lambda w: bptt.unroll_linear(DIAGONAL, w, w[0], jnp.asarray(XS, w.dtype)),
     "ravel_state": lambda w: bptt.ravel_state({"a": w[0], "b": w})[1](bptt.ravel_state({"a": w[0], "b": w})[0] * 2),
 }
 OF_MATRICES = {
@@ -79,6 +89,7 @@ OF_MATRICES = {
     "product": lambda w: bptt.product(jnp.stack([w, w + 1, w])),
     "product_log_norms": lambda w: bptt.product_log_norms(jnp.stack([w, w + 1, w])),
     "prefix_products": lambda w: bptt.prefix_products(jnp.stack([w, w + 0.9, w])),
+    "parallel_adjoints": lambda w: bptt.parallel_adjoints(jnp.stack([w, w + 1, w]), jnp.stack([w[0], w[1], w[0]])),
     "suffix_products": lambda w: bptt.suffix_products(jnp.stack([w, w + 1, w])),
 }
 FUNCTIONS = OF_WEIGHTS | OF_MATRICES

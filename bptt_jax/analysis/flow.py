@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bptt_jax.analysis import logscale, verdict
+from bptt_jax.analysis import logscale, matrix_free, verdict
 from bptt_jax.analysis.adjoints import backward, contributions
-from bptt_jax.analysis.products import identity, matmul, suffix_log_norms
+from bptt_jax.analysis.products import identity, suffix_log_norms
 from bptt_jax.analysis.spectra import eigenvalues, singular_values
 from bptt_jax.recurrence.jacobians import jacobian_at, jacobians_at
+from bptt_jax.recurrence.linearization import Linearization
 from bptt_jax.step import (
     Array,
     Loss,
@@ -48,8 +49,9 @@ class GradientFlow(NamedTuple):
         product's norm stands in.
       contribution_log_norms: ``[T]``, log norm of what each step adds to the parameters' gradient.
       contribution_shares: ``[T]``, its signed share; see `bptt_jax.temporal_contributions`.
-      singular_values: ``[T, D]``, descending, of each dh_{k+1}/dh_k; every `stride`-th step if one was given.
-      eigenvalues: ``[T, D]``, complex, by descending modulus, of the same steps.
+      singular_values: ``[T, D]``, descending, of each dh_{k+1}/dh_k; every `stride`-th step if one was given, the
+        first `num` if that was.
+      eigenvalues: ``[T, D]``, complex, by descending modulus, of the same steps, as many.
       spectra_steps: ``[T]``, the t of each of these dh_t/dh_{t-1}: 1 .. T, or every `stride`-th of them.
       growth_rate: nats per step backwards: the slope of `error_log_gains` against the number of steps back, by
         least squares; -inf if the signal dies exactly.
@@ -179,11 +181,13 @@ def gradient_flow(
     *,
     length: int | None = None,
     stride: int = 1,
+    num: int | None = None,
     fraction: float | Array = 1e-3,
 ) -> GradientFlow:
     """Measures what backpropagation through time does to the gradient of one sequence.
 
-    Streams: memory is O(T * D + chunk * D^2), never T Jacobians at once.
+    Streams: memory is O(T * D + chunk * D^2), never T Jacobians at once; with `num` O(T * D) and a constant, beside
+    the parameters and their gradient.
 
     Args:
       step, params, state0, xs, length: as for `bptt_jax.unroll`.
@@ -191,6 +195,12 @@ def gradient_flow(
       stride: spectra of every stride-th Jacobian only, counted back from the last; eigenvalues are by far the
         dearest part, and nothing else depends on them. `singular_values` and `eigenvalues` then have
         ``ceil(T / stride)`` rows.
+      num: of the spectra the first `num` values only, found without any D x D matrix as
+        `bptt_jax.leading_singular_values` and `bptt_jax.leading_eigenvalues` do, within the errors that these
+        give; the norms of the products by 32 steps of Golub-Kahan bidiagonalisation each, good to 1e-3 nats even
+        of random matrices. These norms cost some 20 T^2 Jacobian-vector products and as many vector-Jacobian
+        ones, where the dense way multiplies T matrices: it pays where D is in the thousands and T small against
+        it. Below that, and wherever all values are wanted, leave it None.
       fraction: where a signal counts as gone, and its inverse where it counts as blown up. The gradient of B
         sequences carries sampling noise of the order of 1 / sqrt(B) of itself: what is left of 1e-3 lies below the
         noise of any batch smaller than a million sequences, so no optimiser can act on it; and a growth of 1e3
@@ -205,7 +215,9 @@ def gradient_flow(
     """
     steps = check_arguments(step, params, state0, xs, length, loss)
     stride = check_positive_int("stride", stride)
-    return _gradient_flow(step, params, state0, xs, _check_fraction(fraction), loss, steps, stride)
+    if num is not None:
+        num = matrix_free.check_num(num, state0)
+    return _gradient_flow(step, params, state0, xs, _check_fraction(fraction), loss, steps, stride, num)
 
 
 def _check_fraction(fraction: float | Array) -> Array | np.ndarray:
@@ -223,7 +235,7 @@ def _check_fraction(fraction: float | Array) -> Array | np.ndarray:
     return np.asarray(fraction, jnp.result_type(float))  # of NumPy: nothing is compiled for it
 
 
-@partial(jax.jit, static_argnames=("step", "loss", "steps", "stride"))
+@partial(jax.jit, static_argnames=("step", "loss", "steps", "stride", "num"))
 def _gradient_flow(
     step: Step,
     params: Params,
@@ -233,6 +245,7 @@ def _gradient_flow(
     loss: Loss,
     steps: int,
     stride: int,
+    num: int | None,
 ) -> GradientFlow:
     fraction = jnp.asarray(fraction)
     done = backward(step, params, state0, xs, loss, steps)
@@ -240,14 +253,18 @@ def _gradient_flow(
     starts = prepend(jax.tree.map(jnp.asarray, state0), states)
     adjoint_log_norms = done.log_norms
     error, reads, last_read = _error_signal(done.immediate)
-    products, gains = _transport(step, params, starts, xs, error, last_read, steps)
+    params_grad = done.scaled_params_grad
+    added = contributions(done, params_grad)
+    gains = _error_log_gains(done.linearization, starts, error, last_read)
+    if num is None:
+        products = _product_log_norms(step, params, starts, xs, steps)
+    else:
+        products = matrix_free.suffix_log_norms(done.linearization, jax.tree.map(lambda a: a[0], starts))
     gains = jnp.where(reads, gains, products)
     peak = jnp.where(reads, _peak_gain(adjoint_log_norms, done.immediate), jnp.max(products))
     back = jnp.where(reads, last_read + 1, steps)
     rate = _slope(gains, back)
-    sv, ev = _spectra(step, params, starts, xs, steps, stride)
-    params_grad = done.scaled_params_grad
-    added = contributions(done, params_grad)
+    sv, ev = _spectra(step, params, _after(products, starts), xs, steps, stride, num)
     bad_state = ~_finite_by_step(states)
     bad_adjoint = jnp.isnan(adjoint_log_norms) | (adjoint_log_norms == jnp.inf)
     finite = (
@@ -295,11 +312,26 @@ def _error_signal(immediate: State) -> tuple[Array, Array, Array]:
     return vectors[last], any_read, jnp.where(any_read, last, vectors.shape[0] - 1)
 
 
-def _transport(
-    step: Step, params: Params, starts: State, xs: PyTree, error: Array, last_read: Array, steps: int
-) -> tuple[Array, Array]:
-    """Log norms [T] of dh_T/dh_t, and of the error signal carried back to each h_t relative to its start."""
-    chunk = _chunk(error.size, steps)
+def _error_log_gains(along: Linearization, starts: State, error: Array, last_read: Array) -> Array:
+    """Log norms [T] of the error signal carried back to each h_t, relative to its start."""
+    pull = matrix_free.pull_back(along, jax.tree.map(lambda a: a[0], starts))
+
+    def body(signal: tuple[Array, Array], inputs: tuple[PyTree, Array]) -> tuple[tuple[Array, Array], Array]:
+        residuals, move = inputs
+        moved = logscale.normalize(pull(residuals, signal[0]), signal[1])
+        signal = jax.tree.map(partial(jnp.where, move), moved, signal)
+        return signal, logscale.log_norm(*signal)
+
+    on_the_way = jnp.arange(jax.tree.leaves(starts)[0].shape[0]) <= last_read
+    start = logscale.normalize(error, jnp.zeros((), jnp.int32))
+    _, gains = jax.lax.scan(body, start, (along.residuals, on_the_way), reverse=True)
+    return gains - logscale.log_norm(*start)
+
+
+def _product_log_norms(step: Step, params: Params, starts: State, xs: PyTree, steps: int) -> Array:
+    """Log norms [T] of dh_T/dh_t."""
+    example = ravel_state(jax.tree.map(lambda a: a[0], starts))[0]
+    chunk = _chunk(example.size, steps)
     count = -(-steps // chunk)
     # Padding goes in front, where the backward recursion arrives last: what it adds is cut off again.
     padding = count * chunk - steps
@@ -311,38 +343,38 @@ def _transport(
 
         return jax.tree.map(cut, tree)
 
-    def body(carry: PyTree, inputs: PyTree) -> tuple[PyTree, tuple[Array, Array]]:
-        product, signal = carry
-        starts, xs, on_the_way = inputs
-        jac = jacobians_at(step, params, starts, xs)
-        product, norms = suffix_log_norms(product, jac)
+    def body(product: PyTree, inputs: PyTree) -> tuple[PyTree, Array]:
+        return suffix_log_norms(product, jacobians_at(step, params, *inputs))
 
-        def pull(signal: tuple[Array, Array], inputs: tuple[Array, Array]) -> tuple[tuple[Array, Array], Array]:
-            jacobian, move = inputs
-            moved = logscale.normalize(matmul(signal[0], jacobian), signal[1])
-            signal = jax.tree.map(partial(jnp.where, move), moved, signal)
-            return signal, logscale.log_norm(*signal)
-
-        signal, gains = jax.lax.scan(pull, signal, (jac, on_the_way), reverse=True)
-        return (product, signal), (norms, gains)
-
-    on_the_way = jnp.arange(steps) <= last_read
-    start = logscale.normalize(error, jnp.zeros((), jnp.int32))
-    empty = identity(jnp.zeros((1, error.size, error.size), error.dtype))
-    inputs = in_chunks((starts, jax.tree.map(jnp.asarray, xs), on_the_way))
-    _, (norms, gains) = jax.lax.scan(body, (empty, start), inputs, reverse=True)
-    norms, gains = norms.reshape(-1)[padding:], gains.reshape(-1)[padding:]
-    return norms, gains - logscale.log_norm(*start)
+    empty = identity(jnp.zeros((1, example.size, example.size), example.dtype))
+    inputs = in_chunks((starts, jax.tree.map(jnp.asarray, xs)))
+    _, norms = jax.lax.scan(body, empty, inputs, reverse=True)
+    return norms.reshape(-1)[padding:]
 
 
-def _spectra(step: Step, params: Params, starts: State, xs: PyTree, steps: int, stride: int) -> tuple[Array, Array]:
+def _spectra(
+    step: Step, params: Params, starts: State, xs: PyTree, steps: int, stride: int, num: int | None
+) -> tuple[Array, Array]:
+    starts, xs = chosen = jax.tree.map(lambda a: a[(steps - 1) % stride :: stride], (starts, xs))
+    if num is not None:
+        return (
+            matrix_free.singular_values_at(step, params, starts, xs, num).values,
+            matrix_free.eigenvalues_at(step, params, starts, xs, num).values,
+        )
+
     def at(inputs: tuple[State, PyTree]) -> tuple[Array, Array]:
         jac = jacobian_at(step, params, *inputs)
-        return singular_values(jac), eigenvalues(jac)
+        sv = singular_values(jac)
+        return sv, eigenvalues(_after(sv, jac))
 
-    chosen = jax.tree.map(lambda a: a[(steps - 1) % stride :: stride], (starts, xs))
     size = ravel_state(jax.tree.map(lambda a: a[0], starts))[0].size
     return jax.lax.map(at, chosen, batch_size=_chunk(size, steps))
+
+
+def _after(value: Array, tree: PyTree) -> PyTree:
+    """`tree`, but only once `value` is there: on CPU, two LAPACK loops at one time may block each other."""
+    never = jnp.ravel(value)[0] > jnp.inf  # which the compiler does not know
+    return jax.tree.map(lambda a: jnp.where(never, jnp.zeros_like(a), a), tree)
 
 
 def _chunk(size: int, steps: int) -> int:

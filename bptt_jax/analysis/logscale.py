@@ -48,11 +48,15 @@ def normalize(tree: PyTree, e: Array) -> tuple[PyTree, Array]:
     )
 
 
-def add(a: PyTree, e_a: Array, b: PyTree) -> tuple[PyTree, Array]:
-    """``a * 2^e_a + b``, normalized to the larger of the two."""
-    above = exponent(a)
-    e = jnp.maximum(jnp.where(above == ZERO_EXPONENT, ZERO_EXPONENT, e_a + above), exponent(b))
-    return jax.tree.map(jnp.add, shift(a, e_a - e), shift(b, -e)), e
+def add(a: PyTree, e_a: Array, b: PyTree, e_b: Array | int = 0) -> tuple[PyTree, Array]:
+    """``a * 2^e_a + b * 2^e_b``, scaled to the larger of the two."""
+    e = jnp.maximum(_top(a, e_a), _top(b, e_b))
+    return jax.tree.map(jnp.add, shift(a, e_a - e), shift(b, e_b - e)), e
+
+
+def _top(tree: PyTree, e: Array | int) -> Array:
+    above = exponent(tree)
+    return jnp.where(above == ZERO_EXPONENT, ZERO_EXPONENT, e + above)
 
 
 def log_norm(tree: PyTree, e: Array | int = 0) -> Array:

@@ -22,6 +22,7 @@ from bptt_jax.step import (
 
 _BATCHES = 20
 _LONGEST = 64  # steps between two orthonormalisations, at most
+_FORGETS = 0.03  # of a faster pace, at every orthonormalisation after the first few
 _BY_CHANCE = 0.01  # share of the orthonormalisations
 _DRIFT = 3.0  # standard errors by which two halves may differ
 
@@ -33,8 +34,9 @@ class LyapunovSpectrum(NamedTuple):
 
     Attributes:
       exponents: ``[num]``, nats per step; -inf for directions that a step maps to zero.
-      standard_errors: ``[num]``, from the means of 20 to 39 batches of consecutive steps: honest where a batch is
-        longer than the trajectory remembers. NaN from fewer than two steps; 0 for -inf.
+      standard_errors: ``[num]``, from the means of 20 to 39 batches of consecutive steps and the covariance of
+        neighbours: honest where a batch is as long as the trajectory remembers. NaN from fewer than two steps; 0
+        for -inf.
       growth: ``[T - warmup, num]``, what each step has added to the logarithm: its mean over the steps is
         `exponents`. The growth of steps between two orthonormalisations stands at the later one.
       size: D, of the state; exponents beyond `num` are unknown.
@@ -65,25 +67,29 @@ class LyapunovSpectrum(NamedTuple):
 
     @property
     def converged(self) -> np.ndarray:
-        """``[num]``: whether the two halves of the steps agree within 3 standard errors of their difference."""
-        growth = np.asarray(self.growth, np.float64)
-        half = growth.shape[-2] // 2
-        if half == 0:
-            return np.zeros(growth.shape[-1:], bool)
-        with np.errstate(invalid="ignore"):
-            first, second = growth[..., :half, :].mean(axis=-2), growth[..., -half:, :].mean(axis=-2)
-            # Of a half, the variance is twice that of the whole; of the difference of two, four times.
-            close = np.abs(first - second) <= _DRIFT * 2 * np.asarray(self.standard_errors, np.float64) + 1e-6
-        return close | ((first == -np.inf) & (second == -np.inf))
+        """``[num]``: whether the two halves of the steps agree within 3 standard errors of their difference.
+
+        The errors come from each half alone: what has drifted in between is not taken for noise.
+        """
+        means = _batch_means(jnp.asarray(self.growth))
+        half = means.shape[-2] // 2
+        if half < 2:
+            return np.zeros(means.shape[:-2] + means.shape[-1:], bool)
+        first, second = means[..., :half, :], means[..., -half:, :]
+        error = jnp.sqrt(_squared_error(first) + _squared_error(second))
+        first, second = jnp.mean(first, axis=-2), jnp.mean(second, axis=-2)
+        close = jnp.abs(first - second) <= _DRIFT * error + 1e-6
+        return np.asarray(close | ((first == -jnp.inf) & (second == -jnp.inf)))
 
     @property
     def statement(self) -> str:
-        """One line: the largest exponent, and what to doubt."""
-        largest, error = np.ravel(self.exponents)[0], np.ravel(self.standard_errors)[0]
+        """One line: the largest exponent, of a batch that of all sequences, and what to doubt."""
         if int(np.max(self.first_nonfinite)) >= 0:
             step = int(np.min(np.asarray(self.first_nonfinite)[np.asarray(self.first_nonfinite) >= 0]))
             return f"not finite from step {step} after the warm-up on"
-        line = f"largest exponent {largest:.4g} +- {error:.2g} nats per step"
+        largest = np.argmax(self.exponents)
+        error = np.ravel(self.standard_errors)[largest]
+        line = f"largest exponent {np.ravel(self.exponents)[largest]:.4g} +- {error:.2g} nats per step"
         drifting = int(np.sum(~self.converged))
         if drifting:
             line += f"; not converged: the halves disagree for {drifting} of {self.converged.size} exponents"
@@ -94,9 +100,9 @@ class LyapunovSpectrum(NamedTuple):
         """j + (sum of the first j exponents) / |exponent j + 1|, with the largest j whose sum is not negative.
 
         Of Kaplan and Yorke 1979, the attractor's. 0 if all exponents are negative, D if their sum is not; NaN if it
-        takes more exponents than were computed.
+        takes more exponents than were computed. Raises ValueError for a batch.
         """
-        exponents = np.asarray(self.exponents, np.float64)
+        exponents = self._of_one("kaplan_yorke_dimension")
         sums = np.cumsum(exponents)
         j = int(np.sum(np.logical_and.accumulate(sums >= 0)))
         if np.isnan(exponents).any():
@@ -109,10 +115,15 @@ class LyapunovSpectrum(NamedTuple):
     def entropy_rate(self) -> float:
         """Sum of the positive exponents, nats per step: by Pesin's formula the Kolmogorov-Sinai entropy.
 
-        A lower bound where exponents beyond `num` are positive too.
+        A lower bound where exponents beyond `num` are positive too. Raises ValueError for a batch.
         """
+        return float(np.sum(np.maximum(self._of_one("entropy_rate"), 0)))
+
+    def _of_one(self, name: str) -> np.ndarray:
         exponents = np.asarray(self.exponents, np.float64)
-        return float(np.sum(np.maximum(exponents, 0)))
+        if exponents.ndim != 1:
+            raise ValueError(f"{name}: expected one spectrum, got a batch of shape {exponents.shape}; see pooled()")
+        return exponents
 
     def pooled(self) -> "LyapunovSpectrum":
         """One spectrum from a batch: means over the sequences, standard errors from their scatter."""
@@ -143,9 +154,9 @@ def lyapunov_exponents(
 
     A frame of `num` orthonormal directions is carried along by Jacobian-vector products and orthonormalised again
     by Householder's QR: after 64 steps at the latest, and the sooner the faster its directions grow apart, so that
-    most of the digits remain. A direction that is shrunk, relative to the largest, by the precision (1e-6 in
-    float32) counts as mapped to zero, -inf, if that happens at more than 1 % of the orthonormalisations. The frame
-    starts at random, always the same; it needs a warm-up as much as the state does.
+    most of the digits remain. A direction that is shrunk, relative to the largest, by the precision (5e-7 in
+    float32) counts as mapped to zero, -inf, if that happens more than once and at more than 1 % of the
+    orthonormalisations. The frame starts at random, always the same; it needs a warm-up as much as the state does.
 
     Args:
       step, params, state0, xs, length: as for `bptt_jax.unroll`.
@@ -182,40 +193,47 @@ def _exponents(
             jax.random.key(0), (start.size, num), max(start.dtype, jnp.dtype(jnp.float32), key=lambda d: d.itemsize)
         )
     )[0]
-    # A quarter of the digits: how far directions grow apart varies, and the others must see them through.
-    limit = -0.25 * math.log(jnp.finfo(frame.dtype).eps)
+    # Two fifths of the digits: how far directions grow apart varies, and the others must see them through. The pace
+    # is the share that a step takes. Of the range, which they use up together, a quarter each way.
+    limit = -0.4 * math.log(jnp.finfo(frame.dtype).eps)
+    huge = float(jnp.finfo(start.dtype).max) ** 0.25
     # At the ends of the warm-up and of every batch, so that each has its own growth and all of it.
     edges = range(steps, warmup - 1, -_batch_length(steps - warmup))
     forced = np.isin(np.arange(1, steps + 1), [warmup, *edges])
 
     def body(carry: Any, inputs: Any) -> tuple[Any, tuple[Array, Array, Array]]:
-        vector, frame, since, every = carry
+        vector, frame, since, pace, done = carry
         x, now = inputs
         vector, push = jax.linearize(lambda v: ravel_state(step(params, unravel(v), x))[0], vector)
         frame = jax.vmap(push, in_axes=1, out_axes=1)(frame.astype(vector.dtype)).astype(frame.dtype)
         since = since + 1
+        largest = jnp.max(jnp.abs(frame))
+        within = (largest > 1 / huge) & (largest < huge)
+        due = now | ~within | (since >= _LONGEST) | (pace * (since + 1).astype(pace.dtype) > 1)
 
-        def orthonormalise(frame: Array) -> tuple[Array, Array, Array, Array, Array]:
+        def orthonormalise(frame: Array) -> tuple[Array, Array, Array, Array, Array, Array]:
             frame, growth, zero = _orthonormalised(frame)
-            apart = jax.lax.stop_gradient(jnp.maximum(jnp.max(growth) - jnp.min(growth), jnp.max(jnp.abs(growth))))
-            longer = since.astype(apart.dtype) * limit / jnp.maximum(apart, limit / _LONGEST)
-            longer = jnp.where(jnp.isfinite(longer), longer, 1)  # NaN: at every step
-            return frame, growth, zero, jnp.zeros_like(since), jnp.clip(longer.astype(since.dtype), 1, 2 * since)
+            apart = jax.lax.stop_gradient(jnp.max(growth) - jnp.min(growth))
+            spent = apart / (limit * since.astype(pace.dtype))
+            keeps = 1 - jnp.maximum(_FORGETS, 1 / (done + 2).astype(pace.dtype))
+            faster = jnp.where(jnp.isfinite(spent), jnp.maximum(spent, keeps * pace), 1)  # NaN: at every step
+            return frame, growth, zero, jnp.zeros_like(since), faster, done + 1
 
-        def leave(frame: Array) -> tuple[Array, Array, Array, Array, Array]:
-            return frame, jnp.zeros(num, frame.dtype), jnp.zeros(num, bool), since, every
+        def leave(frame: Array) -> tuple[Array, Array, Array, Array, Array, Array]:
+            return frame, jnp.zeros(num, frame.dtype), jnp.zeros(num, bool), since, pace, done
 
-        due = now | (since >= jnp.minimum(every, _LONGEST))
-        frame, growth, zero, since, every = jax.lax.cond(due, orthonormalise, leave, frame)
-        return (vector, frame, since, every), (growth, zero, due)
+        frame, growth, zero, since, pace, done = jax.lax.cond(due, orthonormalise, leave, frame)
+        return (vector, frame, since, pace, done), (growth, zero, due)
 
-    counters = jnp.zeros((), jnp.int32), jnp.ones((), jnp.int32)
+    counters = jnp.zeros((), jnp.int32), jnp.ones((), frame.dtype), jnp.zeros((), jnp.int32)
     _, measured = jax.lax.scan(
         body, (start, frame, *counters), (jax.tree.map(jnp.asarray, xs), jnp.asarray(forced)), length=steps
     )
     growth, zero, due = (a[warmup:] for a in measured)
     # A random matrix may come that near to a singular one by chance, once; a rank that is missing is missing often.
-    dead = jnp.sum(zero, axis=0, dtype=float) > _BY_CHANCE * jnp.sum(due, dtype=float)
+    times = jnp.sum(due, dtype=float)
+    by_chance = jnp.minimum(jnp.maximum(_BY_CHANCE * times, 1), times - 1)
+    dead = jnp.sum(zero, axis=0, dtype=float) > by_chance
     growth = jnp.where(zero & dead[None], -jnp.inf, growth)
     exponents = jnp.mean(growth, axis=0)
     order = jnp.argsort(-exponents, stable=True)
@@ -245,12 +263,26 @@ def _batch_length(steps: int) -> int:
     return max(1, steps // _BATCHES)
 
 
+def _batch_means(growth: Array) -> Array:
+    """``[..., T, num] -> [..., batches, num]``, of whole batches counted from the end."""
+    length = _batch_length(growth.shape[-2])
+    batches = growth.shape[-2] // length
+    cut = growth[..., growth.shape[-2] - batches * length :, :]
+    return cut.reshape(*growth.shape[:-2], batches, length, growth.shape[-1]).mean(axis=-2)
+
+
+def _squared_error(means: Array) -> Array:
+    """Of the mean over the batches ``[..., batches, num]``."""
+    batches = means.shape[-2]
+    around = means - jnp.mean(means, axis=-2, keepdims=True)
+    # What a batch passes on to the next: at first order, and only where it makes the error larger.
+    passed_on = jnp.maximum(jnp.sum(around[..., 1:, :] * around[..., :-1, :], axis=-2), 0)
+    return (jnp.sum(jnp.square(around), axis=-2) + 2 * passed_on) / (batches * (batches - 1))
+
+
 def _standard_errors(growth: Array, exponents: Array) -> Array:
-    length = _batch_length(len(growth))
-    batches = len(growth) // length
-    if batches < 2:
+    means = _batch_means(growth)
+    if len(means) < 2:
         return jnp.full_like(exponents, jnp.nan)
-    means = growth[len(growth) - batches * length :].reshape(batches, length, growth.shape[1]).mean(axis=1)
-    dead = exponents == -jnp.inf
-    scatter = jnp.std(jnp.where(dead[None], 0, means), axis=0, ddof=1) / math.sqrt(batches)
-    return jnp.where(dead, 0, scatter)
+    square = _squared_error(jnp.where((exponents == -jnp.inf)[None], 0, means))
+    return jnp.where(square == 0, 0, jnp.sqrt(jnp.where(square == 0, 1, square)))

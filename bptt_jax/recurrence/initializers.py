@@ -1,9 +1,10 @@
 """What `jax.nn.initializers` lacks for recurrent weights and biases.
 
 Matrices come as ``(key, shape, dtype)`` initialisers of shape ``(fan_in, fan_out)``, to be given to the cells as
-`recurrent_init`; `chrono` is for their `bias_init`.
+`recurrent_init`; `chrono` is for their `bias_init`; `ring` draws the eigenvalues of `lru`.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -59,13 +60,13 @@ def chrono(longest: int) -> Initializer:
 
     A gate that keeps a share p of its cell remembers for 1 / (1 - p) steps: ``u = log U[1, longest - 1]`` makes
     these times uniform. For `lstm` (shape ``(4, N)``) ``b_f = u, b_i = -u``; for `gru` (shape ``(3, N)``)
-    ``b_z = u``; the other biases are 0.
+    ``b_z = u``; for `min_gru` (shape ``(2, N)``), whose gate lets in, ``b_z = -u``; the other biases are 0.
 
     Args:
       longest: T_max, at least 3.
 
     Returns:
-      An initialiser for `bias_init`, which raises ValueError for a shape of neither.
+      An initialiser for `bias_init`, which raises ValueError for a shape of none of them.
 
     Raises:
       TypeError, ValueError: `longest` is no integer of at least 3.
@@ -80,6 +81,45 @@ def chrono(longest: int) -> Initializer:
             return biases.at[0].set(-keep).at[1].set(keep)
         if shape[0] == 3:
             return biases.at[1].set(keep)
-        raise ValueError(f"shape: expected (4, N) of an lstm or (3, N) of a gru, got {list(shape)}")
+        if shape[0] == 2:
+            return biases.at[0].set(-keep)
+        raise ValueError(
+            f"shape: expected (4, N) of an lstm, (3, N) of a gru or (2, N) of a min_gru, got {list(shape)}"
+        )
+
+    return init
+
+
+def ring(r_min: float = 0.0, r_max: float = 1.0, *, max_phase: float = 2 * math.pi) -> Initializer:
+    """Eigenvalues ``exp(-exp(nu_log) + i exp(theta_log))`` uniform on a ring (Orvieto et al. 2023,
+    arXiv:2303.06349, Lemma 3.2).
+
+    ``|lambda|^2`` is uniform on ``[r_min^2, r_max^2]``, the phase on ``(0, max_phase]``. All parameters are finite
+    and all eigenvalues within the unit circle: what is drawn is ``1 - |lambda|^2``, from one unit of precision
+    (1.2e-7 in single) times ``r_max^2 - r_min^2`` on, never 0.
+
+    Args:
+      r_min, r_max: radii of the ring, ``0 <= r_min <= r_max <= 1`` and ``r_min < 1``.
+      max_phase: in radians, above 0 and at most 2 pi; a small one favours slow oscillations.
+
+    Returns:
+      An initialiser of shape ``(2, N)``, nu_log and theta_log, which raises ValueError for any other.
+
+    Raises:
+      ValueError: the radii or the phase are out of these ranges.
+    """
+    if not (0 <= r_min <= r_max <= 1 and r_min < 1):
+        raise ValueError(f"r_min, r_max: expected 0 <= r_min <= r_max <= 1 and r_min < 1, got {r_min} and {r_max}")
+    if not 0 < max_phase <= 2 * math.pi:
+        raise ValueError(f"max_phase: expected an angle above 0 and at most 2 pi, got {max_phase}")
+
+    def init(key: Array, shape: Sequence[int], dtype: Any = float) -> Array:
+        if len(shape) != 2 or shape[0] != 2:
+            raise ValueError(f"shape: expected (2, N), of nu_log and theta_log, got {list(shape)}")
+        # 1 - [0, 1) is exact and never 0.
+        radial, angular = 1 - jax.random.uniform(key, shape, dtype)
+        missing = (1 - r_max) * (1 + r_max) + (r_max - r_min) * (r_max + r_min) * radial  # 1 - |lambda|^2
+        missing = jnp.minimum(missing, 1 - float(jnp.finfo(missing.dtype).epsneg))
+        return jnp.stack([jnp.log(-0.5 * jnp.log1p(-missing)), jnp.log(max_phase * angular)])
 
     return init

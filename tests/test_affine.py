@@ -1,0 +1,163 @@
+"""The associative scan of affine recurrences against a loop over time, and the shape of what it compiles to."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracles import quick_jit, relative_error
+
+from bptt_jax.recurrence.affine import affine_scan
+
+D = 3
+RTOL = 1e-12  # float64, some tens of roundings
+
+
+def draw(shape, complex_, seed):
+    rng = np.random.default_rng(seed)
+    real = rng.standard_normal(shape)
+    return real + 1j * rng.standard_normal(shape) if complex_ else real
+
+
+def example(steps, full, complex_, batch=()):
+    factors = draw((*batch, steps, D, D) if full else (*batch, steps, D), complex_, 0)
+    return 0.6 * factors, draw((*batch, steps, D), complex_, 1)
+
+
+def loop(factors, offsets, reverse):
+    """NumPy, instant by instant."""
+    h, states = np.zeros_like(offsets[0]), np.zeros_like(offsets)
+    for t in reversed(range(len(offsets))) if reverse else range(len(offsets)):
+        h = (factors[t] @ h if factors.ndim == 3 else factors[t] * h) + offsets[t]
+        states[t] = h
+    return states
+
+
+def sequential(factors, offsets, reverse):
+    """The same as one `lax.scan`, for derivatives."""
+
+    def body(h, inputs):
+        a, b = inputs
+        h = (a @ h if factors.ndim == 3 else a * h) + b
+        return h, h
+
+    return jax.lax.scan(body, jnp.zeros_like(offsets[0]), (factors, offsets), reverse=reverse)[1]
+
+
+def scalar(function, weights, reverse):
+    """A real number of which no part of the states drops out, real or imaginary, and not quadratic in them."""
+
+    def value(factors, offsets):
+        h = function(factors, offsets, reverse=reverse)
+        w = jnp.asarray(weights)
+        return jnp.sum(w * jnp.sin(h.real) + (w[::-1] * h.imag**3 if jnp.iscomplexobj(h) else 0))
+
+    return value
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("complex_", [False, True])
+@pytest.mark.parametrize("full", [False, True])
+def test_values_and_gradients(full, complex_, reverse, x64):
+    @quick_jit
+    def both(factors, offsets):
+        weights = np.random.default_rng(2).standard_normal(offsets.shape)
+        return [
+            (f(factors, offsets, reverse=reverse), jax.grad(scalar(f, weights, reverse), (0, 1))(factors, offsets))
+            for f in (affine_scan, sequential)
+        ]
+
+    for steps in (1, 2, 9):
+        factors, offsets = example(steps, full, complex_)
+        (got, gradients), (_, expected_gradients) = both(factors, offsets)
+        np.testing.assert_allclose(got, loop(factors, offsets, reverse), rtol=RTOL, atol=RTOL)
+        for gradient, expected in zip(gradients, expected_gradients, strict=True):
+            np.testing.assert_allclose(gradient, expected, rtol=RTOL, atol=RTOL)
+
+
+@pytest.mark.parametrize(("full", "complex_", "reverse"), [(False, False, True), (True, False, False)])
+def test_hessian(full, complex_, reverse, x64):
+    """With respect to factors and offsets and across the two, where none of the blocks is zero."""
+    factors, offsets = example(4, full, complex_)
+    weights = np.random.default_rng(2).standard_normal(offsets.shape)
+
+    @quick_jit
+    def both(*arguments):
+        return [jax.hessian(scalar(f, weights, reverse), (0, 1))(*arguments) for f in (affine_scan, sequential)]
+
+    got, expected = both(factors, offsets)
+    for block, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        assert np.any(other != 0)
+        np.testing.assert_allclose(block, other, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_forward_mode(full, x64):
+    factors, offsets = example(6, full, True)
+    tangents = draw(factors.shape, True, 3), draw(offsets.shape, True, 4)
+
+    @quick_jit
+    def both(*tangents):
+        return [
+            jax.jvp(lambda *a, f=f: f(*a, reverse=True), (factors, offsets), tangents)[1]
+            for f in (affine_scan, sequential)
+        ]
+
+    np.testing.assert_allclose(*both(*tangents), rtol=RTOL, atol=RTOL)
+
+
+@pytest.mark.parametrize("axes", [(0, 0), (None, 0), (0, None)])
+@pytest.mark.parametrize("full", [False, True])
+def test_vmap_of_values_and_gradients(full, axes, x64):
+    batch = example(5, full, False, batch=(2,))
+    weights = np.random.default_rng(2).standard_normal((5, D))
+    arguments = [a if axis == 0 else a[0] for a, axis in zip(batch, axes, strict=True)]
+    evaluate = jax.value_and_grad(scalar(affine_scan, weights, False), (0, 1))
+    expected_of = quick_jit(jax.value_and_grad(scalar(sequential, weights, False), (0, 1)))
+    together = quick_jit(jax.vmap(evaluate, in_axes=axes))(*arguments)
+    for k in range(2):
+        alone = expected_of(*(a[k] if axis == 0 else a for a, axis in zip(arguments, axes, strict=True)))
+        assert relative_error(jax.tree.map(lambda a, k=k: a[k], together), alone) <= RTOL
+
+
+def test_the_factor_that_is_never_used(x64):
+    """Into the first instant nothing comes: not even an infinite factor, nor its gradient."""
+    for reverse in (False, True):
+        factors, offsets = example(5, False, False)
+        clean = loop(factors, offsets, reverse)
+        factors[-1 if reverse else 0] = 0
+        gradient = jax.grad(lambda a, b=offsets, r=reverse: jnp.sum(affine_scan(a, b, reverse=r)))(factors)
+        np.testing.assert_array_equal(gradient[-1 if reverse else 0], 0)
+        factors[-1 if reverse else 0] = np.inf
+        np.testing.assert_allclose(affine_scan(factors, offsets, reverse=reverse), clean, rtol=RTOL)
+
+
+def primitives(jaxpr):
+    """Names of all primitives, those of inner jaxprs too."""
+    for eqn in jaxpr.eqns:
+        yield eqn.primitive.name
+        for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda p: hasattr(p, "eqns")):
+            if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
+                yield from primitives(getattr(inner, "jaxpr", inner))
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_no_loop_over_time(full):
+    """In jaxpr and compiled program of value and gradient; the rounds grow by as many for each doubling of T."""
+
+    def names(function, steps):
+        shapes = (steps, D, D) if full else (steps, D), (steps, D)
+        arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+        evaluate = jax.value_and_grad(lambda a, b: jnp.sum(jnp.sin(function(a, b, reverse=False))), (0, 1))
+        return list(primitives(jax.make_jaxpr(evaluate)(*arguments).jaxpr)), quick_jit(evaluate).lower(*arguments)
+
+    loops = {"scan", "while"}
+    looped, lowered = names(sequential, 16)  # where they are found
+    assert loops & set(looped)
+    assert " while(" in lowered.compile().as_text()
+    counts = []
+    for steps in (128, 256, 512):
+        found, lowered = names(affine_scan, steps)
+        assert not loops & set(found)
+        counts.append(len(found))
+    assert 0 < counts[1] - counts[0] == counts[2] - counts[1]
+    assert " while(" not in lowered.compile().as_text()

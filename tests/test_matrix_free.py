@@ -1,0 +1,160 @@
+"""Spectra without Jacobians: against those of the Jacobians, in closed form, and small in memory."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracles import EXAMPLES, T, linear_step, quick_jit
+
+import bptt_jax as bptt
+from bptt_jax.analysis import matrix_free
+from bptt_jax.recurrence.linearization import linearize
+
+NUM = 2
+
+
+def scaling_step(params, h, x):
+    """A Jacobian that is diagonal, and another at every step."""
+    return x * h
+
+
+def log_norms(step, params, state0, xs=None, length=None):
+    """``log ||dh_T/dh_t||`` for all t."""
+    steps = length or len(jax.tree.leaves(xs)[0])
+    return matrix_free.suffix_log_norms(linearize(step, params, state0, xs, steps), state0)
+
+
+@pytest.mark.parametrize("name", ["gru", "tokens", "complex"])
+def test_against_the_jacobians(name, x64, monkeypatch):
+    """In batches of three steps and of one product, which changes nothing."""
+    step, params, state0, xs, length = EXAMPLES[name](jnp.float64)
+    size = bptt.ravel_state(state0)[0].size
+    monkeypatch.setattr(matrix_free, "_BASIS_NUMBERS", 3 * size**2)
+
+    @quick_jit
+    def measure(params, state0, xs):
+        arguments = step, params, state0, xs
+        return (
+            bptt.jacobians(*arguments, length=length),
+            bptt.leading_singular_values(*arguments, num=NUM, length=length),
+            bptt.leading_eigenvalues(*arguments, num=NUM, length=length),
+            bptt.product_singular_values(*arguments, num=NUM, length=length),
+            log_norms(*arguments, length=T),
+        )
+
+    jacobians, singular, eigen, product, norms = jax.tree.map(np.asarray, measure(params, state0, xs))
+    np.testing.assert_allclose(singular.values, np.linalg.svd(jacobians, compute_uv=False)[:, :NUM], rtol=1e-12)
+    moduli = np.sort(np.abs(np.linalg.eigvals(jacobians)), axis=1)[:, ::-1]
+    np.testing.assert_allclose(np.abs(eigen.values), moduli[:, :NUM], rtol=1e-10, atol=1e-12)
+    spread = np.abs(eigen.values[..., None] - np.linalg.eigvals(jacobians)[:, None, :])
+    assert np.max(np.min(spread, axis=-1)) < 1e-10
+    assert np.max(singular.errors) < 1e-12  # the space is everything
+    assert np.max(eigen.errors) < 1e-12
+    after = np.eye(size)
+    for t in reversed(range(T)):
+        after = after @ jacobians[t]
+        np.testing.assert_allclose(norms[t], np.log(np.linalg.norm(after, 2)), rtol=1e-11)
+    exact = np.linalg.svd(after, compute_uv=False)[:NUM]
+    np.testing.assert_allclose(product.log_values[0], np.log(exact[0]), rtol=1e-11)
+    assert np.all(np.abs(np.exp(product.log_values) - exact) <= 10 * product.errors * exact)
+
+
+def _pieces():
+    c, s = np.cos(0.7), np.sin(0.7)
+    return {
+        "halves": (0.5 * np.eye(2), 4000 * np.log(0.5) * np.ones(2)),
+        "doubles": (2 * np.eye(2), 4000 * np.log(2) * np.ones(2)),
+        "orthogonal": (np.array([[c, -s], [s, c]]), np.zeros(2)),
+        "zero": (np.zeros((2, 2)), np.full(2, -np.inf)),
+        "nilpotent": (np.eye(2, k=1), np.full(2, -np.inf)),
+        "rank one": (np.outer([0.5, 0.5], [1, 1]), [0, -np.inf]),
+        # (a^T, T a^(T-1); 0, a^T): the norm grows T-fold against the eigenvalue.
+        "Jordan": (0.9 * np.eye(2) + np.eye(2, k=1), [4000 * np.log(0.9) + np.log(4000 / 0.9), np.nan]),
+    }
+
+
+def test_products_beyond_the_range():
+    """4000 equal factors in float32; a norm of exactly zero is minus infinity."""
+    cases = _pieces()
+    matrices = jnp.asarray(np.stack([a for a, _ in cases.values()]), jnp.float32)
+
+    @jax.jit
+    @jax.vmap
+    def measure(a):
+        return bptt.product_singular_values(linear_step, a, jnp.zeros(2), num=2, length=4000)
+
+    got = measure(matrices)
+    for k, (name, (_, exact)) in enumerate(cases.items()):
+        known = ~np.isnan(exact)
+        np.testing.assert_allclose(
+            got.log_values[k][known], np.asarray(exact)[known], rtol=2e-6, atol=5e-4, err_msg=name
+        )
+    # Of a Jordan block's product the second value is a^T / T, far below the rounding of the first.
+    assert got.errors[-1, 1] > 1 or got.log_values[-1, 1] == -np.inf
+    assert np.all(got.errors[:3] < 1e-3)
+
+
+def test_every_product_has_its_own_scale():
+    """First one direction wins by 2^120, then the other by 2^208, while both shrink beyond the range."""
+    late = np.arange(60)[:, None] >= 30
+    logs = np.where(late, np.log([1 / 64, 1.9]), np.log([4.0, 0.25])) - np.log(64)
+    exact = np.max(np.cumsum(logs[::-1], axis=0)[::-1], axis=1)
+    got = jax.jit(lambda xs: log_norms(scaling_step, None, jnp.ones(2), xs))(jnp.exp(jnp.asarray(logs)))
+    np.testing.assert_allclose(got, exact, rtol=1e-5, atol=1e-5)
+
+
+def test_nan_stays_where_it_is():
+    """A NaN in one Jacobian: its spectra, and the products with it, but no others."""
+    xs = np.full((6, 2), 0.5, np.float32)
+    xs[2, 1] = np.nan
+
+    @quick_jit
+    def measure(xs):
+        arguments = scaling_step, None, jnp.ones(2, jnp.float32), xs
+        return (
+            bptt.leading_singular_values(*arguments, num=1).values[:, 0],
+            jnp.abs(bptt.leading_eigenvalues(*arguments, num=1).values[:, 0]),
+            bptt.product_singular_values(*arguments, num=1).log_values,
+            log_norms(*arguments),
+        )
+
+    singular, radius, product, norms = measure(xs)
+    np.testing.assert_array_equal(np.isnan(singular), np.arange(6) == 2)
+    np.testing.assert_array_equal(np.isnan(radius), np.arange(6) == 2)
+    assert np.isnan(product[0])
+    np.testing.assert_allclose(norms, [np.nan] * 3 + [-3 * np.log(2), -2 * np.log(2), -np.log(2)], rtol=1e-6)
+
+
+def test_memory():
+    """At D = 4096 one Jacobian is 67 MB; what each of the functions takes is less, the weights aside."""
+    n, steps = 4096, 3
+    step = bptt.rnn(n).step
+    params = bptt.RNNParams(*(jax.ShapeDtypeStruct(s, jnp.float32) for s in ((n, n), (n, 2), (n,))))
+    state0, xs = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((n,), (steps, 2)))
+
+    @quick_jit
+    def measure(params, state0, xs):
+        arguments = step, params, state0, xs
+        return (
+            bptt.leading_singular_values(*arguments, num=NUM),
+            bptt.leading_eigenvalues(*arguments, num=NUM),
+            bptt.product_singular_values(*arguments, num=NUM),
+        )
+
+    assert measure.lower(params, state0, xs).compile().memory_analysis().temp_size_in_bytes < 4 * n * n
+
+
+def test_num_is_checked():
+    for function in (bptt.leading_singular_values, bptt.leading_eigenvalues, bptt.product_singular_values):
+        with pytest.raises(ValueError, match="num: expected at most 2, the numbers of the state, got 3"):
+            function(linear_step, np.eye(2), np.ones(2), length=3, num=3)
+        with pytest.raises(TypeError, match="num: expected an integer"):
+            function(linear_step, np.eye(2), np.ones(2), length=3, num=1.0)
+
+
+def test_half_precision_is_measured_in_single():
+    step, params, state0, xs, _ = EXAMPLES["rnn"](jnp.bfloat16)
+    shapes = jax.eval_shape(
+        lambda *arguments: bptt.leading_eigenvalues(step, *arguments, num=1), params, state0, xs
+    )
+    assert (shapes.values.dtype, shapes.errors.dtype) == (jnp.complex64, jnp.float32)
