@@ -142,13 +142,14 @@ def figure(rows: list[dict[str, Any]], s: dict[str, Any]) -> Any:
                 continue
             look = "^" if row["longest"] == s["lengths"][-1] else "o"
             ax.plot(min(x, top), max(row["longest"], least), look, color="0.1" if x < top else "0.6", ms=6)
-            ax.annotate(row["name"], (min(x, top), max(row["longest"], least)), xytext=(6, 5),
-                        textcoords="offset points", fontsize="small")  # fmt: skip
+            ax.annotate(row["name"], (min(x, top), max(row["longest"], least)), xytext=(2, 5),
+                        textcoords="offset points", fontsize="x-small", rotation=40)  # fmt: skip
         ends = np.array([least, s["lengths"][-1]])
         ax.plot(ends, ends, "k--", lw=0.8, label="longest T learned = horizon")
         ax.plot([], [], "k^", ls="", label="the longest T that was tried")
         ax.plot([], [], "o", color="0.6", ls="", label=f"horizon beyond {top}")
-        ax.set(xscale="log", yscale="log", xlabel=f"horizon {which} training (steps until a thousandth is left)")
+        ax.set(xscale="log", yscale="log", xlim=(least / 2, 4 * top), ylim=(least / 1.3, 3 * s["lengths"][-1]))
+        ax.set_xlabel(f"horizon {which} training (steps until a thousandth is left)")
     axes[0].set_ylabel("longest T learned")
     axes[0].legend(frameon=False, fontsize="small")
     fig.suptitle(f"keeping the first of T symbols, {s['hidden']} units")

@@ -8,6 +8,10 @@
     cost: exponents are fitted with and without these.
 (c) one whole update of training an lstm with `bptt_jax.training.loop` at lengths up to T = 100,000: how much memory
     and time, plain and with ``remat=True``, where both fit.
+(d) ``gradient_flow(..., num=4)``, which forms no D x D matrix: at D = 8192, T = 100, where the Jacobians alone
+    would take 27 GB, aimed at less than 24 GiB. Log norms of the products of the last 1 and of the last 10
+    Jacobians, and the singular values of the last, are compared with ARPACK's (through SciPy, in double precision,
+    by products with the weights).
 
 Two measures. "temp" is what the compiler plans for intermediate results, to the byte. "peak" is the peak of the
 resident memory of a fresh process above what it held after the imports, the inputs and a first call on a tiny case;
@@ -18,8 +22,9 @@ import os
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # several threads in LAPACK on small matrices: 2-4 times slower
 
+import time
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -36,6 +41,7 @@ from measure import (
     relative_error,
     save,
 )
+from scipy.sparse.linalg import LinearOperator, svds  # type: ignore[import-untyped]
 
 import bptt_jax as bptt
 from bptt_jax.training.loop import init_state, make_update
@@ -52,10 +58,13 @@ FULL: dict[str, Any] = {
     "hidden": 128,
     "repeats": 5,
     "training": {"lengths": [1000, 10_000, 100_000], "plain_up_to": 100_000, "batch": 8},
+    "matrix_free": {"hidden": 8192, "length": 100, "num": 4, "back": [1, 10]},
 }
 QUICK: dict[str, Any] = FULL | {"flow": [[64, 500]], "lengths": [250, 1000, 4000], "peaks_from": 4000, "repeats": 3}
 QUICK["training"] = {"lengths": [250, 1000], "plain_up_to": 1000, "batch": 2}
+QUICK["matrix_free"] = FULL["matrix_free"] | {"hidden": 256, "length": 40}
 AIM_MB = 300
+MATRIX_FREE_AIM_MB = 24 * 1024**3 / 1e6
 KINDS = ("final_state", "unroll")
 
 
@@ -184,6 +193,66 @@ def measure_training(hidden: int, repeats: int, t: dict[str, Any]) -> list[dict[
     return rows
 
 
+def matrix_free_run(hidden: int, length: int, num: int) -> dict[str, Any]:
+    """Peak of memory, seconds, and what is to be compared."""
+    jax.block_until_ready(bptt.gradient_flow(*problem(8, 8), loss, num=num))
+    step, params, h0, xs = problem(hidden, length)
+    jax.block_until_ready((params, h0, xs))
+    measure = cache(lambda: bptt.gradient_flow(step, params, h0, xs, loss, num=num))
+    start = time.perf_counter()
+    peak = peak_above_now(measure)
+    return {
+        "peak": peak,
+        "seconds": time.perf_counter() - start,
+        "product_log_norms": np.asarray(measure().product_log_norms),
+        "singular_values": np.asarray(measure().singular_values),
+        "verdict": measure().verdict,
+    }
+
+
+def reference(hidden: int, length: int, num: int, back: int) -> np.ndarray:
+    """The largest singular values of the product of the last `back` Jacobians: double precision, ARPACK."""
+    _, params, h0, xs = problem(hidden, length)
+    recurrent, into, bias, h, inputs = (np.asarray(a, np.float64) for a in (*params, h0, xs))
+    slopes = []
+    for x in inputs:
+        h = np.tanh(recurrent @ h + into @ x + bias)
+        slopes.append(1 - h**2)
+
+    def push(v: np.ndarray) -> np.ndarray:
+        for slope in slopes[-back:]:
+            v = slope * (recurrent @ v.ravel())
+        return v
+
+    def pull(u: np.ndarray) -> np.ndarray:
+        for slope in reversed(slopes[-back:]):
+            u = (slope * u.ravel()) @ recurrent
+        return u
+
+    product = LinearOperator((hidden, hidden), matvec=push, rmatvec=pull, dtype=np.float64)
+    values = svds(product, k=num, return_singular_vectors=False, rng=np.random.default_rng(0))
+    return np.sort(values)[::-1]
+
+
+def measure_matrix_free(hidden: int, length: int, num: int, back: list[int]) -> dict[str, Any]:
+    run = in_child(matrix_free_run, hidden, length, num)
+    checks = {k: reference(hidden, length, num if k == 1 else 1, k) for k in back}
+    row = {
+        "D": hidden,
+        "T": length,
+        "num": num,
+        "jacobians_MB": 4 * length * hidden**2 / MB,
+        "weights_MB": 4 * hidden**2 / MB,
+        "peak_MB": run["peak"] / MB,
+        "seconds": run["seconds"],
+        "verdict": run["verdict"],
+    }
+    for k, values in checks.items():
+        row[f"log_norm_error_{k}"] = abs(float(run["product_log_norms"][-k] - np.log(values[0])))
+    row["singular_value_error"] = relative_error(run["singular_values"][-1], checks[1])
+    return row
+
+
 def fit_exponents(rows: list[dict[str, Any]], hidden: int) -> list[dict[str, Any]]:
     """Of temp as it is; and of its increments, where the gradient of the weights (no matter of T) drops out, less
     what is O(T) in any case: the states that `unroll` returns, the copy of the inputs that `remat` makes.
@@ -225,12 +294,17 @@ def main() -> None:
     training = measure_training(s["hidden"], s["repeats"], s["training"])
     title = f"one update of training, lstm, N = {s['hidden']}, Adam; aim for the time ratio: 1.5"
     print_table(title, list(training[0]), [list(row.values()) for row in training])
+    matrix_free = measure_matrix_free(**s["matrix_free"])
+    title = f"gradient_flow, rnn, leading values only; aim for the peak: {MATRIX_FREE_AIM_MB:.0f} MB"
+    print_table(title, list(matrix_free), [list(matrix_free.values())])
     results = {
         "gradient_flow": flow,
         "unroll": rows,
         "exponents": exponents,
         "training": training,
+        "matrix_free": matrix_free,
         "aim_MB": AIM_MB,
+        "matrix_free_aim_MB": MATRIX_FREE_AIM_MB,
     }
     save(a.out, "memory", s, results)
 
