@@ -131,8 +131,8 @@ def parallel_adjoints(jacobians: Array, immediate: Array) -> ParallelAdjoints:
         fits = jnp.promote_types(given, jacobians.dtype) == jacobians.dtype
     if not fits:
         raise TypeError(
-            f"immediate: expected {jacobians.dtype}, as the jacobians, got {given}; Jacobians act on real vectors, as "
-            "of bptt_jax.ravel_state of the conjugate of a gradient"
+            f"immediate: expected {jacobians.dtype}, as the jacobians, got {given}; Jacobians act on real vectors, "
+            "as of bptt_jax.ravel_state of the conjugate of a gradient"
         )
     if jnp.shape(immediate) != jacobians.shape[:2]:
         expected, got = list(jacobians.shape[:2]), list(jnp.shape(immediate))
