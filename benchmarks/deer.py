@@ -24,6 +24,7 @@ import matplotlib.pyplot as plt
 
 FULL: dict[str, Any] = {
     "answers": ("rnn", "gru", "lstm"),
+    "variants": ("full", "damped", "diagonal"),
     "size": 100,
     "length": 1000,
     "gains": (0.5, 0.8, 1.0, 1.1, 1.2, 1.3, 1.5, 2.0),
@@ -34,10 +35,12 @@ FULL: dict[str, Any] = {
     "sizes": (4, 16, 64),
     "lengths": (100, 1000, 10_000, 100_000),
     "most_numbers": 3e7,
+    "batch": ("gru", 16, 10_000, 16),
     "repeats": 5,
 }
 QUICK = FULL | {
     "answers": ("gru",),
+    "variants": ("full",),
     "size": 20,
     "length": 100,
     "gains": (0.5, 2.0),
@@ -47,6 +50,7 @@ QUICK = FULL | {
     "linear_cells": ("lru",),
     "sizes": (4,),
     "lengths": (100, 500),
+    "batch": None,
     "repeats": 3,
 }
 PUBLISHED = {0.5: "3", 0.8: "4", 1.0: "5-14", 1.1: "13-21", 1.2: "37", 1.3: "67-91", 1.5: "170-200", 2.0: "> 750"}
@@ -70,7 +74,8 @@ def answers(s: dict[str, Any]) -> list[tuple[Any, ...]]:
             return sum(jnp.mean(jnp.square(h)) for h in jax.tree.leaves(states)), states
 
         (_, want), gradient = jax.jit(jax.value_and_grad(partial(total, bptt.unroll), has_aux=True))(params)
-        for variant, options in VARIANTS.items():
+        for variant in s["variants"]:
+            options = VARIANTS[variant]
 
             def parallel(*args: Any, options: dict[str, Any] = options) -> Any:
                 return bptt.deer(*args, **options).states
@@ -99,10 +104,10 @@ def by_gain(s: dict[str, Any]) -> list[dict[str, Any]]:
                 "standard_error": float(prediction.standard_error),
                 "predicted": prediction.verdict,
             }
-            for variant, options in VARIANTS.items():
+            for variant in s["variants"]:
                 found = bptt.deer(
                     network_step, weights, state0, length=s["length"], guess=guess,
-                    max_iterations=s["most"][variant], **options,
+                    max_iterations=s["most"][variant], **VARIANTS[variant],
                 )  # fmt: skip
                 small = np.square(np.asarray(found.residuals)) <= 1e-10
                 row[variant] = int(np.argmax(small)) + 1 if small.any() else math.inf
@@ -171,14 +176,14 @@ def times(kind: str, size: int, length: int, batch: int, s: dict[str, Any]) -> d
 def figure(gains: list[dict[str, Any]], timed: list[dict[str, Any]], s: dict[str, Any]) -> Any:
     fig, (left, right) = plt.subplots(1, 2, figsize=(12, 4.3), layout="constrained")
     colours = {"full": "C0", "damped": "C1", "diagonal": "C2"}
-    for variant, colour in colours.items():
-        most = s["most"][variant]
+    for variant in s["variants"]:
+        colour, most = colours[variant], s["most"][variant]
         made = [(r["gain"], min(r[variant], most)) for r in gains]
         done = [p for p, r in zip(made, gains, strict=True) if math.isfinite(r[variant])]
         open_ = [p for p, r in zip(made, gains, strict=True) if not math.isfinite(r[variant])]
         left.plot(*zip(*done, strict=True), "o", ms=5, color=colour, label=variant) if done else None
         left.plot(*zip(*open_, strict=True), "^", ms=6, mfc="none", color=colour) if open_ else None
-    left.plot([], [], "k^", mfc="none", label=f"not within {', '.join(str(n) for n in s['most'].values())}")
+    left.plot([], [], "k^", mfc="none", label=f"not within {', '.join(str(s['most'][v]) for v in s['variants'])}")
     left.set(yscale="log", ylim=(0.9, None), xlabel="gain of the recurrent weights", ylabel="iterations")
     left.legend(frameon=False, loc="lower right", fontsize="small")
     exponents = left.twinx()
@@ -214,11 +219,11 @@ def main() -> None:
     print_table(
         f"s' = W tanh(s), D = {s['size']}, T = {s['length']}, float64: iterations until the mean squared residual "
         "is below 1e-10",
-        ("gain", "exponent", "predicted", *VARIANTS, "published, full (D = 100, T = 1000)", "converged, full"),
+        ("gain", "exponent", "predicted", *s["variants"], "published, full (D = 100, T = 1000)", "converged, full"),
         [
             (
                 r["gain"], f"{r['exponent']:.4f} +- {r['standard_error']:.4f}", r["predicted"],
-                *(r[v] if math.isfinite(r[v]) else f"> {s['most'][v]}" for v in VARIANTS),
+                *(r[v] if math.isfinite(r[v]) else f"> {s['most'][v]}" for v in s["variants"]),
                 PUBLISHED[r["gain"]], r["full_converged"],
             )
             for r in gains
@@ -232,7 +237,7 @@ def main() -> None:
         for length in s["lengths"]
         if kind in s["linear_cells"] or length * size**2 <= s["most_numbers"]
     ]
-    timed = [times(*setting, s) for setting in [*settings, ("gru", s["sizes"][-1] // 4, s["lengths"][-2], 16)]]
+    timed = [times(*setting, s) for setting in [*settings, *([s["batch"]] if s["batch"] else [])]]
     print_table(
         "Time of the sequential evaluation over that of the parallel one (above 1: parallel is faster), float32, "
         f"medians of {s['repeats']} or more by turns",

@@ -56,6 +56,7 @@ def test_against_the_jacobians(name, x64, monkeypatch):
         np.testing.assert_allclose(norms[t], np.log(np.linalg.norm(after, 2)), rtol=1e-11)
     exact = np.linalg.svd(after, compute_uv=False)[:NUM]
     np.testing.assert_allclose(product.log_values[0], np.log(exact[0]), rtol=1e-11)
+    assert np.max(product.errors) < 1e-6
     assert np.all(np.abs(np.exp(product.log_values) - exact) <= 10 * product.errors * exact)
 
 
@@ -153,8 +154,17 @@ def test_num_is_checked():
 
 
 def test_half_precision_is_measured_in_single():
-    step, params, state0, xs, _ = EXAMPLES["rnn"](jnp.bfloat16)
-    shapes = jax.eval_shape(
-        lambda *arguments: bptt.leading_eigenvalues(step, *arguments, num=1), params, state0, xs
-    )
-    assert (shapes.values.dtype, shapes.errors.dtype) == (jnp.complex64, jnp.float32)
+    """Its products are rounded to 8 bits; the spaces, and what comes out, are single."""
+    a = np.array([[0.5, 0.25, 0], [-0.125, 1.0, 0.5], [0.25, 0, -0.75]])
+
+    @quick_jit
+    def measure(a):
+        arguments = linear_step, a, jnp.ones(3, jnp.bfloat16)
+        options = {"num": 3, "length": 2}
+        return bptt.leading_singular_values(*arguments, **options), bptt.leading_eigenvalues(*arguments, **options)
+
+    singular, eigen = measure(jnp.asarray(a, jnp.bfloat16))
+    np.testing.assert_allclose(singular.values[0], np.linalg.svd(a, compute_uv=False), rtol=0.02)
+    moduli = np.sort(np.abs(np.linalg.eigvals(a)))[::-1]
+    np.testing.assert_allclose(np.abs(eigen.values[0]), moduli, rtol=0.02)
+    assert (singular.errors.dtype, eigen.values.dtype) == (jnp.float32, jnp.complex64)

@@ -43,8 +43,8 @@ class ParallelPrediction(NamedTuple):
 
     @property
     def statement(self) -> str:
-        """One line: the exponent, what follows from it, and what an iteration with full Jacobians costs: 4 T D^3
-        flops in products of matrices and some 3 T D^2 numbers of memory.
+        """One line: the exponent, what follows from it, and what an iteration with full Jacobians costs: some
+        2 T D^3 flops in products of matrices and 3 T D^2 numbers of memory.
         """
         exponent, error, steps, size = self._decisive
         follows = {
@@ -54,7 +54,7 @@ class ParallelPrediction(NamedTuple):
         }[self.verdict]
         return (
             f"exponent {exponent:.3g} +- {error:.2g} nats per step over {steps} steps: {follows}; each takes "
-            f"{4.0 * steps * size**3:.2g} flops and {3.0 * steps * size**2:.2g} numbers"
+            f"{2.0 * steps * size**3:.2g} flops and {3.0 * steps * size**2:.2g} numbers"
         )
 
     @property
