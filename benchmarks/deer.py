@@ -237,7 +237,8 @@ def main() -> None:
         for length in s["lengths"]
         if kind in s["linear_cells"] or length * size**2 <= s["most_numbers"]
     ]
-    timed = [times(*setting, s) for setting in [*settings, *([s["batch"]] if s["batch"] else [])]]
+    settings += [s["batch"]] if s["batch"] else []
+    timed = [times(*setting, s) for setting in settings]
     print_table(
         "Time of the sequential evaluation over that of the parallel one (above 1: parallel is faster), float32, "
         f"medians of {s['repeats']} or more by turns",

@@ -41,7 +41,7 @@ from measure import (
     relative_error,
     save,
 )
-from scipy.sparse.linalg import LinearOperator, svds  # type: ignore[import-untyped]
+from scipy.sparse.linalg import LinearOperator, svds
 
 import bptt_jax as bptt
 from bptt_jax.training.loop import init_state, make_update

@@ -26,6 +26,7 @@ LAZY = {
     "pydoc_data",
     "orbax",
     "fcntl",
+    "scipy",
 }  # dear to import, or not everywhere there
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): ast.parse(path.read_text(encoding="utf-8"))

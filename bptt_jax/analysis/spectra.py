@@ -7,6 +7,7 @@ and leaves the others of its stack alone (LAPACK is never shown it).
 import jax
 import jax.numpy as jnp
 
+from bptt_jax.analysis.host_lapack import host_eigenvalues, host_singular_values
 from bptt_jax.step import Array, check_matrices
 
 
@@ -63,13 +64,13 @@ def condition_number(matrices: Array) -> Array:
 @jax.jit
 def _singular_values(matrices: Array) -> Array:
     safe, bad = _without_nonfinite(matrices)
-    return jnp.where(bad, jnp.nan, jnp.linalg.svd(safe, compute_uv=False))
+    return jnp.where(bad, jnp.nan, _svd(safe))
 
 
 @jax.jit
 def _eigenvalues(matrices: Array) -> Array:
     safe, bad = _without_nonfinite(matrices)
-    values = jnp.linalg.eigvals(safe)
+    values = _eigvals(safe)
     # Stable, so that conjugate pairs, whose moduli are equal to the last bit, keep LAPACK's order.
     order = jnp.argsort(-jnp.abs(values), axis=-1, stable=True)
     return jnp.where(bad, jnp.nan, jnp.take_along_axis(values, order, axis=-1))
@@ -78,3 +79,27 @@ def _eigenvalues(matrices: Array) -> Array:
 def _without_nonfinite(matrices: Array) -> tuple[Array, Array]:
     bad = ~jnp.all(jnp.isfinite(matrices), axis=(-2, -1), keepdims=True)
     return jnp.where(bad, 0, matrices), bad[..., 0]
+
+
+@jax.custom_jvp
+def _svd(matrices: Array) -> Array:
+    return jax.lax.platform_dependent(matrices, cpu=host_singular_values, default=_svd_of_jax)
+
+
+@_svd.defjvp
+def _svd_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    return jax.jvp(_svd_of_jax, primals, tangents)
+
+
+@jax.custom_jvp
+def _eigvals(matrices: Array) -> Array:
+    return jax.lax.platform_dependent(matrices, cpu=host_eigenvalues, default=jnp.linalg.eigvals)
+
+
+@_eigvals.defjvp
+def _eigvals_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    return jax.jvp(jnp.linalg.eigvals, primals, tangents)
+
+
+def _svd_of_jax(matrices: Array) -> Array:
+    return jnp.linalg.svd(matrices, compute_uv=False)
