@@ -1,7 +1,9 @@
 """The command ``bptt-jax``."""
 
 import argparse
+import contextlib
 import os
+import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,6 +46,19 @@ Interrupted or killed, the same command goes on from the last checkpoint; --upda
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} (see --help)\n")
+
+
+def run() -> int:
+    """`main`, where programs once compiled are kept for the next time, in the user's cache folder."""
+    if jax.config.jax_compilation_cache_dir is None:  # not the user's own
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = caches / "bptt_jax" / platform.node()  # another machine's processor may lack instructions
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            jax.config.update("jax_compilation_cache_dir", str(folder))
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    return main()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -331,4 +346,4 @@ def _seed(text: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -52,6 +53,25 @@ def default_run(tmp_path_factory) -> tuple[str, dict, Path]:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout, json.loads((out / "flow.json").read_text()), out
+
+
+def test_what_was_compiled_is_kept(default_run, tmp_path) -> None:
+    """In the cache folder of the user; one that cannot be written, or is the user's own choice, is left alone."""
+    kept = [path.name for path in Path(os.environ["XDG_CACHE_HOME"]).glob("bptt_jax/*/*")]
+    assert any(name.startswith("jit_") for name in kept)
+    program = (
+        "import jax, bptt_jax.__main__ as m; m.main = lambda: print(jax.config.jax_compilation_cache_dir); m.run()"
+    )
+    (tmp_path / "file").touch()
+    own = str(tmp_path / "own")
+    for changed, expected in (
+        ({"XDG_CACHE_HOME": str(tmp_path / "file" / "below")}, "None"),
+        ({"JAX_COMPILATION_CACHE_DIR": own}, own),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=os.environ | changed, capture_output=True, text=True, timeout=100
+        )
+        assert done.stdout == f"{expected}\n", done.stderr
 
 
 def test_prints_the_table_and_says_where_the_files_are(default_run) -> None:
