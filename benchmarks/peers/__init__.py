@@ -1,8 +1,8 @@
 """The same jobs as other libraries' users would write them, each library in a module of its own.
 
-A module whose library is not installed is skipped by what asks for it, which says so; the extra `bench` installs all
-of them. Weights come from `bptt_jax`'s cells and gradients are given back in their form, so that answers can be compared
-before times are.
+A module whose library is not installed is skipped by what asks for it, which says so; the extra `bench` installs
+them all. Weights come from `bptt_jax`'s cells and gradients are given back in their form, so that answers can be
+compared before times are.
 """
 
 from collections.abc import Callable, Mapping
