@@ -9,7 +9,6 @@ Beside it `bptt_jax.adjoints` of the same loss, which gives every dL/dh_t too: w
 with `jax.vmap` outside, where every sequence has a gradient of its own, of which the mean is taken.
 """
 
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -128,9 +127,7 @@ def measure(size: Size, modules: dict[str, Any], repeats: int) -> dict[str, Any]
     if wrong:
         raise SystemExit(f"{size}: these deviate from ours: {wrong}")
 
-    candidates["pause"] = partial(time.sleep, 0.01)  # the threads of torch, the last, spin on for a while
     times = interleaved_medians(candidates, repeats)
-    del times["pause"]
     ratios = {
         name: times[name] / times[f"ours, equations of {name}" if name in other else "ours"]
         for name in (*made, *ADJOINTS)

@@ -38,22 +38,25 @@ def gru(step: bptt.Step, p: Any, h0: jax.Array, xs: jax.Array) -> jax.Array:
 
 
 def lstm(step: bptt.Step, p: Any, state0: Any, xs: jax.Array) -> jax.Array:
-    """Four blocks: of h and c by h and c."""
+    """Rows of c: ``diag(g i') [W_i 0] + diag(c f') [W_f 0] + diag(i g') [W_g 0] + diag(f) [0 1]``.
+
+    Rows of h: ``diag(tanh(c) o') [W_o 0] + diag(o tanh'(c))`` times those.
+    """
     states = bptt.unroll(step, p, state0, xs)
     h, c = _before(state0.h, states.h), _before(state0.c, states.c)
     i, f, g, o = jnp.split(h @ p.recurrent.T + xs @ p.input.T + p.bias[None], 4, axis=-1)
     i, f, g, o = sigmoid(i), sigmoid(f), jnp.tanh(g), sigmoid(o)
-    w_i, w_f, w_g, w_o = jnp.split(p.recurrent, 4)
+    w_i, w_f, w_g, w_o = jnp.split(jnp.pad(p.recurrent, ((0, 0), (0, h.shape[1]))), 4)
     squashed = jnp.tanh(states.c)
-    outwards = o * (1 - squashed**2)
-    c_by_h = (
+    c_rows = (
         (g * i * (1 - i))[:, :, None] * w_i[None]
         + (c * f * (1 - f))[:, :, None] * w_f[None]
         + (i * (1 - g**2))[:, :, None] * w_g[None]
+        + f[:, :, None] * jnp.eye(h.shape[1], 2 * h.shape[1], h.shape[1])[None]
     )
-    h_by_h = (squashed * o * (1 - o))[:, :, None] * w_o[None] + outwards[:, :, None] * c_by_h
-    eye = jnp.eye(state0.h.size)[None]
-    return jnp.block([[h_by_h, (outwards * f)[:, :, None] * eye], [c_by_h, f[:, :, None] * eye]])
+    through_o, through_c = squashed * o * (1 - o), o * (1 - squashed**2)
+    h_rows = through_o[:, :, None] * w_o[None] + through_c[:, :, None] * c_rows
+    return jnp.concatenate([h_rows, c_rows], axis=1)
 
 
 JACOBIANS: dict[str, Callable[..., jax.Array]] = {"rnn": rnn, "gru": gru, "lstm": lstm}
