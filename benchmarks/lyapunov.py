@@ -41,7 +41,7 @@ import bptt_jax as bptt
 try:
     import torch
 except ImportError:
-    torch = None  # type: ignore[assignment]
+    torch = None
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

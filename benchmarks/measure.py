@@ -9,6 +9,7 @@ import argparse
 import multiprocessing
 import os
 import platform
+import random
 import resource
 import statistics
 import sys
@@ -52,15 +53,18 @@ def seconds(run: Callable[[], Any]) -> float:
 def interleaved_medians(candidates: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
     """Median seconds of each candidate; they take turns, after one call each that does not count.
 
-    Short ones are repeated more often than asked, until all together have taken two seconds.
+    The order is drawn anew every round, so that what one leaves behind (spinning threads, a cold cache) hits all of
+    them. Short ones are repeated more often than asked, until all together have taken two seconds.
     """
     for run in candidates.values():
         seconds(run)
     times: dict[str, list[float]] = {name: [] for name in candidates}
+    order, draw = list(candidates), random.Random(0)
     start = time.perf_counter()
-    while len(next(iter(times.values()))) < repeats or time.perf_counter() - start < 2:
-        for name, run in candidates.items():
-            times[name].append(seconds(run))
+    while len(times[order[0]]) < repeats or time.perf_counter() - start < 2:
+        draw.shuffle(order)
+        for name in order:
+            times[name].append(seconds(candidates[name]))
     return {name: statistics.median(t) for name, t in times.items()}
 
 

@@ -3,6 +3,7 @@
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 
 from bptt_jax.recurrence.unroll import unroll
 from bptt_jax.step import Array, Params, PyTree, State, Step, check_arguments, check_step, prepend, ravel_state
@@ -44,4 +45,9 @@ def jacobian_at(step: Step, params: Params, state: State, x: PyTree) -> Array:
     weights (W h) is differentiated once for all states.
     """
     vector, unravel = ravel_state(state)
-    return jax.jacfwd(lambda v: ravel_state(step(params, unravel(v), x))[0])(vector)
+
+    def leaves(v: Array) -> list[Array]:
+        return [ravel_state(leaf)[0].astype(v.dtype) for leaf in jax.tree.leaves(step(params, unravel(v), x))]
+
+    # Joined after differentiation: joining within it made the Jacobians of an LSTM 2.5 to 6 times slower on CPU.
+    return jnp.concatenate(jax.jacfwd(leaves)(vector))

@@ -1,0 +1,111 @@
+"""How fast are the exact Jacobians of all steps, against PyTorch's and against formulas coded by hand?
+
+Ours is `bptt_jax.jacobians`, which unrolls the cell and differentiates its step. By hand are the closed formulas of
+the three cells in JAX, after the same unrolling. PyTorch is `torch.func.vmap` of `jacfwd` and of `jacrev`, of which
+the faster counts; it is given the states, so that its loop over time is not measured. T is such that the Jacobians
+fill at most 300 MB. Float32; answers are compared before times.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import peers
+from measure import compiled, interleaved_medians, parser, print_table, relative_error, save
+from peers import closed_jacobians
+
+import bptt_jax as bptt
+
+INPUT_SIZE = 16
+FULL: dict[str, Any] = {
+    "cells": ["rnn", "gru", "lstm"],
+    "hidden": [16, 64, 128, 256, 512],
+    "length": 1000,
+    "bytes": 3e8,
+    "repeats": 7,
+}
+QUICK = FULL | {"hidden": [16, 32], "length": 100, "repeats": 3}
+TORCH_AIM, HAND_AIM = 5.0, 1.5
+DEVIATION = 1e-4
+
+
+def measure(name: str, hidden: int, torch_peer: Any, s: dict[str, Any]) -> dict[str, Any]:
+    cell = getattr(bptt, name)(hidden)
+    k_params, k_xs = jax.random.split(jax.random.key(0))
+    params, state0 = cell.init(k_params, INPUT_SIZE), cell.initial_state()
+    size = bptt.ravel_state(state0)[0].size
+    length = min(s["length"], int(s["bytes"] / (4 * size**2)))
+    xs = jax.random.normal(k_xs, (length, INPUT_SIZE))
+    jobs = {
+        "ours": partial(bptt.jacobians, cell.step),
+        "by hand": partial(closed_jacobians.JACOBIANS[name], cell.step),
+    }
+    runs: dict[str, Callable[[], Any]] = {}
+    compile_seconds = {}
+    for label, job in jobs.items():
+        executable, compile_seconds[label] = compiled(job, params, state0, xs)
+        runs[label] = partial(executable, params, state0, xs)
+    if torch_peer is not None:
+        states = bptt.unroll(cell.step, params, state0, xs)
+        before = jax.tree.map(lambda h0, h: jnp.concatenate([h0[None], h[:-1]]), state0, states)
+        vectors = jax.vmap(lambda h: bptt.ravel_state(h)[0])(before)
+        for mode in torch_peer.MODES:
+            runs[f"torch {mode}"] = torch_peer.jacobians(name, mode, params, vectors, xs)
+    expected = runs["ours"]()
+    deviations = {label: relative_error(run(), expected) for label, run in runs.items()}
+    wrong = {label: e for label, e in deviations.items() if not e < DEVIATION}
+    if wrong:
+        raise SystemExit(f"{name} {hidden}: these deviate from ours: {wrong}")
+    times = interleaved_medians(runs, s["repeats"])
+    return {
+        "cell": name,
+        "N": hidden,
+        "T": length,
+        "ours_ms": 1e3 * times["ours"],
+        "ratios": {label: t / times["ours"] for label, t in times.items() if label != "ours"},
+        "deviations": deviations,
+        "compile_seconds": compile_seconds,
+    }
+
+
+def main() -> None:
+    a = parser(__doc__).parse_args()
+    s = QUICK if a.quick else FULL
+    modules, missing = peers.installed({"torch": "torch_jacobians"})
+    rows = []
+    for name in s["cells"]:
+        for hidden in s["hidden"]:
+            rows.append(measure(name, hidden, modules.get("torch"), s))
+            print(rows[-1], flush=True)
+    labels = ("by hand", "torch jacfwd", "torch jacrev")
+    absent = "no torch" if missing else None
+    print_table(
+        "Time of the peer over ours (above 1: ours is faster)",
+        ("cell", "N", "T", "ours, ms", *labels),
+        [
+            (r["cell"], r["N"], r["T"], r["ours_ms"], *(r["ratios"].get(label, absent) for label in labels))
+            for r in rows
+        ],
+    )
+
+    def report(what: str, reached: dict[str, bool]) -> None:
+        missed = ", ".join(row for row, yes in reached.items() if not yes)
+        print(f"{what}: {sum(reached.values())} of {len(reached)} rows", f"(not {missed})" if missed else "")
+
+    title = "{cell} {N}".format
+    report(
+        f"at most {HAND_AIM} times as long as by hand",
+        {title(**r): 1 / r["ratios"]["by hand"] <= HAND_AIM for r in rows},
+    )
+    if not missing:
+        report(
+            f"at least {TORCH_AIM} times as fast as torch",
+            {title(**r): min(r["ratios"][label] for label in labels[1:]) >= TORCH_AIM for r in rows},
+        )
+    save(a.out, "jacobian_speed", s | {"input_size": INPUT_SIZE}, {"rows": rows, "missing": missing})
+
+
+if __name__ == "__main__":
+    main()

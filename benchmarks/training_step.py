@@ -1,0 +1,196 @@
+"""Is a training step of an unrolled cell as fast as with the library that a user would otherwise take?
+
+The job: loss and gradient with respect to all weights of ``mean(h^2)`` over all hidden states of a batch, float32,
+inputs batch first, h_0 = 0, no gradient of the inputs. Ours is `jax.value_and_grad` of vmapped `bptt_jax.unroll`.
+Each peer (`benchmarks/peers/`) has the same weights; losses and gradients are compared before times are, and a peer
+whose cell has other equations is compared with, and timed against, those equations as a step of ours.
+
+Beside it `bptt_jax.adjoints` of the same loss, which gives every dL/dh_t too: with the batch inside the step, and
+with `jax.vmap` outside, where every sequence has a gradient of its own, of which the mean is taken.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import peers
+from measure import compiled, interleaved_medians, parser, print_table, relative_error, save
+from peers import scan_rnn
+
+import bptt_jax as bptt
+
+
+class Size(NamedTuple):
+    cell: str
+    hidden: int
+    inputs: int
+    batch: int
+    length: int
+
+
+FULL: dict[str, Any] = {
+    "sizes": [
+        Size("rnn", 32, 16, 32, 300),
+        Size("rnn", 128, 32, 32, 500),
+        Size("rnn", 512, 128, 32, 100),
+        Size("gru", 32, 16, 32, 300),
+        Size("gru", 256, 64, 64, 200),
+        Size("gru", 512, 128, 32, 100),
+        Size("lstm", 32, 16, 32, 300),
+        Size("lstm", 64, 16, 32, 300),
+        Size("lstm", 128, 32, 32, 500),
+        Size("lstm", 512, 128, 32, 100),
+    ],
+    "repeats": 9,
+}
+QUICK: dict[str, Any] = {"sizes": [Size("rnn", 32, 8, 16, 50), Size("lstm", 32, 8, 16, 50)], "repeats": 3}
+LIBRARIES = {"flax": "flax_rnn", "haiku": "haiku_rnn", "keras": "keras_rnn", "equinox": "equinox_rnn"}
+LIBRARIES["torch"] = "torch_rnn"
+TORCH = ("torch", "torch, 1 thread")
+JAX_PEERS = ("scan", "scan, inputs first", *(name for name in LIBRARIES if name != "torch"))
+PEERS = (*JAX_PEERS, *TORCH)
+ADJOINTS = ("adjoints, batch in the step", "adjoints, vmap outside")
+TORCH_AIM = {"rnn": 1.0, "gru": 1.0, "lstm": 0.95}
+ADJOINTS_AIM = 1.1
+AIMS = {
+    "jax": "as fast as the fastest of the JAX peers",
+    "torch": f"as fast as torch, of its two the faster ({TORCH_AIM['lstm']} of it for lstm)",
+    "adjoints": f"every dL/dh_t with the gradient, batch in the step, for at most {ADJOINTS_AIM} of ours without",
+}
+DEVIATION = 1e-4
+
+
+def hidden(states: Any) -> jax.Array:
+    return states.h if isinstance(states, bptt.LSTMState) else states
+
+
+def loss(states: Any) -> jax.Array:
+    return jnp.mean(jnp.square(hidden(states)))
+
+
+def ours(step: bptt.Step, state0: Any, params: Any, xs: jax.Array) -> Any:
+    def of(params: Any) -> jax.Array:
+        return loss(jax.vmap(partial(bptt.unroll, step, params, state0))(xs))
+
+    return jax.value_and_grad(of)(params)
+
+
+def adjoints_inside(step: bptt.Step, state0: Any, params: Any, xs: jax.Array) -> Any:
+    batched = jax.vmap(step, (None, 0, 0))
+    starts = jax.tree.map(lambda h: jnp.zeros((xs.shape[0], *h.shape)), state0)
+    found = bptt.adjoints(batched, params, starts, jnp.swapaxes(xs, 0, 1), loss)
+    return found.loss, found.params_grad, found.adjoints, found.log_norms
+
+
+def adjoints_outside(step: bptt.Step, state0: Any, params: Any, xs: jax.Array) -> Any:
+    found = jax.vmap(lambda x: bptt.adjoints(step, params, state0, x, loss))(xs)
+    mean = jax.tree.map(lambda a: jnp.mean(a, 0), (found.loss, found.params_grad))
+    return *mean, found.adjoints, found.log_norms
+
+
+def measure(size: Size, modules: dict[str, Any], repeats: int) -> dict[str, Any]:
+    cell = getattr(bptt, size.cell)(size.hidden)
+    k_params, k_bias, k_xs = jax.random.split(jax.random.key(0), 3)
+    params = cell.init(k_params, size.inputs)
+    params = params._replace(bias=params.bias + 0.1 * jax.random.normal(k_bias, params.bias.shape))
+    xs = jax.random.normal(k_xs, (size.batch, size.length, size.inputs))
+
+    candidates: dict[str, Callable[[], Any]] = {}
+    compile_seconds: dict[str, float | None] = {}
+    deviations: dict[str, float] = {}
+
+    def add(name: str, function: Callable[..., Any], step: bptt.Step) -> Any:
+        run, compile_seconds[name] = compiled(partial(function, step, cell.initial_state()), params, xs)
+        candidates[name] = partial(run, params, xs)
+        return candidates[name]()
+
+    answer = add("ours", ours, cell.step)
+    made = {"scan": scan_rnn.training_step(size.cell, params, xs)}
+    made["scan, inputs first"] = scan_rnn.training_step(size.cell, params, xs, inputs_first=True)
+    made |= {name: module.training_step(size.cell, params, xs) for name, module in modules.items()}
+    if "torch" in modules:
+        made["torch, 1 thread"] = modules["torch"].training_step(size.cell, params, xs, threads=1)
+    made = {name: peer for name, peer in made.items() if peer is not None}
+    other = [name for name, peer in made.items() if peer.step is not None]
+    for name, function in zip(ADJOINTS, (adjoints_inside, adjoints_outside), strict=True):
+        deviations[name] = relative_error(add(name, function, cell.step)[:2], answer)
+    for name, peer in made.items():
+        value, gradients = peer.run()
+        found = peer.as_ours(gradients)
+        expected = answer if peer.step is None else add(f"ours, equations of {name}", ours, peer.step)
+        shared = type(params)(*(None if g is None else e for g, e in zip(found, expected[1], strict=True)))
+        deviations[name] = relative_error((float(value), found), (expected[0], shared))
+        candidates[name], compile_seconds[name] = peer.run, peer.compile_seconds
+    wrong = {n: e for n, e in deviations.items() if not e < (made[n].tolerance if n in made else DEVIATION)}
+    if wrong:
+        raise SystemExit(f"{size}: these deviate from ours: {wrong}")
+
+    times = interleaved_medians(candidates, repeats)
+    ratios = {
+        name: times[name] / times[f"ours, equations of {name}" if name in other else "ours"]
+        for name in (*made, *ADJOINTS)
+    }
+    return {
+        "size": size._asdict(),
+        "ms": {name: 1e3 * t for name, t in times.items()},
+        "ratios": ratios,
+        "other_equations": other,
+        "deviations": deviations,
+        "compile_seconds": compile_seconds,
+    }
+
+
+def judged(row: dict[str, Any]) -> dict[str, bool]:
+    """Which aims a row reaches."""
+    ratios = row["ratios"]
+    reached = {
+        "jax": min(ratios[n] for n in JAX_PEERS if n in ratios) >= 1,
+        "adjoints": ratios[ADJOINTS[0]] <= ADJOINTS_AIM,
+    }
+    if "torch" in ratios:
+        reached["torch"] = min(ratios[n] for n in TORCH) >= TORCH_AIM[row["size"]["cell"]]
+    return reached
+
+
+def main() -> None:
+    a = parser(__doc__).parse_args()
+    s = QUICK if a.quick else FULL
+    modules, missing = peers.installed(LIBRARIES)
+    rows = []
+    for size in s["sizes"]:
+        rows.append(measure(size, modules, s["repeats"]))
+        print(size, {k: round(r, 2) for k, r in rows[-1]["ratios"].items()}, flush=True)
+
+    def text(row: dict[str, Any], name: str) -> str | None:
+        library = name.split(",")[0]
+        if library in missing:
+            return f"no {missing[library]}"
+        if name not in row["ratios"]:
+            return None
+        return f"{row['ratios'][name]:.2f}" + ("*" if name in row["other_equations"] else "")
+
+    head = ("cell", "N", "inputs", "batch", "T", "ours, ms")
+    print_table(
+        "Time of the peer over ours (above 1: ours is faster). *: other equations, over ours with those; "
+        "-: no such cell; 'no X': X is not installed",
+        (*head, *PEERS),
+        [(*row["size"].values(), row["ms"]["ours"], *(text(row, name) for name in PEERS)) for row in rows],
+    )
+    print_table(
+        "Time over ours without adjoints (below 1: with adjoints is faster)",
+        (*head, *ADJOINTS),
+        [(*row["size"].values(), row["ms"]["ours"], *(text(row, name) for name in ADJOINTS)) for row in rows],
+    )
+    for aim, what in AIMS.items():
+        verdicts = {"{cell} {hidden}".format(**row["size"]): judged(row)[aim] for row in rows if aim in judged(row)}
+        missed = ", ".join(name for name, reached in verdicts.items() if not reached)
+        print(
+            f"{what}: {sum(verdicts.values())} of {len(verdicts)} rows" + (f"; not in {missed}" if missed else "")
+        )
+    save(a.out, "training_step", s, {"rows": rows, "missing": missing})
+
+
+if __name__ == "__main__":
+    main()
