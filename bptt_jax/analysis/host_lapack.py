@@ -61,23 +61,30 @@ def _eigenvalues(matrices: np.ndarray) -> np.ndarray:
     # the interpreter's lock. Rows are columns there, which eigenvalues do not mind.
     count, size, _ = matrices.shape
     kind, real = matrices.dtype.char, np.finfo(matrices.dtype).dtype
+    routine = _lapack({"f": "sgeev", "d": "dgeev", "F": "cgeev", "D": "zgeev"}[kind])
+    matrices = matrices.copy()
+    # Of real matrices LAPACK gives real and imaginary parts apart.
     values = np.empty((2, count, size), real) if kind in "fd" else np.empty((1, count, size), matrices.dtype)
-    matrices, info = matrices.copy(), np.zeros(1, np.intc)
-    n, one, none, wanted = (np.array([k], np.intc) for k in (size, 1, ord("N"), -1))
-    work, more = np.empty(1, matrices.dtype), np.empty(2 * size, real)
+    none, n, one, info = (np.array([k], np.intc) for k in (ord("N"), size, 1, 0))
+    more = np.empty(2 * size, real)
+    last = [info.ctypes.data] if kind in "fd" else [more.ctypes.data, info.ctypes.data]
+    no, order, unused = none.ctypes.data, n.ctypes.data, one.ctypes.data  # once: they cost more than small matrices
 
-    def geev(k: int, wanted: np.ndarray, work: np.ndarray) -> None:
-        arrays = [none, none, n, matrices[k], n, *values[:, k], one, one, one, one, work, wanted]
-        arrays += [info] if kind in "fd" else [more, info]
-        _lapack(f"{'sdcz'['fdFD'.index(kind)]}geev")(*(a.ctypes.data for a in arrays))
+    def geev(rows: range, work: np.ndarray, length: int) -> None:
+        wanted = np.array([length], np.intc)
+        space = work.ctypes.data, wanted.ctypes.data
+        start, found = matrices.ctypes.data, [part.ctypes.data for part in values]
+        for k in rows:
+            here = [part + k * values.strides[1] for part in found]
+            matrix = start + k * matrices.strides[0]
+            routine(no, no, order, matrix, order, *here, unused, unused, unused, unused, *space, *last)
+            if info[0] != 0:  # did not converge
+                values[:, k] = np.nan
 
-    geev(0, wanted, work)  # asks for the size of the workspace
-    work = np.empty(int(work[0].real), matrices.dtype)
-    wanted = np.array([work.size], np.intc)
-    for k in range(count):
-        geev(k, wanted, work)
-        if info[0] != 0:  # did not converge
-            values[:, k] = np.nan
+    best = np.empty(1, matrices.dtype)
+    geev(range(1), best, -1)  # asks for the length of the workspace
+    work = np.empty(int(best[0].real), matrices.dtype)
+    geev(range(count), work, work.size)
     return values[0] + 1j * values[1] if kind in "fd" else values[0]
 
 
