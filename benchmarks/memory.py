@@ -12,6 +12,10 @@
     would take 27 GB, aimed at less than 24 GiB. Log norms of the products of the last 1 and of the last 10
     Jacobians, and the singular values of the last, are compared with ARPACK's (through SciPy, in double precision,
     by products with the weights).
+(e) what is asked for at most 4 GiB: `gradient_flow` at T = 1,000,000, D = 64 and at T = 2000, D = 1024, and the
+    gradient of a loss on the last state over T = 1,000,000 steps at D = 128 (``remat=True``). The plan, results
+    included, is that with the spectra of every step; run it is with those of some steps, which take the same memory
+    but for the results.
 
 Two measures. "temp" is what the compiler plans for intermediate results, to the byte. "peak" is the peak of the
 resident memory of a fresh process above what it held after the imports, the inputs and a first call on a tiny case;
@@ -59,12 +63,15 @@ FULL: dict[str, Any] = {
     "repeats": 5,
     "training": {"lengths": [1000, 10_000, 100_000], "plain_up_to": 100_000, "batch": 8},
     "matrix_free": {"hidden": 8192, "length": 100, "num": 4, "back": [1, 10]},
+    "large": {"flow": [[64, 1_000_000, 1000], [1024, 2000, 500]], "gradient": [128, 1_000_000]},
 }
 QUICK: dict[str, Any] = FULL | {"flow": [[64, 500]], "lengths": [250, 1000, 4000], "peaks_from": 4000, "repeats": 3}
 QUICK["training"] = {"lengths": [250, 1000], "plain_up_to": 1000, "batch": 2}
 QUICK["matrix_free"] = FULL["matrix_free"] | {"hidden": 256, "length": 40}
+QUICK["large"] = {"flow": [[64, 2000, 1000]], "gradient": [128, 10_000]}
 AIM_MB = 300
 MATRIX_FREE_AIM_MB = 24 * 1024**3 / 1e6
+LARGE_AIM_MB = 4 * 1024**3 / 1e6
 KINDS = ("final_state", "unroll")
 
 
@@ -193,6 +200,32 @@ def measure_training(hidden: int, repeats: int, t: dict[str, Any]) -> list[dict[
     return rows
 
 
+def flow_plan(hidden: int, length: int) -> int:
+    """Bytes of intermediate and final results, by the compiler's plan, with the spectra of every step."""
+    step, *arguments = problem(hidden, length)
+    plan = compiled(lambda p, h, x: bptt.gradient_flow(step, p, h, x, loss), *arguments)[0].memory_analysis()
+    return plan.temp_size_in_bytes + plan.output_size_in_bytes
+
+
+def measure_large(large: dict[str, Any]) -> list[dict[str, Any]]:
+    rows = []
+    for hidden, length, stride in large["flow"]:
+        start = time.perf_counter()
+        peak = in_child(flow_peak, hidden, length, stride)
+        row = {
+            "what": "gradient_flow",
+            "D": hidden,
+            "T": length,
+            "plan_MB": in_child(flow_plan, hidden, length) / MB,
+        }
+        rows.append(row | {"peak_MB": peak / MB, "seconds": time.perf_counter() - start})
+    hidden, length = large["gradient"]
+    start = time.perf_counter()
+    peak = in_child(unroll_peak, "final_state", True, hidden, length)
+    row = {"what": "gradient", "D": hidden, "T": length, "plan_MB": plan("final_state", True, hidden, length)[0]}
+    return [*rows, row | {"peak_MB": peak / MB, "seconds": time.perf_counter() - start}]
+
+
 def matrix_free_run(hidden: int, length: int, num: int) -> dict[str, Any]:
     """Peak of memory, seconds, and what is to be compared."""
     jax.block_until_ready(bptt.gradient_flow(*problem(8, 8), loss, num=num))
@@ -297,14 +330,18 @@ def main() -> None:
     matrix_free = measure_matrix_free(**s["matrix_free"])
     title = f"gradient_flow, rnn, leading values only; aim for the peak: {MATRIX_FREE_AIM_MB:.0f} MB"
     print_table(title, list(matrix_free), [list(matrix_free.values())])
+    large = measure_large(s["large"])
+    print_table(f"aim for each: {LARGE_AIM_MB:.0f} MB", list(large[0]), [list(row.values()) for row in large])
     results = {
         "gradient_flow": flow,
         "unroll": rows,
         "exponents": exponents,
         "training": training,
         "matrix_free": matrix_free,
+        "large": large,
         "aim_MB": AIM_MB,
         "matrix_free_aim_MB": MATRIX_FREE_AIM_MB,
+        "large_aim_MB": LARGE_AIM_MB,
     }
     save(a.out, "memory", s, results)
 

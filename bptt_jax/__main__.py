@@ -50,7 +50,7 @@ class _Parser(argparse.ArgumentParser):
 
 def run() -> int:
     """`main`, where programs once compiled are kept for the next time, in the user's cache folder."""
-    if jax.config.read("jax_compilation_cache_dir") is None:  # not the user's own
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]  # not the user's own
         caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         folder = caches / "bptt_jax" / platform.node()  # another machine's processor may lack instructions
         with contextlib.suppress(OSError):
