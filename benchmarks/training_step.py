@@ -5,8 +5,8 @@ inputs batch first, h_0 = 0, no gradient of the inputs. Ours is `jax.value_and_g
 Each peer (`benchmarks/peers/`) has the same weights; losses and gradients are compared before times are, and a peer
 whose cell has other equations is compared with, and timed against, those equations as a step of ours.
 
-Beside it `bptt_jax.adjoints` of the same loss, which gives every dL/dh_t too: with the batch inside the step, and
-with `jax.vmap` outside, where every sequence has a gradient of its own, of which the mean is taken.
+Beside it `bptt_jax.adjoints` of the same loss, which gives every dL/dh_t too: with the batch inside the step, over
+ours; and with `jax.vmap` outside, where every sequence has a gradient of its own, over ours with `vmap` outside.
 """
 
 from collections.abc import Callable
@@ -43,7 +43,7 @@ FULL: dict[str, Any] = {
         Size("lstm", 128, 32, 32, 500),
         Size("lstm", 512, 128, 32, 100),
     ],
-    "repeats": 9,
+    "repeats": 7,
 }
 QUICK: dict[str, Any] = {"sizes": [Size("rnn", 32, 8, 16, 50), Size("lstm", 32, 8, 16, 50)], "repeats": 3}
 LIBRARIES = {"flax": "flax_rnn", "haiku": "haiku_rnn", "keras": "keras_rnn", "equinox": "equinox_rnn"}
@@ -54,10 +54,12 @@ PEERS = (*JAX_PEERS, *TORCH)
 ADJOINTS = ("adjoints, batch in the step", "adjoints, vmap outside")
 TORCH_AIM = {"rnn": 1.0, "gru": 1.0, "lstm": 0.95}
 ADJOINTS_AIM = 1.1
+JAX_AIM = 0.95  # the least of six medians of equal times lies some per cent below 1
+MOST_NUMBERS = 1e7  # of a gradient for every sequence
 AIMS = {
-    "jax": "as fast as the fastest of the JAX peers",
+    "jax": f"as fast as the fastest of the JAX peers (at least {JAX_AIM} of it)",
     "torch": f"as fast as torch, of its two the faster ({TORCH_AIM['lstm']} of it for lstm)",
-    "adjoints": f"every dL/dh_t with the gradient, batch in the step, for at most {ADJOINTS_AIM} of ours without",
+    "adjoints": f"every dL/dh_t with the gradient for at most {ADJOINTS_AIM} of the gradient alone, both ways",
 }
 DEVIATION = 1e-4
 
@@ -86,8 +88,11 @@ def adjoints_inside(step: bptt.Step, state0: Any, params: Any, xs: jax.Array) ->
 
 def adjoints_outside(step: bptt.Step, state0: Any, params: Any, xs: jax.Array) -> Any:
     found = jax.vmap(lambda x: bptt.adjoints(step, params, state0, x, loss))(xs)
-    mean = jax.tree.map(lambda a: jnp.mean(a, 0), (found.loss, found.params_grad))
-    return *mean, found.adjoints, found.log_norms
+    return found.loss, found.params_grad, found.adjoints, found.log_norms
+
+
+def ours_outside(step: bptt.Step, state0: Any, params: Any, xs: jax.Array) -> Any:
+    return jax.vmap(lambda x: jax.value_and_grad(lambda p: loss(bptt.unroll(step, p, state0, x)))(params))(xs)
 
 
 def measure(size: Size, modules: dict[str, Any], repeats: int) -> dict[str, Any]:
@@ -114,12 +119,17 @@ def measure(size: Size, modules: dict[str, Any], repeats: int) -> dict[str, Any]
         made["torch, 1 thread"] = modules["torch"].training_step(size.cell, params, xs, threads=1)
     made = {name: peer for name, peer in made.items() if peer is not None}
     other = [name for name, peer in made.items() if peer.step is not None]
-    for name, function in zip(ADJOINTS, (adjoints_inside, adjoints_outside), strict=True):
-        deviations[name] = relative_error(add(name, function, cell.step)[:2], answer)
+    inside, outside = ADJOINTS
+    deviations[inside] = relative_error(add(inside, adjoints_inside, cell.step)[:2], answer)
+    base = dict.fromkeys((*made, inside), "ours") | {name: f"ours, equations of {name}" for name in other}
+    if size.batch * sum(p.size for p in params) <= MOST_NUMBERS:
+        base[outside] = "ours, vmap outside"
+        each = add(base[outside], ours_outside, cell.step)
+        deviations[outside] = relative_error(add(outside, adjoints_outside, cell.step)[:2], each)
     for name, peer in made.items():
         value, gradients = peer.run()
         found = peer.as_ours(gradients)
-        expected = answer if peer.step is None else add(f"ours, equations of {name}", ours, peer.step)
+        expected = answer if peer.step is None else add(base[name], ours, peer.step)
         shared = type(params)(*(None if g is None else e for g, e in zip(found, expected[1], strict=True)))
         deviations[name] = relative_error((float(value), found), (expected[0], shared))
         candidates[name], compile_seconds[name] = peer.run, peer.compile_seconds
@@ -128,10 +138,7 @@ def measure(size: Size, modules: dict[str, Any], repeats: int) -> dict[str, Any]
         raise SystemExit(f"{size}: these deviate from ours: {wrong}")
 
     times = interleaved_medians(candidates, repeats)
-    ratios = {
-        name: times[name] / times[f"ours, equations of {name}" if name in other else "ours"]
-        for name in (*made, *ADJOINTS)
-    }
+    ratios = {name: times[name] / times[basis] for name, basis in base.items()}
     return {
         "size": size._asdict(),
         "ms": {name: 1e3 * t for name, t in times.items()},
@@ -146,8 +153,8 @@ def judged(row: dict[str, Any]) -> dict[str, bool]:
     """Which aims a row reaches."""
     ratios = row["ratios"]
     reached = {
-        "jax": min(ratios[n] for n in JAX_PEERS if n in ratios) >= 1,
-        "adjoints": ratios[ADJOINTS[0]] <= ADJOINTS_AIM,
+        "jax": min(ratios[n] for n in JAX_PEERS if n in ratios) >= JAX_AIM,
+        "adjoints": max(ratios[n] for n in ADJOINTS if n in ratios) <= ADJOINTS_AIM,
     }
     if "torch" in ratios:
         reached["torch"] = min(ratios[n] for n in TORCH) >= TORCH_AIM[row["size"]["cell"]]
@@ -179,7 +186,7 @@ def main() -> None:
         [(*row["size"].values(), row["ms"]["ours"], *(text(row, name) for name in PEERS)) for row in rows],
     )
     print_table(
-        "Time over ours without adjoints (below 1: with adjoints is faster)",
+        "Time of adjoints and gradient over that of the gradient alone; -: larger than it is measured",
         (*head, *ADJOINTS),
         [(*row["size"].values(), row["ms"]["ours"], *(text(row, name) for name in ADJOINTS)) for row in rows],
     )
