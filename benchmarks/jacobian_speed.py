@@ -13,7 +13,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import peers
-from measure import compiled, interleaved_medians, parser, print_table, relative_error, save
+from measure import (
+    Claim,
+    compiled,
+    interleaved_medians,
+    parser,
+    print_claims,
+    print_table,
+    relative_error,
+    save,
+)
 from peers import closed_jacobians
 
 import bptt_jax as bptt
@@ -90,21 +99,14 @@ def main() -> None:
         ],
     )
 
-    def report(what: str, reached: dict[str, bool]) -> None:
-        missed = ", ".join(row for row, yes in reached.items() if not yes)
-        print(f"{what}: {sum(reached.values())} of {len(reached)} rows", f"(not {missed})" if missed else "")
-
-    title = "{cell} {N}".format
-    report(
-        f"at most {HAND_AIM} times as long as by hand",
-        {title(**r): 1 / r["ratios"]["by hand"] <= HAND_AIM for r in rows},
-    )
-    if not missing:
-        report(
-            f"at least {TORCH_AIM} times as fast as torch",
-            {title(**r): min(r["ratios"][label] for label in labels[1:]) >= TORCH_AIM for r in rows},
-        )
-    save(a.out, "jacobian_speed", s | {"input_size": INPUT_SIZE}, {"rows": rows, "missing": missing})
+    claims = []
+    for r in rows:
+        claim = partial(Claim, "Jacobians", f"{r['cell']} {r['N']}")
+        claims.append(claim("time over by hand", 1 / r["ratios"]["by hand"], HAND_AIM, True))
+        if not missing:
+            claims.append(claim("torch.func's time over ours", min(r["ratios"][k] for k in labels[1:]), TORCH_AIM))
+    print_claims(claims)
+    save(a.out, "jacobian_speed", s | {"input_size": INPUT_SIZE}, {"rows": rows, "missing": missing}, claims)
 
 
 if __name__ == "__main__":

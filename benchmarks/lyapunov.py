@@ -33,7 +33,7 @@ import matplotlib
 import numpy as np
 from gradient_flow import mean_field_rate
 from jax.scipy.special import digamma
-from measure import compiled, interleaved_medians, parser, print_table, save, write
+from measure import Claim, compiled, interleaved_medians, parser, print_claims, print_table, save, write
 from measure import seconds as timed
 
 import bptt_jax as bptt
@@ -519,16 +519,24 @@ def main() -> None:
     if torch is None:
         print("\nPyTorch is not installed: its columns are empty")
     table(f"Cost of {s['cost']['steps']} steps, float32; ratios above 1: ours is faster", costs)
-    ratios = sorted(r[k] for r in costs for k in ("NumPy / ours", "PyTorch / ours") if r[k] is not None)
-    if ratios:
-        within = sum(r >= AIM for r in ratios)
-        print(f"QR at every step by hand / ours: {ratios[0]:.1f} to {ratios[-1]:.1f}; ", end="")
-        print(f"{within} of {len(ratios)} reach the aim of {AIM:g}")
+    claims = [
+        Claim(
+            "Lyapunov exponents",
+            f"{r['step']} {r['D']}, {r['exponents']} of them",
+            f"{k}, QR at every step",
+            r[k],
+            AIM,
+        )
+        for r in costs
+        for k in ("NumPy / ours", "PyTorch / ours")
+        if r[k] is not None
+    ]
+    print_claims(claims)
     products = long_products(**s["long"])
     table(f"Products of {s['long']['steps']} matrices, float32: log norm, and relative errors", products)
     write(arguments.out / "lyapunov.png", lambda path: figure(networks, known["newman"], s).savefig(path, dpi=130))
     results = {"networks": networks, "exact": known, "float32_orbits": orbits, "honesty": held}
-    save(arguments.out, "lyapunov", s, results | {"cost": costs, "aim": AIM, "long_products": products})
+    save(arguments.out, "lyapunov", s, results | {"cost": costs, "long_products": products}, claims)
 
 
 if __name__ == "__main__":

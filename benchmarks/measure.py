@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -114,6 +114,7 @@ def environment() -> dict[str, Any]:
     return {
         "device": device.device_kind,
         "platform": device.platform,
+        "processor": _processor(),
         "cpus": os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
@@ -124,6 +125,14 @@ def environment() -> dict[str, Any]:
     }
 
 
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return platform.processor()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
 def write(path: Path, writer: Callable[[Path], Any]) -> None:
     """Lets `writer` write to a temporary name and moves the file: never half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -132,9 +141,45 @@ def write(path: Path, writer: Callable[[Path], Any]) -> None:
     print(f"wrote {path}")
 
 
-def save(out: Path, name: str, settings: dict[str, Any], results: Any) -> None:
-    """Writes ``<out>/<name>.json``: settings, environment and results."""
+class Claim(NamedTuple):
+    """One figure that can be held against an aim; what `run_all.py` gathers.
+
+    Attributes:
+      job: what is done.
+      case: cell, sizes.
+      against: the peer, or what the figure is a measure of.
+      value: a ratio or a size.
+      aim: at least that much of it, or, if `at_most`, no more.
+    """
+
+    job: str
+    case: str
+    against: str
+    value: float
+    aim: float
+    at_most: bool = False
+
+    @property
+    def margin(self) -> float:
+        """How many times better than the aim; below 1 it is missed."""
+        return self.aim / self.value if self.at_most else self.value / self.aim
+
+
+def print_claims(claims: Sequence[Claim]) -> None:
+    """How many of each kind reach their aim, and which do not."""
+    kinds = dict.fromkeys((c.job, c.against, c.aim, c.at_most) for c in claims)
+    for job, against, aim, at_most in kinds:
+        of = [c for c in claims if (c.job, c.against, c.aim, c.at_most) == (job, against, aim, at_most)]
+        missed = [f"{c.case} ({c.value:.3g})" for c in of if c.margin < 1]
+        limit = f"at {'most' if at_most else 'least'} {aim:g}"
+        listed = f"; not {', '.join(missed)}" if missed else ""
+        print(f"{job}, {against}, {limit}: {len(of) - len(missed)} of {len(of)}{listed}")
+
+
+def save(out: Path, name: str, settings: dict[str, Any], results: Any, claims: Sequence[Claim] = ()) -> None:
+    """Writes ``<out>/<name>.json``: settings, environment, results, and what they come to."""
     content = {"settings": settings, "environment": environment(), "results": results}
+    content |= {"claims": [claim._asdict() for claim in claims]} if claims else {}
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / f"{name}.json", content)
     print(f"wrote {out / name}.json")

@@ -36,11 +36,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from measure import (
+    Claim,
     compiled,
     in_child,
     interleaved_medians,
     parser,
     peak_above_now,
+    print_claims,
     print_table,
     relative_error,
     save,
@@ -343,7 +345,14 @@ def main() -> None:
         "matrix_free_aim_MB": MATRIX_FREE_AIM_MB,
         "large_aim_MB": LARGE_AIM_MB,
     }
-    save(a.out, "memory", s, results)
+    claims = [
+        Claim("memory", f"{r['what']}, D = {r['D']}, T = {r['T']}", "MB", r["peak_MB"], LARGE_AIM_MB, True)
+        for r in large
+    ]
+    free = f"gradient_flow, num, D = {matrix_free['D']}, T = {matrix_free['T']}"
+    claims.append(Claim("memory", free, "MB", matrix_free["peak_MB"], MATRIX_FREE_AIM_MB, True))
+    print_claims(claims)
+    save(a.out, "memory", s, results, claims)
 
 
 if __name__ == "__main__":
