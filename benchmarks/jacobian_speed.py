@@ -1,9 +1,9 @@
 """How fast are the exact Jacobians of all steps, against PyTorch's and against formulas coded by hand?
 
 Ours is `bptt_jax.jacobians`, which unrolls the cell and differentiates its step. By hand are the closed formulas of
-the three cells in JAX, after the same unrolling. PyTorch is `torch.func.vmap` of `jacfwd` and of `jacrev`, on its own
-number of threads and on one, of which the fastest counts; it is given the states, so that its loop over time is not
-measured. T is such that the Jacobians fill at most 300 MB. Float32; answers are compared before times.
+the three cells in JAX, after the same unrolling. PyTorch is `torch.func.vmap` of `jacfwd` and of `jacrev`, on its
+own number of threads and on one, of which the fastest counts; it is given the states, so that its loop over time
+is not measured. T is such that the Jacobians fill at most 300 MB. Float32; answers are compared before times.
 """
 
 from collections.abc import Callable
