@@ -1,9 +1,9 @@
 """How fast are the exact Jacobians of all steps, against PyTorch's and against formulas coded by hand?
 
 Ours is `bptt_jax.jacobians`, which unrolls the cell and differentiates its step. By hand are the closed formulas of
-the three cells in JAX, after the same unrolling. PyTorch is `torch.func.vmap` of `jacfwd` and of `jacrev`, of which
-the faster counts; it is given the states, so that its loop over time is not measured. T is such that the Jacobians
-fill at most 300 MB. Float32; answers are compared before times.
+the three cells in JAX, after the same unrolling. PyTorch is `torch.func.vmap` of `jacfwd` and of `jacrev`, on its
+own number of threads and on one, of which the fastest counts; it is given the states, so that its loop over time
+is not measured. T is such that the Jacobians fill at most 300 MB. Float32; answers are compared before times.
 """
 
 from collections.abc import Callable
@@ -62,6 +62,7 @@ def measure(name: str, hidden: int, torch_peer: Any, s: dict[str, Any]) -> dict[
         vectors = jax.vmap(lambda h: bptt.ravel_state(h)[0])(before)
         for mode in torch_peer.MODES:
             runs[f"torch {mode}"] = torch_peer.jacobians(name, mode, params, vectors, xs)
+            runs[f"torch {mode}, 1 thread"] = torch_peer.jacobians(name, mode, params, vectors, xs, threads=1)
     expected = runs["ours"]()
     deviations = {label: relative_error(run(), expected) for label, run in runs.items()}
     wrong = {label: e for label, e in deviations.items() if not e < DEVIATION}
@@ -88,7 +89,7 @@ def main() -> None:
         for hidden in s["hidden"]:
             rows.append(measure(name, hidden, modules.get("torch"), s))
             print(rows[-1], flush=True)
-    labels = ("by hand", "torch jacfwd", "torch jacrev")
+    labels = ("by hand", *(f"torch {mode}{n}" for mode in ("jacfwd", "jacrev") for n in ("", ", 1 thread")))
     absent = "no torch" if missing else None
     print_table(
         "Time of the peer over ours (above 1: ours is faster)",

@@ -9,6 +9,7 @@ import torch
 from torch.func import jacfwd, jacrev, vmap
 from torch.nn.functional import linear
 
+THREADS = torch.get_num_threads()
 MODES = {"jacfwd": jacfwd, "jacrev": jacrev}
 
 
@@ -34,13 +35,16 @@ def lstm(p: Any, state: Any, x: Any) -> Any:
 STEPS = {"rnn": rnn, "gru": gru, "lstm": lstm}
 
 
-def jacobians(cell: str, mode: str, params: Any, states: jax.Array, xs: jax.Array) -> Callable[[], Any]:
+def jacobians(
+    cell: str, mode: str, params: Any, states: jax.Array, xs: jax.Array, threads: int = THREADS
+) -> Callable[[], Any]:
     """``() -> [T, D, D]`` at the states (as vectors) from which each step starts."""
     weights = {name: torch.from_numpy(np.array(w)) for name, w in params._asdict().items()}
     h, x = torch.from_numpy(np.array(states)), torch.from_numpy(np.array(xs))
     of_all = vmap(MODES[mode](STEPS[cell], argnums=1), in_dims=(None, 0, 0))
 
     def run() -> Any:
+        torch.set_num_threads(threads)
         with torch.no_grad():
             return of_all(weights, h, x)
 
