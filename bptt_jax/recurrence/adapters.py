@@ -66,7 +66,7 @@ def from_nnx(cell: "nnx.Module") -> tuple[Step, Params]:
     """
     try:
         from flax import nnx
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise ImportError("from_nnx needs Flax: python -m pip install flax") from error
     if isinstance(cell, nnx.RNN):
         if cell.reverse:
@@ -115,7 +115,7 @@ def from_linen(module: "linen.Module", variables: Mapping[str, Any]) -> tuple[St
     """
     try:
         from flax import linen
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise ImportError("from_linen needs Flax: python -m pip install flax") from error
     if not (isinstance(module, linen.Module) and _takes_two(module)):
         raise TypeError(f"module: expected a linen.Module called as module(carry, x), got {_name(module)}")
@@ -158,7 +158,7 @@ def from_haiku(make: "Callable[[], hk.RNNCore]", params: Mapping[str, Any]) -> t
     """
     try:
         import haiku as hk
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise ImportError("from_haiku needs Haiku: python -m pip install dm-haiku") from error
     expected = "make: expected a function that returns a core called as core(x, state)"
     if isinstance(make, type) or not callable(make):
