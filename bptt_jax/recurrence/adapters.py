@@ -166,7 +166,7 @@ def from_haiku(make: "Callable[[], hk.RNNCore]", params: Mapping[str, Any]) -> t
     if not isinstance(params, Mapping):
         raise TypeError(f"params: expected a mapping of Haiku's parameters by module name, got {_name(params)}")
     core = hk.transform(make).apply(params, None)
-    if not (isinstance(core, hk.Module) and _takes_two(core)):
+    if not _takes_two(core):
         raise TypeError(f"{expected}, got one that returns {_name(core)}")
     call = hk.transform(lambda x, state: make()(x, state))
 
