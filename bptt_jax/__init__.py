@@ -37,6 +37,7 @@ from bptt_jax.analysis.spectra import (
     spectral_radius,
 )
 from bptt_jax.recurrence import initializers
+from bptt_jax.recurrence.adapters import from_equinox, from_haiku, from_linen, from_nnx
 from bptt_jax.recurrence.cells import (
     GRUParams,
     LSTMParams,
@@ -50,6 +51,7 @@ from bptt_jax.recurrence.jacobians import jacobians
 from bptt_jax.recurrence.linear import DiagonalStep, unroll_linear
 from bptt_jax.recurrence.linear_cells import LRUParams, MinGRUParams, lru, min_gru
 from bptt_jax.recurrence.newton import NewtonTrajectory, deer
+from bptt_jax.recurrence.stacked import stacked
 from bptt_jax.recurrence.unroll import final_state, unroll
 from bptt_jax.remedies.regularizers import flossing, omega, omega_terms
 from bptt_jax.remedies.truncation import TruncationBias, rtrl_gradient, tbptt_gradient, truncation_bias
@@ -57,7 +59,6 @@ from bptt_jax.step import Cell, Step, ravel_state
 
 if TYPE_CHECKING:
     from bptt_jax.plots import plot_gradient_flow, plot_influence_map, plot_training
-    from bptt_jax.recurrence.adapters import from_equinox
     from bptt_jax.remedies.clipping import (
         autoclip,
         clip_adjoints,
@@ -69,7 +70,7 @@ if TYPE_CHECKING:
         zclip,
     )
 
-# These bring equinox, matplotlib or optax along, each dearer to import than all of this package: on first use.
+# These bring matplotlib or optax along, each dearer to import than all of this package: on first use.
 _ON_FIRST_USE = {
     **dict.fromkeys(
         (
@@ -84,7 +85,6 @@ _ON_FIRST_USE = {
         ),
         "bptt_jax.remedies.clipping",
     ),
-    "from_equinox": "bptt_jax.recurrence.adapters",
     **dict.fromkeys(("plot_gradient_flow", "plot_influence_map", "plot_training"), "bptt_jax.plots"),
 }
 
@@ -122,6 +122,9 @@ __all__ = [
     "final_state",
     "flossing",
     "from_equinox",
+    "from_haiku",
+    "from_linen",
+    "from_nnx",
     "gradient_flow",
     "gru",
     "influence_map",
@@ -152,6 +155,7 @@ __all__ = [
     "skip_updates",
     "spectral_norm",
     "spectral_radius",
+    "stacked",
     "suffix_products",
     "tbptt_gradient",
     "temporal_contributions",

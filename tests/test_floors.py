@@ -20,6 +20,8 @@ FLOORS = {
 }
 LAZY = {
     "equinox",
+    "flax",
+    "haiku",
     "matplotlib",
     "rich",
     "sklearn",

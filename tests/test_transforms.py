@@ -3,15 +3,19 @@
 import inspect
 
 import equinox as eqx
+import flax.linen as nn
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from oracles import quick_jit
 
 import bptt_jax as bptt
 
 XS = np.asarray([[0.3, -0.2], [0.1, 0.5], [-0.4, 0.2]])
+KEY = jax.random.key(0)
 W = np.asarray([[0.6, 0.5], [-0.3, 0.8]])
 MATRICES = np.stack([W, W.T + 0.3, np.asarray([[2.0, 0.1], [0.4, 1.0]])])
 
@@ -35,6 +39,29 @@ def adapted(w):
     cell = eqx.nn.GRUCell(2, 2, key=jax.random.key(0), dtype=w.dtype)
     adapted_step, params = bptt.from_equinox(cell)
     return adapted_step(eqx.tree_at(lambda c: c.weight_hh, params, jnp.concatenate([w, w, w])), w[0], w[1])
+
+
+def from_nnx(w):
+    cell = nnx.eval_shape(lambda: nnx.SimpleCell(2, 2, dtype=w.dtype, param_dtype=w.dtype, rngs=nnx.Rngs(0)))
+    nnx.update(cell, filled(nnx.state(cell), w))
+    step, params = bptt.from_nnx(cell)
+    return step(params, w[0], w[1])
+
+
+def from_linen(w):
+    module = nn.SimpleCell(2, dtype=w.dtype, param_dtype=w.dtype)
+    step, params = bptt.from_linen(module, filled(jax.eval_shape(module.init, KEY, w[0], w[1]), w))
+    return step(params, w[0], w[1])
+
+
+def from_haiku(w):
+    shapes = jax.eval_shape(hk.transform(lambda x, h: hk.GRU(2)(x, h)).init, KEY, w[0], w[1])
+    step, params = bptt.from_haiku(lambda: hk.GRU(2), filled(shapes, w))
+    return step(params, w[0], w[1])
+
+
+def filled(shapes, w):
+    return jax.tree.map(lambda a: jnp.resize(w, a.shape), shapes)
 
 
 def influence(w):
@@ -72,6 +99,10 @@ OF_WEIGHTS = {
     "leading_eigenvalues": along(bptt.leading_eigenvalues, num=2),
     "product_singular_values": along(bptt.product_singular_values, num=2),
     "from_equinox": adapted,
+    "from_nnx": from_nnx,
+    "from_linen": from_linen,
+    "from_haiku": from_haiku,
+    "stacked": lambda w: bptt.stacked(step, step)((w, w.T), (w[0], w[1]), w[1]),
     "rnn": cell(bptt.rnn),
     "gru": cell(bptt.gru),
     "lstm": cell(bptt.lstm),
