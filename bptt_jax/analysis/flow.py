@@ -216,10 +216,11 @@ def gradient_flow(
     stride = check_positive_int("stride", stride)
     if num is not None:
         num = matrix_free.check_num(num, state0)
-    return _gradient_flow(step, params, state0, xs, _check_fraction(fraction), loss, steps, stride, num)
+    return _gradient_flow(step, params, state0, xs, check_fraction(fraction), loss, steps, stride, num)
 
 
-def _check_fraction(fraction: float | Array) -> Array | np.ndarray:
+def check_fraction(fraction: float | Array) -> Array | np.ndarray:
+    """Returns `fraction` as an array if it is a number between 0 and 1."""
     message = "fraction: expected a number between 0 and 1"
     if not isinstance(fraction, (float, int, np.ndarray, np.generic, jax.Array)):
         raise TypeError(f"{message}, got {type(fraction).__name__}")
