@@ -15,6 +15,7 @@ from bptt_jax.training.tasks import adding
 
 cell, task = bptt.rnn(32), adding(30)
 optimizer = optax.adam(3e-3)
+sample = jax.jit(task.sample, static_argnums=1)
 
 
 def step(params, h, x):
@@ -38,13 +39,16 @@ def update(params, opt_state, h0, batch):
 
 
 def main(folder: Path, updates: int = 1000, every: int = 100) -> None:
-    params = {"cell": cell.init(jax.random.key(0), 2), "readout": jax.random.normal(jax.random.key(1), 32) / 32**0.5}
+    params = {
+        "cell": cell.init(jax.random.key(0), 2),
+        "readout": jax.random.normal(jax.random.key(1), 32) / 32**0.5,
+    }
     opt_state, h0 = optimizer.init(params), cell.initial_state()
     monitor = bptt.Monitor(step, loss, every=every)
     with (folder / "monitor.csv").open("w", newline="") as table, (folder / "monitor.jsonl").open("w") as lines:
         writer = None
         for i in range(updates):
-            batch = task.sample(jax.random.key(i), 20)
+            batch = sample(jax.random.key(i), 20)
             record = monitor(i, params, h0, batch)
             if record is not None:
                 writer = writer or begin(table, record)

@@ -13,6 +13,7 @@ import bptt_jax as bptt
 from bptt_jax.training.tasks import adding
 
 task = adding(30)
+sample = jax.jit(task.sample, static_argnums=1)
 
 
 class Adder(nnx.Module):
@@ -54,7 +55,7 @@ def main(folder: Path, updates: int = 1000, every: int = 100) -> None:
     monitor = bptt.Monitor(step, loss, every=every)
     with (folder / "monitor.jsonl").open("w") as lines:
         for i in range(updates):
-            batch = task.sample(jax.random.key(i), 20)
+            batch = sample(jax.random.key(i), 20)
             record = monitor(i, nnx.state(model, nnx.Param), jnp.zeros(32), batch)
             if record is not None:
                 lines.write(json.dumps({"update": i, **record.scalars}) + "\n")

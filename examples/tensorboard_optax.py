@@ -14,6 +14,7 @@ from bptt_jax.training.tasks import adding
 
 net = network(bptt.rnn(32), adding(30))
 optimizer = bptt.clipped(optax.sgd(0.05), max_norm=1.0)
+sample = jax.jit(net.task.sample, static_argnums=1)
 
 
 @jax.jit
@@ -36,7 +37,7 @@ def main(folder: Path, updates: int = 1000, every: int = 100) -> None:
     )
     with SummaryWriter(str(folder)) as writer:
         for i in range(updates):
-            batch = net.task.sample(jax.random.key(i), 20)
+            batch = sample(jax.random.key(i), 20)
             record = monitor(i, params, h0, batch)
             if record is not None:
                 for name, value in record.scalars.items():

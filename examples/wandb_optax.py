@@ -17,6 +17,7 @@ from bptt_jax.training.tasks import adding
 
 net = network(bptt.lstm(16), adding(30))
 optimizer = optax.adam(3e-3)
+sample = jax.jit(net.task.sample, static_argnums=1)
 
 
 @jax.jit
@@ -39,7 +40,7 @@ def main(folder: Path, updates: int = 1000, every: int = 100) -> None:
     )
     with wandb.init(project="bptt", mode="offline", dir=str(folder)) as run:
         for i in range(updates):
-            batch = net.task.sample(jax.random.key(i), 20)
+            batch = sample(jax.random.key(i), 20)
             record = monitor(i, params, h0, batch)
             if record is not None:
                 histograms = {name: wandb.Histogram(a) for name, a in record.histograms.items() if a.size}
