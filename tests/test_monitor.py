@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import quick_jit
+from oracles import quick_jit, quick_monitor
 
 import bptt_jax as bptt
 
@@ -231,7 +231,7 @@ def last(params, states, target):
 
 def test_large_states_and_states_carried_over():
     """2000 numbers, whose Jacobian would have 4 million; a state for every sequence."""
-    monitor = bptt.Monitor(diagonal, last, num=2, sequences=2, spectra=1, state_axis=0)
+    monitor = quick_monitor(diagonal, last, num=2, sequences=2, spectra=1, state_axis=0)
     size = 2000
     params = np.linspace(-0.3, 0.3, size, dtype=np.float32)
     params[:2] = 0.9, -0.7
