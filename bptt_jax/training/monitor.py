@@ -59,7 +59,13 @@ class MonitorRecord(NamedTuple):
 
 
 class _Measured(NamedTuple):
-    """Of k sampled sequences; `losses` of all that were not sampled, `finite` of these and the parameters."""
+    """Leaves ``[k, ...]``, of k sampled sequences; spectra of the sampled Jacobians.
+
+    Attributes:
+      finite: as `GradientFlow.finite`, but for the products.
+      in_range: whether all adjoints and the gradient lie in the range of their dtype.
+      others_finite: one truth value, of the losses of all other sequences and of the parameters.
+    """
 
     loss: Array
     growth_rate: Array
@@ -91,7 +97,8 @@ class Monitor:
     of an update is not finite, `locate` with the parameters before that update says where it began.
 
     Scalars; logarithms are natural, rates in nats per step. Of several sequences or Jacobians the median is taken,
-    NaN ones left out, if not said otherwise:
+    NaN ones left out, if not said otherwise. A sequence whose loss has no derivative in any state (a readout of
+    zeros) has no error signal: its rate, horizon and end gain are NaN, its verdict is "steady".
 
     ================================= ==========================================================================
     name                              value
@@ -131,8 +138,8 @@ class Monitor:
         part of them takes it out (``lambda params, h, x: cell.step(params["cell"], h, x)``).
       loss: ``loss(params, states, target) -> scalar`` of one sequence: its states h_1 .. h_T, leaves ``[T, ...]``,
         and its item of the targets.
-      every: updates from probe to probe. 100 keeps the cost below 5 % of the updates' of an lstm of 128 units
-        (`benchmarks/monitor.py`); ``bptt/monitor/share`` tells yours.
+      every: updates from probe to probe. 100 cost 0.3 to 3 % of a loop's time in `benchmarks/monitor.py`;
+        ``bptt/monitor/share`` tells yours.
       sequences: how many of the batch are sampled, from its beginning: a shuffled batch is a random sample.
       spectra: of how many Jacobians in all, evenly spaced in time back from the last step, from the sampled
         sequences by turns.
