@@ -138,8 +138,9 @@ class Monitor:
         part of them takes it out (``lambda params, h, x: cell.step(params["cell"], h, x)``).
       loss: ``loss(params, states, target) -> scalar`` of one sequence: its states h_1 .. h_T, leaves ``[T, ...]``,
         and its item of the targets.
-      every: updates from probe to probe. 100 cost 0.3 to 3 % of a loop's time in `benchmarks/monitor.py`;
-        ``bptt/monitor/share`` tells yours.
+      every: updates from probe to probe. 100 cost 0.3 to 3 % of a loop's time in `benchmarks/monitor.py`, with
+        ``OPENBLAS_NUM_THREADS=1`` set before Python starts, as for all spectra on CPU: several threads in LAPACK
+        make them several times dearer on a busy machine. ``bptt/monitor/share`` tells yours.
       sequences: how many of the batch are sampled, from its beginning: a shuffled batch is a random sample.
       spectra: of how many Jacobians in all, evenly spaced in time back from the last step, from the sampled
         sequences by turns.
