@@ -1,12 +1,12 @@
 """What does `bptt_jax.Monitor` cost in a training loop, at its default rate of one probe in 100 updates?
 
 The loop is the user's: a fresh batch, a jitted update (gradient through time, Adam), called from Python without
-waiting for a result. The ten updates 95 to 104, of which number 100 is probed, are run with and without the monitor
-by turns; that both end with the same parameters is checked first. What they take longer, the median over the turns,
-is what the probe costs in the running loop, the wait for the queued updates included: "cost" is that over 100
-updates, and "least" and "most" are its quartiles. "own" is the same from the seconds that the monitor reports, which
-begin after that wait. Compilation, once in a run, is apart. Aim: at most 5 %. Dense spectra grow with the cube of the
-state (large ones with ``num=``), and LAPACK has one thread here, as it should have.
+waiting for a result. The ten updates 95 to 104, of which number 100 is probed, are run with and without the
+monitor by turns; that both end with the same parameters is checked first. What they take longer, the median over
+the turns, is what the probe costs in the running loop, the wait for the queued updates included: "cost" is that
+over 100 updates, and "least" and "most" are its quartiles. "own" is the same from the seconds that the monitor
+reports, which begin after that wait. Compilation, once in a run, is apart. Aim: at most 5 %. Dense spectra grow
+with the cube of the state (large ones with ``num=``), and LAPACK has one thread here, as it should have.
 """
 
 import os
