@@ -21,6 +21,7 @@ from bptt_jax.analysis.matrix_free import (
     leading_singular_values,
     product_singular_values,
 )
+from bptt_jax.analysis.nonfinite import NonFinite
 from bptt_jax.analysis.predictability import ParallelPrediction, predict_parallel
 from bptt_jax.analysis.products import (
     LogScaled,
@@ -56,6 +57,7 @@ from bptt_jax.recurrence.unroll import final_state, unroll
 from bptt_jax.remedies.regularizers import flossing, omega, omega_terms
 from bptt_jax.remedies.truncation import TruncationBias, rtrl_gradient, tbptt_gradient, truncation_bias
 from bptt_jax.step import Cell, Step, ravel_state
+from bptt_jax.training.monitor import Monitor, MonitorRecord, MonitorWarning
 
 if TYPE_CHECKING:
     from bptt_jax.plots import plot_gradient_flow, plot_influence_map, plot_training
@@ -103,7 +105,11 @@ __all__ = [
     "LogScaled",
     "LyapunovSpectrum",
     "MinGRUParams",
+    "Monitor",
+    "MonitorRecord",
+    "MonitorWarning",
     "NewtonTrajectory",
+    "NonFinite",
     "ParallelAdjoints",
     "ParallelPrediction",
     "RNNParams",

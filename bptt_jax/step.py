@@ -94,11 +94,11 @@ def check_arguments(
       TypeError: `step` or `loss` is no hashable callable; a leaf is no array; the state holds integers.
       ValueError: the state is empty; T is missing, zero, or not the same in all of `xs`.
     """
-    _check_function("step", step, "step(params, state, x) -> state")
+    check_function("step", step, "step(params, state, x) -> state")
     if loss is not None:
-        _check_function("loss", loss, "loss(states) -> scalar")
+        check_function("loss", loss, "loss(states) -> scalar")
     for name, tree in (("params", params), ("state0", state0), ("xs", xs)):
-        _check_leaves(name, tree)
+        check_leaves(name, tree)
     for path, leaf in jax.tree_util.tree_leaves_with_path(state0):
         if not _is_differentiable(leaf):
             raise TypeError(
@@ -165,7 +165,7 @@ def check_positive_int(name: str, value: Any) -> int:
 
 def check_matrices(name: str, matrices: Any, *, square: bool, ndim: int | None = None) -> Array:
     """Returns `matrices` as a floating array of at least single precision, for LAPACK knows no other."""
-    _check_leaves(name, matrices)
+    check_leaves(name, matrices)
     if not (hasattr(matrices, "ndim") and hasattr(matrices, "dtype")):
         raise TypeError(f"{name}: expected an array, got {_type(matrices)}")
     if matrices.ndim < 2 or (ndim is not None and matrices.ndim != ndim):
@@ -180,7 +180,8 @@ def check_matrices(name: str, matrices: Any, *, square: bool, ndim: int | None =
     return jnp.asarray(matrices, dtype if wide else jnp.float32)
 
 
-def _check_function(name: str, function: Any, signature: str) -> None:
+def check_function(name: str, function: Any, signature: str) -> None:
+    """Raises TypeError unless `function` is a hashable callable."""
     if not callable(function):
         raise TypeError(f"{name}: expected a function {signature}, got {_type(function)}")
     try:
@@ -192,7 +193,8 @@ def _check_function(name: str, function: Any, signature: str) -> None:
         ) from None
 
 
-def _check_leaves(name: str, tree: PyTree) -> None:
+def check_leaves(name: str, tree: PyTree) -> None:
+    """Raises TypeError unless all leaves are arrays of numbers, or numbers."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if isinstance(leaf, jax.Array):
             continue

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import bptt_jax as bptt
 
@@ -25,6 +26,14 @@ def _compiler_options() -> dict[str, Any]:
 # For identities, which hold however the compiler works: it takes a third of the time. What floating numbers do at
 # the ends of their range is tested under `jax.jit`, as users run it.
 quick_jit = partial(jax.jit, compiler_options=_compiler_options())
+_Monitor = bptt.Monitor
+
+
+def quick_monitor(*arguments: Any, **options: Any) -> bptt.Monitor:
+    """A `bptt_jax.Monitor` whose programs are compiled by `quick_jit`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "jit", quick_jit)
+        return _Monitor(*arguments, **options)
 
 
 class Example(NamedTuple):

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from bptt_jax.analysis import logscale, matrix_free, verdict
-from bptt_jax.analysis.adjoints import backward, contributions
+from bptt_jax.analysis.adjoints import contributions
+from bptt_jax.analysis.error_signal import carry_back, horizon, slope
 from bptt_jax.analysis.products import identity, suffix_log_norms
 from bptt_jax.analysis.spectra import eigenvalues, singular_values
 from bptt_jax.recurrence.jacobians import jacobian_at, jacobians_at
-from bptt_jax.recurrence.linearization import Linearization
 from bptt_jax.step import (
     Array,
     Loss,
@@ -23,7 +23,6 @@ from bptt_jax.step import (
     Step,
     check_arguments,
     check_positive_int,
-    prepend,
     ravel_state,
 )
 
@@ -217,10 +216,11 @@ def gradient_flow(
     stride = check_positive_int("stride", stride)
     if num is not None:
         num = matrix_free.check_num(num, state0)
-    return _gradient_flow(step, params, state0, xs, _check_fraction(fraction), loss, steps, stride, num)
+    return _gradient_flow(step, params, state0, xs, check_fraction(fraction), loss, steps, stride, num)
 
 
-def _check_fraction(fraction: float | Array) -> Array | np.ndarray:
+def check_fraction(fraction: float | Array) -> Array | np.ndarray:
+    """Returns `fraction` as an array if it is a number between 0 and 1."""
     message = "fraction: expected a number between 0 and 1"
     if not isinstance(fraction, (float, int, np.ndarray, np.generic, jax.Array)):
         raise TypeError(f"{message}, got {type(fraction).__name__}")
@@ -248,34 +248,24 @@ def _gradient_flow(
     num: int | None,
 ) -> GradientFlow:
     fraction = jnp.asarray(fraction)
-    done = backward(step, params, state0, xs, loss, steps)
-    states = done.linearization.states
-    starts = prepend(jax.tree.map(jnp.asarray, state0), states)
-    adjoint_log_norms = done.log_norms
-    error, reads, last_read = _error_signal(done.immediate)
+    signal = carry_back(step, params, state0, xs, loss, steps)
+    done, starts = signal.done, signal.starts
     params_grad = done.scaled_params_grad
     added = contributions(done, params_grad)
-    gains = _error_log_gains(done.linearization, starts, error, last_read)
     if num is None:
         products = _product_log_norms(step, params, starts, xs, steps)
     else:
         products = matrix_free.suffix_log_norms(done.linearization, jax.tree.map(lambda a: a[0], starts))
-    gains = jnp.where(reads, gains, products)
-    peak = jnp.where(reads, _peak_gain(adjoint_log_norms, done.immediate), jnp.max(products))
-    back = jnp.where(reads, last_read + 1, steps)
-    rate = _slope(gains, back)
-    sv, ev = _spectra(step, params, _after(products, starts), xs, steps, stride, num)
-    bad_state = ~_finite_by_step(states)
-    bad_adjoint = jnp.isnan(adjoint_log_norms) | (adjoint_log_norms == jnp.inf)
-    finite = (
-        jnp.isfinite(done.loss)
-        & ~jnp.any(bad_state)
-        & ~jnp.any(bad_adjoint)
-        & ~jnp.any(jnp.isnan(products) | (products == jnp.inf))
-    )
+    gains = jnp.where(signal.reads, signal.gains, products)
+    peak = jnp.where(signal.reads, signal.peak, jnp.max(products))
+    rate = slope(gains, signal.back)
+    # Spectra begin when the products are there.
+    at = jax.tree.map(lambda a: a[(steps - 1) % stride :: stride], (_after(products, starts), xs))
+    sv, ev = spectra_at(step, params, at[0], at[1], num)
+    bad_state, bad_adjoint = signal.bad_state, signal.bad_adjoint
     return GradientFlow(
         loss=done.loss,
-        adjoint_log_norms=adjoint_log_norms,
+        adjoint_log_norms=signal.adjoint_log_norms,
         product_log_norms=products,
         error_log_gains=gains,
         contribution_log_norms=added.log_norms,
@@ -284,48 +274,17 @@ def _gradient_flow(
         eigenvalues=ev,
         spectra_steps=1 + jnp.arange((steps - 1) % stride, steps, stride),
         growth_rate=rate,
-        horizon=_horizon(gains, back, rate, fraction),
+        horizon=horizon(gains, signal.back, rate, fraction),
         end_gain=gains[0],
         peak_gain=peak,
         params_grad_log_norm=logscale.log_norm(*params_grad),
-        unamplified_log_norm=added.log_norms[last_read],
+        unamplified_log_norm=added.log_norms[signal.last_read],
         first_nonfinite_state=jnp.where(jnp.any(bad_state), jnp.argmax(bad_state), -1),
         first_nonfinite_adjoint=jnp.where(jnp.any(bad_adjoint), steps - 1 - jnp.argmax(bad_adjoint[::-1]), -1),
-        finite=finite,
-        reach=back,
+        finite=signal.finite & ~jnp.any(jnp.isnan(products) | (products == jnp.inf)),
+        reach=signal.back,
         fraction=fraction,
     )
-
-
-def _finite_by_step(states: State) -> Array:
-    leaves = jax.tree.leaves(states)
-    return jnp.stack([jnp.all(jnp.isfinite(a.reshape(a.shape[0], -1)), axis=1) for a in leaves]).all(axis=0)
-
-
-def _error_signal(immediate: State) -> tuple[Array, Array, Array]:
-    """(dl/dh_s as a real vector [D], whether there is one, index of s)."""
-    # The cotangent of x + iy is dL/dx - i dL/dy, while Jacobians act on (x, y).
-    vectors = jax.vmap(lambda d: ravel_state(jax.tree.map(jnp.conj, d))[0])(immediate)
-    reads = jnp.any(vectors != 0, axis=1)
-    last = vectors.shape[0] - 1 - jnp.argmax(reads[::-1])
-    any_read = jnp.any(reads)
-    return vectors[last], any_read, jnp.where(any_read, last, vectors.shape[0] - 1)
-
-
-def _error_log_gains(along: Linearization, starts: State, error: Array, last_read: Array) -> Array:
-    """Log norms [T] of the error signal carried back to each h_t, relative to its start."""
-    pull = matrix_free.pull_back(along, jax.tree.map(lambda a: a[0], starts))
-
-    def body(signal: tuple[Array, Array], inputs: tuple[PyTree, Array]) -> tuple[tuple[Array, Array], Array]:
-        residuals, move = inputs
-        moved = logscale.normalize(pull(residuals, signal[0]), signal[1])
-        signal = jax.tree.map(partial(jnp.where, move), moved, signal)
-        return signal, logscale.log_norm(*signal)
-
-    on_the_way = jnp.arange(jax.tree.leaves(starts)[0].shape[0]) <= last_read
-    start = logscale.normalize(error, jnp.zeros((), jnp.int32))
-    _, gains = jax.lax.scan(body, start, (along.residuals, on_the_way), reverse=True)
-    return gains - logscale.log_norm(*start)
 
 
 def _product_log_norms(step: Step, params: Params, starts: State, xs: PyTree, steps: int) -> Array:
@@ -352,14 +311,12 @@ def _product_log_norms(step: Step, params: Params, starts: State, xs: PyTree, st
     return norms.reshape(-1)[padding:]
 
 
-def _spectra(
-    step: Step, params: Params, starts: State, xs: PyTree, steps: int, stride: int, num: int | None
-) -> tuple[Array, Array]:
-    starts, xs = chosen = jax.tree.map(lambda a: a[(steps - 1) % stride :: stride], (starts, xs))
+def spectra_at(step: Step, params: Params, states: State, xs: PyTree, num: int | None) -> tuple[Array, Array]:
+    """Singular values and eigenvalues, all or `num`, at each of K given states (leaves ``[K, ...]``) and inputs."""
     if num is not None:
         return (
-            matrix_free.singular_values_at(step, params, starts, xs, num).values,
-            matrix_free.eigenvalues_at(step, params, starts, xs, num).values,
+            matrix_free.singular_values_at(step, params, states, xs, num).values,
+            matrix_free.eigenvalues_at(step, params, states, xs, num).values,
         )
 
     def at(inputs: tuple[State, PyTree]) -> tuple[Array, Array]:
@@ -367,8 +324,8 @@ def _spectra(
         sv = singular_values(jac)
         return sv, eigenvalues(_after(sv, jac))
 
-    size = ravel_state(jax.tree.map(lambda a: a[0], starts))[0].size
-    return jax.lax.map(at, chosen, batch_size=_chunk(size, steps))
+    size = ravel_state(jax.tree.map(lambda a: a[0], states))[0].size
+    return jax.lax.map(at, (states, xs), batch_size=_chunk(size, jax.tree.leaves(states)[0].shape[0]))
 
 
 def _after(value: Array, tree: PyTree) -> PyTree:
@@ -379,37 +336,3 @@ def _after(value: Array, tree: PyTree) -> PyTree:
 
 def _chunk(size: int, steps: int) -> int:
     return max(1, min(steps, _CHUNK_NUMBERS // size**2))
-
-
-def _slope(gains: Array, back: Array) -> Array:
-    """Least-squares slope of the gains against the number of steps back, the start (0, 0) included."""
-    steps = gains.shape[0]
-    gains = jnp.append(gains, 0.0)
-    back = back.astype(gains.dtype)
-    lag = (back - jnp.arange(steps + 1, dtype=gains.dtype)) / back
-    used = (lag > 0) | (jnp.arange(steps + 1) == steps)
-    lag = jnp.where(jnp.arange(steps + 1) == steps, 0.0, lag)
-    dead = jnp.any(used & (gains == -jnp.inf))
-    gains = jnp.where(used & (gains != -jnp.inf), gains, 0.0)
-    n = jnp.sum(used, dtype=gains.dtype)
-    centred = jnp.where(used, lag - jnp.sum(jnp.where(used, lag, 0.0)) / n, 0.0)
-    slope = jnp.sum(centred * (gains - jnp.sum(gains) / n)) / jnp.sum(centred**2) / back
-    return jnp.where(dead, -jnp.inf, slope)
-
-
-def _horizon(gains: Array, back: Array, rate: Array, fraction: Array) -> Array:
-    lag = back - jnp.arange(gains.shape[0])
-    threshold = jnp.log(fraction).astype(gains.dtype)
-    within = 1 + jnp.max(jnp.where((lag > 0) & (gains >= threshold), lag, 0))
-    falling = rate < 0
-    further = (threshold - gains[0]) / jnp.where(falling, rate, -1)
-    beyond = jnp.where(falling, back.astype(gains.dtype) + further, jnp.inf)
-    horizon = jnp.where(gains[0] >= threshold, beyond, within.astype(gains.dtype))
-    return jnp.where(jnp.any(jnp.isnan(gains)), jnp.nan, horizon)
-
-
-def _peak_gain(adjoint_log_norms: Array, immediate: State) -> Array:
-    """The largest ``||lambda_t|| / sum_{k >= t} ||dl/dh_k||``: at most 1 if no product of Jacobians exceeds 1."""
-    came_in = jax.lax.cumlogsumexp(jax.vmap(logscale.log_norm)(immediate), reverse=True)
-    silent = came_in == -jnp.inf
-    return jnp.max(jnp.where(silent, -jnp.inf, adjoint_log_norms - jnp.where(silent, 0.0, came_in)))
