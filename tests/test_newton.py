@@ -216,7 +216,7 @@ def test_a_guess_saves_iterations(x64) -> None:
     assert int(warm.iterations) < int(cold.iterations)
     assert relative_error(warm.states, bptt.unroll(e.step, moved, *e[2:4])) < 1e-13
     done = deer(*e[:4], guess=cold.states)
-    assert int(done.iterations) == 1
+    assert int(done.iterations) <= 2
     assert done.converged
     # A guess that is not finite is no worse than another bad one.
     assert deer(*e[:4], guess=jax.tree.map(lambda a: a * jnp.nan, cold.states)).converged

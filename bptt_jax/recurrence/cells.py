@@ -205,11 +205,17 @@ def _floating(dtype: Any) -> jnp.dtype:
     return jnp.zeros(0, dtype).dtype
 
 
+_WORTH_A_COPY = 1 << 18  # numbers; of larger matrices the copy gains nothing and fills memory
+
+
 def _times(weights: Array, vector: Array) -> Array:
     """``weights @ vector``."""
-    # Of a batch, rows times a transposed copy, which the compiler makes once, before the loop over time, if it may
-    # not fold it into the product: a training step on CPU takes 10 to 25 % less.
-    return jnp.dot(vector, jax.lax.optimization_barrier(weights.T))
+    transposed = weights.T
+    if weights.size <= _WORTH_A_COPY:
+        # Of a batch, rows times a transposed copy, which the compiler makes once, before the loop over time, if it
+        # may not fold it into the product: a training step on CPU takes 10 to 25 % less.
+        transposed = jax.lax.optimization_barrier(transposed)
+    return jnp.dot(vector, transposed)
 
 
 # One step object per activation, and one each for gru and lstm: cells that differ only in size or
