@@ -1,8 +1,9 @@
 """Where is the toolkit ahead of what a user would take instead, and where not?
 
 Runs every benchmark of speed, memory and scale, each in a process of its own, and gathers what they claim into one
-JSON file, one table in Markdown and one figure. With names, only those. A benchmark that fails is named, the others
-run all the same, and the exit status is 1.
+JSON file, one table in Markdown and one figure. With names, only those are run, and what the others have left in
+the folder is gathered too, if it was measured on the same processor with the same version of JAX. A benchmark that
+fails is named, the others run all the same, and the exit status is 1.
 
     python benchmarks/run_all.py
     python benchmarks/run_all.py spectra_speed memory
@@ -41,6 +42,13 @@ def run(name: str, quick: bool, out: Path) -> bool:
     print(f"\n== {name}", flush=True)
     done = subprocess.run([sys.executable, str(script), *(["--quick"] if quick else []), "--out", str(out)])
     return done.returncode == 0
+
+
+def claims_of(path: Path, about: dict[str, Any]) -> list[Claim]:
+    """Of one result, if there is one and it was measured here."""
+    content = json.loads(path.read_text()) if path.exists() else {}
+    same = all(content.get("environment", {}).get(key) == about[key] for key in ("device", "processor", "jax"))
+    return [Claim(**claim) for claim in content.get("claims", ())] if same else []
 
 
 def markdown(claims: list[Claim], about: dict[str, Any], failed: list[str]) -> str:
@@ -85,9 +93,8 @@ def main() -> None:
         p.error(f"no such benchmark: {', '.join(unknown)}")
     names = a.names or SCRIPTS
     failed = [name for name in names if not run(name, a.quick, a.out)]
-    contents = {name: json.loads((a.out / f"{name}.json").read_text()) for name in names if name not in failed}
-    claims = [Claim(**claim) for content in contents.values() for claim in content.get("claims", ())]
     about = environment()
+    claims = [claim for name in SCRIPTS if name not in failed for claim in claims_of(a.out / f"{name}.json", about)]
     text = markdown(claims, about, failed)
     print("\n" + text)
     write(a.out / "summary.md", lambda path: path.write_text(text))
