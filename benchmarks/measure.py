@@ -6,6 +6,7 @@ within one run are what to compare.
 """
 
 import argparse
+import math
 import multiprocessing
 import os
 import platform
@@ -162,7 +163,9 @@ class Claim(NamedTuple):
     @property
     def margin(self) -> float:
         """How many times better than the aim; below 1 it is missed."""
-        return self.aim / self.value if self.at_most else self.value / self.aim
+        if self.at_most:
+            return self.aim / self.value if self.value else math.inf
+        return self.value / self.aim
 
 
 def print_claims(claims: Sequence[Claim]) -> None:

@@ -67,11 +67,21 @@ def test_a_step_that_does_change_its_weights_keeps_them():
     np.testing.assert_allclose(got, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("name", "chunk"), [*((name, T) for name in EXAMPLES), ("lstm", 3), ("complex", 1)])
-def test_differentials_against_vjp_and_jvp(name, chunk, x64, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "chunk", "few"),
+    [
+        *((name, T, 0) for name in EXAMPLES),
+        ("lstm", 3, 0),
+        ("complex", 1, 0),
+        *((name, T, 1 << 20) for name in EXAMPLES),
+    ],
+)
+def test_differentials_against_vjp_and_jvp(name, chunk, few, x64, monkeypatch):
+    """The gradient of the parameters by one contraction, by chunks, and step by step."""
     step, params, state0, xs, _ = EXAMPLES[name](jnp.float64)
     size = sum(a.size for a in jax.tree.leaves(state0))
     monkeypatch.setattr(linearization, "_CHUNK_NUMBERS", chunk * size)
+    monkeypatch.setattr(linearization, "_FEW_PARAMS", few)
     rng = np.random.default_rng(5)
 
     def like(tree, *lead):

@@ -1,6 +1,7 @@
 """A step linearised along a whole trajectory, so that the backward pass recomputes nothing."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -9,8 +10,10 @@ from jax.extend.core import Literal, jaxpr_as_fun
 
 from bptt_jax.step import Array, Params, PyTree, State, Step, differentiable_part
 
-# Numbers of state in one contraction on CPU: some ten arrays of that size, in float32, share a second-level cache.
-_CHUNK_NUMBERS = 1 << 14
+# Numbers of state in one contraction on CPU: arrays of that size, in float32, stay in the caches.
+_CHUNK_NUMBERS = 1 << 16
+# Parameters for each number of the state up to which adding their gradients up is no matter beside a step's own work.
+_FEW_PARAMS = 16
 
 
 class Linearization(NamedTuple):
@@ -84,11 +87,21 @@ def linearize(step: Step, params: Params, state0: State, xs: PyTree, steps: int)
 
         return jax.linear_transpose(push, differentiable)(cotangents)[0]
 
+    def contract_by_steps(residuals: PyTree, cotangents: State) -> Params:
+        def body(total: Params, one: tuple[PyTree, State]) -> tuple[Params, None]:
+            gradient = jax.linear_transpose(partial(push_params, one[0]), differentiable)(one[1])[0]
+            return jax.tree.map(jnp.add, total, gradient), None
+
+        return jax.lax.scan(body, jax.tree.map(jnp.zeros_like, differentiable), (residuals, cotangents))[0]
+
     def contract_by_chunks(residuals: PyTree, cotangents: State) -> Params:
         """For CPU: one contraction over all steps of a batch transposes arrays that fit no cache (up to 2x)."""
         leaves = jax.tree.leaves(cotangents)
         count = leaves[0].shape[0]
-        chunk = max(1, _CHUNK_NUMBERS // (sum(a.size for a in leaves) // count))
+        numbers = sum(a.size for a in leaves) // count
+        if sum(p.size for p in jax.tree.leaves(differentiable)) <= _FEW_PARAMS * numbers:
+            return contract_by_steps(residuals, cotangents)
+        chunk = max(1, _CHUNK_NUMBERS // numbers)
         if chunk >= count:
             return contract(residuals, cotangents)
         rest = count % chunk
