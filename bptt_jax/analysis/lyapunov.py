@@ -192,7 +192,7 @@ def _exponents(
         jax.random.normal(
             jax.random.key(0), (start.size, num), max(start.dtype, jnp.dtype(jnp.float32), key=lambda d: d.itemsize)
         )
-    )[0]
+    )[0].T
     # Two fifths of the digits: how far directions grow apart varies, and the others must see them through. The pace
     # is the share that a step takes. Of the range, which they use up together, a quarter each way.
     limit = -0.4 * math.log(jnp.finfo(frame.dtype).eps)
@@ -205,7 +205,7 @@ def _exponents(
         vector, frame, since, pace, done = carry
         x, now = inputs
         vector, push = jax.linearize(lambda v: ravel_state(step(params, unravel(v), x))[0], vector)
-        frame = jax.vmap(push, in_axes=1, out_axes=1)(frame.astype(vector.dtype)).astype(frame.dtype)
+        frame = jax.vmap(push)(frame.astype(vector.dtype)).astype(frame.dtype)
         since = since + 1
         largest = jnp.max(jnp.abs(frame))
         within = (largest > 1 / huge) & (largest < huge)
@@ -252,11 +252,11 @@ def _orthonormalised(frame: Array) -> tuple[Array, Array, Array]:
     that is no more than what rounding leaves of zero.
     """
     finite = jnp.all(jnp.isfinite(frame))
-    q, r = jnp.linalg.qr(jnp.where(finite, frame, 0))  # a bad frame never reaches LAPACK
+    q, r = jnp.linalg.qr(jnp.where(finite, frame, 0).T)  # a bad frame never reaches LAPACK
     lengths = jnp.abs(jnp.diagonal(r))
     growth = jnp.where(lengths == 0, -jnp.inf, jnp.log(jnp.where(lengths == 0, 1, lengths)))
     zero = lengths <= 4 * float(jnp.finfo(r.dtype).eps) * jnp.max(lengths)
-    return q, jnp.where(finite, growth, jnp.nan), zero & finite
+    return q.T, jnp.where(finite, growth, jnp.nan), zero & finite
 
 
 def _batch_length(steps: int) -> int:
