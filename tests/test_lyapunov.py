@@ -49,6 +49,7 @@ def test_they_are_those_of_a_qr_at_every_step(x64, name) -> None:
     np.testing.assert_allclose(spectrum.standard_errors, np.sqrt(square), rtol=1e-5)
 
 
+@pytest.mark.parametrize("segments", [1, 5])
 @pytest.mark.parametrize(
     ("matrix", "exponents"),
     [
@@ -60,9 +61,10 @@ def test_they_are_those_of_a_qr_at_every_step(x64, name) -> None:
         (np.zeros((2, 2)), [-np.inf, -np.inf]),
     ],
 )
-def test_linear_maps(matrix, exponents) -> None:
+def test_linear_maps(matrix, exponents, segments) -> None:
     matrix = jnp.asarray(matrix, float)
-    spectrum = bptt.lyapunov_exponents(linear, matrix, jnp.zeros(len(matrix)), length=400, warmup=300)
+    zero = jnp.zeros(len(matrix))
+    spectrum = bptt.lyapunov_exponents(linear, matrix, zero, length=400, warmup=300, segments=segments)
     np.testing.assert_allclose(spectrum.exponents, exponents, atol=2e-6)
     np.testing.assert_allclose(spectrum.standard_errors, 0, atol=1e-5)
     assert spectrum.converged.all()
@@ -306,8 +308,58 @@ def test_says_when_it_has_not_converged_or_is_not_finite() -> None:
         ({"warmup": -1}, ValueError, "warmup: "),
         ({"warmup": 1.0}, TypeError, "warmup: expected an integer, got float"),
         ({"length": 0}, ValueError, "length"),
+        ({"segments": 0}, ValueError, "segments: expected at least 1"),
+        (
+            {"segments": 5, "warmup": 1},
+            ValueError,
+            "segments: expected at most the 4 steps after the warm-up, got 5",
+        ),
     ],
 )
 def test_bad_arguments(options, error, message) -> None:
     with pytest.raises(error, match=message):
         bptt.lyapunov_exponents(linear, jnp.eye(2), jnp.ones(2), **{"length": 5, **options})
+
+
+@pytest.mark.parametrize("segments", [2, 7, 140])
+def test_side_by_side_as_in_one_piece(x64, segments) -> None:
+    """Frames that begin with a guess come to be those of the unbroken run, whatever the stretches' length."""
+    e = cell_example("gru", jnp.float64, steps=150)
+
+    def spectrum(segments: int) -> bptt.LyapunovSpectrum:
+        return bptt.lyapunov_exponents(e.step, e.params, e.state0, e.xs, warmup=10, segments=segments)
+
+    whole, cut = spectrum(1), spectrum(segments)
+    assert cut.growth.shape == whole.growth.shape
+    within = 0.01 * np.asarray(whole.standard_errors) + 1e-12
+    assert np.all(np.abs(np.asarray(cut.exponents - whole.exponents)) <= within)
+    np.testing.assert_allclose(jnp.sum(cut.exponents), jnp.sum(whole.exponents), rtol=1e-12)  # log |det J|
+
+
+def test_side_by_side_where_frames_never_forget(x64) -> None:
+    """Rotated by the golden angle, then stretched along the axes once at the end: as many passes as segments."""
+    turn = 2.399963229728653
+    rotation = jnp.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
+    stretched = jnp.diag(jnp.array([8.0, 0.5])) @ rotation
+    matrices = jnp.concatenate([jnp.broadcast_to(rotation, (90, 2, 2)), jnp.broadcast_to(stretched, (10, 2, 2))])
+
+    def spectrum(segments: int) -> bptt.LyapunovSpectrum:
+        zero = jnp.zeros(2, jnp.float64)
+        return bptt.lyapunov_exponents(lambda p, h, x: x @ h, None, zero, matrices, segments=segments)
+
+    np.testing.assert_allclose(spectrum(10).exponents, spectrum(1).exponents, rtol=1e-12)
+
+
+def test_side_by_side_without_inputs_and_forward_derivative(x64) -> None:
+    matrix = jnp.array([[0.9, 0.5], [0.0, 0.4]])
+
+    def largest(scale, segments):
+        def step(p, h, x):
+            return jnp.tanh(p * matrix @ h)
+
+        ones = jnp.ones(2)
+        return bptt.lyapunov_exponents(step, scale, ones, length=200, warmup=100, segments=segments).exponents[0]
+
+    one, two = (jax.jvp(lambda s, n=n: largest(s, n), (jnp.float64(0.8),), (jnp.float64(1.0),)) for n in (1, 4))
+    np.testing.assert_allclose(two, one, rtol=1e-8)
+    assert float(two[0]) == pytest.approx(math.log(0.72), rel=1e-6)

@@ -1,13 +1,16 @@
 """Lyapunov exponents of a recurrence: the rates at which small differences grow, for ever, along its trajectory."""
 
 import math
+from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bptt_jax.analysis.frames import Carried, carry
+from bptt_jax.recurrence.unroll import final_state
 from bptt_jax.step import (
     Array,
     Params,
@@ -21,8 +24,7 @@ from bptt_jax.step import (
 )
 
 _BATCHES = 20
-_LONGEST = 64  # steps between two orthonormalisations, at most
-_FORGETS = 0.03  # of a faster pace, at every orthonormalisation after the first few
+_UNSETTLED = 0.01  # of a standard error: changes between two passes that are no matter
 _BY_CHANCE = 0.01  # share of the orthonormalisations
 _DRIFT = 3.0  # standard errors by which two halves may differ
 
@@ -149,6 +151,7 @@ def lyapunov_exponents(
     length: int | None = None,
     num: int | None = None,
     warmup: int = 0,
+    segments: int = 1,
 ) -> LyapunovSpectrum:
     """The largest exponents, by QR of the tangent map (Benettin et al. 1980; Engelken et al., arXiv:2006.02427).
 
@@ -162,13 +165,20 @@ def lyapunov_exponents(
       step, params, state0, xs, length: as for `bptt_jax.unroll`.
       num: how many exponents; D, all, by default. Cost and memory grow with it, not with D^2.
       warmup: steps at the beginning that only prepare state and frame.
+      segments: into how many stretches of time the steps after the warm-up are cut, whose frames are then carried
+        side by side, as one batch. Each begins with the frame in which the one before has ended, so they are
+        carried again until, by the pace at which changes shrink, no exponent is off by more than a hundredth of
+        its standard error: three or four times where a stretch is longer than a frame remembers, at most
+        `segments` times, after which all is as in one piece. The states alone are unrolled step by step before.
+        For parallel hardware and small D, where one frame at a time leaves it idle.
 
     Returns:
       `LyapunovSpectrum`; NaN where the trajectory is not finite. It can be jitted, vmapped over sequences, and
-      differentiated with respect to `params`, `state0` and `xs`.
+      differentiated with respect to `params`, `state0` and `xs`; with several segments in forward mode only.
 
     Raises:
-      TypeError, ValueError: an argument breaks the contract; `num` exceeds D, or no step is left after the warm-up.
+      TypeError, ValueError: an argument breaks the contract; `num` exceeds D, no step is left after the warm-up, or
+        there are more segments than steps after it.
     """
     steps = check_arguments(step, params, state0, xs, length)
     size = sum(np.size(leaf) * (2 if jnp.iscomplexobj(leaf) else 1) for leaf in jax.tree.leaves(state0))
@@ -179,59 +189,39 @@ def lyapunov_exponents(
         raise TypeError(f"warmup: expected an integer, got {type(warmup).__name__}")
     if not 0 <= warmup < steps:
         raise ValueError(f"warmup: expected fewer than the {steps} steps, and none below 0, got {warmup}")
-    return _exponents(step, params, state0, xs, steps, num, int(warmup))
+    segments = check_positive_int("segments", segments)
+    if segments > steps - warmup:
+        raise ValueError(f"segments: expected at most the {steps - warmup} steps after the warm-up, got {segments}")
+    return _exponents(step, params, state0, xs, steps, num, int(warmup), segments)
 
 
-@partial(jax.jit, static_argnames=("step", "steps", "num", "warmup"))
+@partial(jax.jit, static_argnames=("step", "steps", "num", "warmup", "segments"))
 def _exponents(
-    step: Step, params: Params, state0: State, xs: PyTree, steps: int, num: int, warmup: int
+    step: Step, params: Params, state0: State, xs: PyTree, steps: int, num: int, warmup: int, segments: int
 ) -> LyapunovSpectrum:
     state0 = check_step(step, params, state0, xs)
+    xs = jax.tree.map(jnp.asarray, xs)
     start, unravel = ravel_state(state0)
     frame = jnp.linalg.qr(
         jax.random.normal(
             jax.random.key(0), (start.size, num), max(start.dtype, jnp.dtype(jnp.float32), key=lambda d: d.itemsize)
         )
     )[0].T
-    # Two fifths of the digits: how far directions grow apart varies, and the others must see them through. The pace
-    # is the share that a step takes. Of the range, which they use up together, a quarter each way.
-    limit = -0.4 * math.log(jnp.finfo(frame.dtype).eps)
-    huge = float(jnp.finfo(start.dtype).max) ** 0.25
-    # At the ends of the warm-up and of every batch, so that each has its own growth and all of it.
-    edges = range(steps, warmup - 1, -_batch_length(steps - warmup))
+    length = -(-(steps - warmup) // segments)
+    later = -(-(steps - warmup) // length) - 1
+    first = steps - later * length
+    # At the ends of the warm-up, of every segment and batch, so that each has its own growth and all of it.
+    edges = [*range(steps, warmup - 1, -_batch_length(steps - warmup)), *range(first, steps, length)]
     forced = np.isin(np.arange(1, steps + 1), [warmup, *edges])
-
-    def body(carry: Any, inputs: Any) -> tuple[Any, tuple[Array, Array, Array]]:
-        vector, frame, since, pace, done = carry
-        x, now = inputs
-        vector, push = jax.linearize(lambda v: ravel_state(step(params, unravel(v), x))[0], vector)
-        frame = jax.vmap(push)(frame.astype(vector.dtype)).astype(frame.dtype)
-        since = since + 1
-        largest = jnp.max(jnp.abs(frame))
-        within = (largest > 1 / huge) & (largest < huge)
-        due = now | ~within | (since >= _LONGEST) | (pace * (since + 1).astype(pace.dtype) > 1)
-
-        def orthonormalise(frame: Array) -> tuple[Array, Array, Array, Array, Array, Array]:
-            frame, growth, zero = _orthonormalised(frame)
-            apart = jax.lax.stop_gradient(jnp.max(growth) - jnp.min(growth))
-            spent = apart / (limit * since.astype(pace.dtype))
-            keeps = 1 - jnp.maximum(_FORGETS, 1 / (done + 2).astype(pace.dtype))
-            faster = jnp.where(jnp.isfinite(spent), jnp.maximum(spent, keeps * pace), 1)  # NaN: at every step
-            return frame, growth, zero, jnp.zeros_like(since), faster, done + 1
-
-        def leave(frame: Array) -> tuple[Array, Array, Array, Array, Array, Array]:
-            return frame, jnp.zeros(num, frame.dtype), jnp.zeros(num, bool), since, pace, done
-
-        frame, growth, zero, since, pace, done = jax.lax.cond(due, orthonormalise, leave, frame)
-        return (vector, frame, since, pace, done), (growth, zero, due)
-
-    counters = jnp.zeros((), jnp.int32), jnp.ones((), frame.dtype), jnp.zeros((), jnp.int32)
-    _, measured = jax.lax.scan(
-        body, (start, frame, *counters), (jax.tree.map(jnp.asarray, xs), jnp.asarray(forced)), length=steps
-    )
-    growth, zero, due = (a[warmup:] for a in measured)
+    head = jax.tree.map(lambda a: a[:first, None], xs)
+    begun = carry(step, params, unravel, start[None], frame[None], head, forced[:first])
+    parts = [begun._replace(**{k: getattr(begun, k)[warmup:] for k in ("growth", "zero", "due")})]
+    if later:
+        tail = jax.tree.map(lambda a: a[first:].reshape(later, length, *a.shape[1:]), xs)
+        parts.append(_side_by_side(step, params, unravel, begun, tail, forced[first:].reshape(later, length)))
+    growth, zero = (jnp.concatenate([_in_order(getattr(p, k)) for p in parts]) for k in ("growth", "zero"))
     # A random matrix may come that near to a singular one by chance, once; a rank that is missing is missing often.
-    times = jnp.sum(due, dtype=float)
+    times = sum(jnp.sum(p.due, dtype=float) * p.growth.shape[1] for p in parts)
     by_chance = jnp.minimum(jnp.maximum(_BY_CHANCE * times, 1), times - 1)
     dead = jnp.sum(zero, axis=0, dtype=float) > by_chance
     growth = jnp.where(zero & dead[None], -jnp.inf, growth)
@@ -247,16 +237,46 @@ def _exponents(
     )
 
 
-def _orthonormalised(frame: Array) -> tuple[Array, Array, Array]:
-    """An orthonormal frame of the same flag of subspaces; the log of each direction's length before, and whether
-    that is no more than what rounding leaves of zero.
+def _side_by_side(
+    step: Step, params: Params, unravel: Callable[[Array], State], begun: Carried, xs: PyTree, forced: np.ndarray
+) -> Carried:
+    """The segments that follow on `begun`, `xs` and `forced` ``[segments, steps, ...]``, as in one unbroken run.
+
+    Each needs the frame in which the one before ends. A first guess is put right from pass to pass: one more
+    segment at least each time, and nearly all at once where a segment is longer than a frame remembers.
     """
-    finite = jnp.all(jnp.isfinite(frame))
-    q, r = jnp.linalg.qr(jnp.where(finite, frame, 0).T)  # a bad frame never reaches LAPACK
-    lengths = jnp.abs(jnp.diagonal(r))
-    growth = jnp.where(lengths == 0, -jnp.inf, jnp.log(jnp.where(lengths == 0, 1, lengths)))
-    zero = lengths <= 4 * float(jnp.finfo(r.dtype).eps) * jnp.max(lengths)
-    return q.T, jnp.where(finite, growth, jnp.nan), zero & finite
+    count, length = forced.shape
+    eps = float(jnp.finfo(begun.frames.dtype).eps)
+
+    def to_next(vector: Array, segment: PyTree) -> tuple[Array, Array]:
+        return ravel_state(final_state(step, params, unravel(vector), segment, length=length))[0], vector
+
+    _, starts = jax.lax.scan(to_next, begun.vectors[0], xs, length=count)
+    by_time = jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), xs)
+
+    def run(frames: Array) -> Carried:
+        return carry(step, params, unravel, starts, frames, by_time, forced.any(axis=0))
+
+    def again(state: tuple[Carried, Array, Array, Array]) -> tuple[Carried, Array, Array, Array]:
+        before, passes, last, _ = state
+        after = run(jnp.concatenate([begun.frames, before.frames[:-1]]))
+        old, new = (_in_order(found.growth) for found in (before, after))
+        exponents = jnp.mean(new, axis=0)
+        allowed = _UNSETTLED * _standard_errors(new, exponents) + 4 * eps * jnp.maximum(jnp.abs(exponents), 1)
+        # Without signs, that no cancelling looks like rest; where growth is -inf, so is the exponent.
+        moved = jnp.mean(jnp.where(new == old, 0, jnp.abs(new - old)), axis=0)
+        change = jnp.max(jnp.where(exponents == -jnp.inf, 0, moved / allowed))
+        # Changes that shrink by the factor change / last sum up to change / (1 - factor), which is to be below 1.
+        return after, passes + 1, change, change * last > last - change
+
+    guess = run(jnp.broadcast_to(begun.frames, (count, *begun.frames.shape[1:])))
+    start = guess, jnp.ones((), jnp.int32), jnp.zeros((), guess.growth.dtype), jnp.ones((), bool)
+    return jax.lax.while_loop(lambda state: state[3] & (state[1] < count), again, start)[0]
+
+
+def _in_order(a: Array) -> Array:
+    """``[steps, segments, num] -> [segments * steps, num]``."""
+    return jnp.swapaxes(a, 0, 1).reshape(-1, a.shape[-1])
 
 
 def _batch_length(steps: int) -> int:

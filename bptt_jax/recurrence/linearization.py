@@ -12,7 +12,7 @@ from bptt_jax.step import Array, Params, PyTree, State, Step, differentiable_par
 
 # Numbers of state in one contraction on CPU: arrays of that size, in float32, stay in the caches.
 _CHUNK_NUMBERS = 1 << 16
-# Parameters for each number of the state up to which adding their gradients up is no matter beside a step's own work.
+# Up to so many parameters for each number of the state, adding up their gradients step by step costs little.
 _FEW_PARAMS = 16
 
 
