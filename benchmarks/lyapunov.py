@@ -16,6 +16,8 @@ that rounding does not lead it elsewhere: the Jacobian by hand (or, once, by `to
 every step; and, the fair control, QR at the very steps at which ours makes one. Compilation is timed apart. One
 thread for OpenBLAS, which is faster for all that call it here; for PyTorch one or its default, whichever is faster.
 
+Segments: all exponents with the steps cut into segments that are worked on side by side, against one piece.
+
 Long: the log norm of products of 100,000 matrices in float32 against float64 NumPy.
 """
 
@@ -66,6 +68,7 @@ FULL: dict[str, Any] = {
         "steps": 200,
         "repeats": 5,
     },
+    "segments": {"sizes": [8, 32], "steps": {"cpu": 20_000, "gpu": 100_000}, "cuts": [16, 256], "repeats": 3},
     "long": {"steps": 100_000, "size": 8},
 }
 QUICK = FULL | {
@@ -77,11 +80,12 @@ QUICK = FULL | {
     "map_steps": 3000,
     "honesty": {"runs": 50, "steps": SHORT, "repeats": 1, "reference": 50},
     "cost": {"cases": [("rnn", 32, None)], "steps": 100, "repeats": 1},
+    "segments": {"sizes": [4], "steps": {"cpu": 1000, "gpu": 1000}, "cuts": [8], "repeats": 1},
     "long": {"steps": 1000, "size": 2},
 }
 GAUSSIAN, WARMUP = 10, 100
 LORENZ_STEP = 0.01
-AIM = 3.0
+AIM, PARALLEL_AIM = 3.0, 10.0
 
 
 # Right
@@ -399,6 +403,36 @@ def cost(name: str, size: int, num: int | None, c: dict[str, Any]) -> dict[str, 
     }
 
 
+def side_by_side(size: int, s: dict[str, Any]) -> list[dict[str, Any]]:
+    """All exponents with the steps cut into segments, in parallel over time, against one piece."""
+    steps = s["steps"]["cpu" if jax.default_backend() == "cpu" else "gpu"]
+    cell = bptt.rnn(size, gain=0.9)
+    params, xs = cell.init(jax.random.key(0), 8), 0.3 * jax.random.normal(jax.random.key(1), (steps, 8))
+
+    def exponents(segments: int, params: Any, xs: Any) -> bptt.LyapunovSpectrum:
+        return bptt.lyapunov_exponents(
+            cell.step, params, cell.initial_state(), xs, warmup=steps // 100, segments=segments
+        )
+
+    runs = {n: partial(compiled(partial(exponents, n), params, xs)[0], params, xs) for n in (1, *s["cuts"])}
+    whole = runs[1]()
+    off = {n: jnp.abs(runs[n]().exponents - whole.exponents) / whole.standard_errors for n in s["cuts"]}
+    wrong = {n: float(jnp.max(o)) for n, o in off.items() if not jnp.max(o) < 0.1}
+    if wrong:
+        raise SystemExit(f"D = {size}: cut into segments the exponents are off by {wrong} standard errors")
+    times = interleaved_medians({str(n): run for n, run in runs.items()}, s["repeats"])
+    return [
+        {
+            "D": size,
+            "steps": steps,
+            "segments": n,
+            "one piece / segments": times["1"] / times[str(n)],
+            "off, in standard errors": float(jnp.max(off[n])),
+        }
+        for n in s["cuts"]
+    ]
+
+
 # Long
 
 
@@ -531,12 +565,27 @@ def main() -> None:
         for k in ("NumPy / ours", "PyTorch / ours")
         if r[k] is not None
     ]
+    cuts = [row for size in s["segments"]["sizes"] for row in side_by_side(size, s["segments"])]
+    table("All exponents with the steps cut into segments, float32; above 1: faster than in one piece", cuts)
+    if jax.default_backend() != "cpu":
+        claims += [
+            Claim(
+                "Lyapunov exponents",
+                f"D = {size}, {cuts[0]['steps']} steps",
+                "one piece over segments side by side",
+                max(r["one piece / segments"] for r in cuts if r["D"] == size),
+                PARALLEL_AIM,
+            )
+            for size in s["segments"]["sizes"]
+        ]
     print_claims(claims)
     products = long_products(**s["long"])
     table(f"Products of {s['long']['steps']} matrices, float32: log norm, and relative errors", products)
     write(arguments.out / "lyapunov.png", lambda path: figure(networks, known["newman"], s).savefig(path, dpi=130))
     results = {"networks": networks, "exact": known, "float32_orbits": orbits, "honesty": held}
-    save(arguments.out, "lyapunov", s, results | {"cost": costs, "long_products": products}, claims)
+    save(
+        arguments.out, "lyapunov", s, results | {"cost": costs, "segments": cuts, "long_products": products}, claims
+    )
 
 
 if __name__ == "__main__":
