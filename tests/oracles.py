@@ -7,15 +7,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 import bptt_jax as bptt
 
 N, I, T = 3, 2, 7
 
 
-def _compiler_options() -> dict[str, Any]:
-    options = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+def _defaults() -> dict[str, Any]:
+    options = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
     try:
         jax.jit(lambda: 0, compiler_options=options)()
     except jax.errors.JaxRuntimeError:  # another backend, or another version, has other options
@@ -23,17 +22,9 @@ def _compiler_options() -> dict[str, Any]:
     return options
 
 
-# For identities, which hold however the compiler works: it takes a third of the time. What floating numbers do at
-# the ends of their range is tested under `jax.jit`, as users run it.
-quick_jit = partial(jax.jit, compiler_options=_compiler_options())
-_Monitor = bptt.Monitor
-
-
-def quick_monitor(*arguments: Any, **options: Any) -> bptt.Monitor:
-    """A `bptt_jax.Monitor` whose programs are compiled by `quick_jit`."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "jit", quick_jit)
-        return _Monitor(*arguments, **options)
+# Identities hold however the compiler works, and conftest.py has it work little. What floating numbers do at the
+# ends of their range is tested as users run it, with the compiler's defaults.
+users_jit = partial(jax.jit, compiler_options=_defaults())
 
 
 class Example(NamedTuple):

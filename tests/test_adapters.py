@@ -14,7 +14,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from oracles import Example, perturbation_gradients, quick_jit, relative_error
+from oracles import Example, perturbation_gradients, relative_error
 
 import bptt_jax as bptt
 
@@ -174,7 +174,7 @@ def test_the_librarys_own_loop(name, double):
         def call(v: jax.Array, params: Any, x: jax.Array) -> jax.Array:
             return bptt.ravel_state(case.call(params, bptt.ravel_state(case.state0)[1](v), x))[0]
 
-        @quick_jit
+        @jax.jit
         def both(params: Any, h0: Any) -> Any:
             (_, (*values, states)), gradients = jax.value_and_grad(ours, (0, 1), has_aux=True)(params, h0)
             (_, expected), expected_gradients = jax.value_and_grad(theirs, (0, 1), has_aux=True)(params, h0)
@@ -298,7 +298,7 @@ def test_dropout_and_layer_normalisation():
     def loss(states: jax.Array) -> jax.Array:
         return jnp.sum(states[-1] * jnp.arange(1.0, N + 1))
 
-    @quick_jit
+    @jax.jit
     def results(keys: jax.Array, raw: jax.Array) -> Any:
         masks = jax.vmap(lambda key: jax.random.bernoulli(key, 0.6, (N,)).astype(float))(keys)
         plain = Example(plain_step, params, h0, (xs, masks))

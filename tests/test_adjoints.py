@@ -12,12 +12,17 @@ from oracles import (
     linear_step,
     losses,
     perturbation_gradients,
-    quick_jit,
     relative_error,
+    users_jit,
     weighted_loss,
 )
 
 import bptt_jax as bptt
+
+adjoints, temporal_contributions = (
+    users_jit(function, static_argnames=("step", "loss", "length"))
+    for function in (bptt.adjoints, bptt.temporal_contributions)
+)
 
 # What the order of summation may cost: some ten roundings of a few units in the last place.
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
@@ -37,7 +42,7 @@ def test_equal_to_jax_grad(name, dtype):
     step, params, state0, xs, length = example
 
     # Closing over a traced value, as a loss on labels does, is part of what is tested.
-    @quick_jit
+    @jax.jit
     def both(weights):
         loss = weighted_loss(weights)
         states = bptt.unroll(step, params, state0, xs, length=length)
@@ -76,7 +81,7 @@ def test_nothing_to_learn(params):
     def step(p, h, x):
         return jnp.tanh(h[::-1] if p is None else h[p])
 
-    @quick_jit
+    @jax.jit
     def both(h0):
         arguments = step, params, h0, None, last
         return bptt.adjoints(*arguments, length=3), bptt.temporal_contributions(*arguments, length=3)
@@ -91,10 +96,10 @@ def test_nothing_to_learn(params):
 def test_last_loss_is_transported_by_the_product_of_jacobians(x64):
     step, params, state0, xs, _ = cell_example("lstm", jnp.float64)
     loss = weighted_loss(losses(T, jnp.float64)["last"])
-    got = quick_jit(lambda xs: bptt.adjoints(step, params, state0, xs, loss))(xs)
+    got = jax.jit(lambda xs: bptt.adjoints(step, params, state0, xs, loss))(xs)
     adjoints = np.concatenate(got.adjoints, axis=1)
     product = np.eye(adjoints.shape[1])
-    jacobians = np.asarray(quick_jit(lambda xs: bptt.jacobians(step, params, state0, xs))(xs))
+    jacobians = np.asarray(jax.jit(lambda xs: bptt.jacobians(step, params, state0, xs))(xs))
     for t in reversed(range(T)):
         np.testing.assert_allclose(adjoints[t], product.T @ adjoints[-1], rtol=1e-12, atol=1e-14)
         product = product @ jacobians[t]
@@ -105,7 +110,7 @@ def test_last_loss_is_transported_by_the_product_of_jacobians(x64):
 @pytest.mark.parametrize("w", [0.9, 0.5, 1.5, 2.0])
 def test_log_norms_hold_at_any_length(w):
     steps, w = 5000, jnp.float32(w)
-    got = bptt.adjoints(scalar_step, w, jnp.ones(()), None, last, length=steps)
+    got = adjoints(scalar_step, w, jnp.ones(()), None, last, length=steps)
     # A rounding of 6e-8 at each of 5000 products can at worst add up to 3e-4.
     np.testing.assert_allclose(got.log_norms, np.arange(steps - 1, -1, -1) * np.log(np.float64(w)), atol=3e-4)
     assert np.all(np.isfinite(got.log_norms))
@@ -128,7 +133,7 @@ def test_log_norms_of_a_network_that_float32_cannot_hold():
     def step(a, h, x):
         return jnp.tanh(a @ h + 0.2)
 
-    got = bptt.adjoints(step, jnp.asarray(a, jnp.float32), jnp.full(3, 0.1), None, last, length=steps)
+    got = adjoints(step, jnp.asarray(a, jnp.float32), jnp.full(3, 0.1), None, last, length=steps)
     assert expected[0] < np.log(np.finfo(np.float32).smallest_subnormal)
     # Each Jacobian is wrong by some 1e-7, the sum over 300 steps by 1e-4 at most.
     np.testing.assert_allclose(got.log_norms, expected, atol=1e-4)
@@ -137,13 +142,13 @@ def test_log_norms_of_a_network_that_float32_cannot_hold():
 
 
 def test_half_precision_log_norms_are_exact_for_powers_of_two():
-    got = bptt.adjoints(scalar_step, jnp.float16(0.5), jnp.float16(1), None, last, length=4001)
+    got = adjoints(scalar_step, jnp.float16(0.5), jnp.float16(1), None, last, length=4001)
     np.testing.assert_allclose(got.log_norms[0], -2772.5887, rtol=1e-6)
 
 
 def test_orthogonal_step_keeps_the_adjoint():
     q, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((4, 4)))
-    got = bptt.adjoints(linear_step, jnp.asarray(q, jnp.float32), jnp.ones(4), None, last, length=1000)
+    got = adjoints(linear_step, jnp.asarray(q, jnp.float32), jnp.ones(4), None, last, length=1000)
     # q itself is orthogonal to 1e-7 only, which 1000 steps multiply.
     np.testing.assert_allclose(got.log_norms, np.log(2.0), atol=1e-4)
 
@@ -168,8 +173,8 @@ def test_batch_inside_the_step():
     """A vmapped step has the gradient of the batch, the sum of the sequences' own."""
     step, params, state0, xs, _ = cell_example("rnn", jnp.float32)
     xs, states0 = np.stack([xs, -0.5 * xs], axis=1), np.stack([state0, -state0])
-    whole = quick_jit(lambda h, xs: bptt.adjoints(jax.vmap(step, (None, 0, 0)), params, h, xs, last))(states0, xs)
-    each = quick_jit(jax.vmap(lambda h, xs: bptt.adjoints(step, params, h, xs, last), (0, 1)))(states0, xs)
+    whole = jax.jit(lambda h, xs: bptt.adjoints(jax.vmap(step, (None, 0, 0)), params, h, xs, last))(states0, xs)
+    each = jax.jit(jax.vmap(lambda h, xs: bptt.adjoints(step, params, h, xs, last), (0, 1)))(states0, xs)
     summed = jax.tree.map(lambda g: np.asarray(g).sum(axis=0), each.params_grad)
     assert relative_error(whole.params_grad, summed) <= 1e-5
     assert relative_error(whole.adjoints, np.swapaxes(each.adjoints, 0, 1)) <= 1e-5
@@ -184,7 +189,7 @@ def test_contributions_against_one_vjp_per_step(name, x64):
         gradient = jax.vjp(lambda p: step(p, h, x), params)[1](adjoint)[0]
         return jnp.concatenate([jnp.ravel(g) for g in jax.tree.leaves(floating(gradient))])
 
-    @quick_jit
+    @jax.jit
     def both():
         states = bptt.unroll(step, params, state0, xs)
         starts = jax.tree.map(lambda h0, h: jnp.concatenate([h0[None], h[:-1]]), state0, states)
@@ -208,7 +213,7 @@ def input_step(p, h, x):
 
 def test_contributions_hold_where_float32_underflows():
     back = np.arange(1999, -1, -1)
-    got = bptt.temporal_contributions(input_step, jnp.ones(1), jnp.ones(1), np.ones((2000, 1), np.float32), last)
+    got = temporal_contributions(input_step, jnp.ones(1), jnp.ones(1), np.ones((2000, 1), np.float32), last)
     np.testing.assert_allclose(got.log_norms, -back * np.log(2), rtol=1e-6)
     np.testing.assert_allclose(got.shares, 0.5**back / 2, rtol=1e-6, atol=1e-37)
 
@@ -216,7 +221,7 @@ def test_contributions_hold_where_float32_underflows():
 @pytest.mark.parametrize(("dtype", "scale", "tolerance"), [("float16", 500, 2e-3), ("float32", 1e22, 1e-6)])
 def test_shares_of_a_gradient_whose_square_overflows(dtype, scale, tolerance):
     one, xs = np.ones(1, dtype), np.full((6, 1), scale, dtype)
-    got = bptt.temporal_contributions(input_step, one, one, xs, last)
+    got = temporal_contributions(input_step, one, one, xs, last)
     expected = 0.5 ** np.arange(5, -1, -1.0)
     np.testing.assert_allclose(got.shares, expected / expected.sum(), rtol=tolerance)
 
@@ -231,24 +236,29 @@ def test_shares_of_complex_parameters_sum_to_one():
     assert abs(float(jnp.sum(found.shares)) - 1) < 1e-5
 
 
-def test_parallel_adjoints_beyond_the_range_of_floats() -> None:
-    """``0.5^t`` and ``2^t`` over 4000 steps, and zero Jacobians, which end the signal for good."""
-    steps, last = 4000, np.zeros((4000, 2), np.float32)
+@pytest.mark.parametrize(("compile_", "steps", "power"), [(jax.jit, 4000, 1), (users_jit, 20, 40)])
+def test_parallel_adjoints_beyond_the_range_of_floats(compile_, steps, power) -> None:
+    """Powers of 1/2 and 2 that float32 does not hold, and zero Jacobians, which end the signal for good."""
+    parallel_adjoints, last = compile_(bptt.parallel_adjoints), np.zeros((steps, 2), np.float32)
     last[-1] = 1, 0
     back = np.arange(steps - 1, -1, -1)
-    for factor in (0.5, 2.0):
+    for factor in (0.5**power, 2.0**power):
         jacobians = np.broadcast_to(factor * np.eye(2, dtype=np.float32), (steps, 2, 2))
-        found = bptt.parallel_adjoints(jacobians, last)
+        found = parallel_adjoints(jacobians, last)
         np.testing.assert_allclose(found.log_norms, back * np.log(factor), rtol=1e-6)
-        near = back < 100  # where float32 still holds it
+        near = back * power <= 120  # where float32 still holds it
         np.testing.assert_array_equal(found.adjoints[near, 0], factor ** back[near].astype(np.float32))
     jacobians = np.broadcast_to(np.eye(2, dtype=np.float32), (steps, 2, 2)).copy()
-    jacobians[2000] = 0
-    dead = bptt.parallel_adjoints(jacobians, last)
-    np.testing.assert_array_equal(dead.log_norms[2000:], 0)
-    np.testing.assert_array_equal(dead.log_norms[:2000], -np.inf)
+    jacobians[steps // 2] = 0
+    dead = parallel_adjoints(jacobians, last)
+    np.testing.assert_array_equal(dead.log_norms[steps // 2 :], 0)
+    np.testing.assert_array_equal(dead.log_norms[: steps // 2], -np.inf)
     np.testing.assert_array_equal(dead.state0_grad, 0)
-    with pytest.raises(ValueError, match=r"immediate: expected shape \[4000, 2\], as the jacobians, got \[4000\]"):
+
+
+def test_parallel_adjoints_of_other_arrays() -> None:
+    jacobians, last = np.zeros((40, 2, 2), np.float32), np.zeros((40, 2), np.float32)
+    with pytest.raises(ValueError, match=r"immediate: expected shape \[40, 2\], as the jacobians, got \[40\]"):
         bptt.parallel_adjoints(jacobians, last[:, 0])
     with pytest.raises(TypeError, match="immediate: expected float32, as the jacobians, got complex64"):
         bptt.parallel_adjoints(jacobians, last.astype(np.complex64))

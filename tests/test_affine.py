@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import quick_jit, relative_error
+from oracles import relative_error
 
 from bptt_jax.recurrence.affine import affine_scan
 
@@ -58,7 +58,7 @@ def scalar(function, weights, reverse):
 @pytest.mark.parametrize("complex_", [False, True])
 @pytest.mark.parametrize("full", [False, True])
 def test_values_and_gradients(full, complex_, reverse, x64):
-    @quick_jit
+    @jax.jit
     def both(factors, offsets):
         weights = np.random.default_rng(2).standard_normal(offsets.shape)
         return [
@@ -80,7 +80,7 @@ def test_hessian(full, complex_, reverse, x64):
     factors, offsets = example(4, full, complex_)
     weights = np.random.default_rng(2).standard_normal(offsets.shape)
 
-    @quick_jit
+    @jax.jit
     def both(*arguments):
         return [jax.hessian(scalar(f, weights, reverse), (0, 1))(*arguments) for f in (affine_scan, sequential)]
 
@@ -95,7 +95,7 @@ def test_forward_mode(full, x64):
     factors, offsets = example(6, full, True)
     tangents = draw(factors.shape, True, 3), draw(offsets.shape, True, 4)
 
-    @quick_jit
+    @jax.jit
     def both(*tangents):
         return [
             jax.jvp(lambda *a, f=f: f(*a, reverse=True), (factors, offsets), tangents)[1]
@@ -112,8 +112,8 @@ def test_vmap_of_values_and_gradients(full, axes, x64):
     weights = np.random.default_rng(2).standard_normal((5, D))
     arguments = [a if axis == 0 else a[0] for a, axis in zip(batch, axes, strict=True)]
     evaluate = jax.value_and_grad(scalar(affine_scan, weights, False), (0, 1))
-    expected_of = quick_jit(jax.value_and_grad(scalar(sequential, weights, False), (0, 1)))
-    together = quick_jit(jax.vmap(evaluate, in_axes=axes))(*arguments)
+    expected_of = jax.jit(jax.value_and_grad(scalar(sequential, weights, False), (0, 1)))
+    together = jax.jit(jax.vmap(evaluate, in_axes=axes))(*arguments)
     for k in range(2):
         alone = expected_of(*(a[k] if axis == 0 else a for a, axis in zip(arguments, axes, strict=True)))
         assert relative_error(jax.tree.map(lambda a, k=k: a[k], together), alone) <= RTOL
@@ -148,7 +148,7 @@ def test_no_loop_over_time(full):
         shapes = (steps, D, D) if full else (steps, D), (steps, D)
         arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
         evaluate = jax.value_and_grad(lambda a, b: jnp.sum(jnp.sin(function(a, b, reverse=False))), (0, 1))
-        return list(primitives(jax.make_jaxpr(evaluate)(*arguments).jaxpr)), quick_jit(evaluate).lower(*arguments)
+        return list(primitives(jax.make_jaxpr(evaluate)(*arguments).jaxpr)), jax.jit(evaluate).lower(*arguments)
 
     loops = {"scan", "while"}
     looped, lowered = names(sequential, 16)  # where they are found

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import I, N, cell_example, quick_jit
+from oracles import I, N, cell_example
 
 import bptt_jax as bptt
 
@@ -26,7 +26,7 @@ def inner(tree, weights):
 def step_and_gradients(step, params, state0, x):
     weights = cotangents(state0)
 
-    @quick_jit
+    @jax.jit
     def both(params, state0, x):
         new = step(params, state0, x)
         return new, jax.grad(lambda *arguments: inner(step(*arguments), weights), argnums=(0, 1, 2))(

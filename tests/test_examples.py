@@ -8,16 +8,13 @@ from pathlib import Path
 
 import jax
 import pytest
-from oracles import quick_monitor
-
-import bptt_jax as bptt
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Path]]:
-    """Runs one with JAX as users have it, the monitor compiled quickly; gives the folder that it wrote to."""
+    """Runs one with JAX as users have it; gives the folder that it wrote to."""
 
     def run(name: str) -> Path:
         spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
@@ -28,7 +25,6 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[s
         module.main(tmp_path, updates=5, every=2)
         return tmp_path
 
-    monkeypatch.setattr(bptt, "Monitor", quick_monitor)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield run
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import EXAMPLES, T, cell_example, cell_params, linear_step, losses, quick_jit, weighted_loss
+from oracles import EXAMPLES, T, cell_example, cell_params, linear_step, losses, users_jit, weighted_loss
 
 import bptt_jax as bptt
 from bptt_jax.analysis import flow as flow_module
@@ -19,7 +19,7 @@ EYE = np.eye(2)
 def compiled(steps):
     """One compilation for all linear maps, inputs, losses and thresholds."""
 
-    @(jax.jit if steps == STEPS else quick_jit)
+    @(users_jit if steps == STEPS else jax.jit)
     def measure(a, h0, xs, weights, fraction):
         return bptt.gradient_flow(
             linear_step, a, h0, xs, lambda states: weights @ jnp.sum(states, axis=1), fraction=fraction
@@ -220,7 +220,7 @@ def test_streaming_changes_nothing(name, chunk, stride, x64, monkeypatch):
     def fresh(params, h, x):  # what was compiled for another chunk is not looked up
         return step(params, h, x)
 
-    @quick_jit
+    @jax.jit
     def both(weights):
         arguments, loss = (params, state0, xs), weighted_loss(weights)
         jacobians = bptt.jacobians(step, *arguments, length=length)
@@ -265,7 +265,7 @@ def test_leading_values_only(name, x64):
     """Where the Krylov spaces are everything: in all fields what the Jacobians say, of the spectra the first."""
     step, params, state0, xs, _ = EXAMPLES[name](jnp.float64)
 
-    @quick_jit
+    @jax.jit
     def both(weights):
         arguments = step, params, state0, xs, weighted_loss(weights)
         return bptt.gradient_flow(*arguments, stride=2), bptt.gradient_flow(*arguments, stride=2, num=2)
@@ -286,7 +286,7 @@ def test_leading_values_of_a_larger_state():
     step, params, state0, xs, _ = cell_example("rnn", jnp.float32, 200, 12)
     params = params._replace(recurrent=params.recurrent / np.sqrt(200))
 
-    @quick_jit
+    @jax.jit
     def both(params, state0, xs):
         arguments = step, params, state0, xs, lambda states: jnp.sum(states[-1])
         jacobians = bptt.jacobians(*arguments[:4])
@@ -354,7 +354,7 @@ def test_memory():
     def flow(params, h0, xs):
         return bptt.gradient_flow(step, params, h0, xs, lambda states: jnp.sum(states[-1]))
 
-    compiled = quick_jit(flow).lower(params, np.zeros(n, np.float32), np.zeros((steps, 2), np.float32)).compile()
+    compiled = jax.jit(flow).lower(params, np.zeros(n, np.float32), np.zeros((steps, 2), np.float32)).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 4 * steps * n * n / 15
 
 
@@ -368,7 +368,7 @@ def batch():
             linear_step, a, jnp.ones(2), None, lambda states: jnp.sum(states[-1]), length=STEPS
         )
 
-    return quick_jit(jax.vmap(flow))(matrices)
+    return jax.jit(jax.vmap(flow))(matrices)
 
 
 def test_batch_has_a_mean_and_a_spread(batch):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import EXAMPLES, T, cell_example, cell_params, linear_step, quick_jit
+from oracles import EXAMPLES, T, cell_example, cell_params, linear_step
 
 import bptt_jax as bptt
 
@@ -23,9 +23,9 @@ def entry(tree, k):
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_against_finite_differences(name, x64):
     step, params, state0, xs, length = EXAMPLES[name](jnp.float64)
-    got = np.asarray(quick_jit(lambda xs: bptt.jacobians(step, params, state0, xs, length=length))(xs))
+    got = np.asarray(jax.jit(lambda xs: bptt.jacobians(step, params, state0, xs, length=length))(xs))
     states = bptt.unroll(step, params, state0, xs, length=length)
-    one_step = quick_jit(step)
+    one_step = jax.jit(step)
     _, unravel = bptt.ravel_state(state0)
     size, eps = real(state0).size, 1e-6
     assert got.shape == (T, size, size)

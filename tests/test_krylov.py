@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import quick_jit
 
 from bptt_jax.analysis import krylov, logscale
 
@@ -67,7 +66,7 @@ def found(request):
     """(eps, {name: (singular triplets, eigenpairs) in units}): all matrices at a time, compiled once."""
     with jax.enable_x64(request.param == "float64"):
         stack = jnp.asarray(np.stack(list(CASES.values())), request.param)
-        s, e = quick_jit(jax.vmap(lambda a: (singular(a), eigen(a))))(stack)
+        s, e = jax.jit(jax.vmap(lambda a: (singular(a), eigen(a))))(stack)
         s, e = jax.tree.map(np.asarray, (s, e))
         return np.finfo(request.param).eps, {
             name: jax.tree.map(lambda a, k=k: a[k], (s, e)) for k, name in enumerate(CASES)
@@ -151,7 +150,7 @@ def test_what_is_not_finite_is_nan(found, name):
 def test_all_of_a_small_matrix(size, x64):
     """Where the space is everything, all values are exact, in float64 to rounding."""
     a = np.random.default_rng(size).standard_normal((size, size))
-    s, e = quick_jit(lambda a: (singular(a, size), eigen(a, size)))(a)
+    s, e = jax.jit(lambda a: (singular(a, size), eigen(a, size)))(a)
     np.testing.assert_allclose(
         np.ldexp(s.values, s.exponent), np.linalg.svd(a, compute_uv=False), rtol=1e-11, atol=1e-14
     )
@@ -164,7 +163,7 @@ def test_all_of_a_small_matrix(size, x64):
 def test_soft_edge():
     """Of a random matrix, whose singular values crowd towards the largest: 1e-3 in float32."""
     a = np.random.default_rng(0).standard_normal((500, 500)) / np.sqrt(500)
-    triplets = quick_jit(partial(singular, num=1))(jnp.asarray(a, jnp.float32))
+    triplets = jax.jit(partial(singular, num=1))(jnp.asarray(a, jnp.float32))
     assert len(triplets.left) == 1
     np.testing.assert_allclose(
         np.ldexp(triplets.values, triplets.exponent), np.linalg.svd(a, compute_uv=False)[:1], rtol=1e-3
@@ -173,7 +172,7 @@ def test_soft_edge():
 
 def test_last_dimensions_of_a_space():
     """All directions are random ones here, and little of the last is orthogonal to all before."""
-    triplets = quick_jit(partial(singular, num=20))(jnp.eye(20, dtype=jnp.float32))
+    triplets = jax.jit(partial(singular, num=20))(jnp.eye(20, dtype=jnp.float32))
     for basis in (triplets.left, triplets.right):
         np.testing.assert_allclose(np.asarray(basis) @ np.asarray(basis).T, np.eye(20), atol=1e-6)
 
@@ -182,7 +181,7 @@ def test_overflow_is_not_taken_for_the_end_of_the_space():
     """A transpose of 1e25 where the map has shown 1: squares overflow, and that is NaN, not zero."""
     size, dtype = 9, jnp.dtype(jnp.float32)
     zero = jnp.zeros((), jnp.int32)
-    triplets = quick_jit(
+    triplets = jax.jit(
         lambda: krylov.singular_triplets(lambda v: (v, zero), lambda u: (1e25 * u, zero), size, dtype, 1)
     )()
     assert np.isnan(triplets.values)

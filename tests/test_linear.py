@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import quick_jit, relative_error, weighted_loss
+from oracles import relative_error, weighted_loss
 
 import bptt_jax as bptt
 
@@ -52,7 +52,7 @@ NAMES = ["lru", "min_gru", "leaky"]
 
 
 def drawn(cell, inputs, seed=0):
-    return quick_jit(cell.init, static_argnums=1)(jax.random.key(seed), inputs)
+    return jax.jit(cell.init, static_argnums=1)(jax.random.key(seed), inputs)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -60,7 +60,7 @@ def test_equal_to_unroll(name, x64):
     """Values, and gradients with respect to parameters, start and inputs, in float64."""
     step, params, state0, xs = example(name, jnp.float64, 1000)
 
-    @quick_jit
+    @jax.jit
     def both(params, state0, xs):
         steps = len(jax.tree.leaves(xs)[0])
         loss = weighted_loss(jnp.sin(1 + jnp.arange(steps, dtype=float)))
@@ -242,7 +242,7 @@ def test_gamma_keeps_the_variance():
     cell = bptt.lru(n, r_min=0.3, r_max=0.99)
     params = drawn(cell, inputs)
     xs = jax.random.normal(jax.random.key(1), (8, warmup + 4000, inputs))
-    states = quick_jit(jax.vmap(lambda x: bptt.unroll_linear(cell.step, params, cell.initial_state(), x)))(xs)
+    states = jax.jit(jax.vmap(lambda x: bptt.unroll_linear(cell.step, params, cell.initial_state(), x)))(xs)
     power = np.mean(np.abs(np.asarray(states)[:, warmup:]) ** 2, axis=(0, 1))
     driven = np.sum(np.asarray(params.input_re) ** 2 + np.asarray(params.input_im) ** 2, axis=1)
     np.testing.assert_allclose(power / driven, 1, atol=0.25)
@@ -309,7 +309,7 @@ def test_jacobians_of_lru_rotate_and_shrink(x64):
 
 def test_exponents_of_lru_are_the_log_moduli(x64):
     step, params, h0, xs = rotations(400)
-    spectrum = quick_jit(lambda: bptt.lyapunov_exponents(step, params, h0, xs, warmup=200))()
+    spectrum = jax.jit(lambda: bptt.lyapunov_exponents(step, params, h0, xs, warmup=200))()
     np.testing.assert_allclose(spectrum.exponents, np.log([0.9, 0.9, 0.5, 0.5, 0.2, 0.2]), rtol=1e-12)
 
 
@@ -322,7 +322,7 @@ def test_flow_and_adjoints_of_lru_in_closed_form(x64):
         return states[-1, 0].real
 
     back = steps - np.arange(steps)  # T - t for t = 0 .. T - 1
-    flow, measured, parallel = quick_jit(
+    flow, measured, parallel = jax.jit(
         lambda params: (
             bptt.gradient_flow(step, params, h0, xs, loss, stride=500),
             bptt.adjoints(step, params, h0, xs, loss),

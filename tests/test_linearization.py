@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import EXAMPLES, T, cell_params, floating, quick_jit, relative_error
+from oracles import EXAMPLES, T, cell_params, floating, relative_error
 
 import bptt_jax as bptt
 from bptt_jax.recurrence import linearization
@@ -55,7 +55,7 @@ def test_a_step_that_does_change_its_weights_keeps_them():
 
     w, xs = jnp.asarray([[0.5, 1.0], [-1.0, 0.2]]), jnp.asarray([1.0, 2.0, -1.0])
 
-    @quick_jit
+    @jax.jit
     def both(h):
         along = linearize(step, w, h, xs, 3)
         starts = jnp.concatenate([h[None], along.states[:-1]])
@@ -97,7 +97,7 @@ def test_differentials_against_vjp_and_jvp(name, chunk, few, x64, monkeypatch):
     tangent = jax.tree.map(lambda p, f: like(p) if f else no_tangent(p), params, is_float)
     cotangents = like(state0, T)
 
-    @quick_jit
+    @jax.jit
     def both(direction, cotangents):
         along = linearize(step, params, state0, xs, T)
         starts = jax.tree.map(lambda h0, h: jnp.concatenate([h0[None], h[:-1]]), state0, along.states)

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from oracles import quick_jit
 
 import bptt_jax as bptt
 from bptt_jax.training.loop import (
@@ -94,10 +93,10 @@ def test_one_update_is_a_plain_optax_update(penalised) -> None:
     state = init_state(net, OPTIMIZER, 5)
     assert int(state.updates) == 0
     assert_close(state.params, NET.init(jax.random.fold_in(jax.random.fold_in(jax.random.key(5), 0), 0)))
-    gradient, loss = quick_jit(jax.grad(objective, has_aux=True))(state.params)
+    gradient, loss = jax.jit(jax.grad(objective, has_aux=True))(state.params)
     norm = np.linalg.norm(np.concatenate([a.ravel() for a in leaves(gradient)]))
     updates, opt_state = OPTIMIZER.update(gradient, OPTIMIZER.init(state.params), state.params)
-    got, metrics = quick_jit(make_update(net, OPTIMIZER, batch=2, penalty=penalty if penalised else None))(state)
+    got, metrics = jax.jit(make_update(net, OPTIMIZER, batch=2, penalty=penalty if penalised else None))(state)
     assert_close(got.params, optax.apply_updates(state.params, updates))
     assert_close(got.opt_state, opt_state)
     assert int(got.updates) == 1
@@ -569,8 +568,8 @@ def test_omega_penalty_by_hand(version) -> None:
         return 0.7 * bptt.omega(jax.vmap(terms)(*data), version=version)
 
     penalty = omega_penalty(net, 0.7, version=version)
-    got, gradient = quick_jit(jax.value_and_grad(penalty))(params, data)
-    want, cell_gradient = quick_jit(jax.value_and_grad(by_hand))(params.cell)
+    got, gradient = jax.jit(jax.value_and_grad(penalty))(params, data)
+    want, cell_gradient = jax.jit(jax.value_and_grad(by_hand))(params.cell)
     np.testing.assert_allclose(got, want, rtol=1e-5)
     assert_close(gradient.cell, cell_gradient)
     assert np.abs(gradient.cell.recurrent).max() > 0.01
@@ -588,7 +587,7 @@ def test_omega_penalty_from_jacobians_and_adjoints() -> None:
         deltas = bptt.adjoints(net.cell.step, params.cell, jnp.zeros(3), inputs, of_states).adjoints
         for J, d in zip(np.asarray(jacobians, np.float64), np.asarray(deltas, np.float64), strict=True):
             total += (np.sum((J.T @ d) ** 2) / np.sum(d**2) - 1) ** 2
-    got = quick_jit(omega_penalty(net, 3.0))(params, data)
+    got = jax.jit(omega_penalty(net, 3.0))(params, data)
     np.testing.assert_allclose(got, 3.0 * total / 2, rtol=1e-4)
 
 
@@ -598,10 +597,10 @@ def test_training_with_omega_moves_by_its_gradient() -> None:
     net = NET._replace(task=NET.task._replace(sample=lambda key, batch: data))
     penalty = omega_penalty(net, 2.0)
     state = init_state(net, optax.sgd(1.0), 1)
-    plain, of_plain = quick_jit(make_update(net, optax.sgd(1.0), batch=3))(state)
-    both, of_both = quick_jit(make_update(net, optax.sgd(1.0), batch=3, penalty=penalty))(state)
+    plain, of_plain = jax.jit(make_update(net, optax.sgd(1.0), batch=3))(state)
+    both, of_both = jax.jit(make_update(net, optax.sgd(1.0), batch=3, penalty=penalty))(state)
     np.testing.assert_allclose(of_plain.loss, of_both.loss, rtol=1e-6)
-    gradient = quick_jit(jax.grad(penalty))(state.params, data)
+    gradient = jax.jit(jax.grad(penalty))(state.params, data)
     assert np.abs(gradient.cell.recurrent).max() > 0.01
     assert_close(jax.tree.map(jnp.subtract, plain.params, both.params), gradient, rtol=1e-4)
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import EXAMPLES, T, linear_step, quick_jit
+from oracles import EXAMPLES, T, linear_step, users_jit
 
 import bptt_jax as bptt
 from bptt_jax.analysis import matrix_free
@@ -31,7 +31,7 @@ def test_against_the_jacobians(name, x64, monkeypatch):
     size = bptt.ravel_state(state0)[0].size
     monkeypatch.setattr(matrix_free, "_BASIS_NUMBERS", 3 * size**2)
 
-    @quick_jit
+    @jax.jit
     def measure(params, state0, xs):
         arguments = step, params, state0, xs
         return (
@@ -79,7 +79,7 @@ def test_products_beyond_the_range():
     cases = _pieces()
     matrices = jnp.asarray(np.stack([a for a, _ in cases.values()]), jnp.float32)
 
-    @jax.jit
+    @users_jit
     @jax.vmap
     def measure(a):
         return bptt.product_singular_values(linear_step, a, jnp.zeros(2), num=2, length=4000)
@@ -100,7 +100,7 @@ def test_every_product_has_its_own_scale():
     late = np.arange(60)[:, None] >= 30
     logs = np.where(late, np.log([1 / 64, 1.9]), np.log([4.0, 0.25])) - np.log(64)
     exact = np.max(np.cumsum(logs[::-1], axis=0)[::-1], axis=1)
-    got = jax.jit(lambda xs: log_norms(scaling_step, None, jnp.ones(2), xs))(jnp.exp(jnp.asarray(logs)))
+    got = users_jit(lambda xs: log_norms(scaling_step, None, jnp.ones(2), xs))(jnp.exp(jnp.asarray(logs)))
     np.testing.assert_allclose(got, exact, rtol=1e-5, atol=1e-5)
 
 
@@ -109,7 +109,7 @@ def test_nan_stays_where_it_is():
     xs = np.full((6, 2), 0.5, np.float32)
     xs[2, 1] = np.nan
 
-    @quick_jit
+    @jax.jit
     def measure(xs):
         arguments = scaling_step, None, jnp.ones(2, jnp.float32), xs
         return (
@@ -133,7 +133,7 @@ def test_memory():
     params = bptt.RNNParams(*(jax.ShapeDtypeStruct(s, jnp.float32) for s in ((n, n), (n, 2), (n,))))
     state0, xs = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((n,), (steps, 2)))
 
-    @quick_jit
+    @jax.jit
     def measure(params, state0, xs):
         arguments = step, params, state0, xs
         return (
@@ -157,7 +157,7 @@ def test_half_precision_is_measured_in_single():
     """Its products are rounded to 8 bits; the spaces, and what comes out, are single."""
     a = np.array([[0.5, 0.25, 0], [-0.125, 1.0, 0.5], [0.25, 0, -0.75]])
 
-    @quick_jit
+    @jax.jit
     def measure(a):
         arguments = linear_step, a, jnp.ones(3, jnp.bfloat16)
         options = {"num": 3, "length": 2}

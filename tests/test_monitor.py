@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import quick_jit, quick_monitor
 
 import bptt_jax as bptt
 
@@ -133,7 +132,7 @@ def test_scalars_are_those_of_gradient_flow():
     params, state0, (xs, targets) = example()
     record = probe(params, state0, (xs, targets))
 
-    @quick_jit
+    @jax.jit
     def flows(params, state0, xs, targets):
         def one(x, y):
             return bptt.gradient_flow(step, params, state0, x, lambda states: loss(params, states, y))
@@ -231,7 +230,7 @@ def last(params, states, target):
 
 def test_large_states_and_states_carried_over():
     """2000 numbers, whose Jacobian would have 4 million; a state for every sequence."""
-    monitor = quick_monitor(diagonal, last, num=2, sequences=2, spectra=1, state_axis=0)
+    monitor = bptt.Monitor(diagonal, last, num=2, sequences=2, spectra=1, state_axis=0)
     size = 2000
     params = np.linspace(-0.3, 0.3, size, dtype=np.float32)
     params[:2] = 0.9, -0.7

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import quick_jit
 
 import bptt_jax as bptt
 from bptt_jax.training.network import Network, NetworkParams, Readout, apply_readout, network
@@ -48,10 +47,10 @@ def test_outputs_and_loss_by_hand(reads) -> None:
     else:
         shares = np.exp(want) / np.exp(want).sum(axis=1, keepdims=True)
         loss = -np.mean(np.log(shares[np.arange(len(want)), np.asarray(target)]))
-    got = quick_jit(net.outputs)(params, inputs)
+    got = jax.jit(net.outputs)(params, inputs)
     assert got.shape == want.shape
     np.testing.assert_allclose(got, want, rtol=2e-5, atol=1e-6)
-    np.testing.assert_allclose(quick_jit(net.loss)(params, inputs, target), loss, rtol=2e-5)
+    np.testing.assert_allclose(jax.jit(net.loss)(params, inputs, target), loss, rtol=2e-5)
 
 
 @both
@@ -60,9 +59,9 @@ def test_loss_of_states_is_the_loss(cell, reads) -> None:
     """As a function of the trajectory, so that `adjoints` gives the cell's part of the network's own gradient."""
     net = network(CELLS[cell], TASKS[reads])
     params, inputs, target = example(net)
-    loss, gradient = quick_jit(jax.value_and_grad(net.loss))(params, inputs, target)
+    loss, gradient = jax.jit(jax.value_and_grad(net.loss))(params, inputs, target)
 
-    @quick_jit
+    @jax.jit
     def flow(params, inputs, target):
         of_states = net.loss_of_states(params, target)
         return bptt.adjoints(net.cell.step, params.cell, net.cell.initial_state(), inputs, of_states)
@@ -76,11 +75,11 @@ def test_loss_of_states_is_the_loss(cell, reads) -> None:
 def test_remat_changes_neither_values_nor_gradients(reads) -> None:
     plain = network(CELLS["lstm"], TASKS[reads])
     params, inputs, target = example(plain)
-    want = quick_jit(jax.value_and_grad(plain.loss))(params, inputs, target)
+    want = jax.jit(jax.value_and_grad(plain.loss))(params, inputs, target)
     for remat in (True, 4):
         net = network(CELLS["lstm"], TASKS[reads], remat=remat)
         assert "remat" in str(jax.make_jaxpr(jax.grad(net.loss))(params, inputs, target))
-        got = quick_jit(jax.value_and_grad(net.loss))(params, inputs, target)
+        got = jax.jit(jax.value_and_grad(net.loss))(params, inputs, target)
         np.testing.assert_allclose(leaves(got), leaves(want), rtol=1e-5, atol=1e-7)
     assert "remat" not in str(jax.make_jaxpr(jax.grad(plain.loss))(params, inputs, target))
 

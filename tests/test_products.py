@@ -4,17 +4,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import cell_example, linear_step
+from oracles import cell_example, linear_step, users_jit
 
 import bptt_jax as bptt
+
+product, product_log_norms = users_jit(bptt.product), users_jit(bptt.product_log_norms)
 
 
 def repeated(matrix, count, dtype=jnp.float32):
     return jnp.asarray(np.broadcast_to(np.asarray(matrix), (count, *np.shape(matrix))), dtype)
 
 
-def value(product):
-    return np.asarray(product.matrix) * np.exp(np.asarray(product.log_scale))
+def value(scaled):
+    return np.asarray(scaled.matrix) * np.exp(np.asarray(scaled.log_scale))
 
 
 def test_against_float64(dtype):
@@ -24,60 +26,60 @@ def test_against_float64(dtype):
     for factor in factors[::-1]:
         expected = expected @ factor
         norms.append(np.log(np.linalg.norm(expected, 2)))
-    got = bptt.product_log_norms(jnp.asarray(factors, dtype))
+    got = product_log_norms(jnp.asarray(factors, dtype))
     eps = 60 * jnp.finfo(dtype).eps
     assert got.dtype == dtype
     np.testing.assert_allclose(got, norms[::-1], rtol=eps, atol=eps)
-    product = bptt.product(jnp.asarray(factors, dtype))
-    assert 0.5 <= np.max(np.abs(product.matrix)) < 1
-    scale = np.exp(np.float64(product.log_scale) - norms[-1])
+    whole = product(jnp.asarray(factors, dtype))
+    assert 0.5 <= np.max(np.abs(whole.matrix)) < 1
+    scale = np.exp(np.float64(whole.log_scale) - norms[-1])
     expected = expected / np.linalg.norm(expected, 2)
-    np.testing.assert_allclose(np.asarray(product.matrix, np.float64) * scale, expected, atol=20 * eps)
+    np.testing.assert_allclose(np.asarray(whole.matrix, np.float64) * scale, expected, atol=20 * eps)
 
 
 def test_later_steps_stand_on_the_left():
     first, second = np.asarray([[1.0, 2.0], [0.0, 1.0]]), np.asarray([[1.0, 0.0], [3.0, 1.0]])
-    got = bptt.product(np.stack([first, second]))
+    got = product(np.stack([first, second]))
     np.testing.assert_allclose(value(got), second @ first, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("factor", "expected"), [(0.5, -2772.5887), (2.0, 2772.5887), (-2.0, 2772.5887)])
 def test_four_thousand_powers_of_two(factor, expected):
     jacobians = repeated(factor * np.eye(2), 4000)
-    got = bptt.product_log_norms(jacobians)
+    got = product_log_norms(jacobians)
     np.testing.assert_allclose(got[0], expected, rtol=1e-6)
     np.testing.assert_allclose(got, np.arange(4000, 0, -1) * np.log(abs(factor)), rtol=1e-6)
-    whole = bptt.product(jacobians)
+    whole = product(jacobians)
     np.testing.assert_allclose(whole.log_scale + np.log(whole.matrix[0, 0]), expected, rtol=1e-6)
 
 
 def test_scalar_of_the_oracles():
     """0.9^5000 is 1e-229."""
-    np.testing.assert_allclose(bptt.product_log_norms(repeated([[0.9]], 5000))[0], -526.8, atol=0.01)
+    np.testing.assert_allclose(product_log_norms(repeated([[0.9]], 5000))[0], -526.8, atol=0.01)
 
 
 @pytest.mark.parametrize("d", [(0.9, -0.5), (1.1, 1.0), (1e-30, -1e-31), (1e30, 1e20)])
 def test_diagonal(d):
-    got = bptt.product_log_norms(repeated(np.diag(d), 100))
+    got = product_log_norms(repeated(np.diag(d), 100))
     np.testing.assert_allclose(got, np.arange(100, 0, -1) * np.log(np.max(np.abs(d))), rtol=1e-6)
 
 
 def test_cat_map():
     """Symmetric, of determinant 1: the norm of its powers grows by the golden ratio's square."""
     a = np.asarray([[2.0, 1.0], [1.0, 1.0]])
-    got = bptt.product_log_norms(repeated(a, 300))
+    got = product_log_norms(repeated(a, 300))
     np.testing.assert_allclose(got, np.arange(300, 0, -1) * 0.9624236501192069, rtol=1e-6)
 
 
 def test_orthogonal_matrices_keep_the_norm():
     q, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((1000, 5, 5)))
     # Each is orthogonal to 1e-7, which 1000 of them multiply at worst.
-    np.testing.assert_allclose(bptt.product_log_norms(jnp.asarray(q, jnp.float32)), 0, atol=1e-4)
+    np.testing.assert_allclose(product_log_norms(jnp.asarray(q, jnp.float32)), 0, atol=1e-4)
 
 
 def test_jordan_block_grows_before_it_decays():
     a, steps = 0.9, 400
-    got = np.asarray(bptt.product_log_norms(repeated([[a, 1], [0, a]], steps)))[::-1]
+    got = np.asarray(product_log_norms(repeated([[a, 1], [0, a]], steps)))[::-1]
     n = np.arange(1, steps + 1)
     powers = a ** n[:, None, None] * np.stack(
         [[np.ones(steps), n / a], [np.zeros(steps), np.ones(steps)]]
@@ -88,9 +90,9 @@ def test_jordan_block_grows_before_it_decays():
 
 def test_zero_is_minus_infinity_and_never_nan():
     nilpotent = repeated([[0, 1], [0, 0]], 5)
-    got = bptt.product_log_norms(nilpotent)
+    got = product_log_norms(nilpotent)
     np.testing.assert_array_equal(got, [-np.inf] * 4 + [0])
-    whole = bptt.product(nilpotent)
+    whole = product(nilpotent)
     assert whole.log_scale == -np.inf
     assert not np.any(whole.matrix)
 
@@ -99,14 +101,14 @@ def test_lstm_that_has_closed_every_gate():
     """All of the state is forgotten: sigmoid(-200) is 0 in float32, and so is the product."""
     step, params, state0, xs, _ = cell_example("lstm", jnp.float32)
     closed = jax.tree.map(jnp.zeros_like, params)._replace(bias=jnp.full_like(params.bias, -200))
-    assert np.all(bptt.product_log_norms(bptt.jacobians(step, closed, state0, xs)) == -np.inf)
+    assert np.all(product_log_norms(bptt.jacobians(step, closed, state0, xs)) == -np.inf)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_what_is_not_finite_spoils_what_lies_before_it(bad):
     jacobians = np.stack([np.eye(2)] * 6).astype(np.float32)
     jacobians[2, 0, 1] = bad
-    got = bptt.product_log_norms(jacobians)
+    got = product_log_norms(jacobians)
     assert np.all(np.isnan(got[:3]))
     np.testing.assert_array_equal(got[3:], 0)
 
@@ -115,16 +117,16 @@ def test_subspace_of_unequal_rates():
     """Of a block of rates 0.5 and 2 only the larger one is seen, in whichever coordinates."""
     v = np.asarray([[1.0, 1.0], [0.0, 1.0]])
     a = v @ np.diag([0.5, 2.0]) @ np.linalg.inv(v)
-    got = bptt.product_log_norms(repeated(a, 1000))
+    got = product_log_norms(repeated(a, 1000))
     np.testing.assert_allclose(got[0] - got[1], np.log(2), atol=1e-4)
 
 
 def test_complex_half_and_integer_matrices():
     i = repeated([[2j]], 3, jnp.complex64)
-    np.testing.assert_allclose(bptt.product_log_norms(i), np.log([8, 4, 2]), rtol=1e-6)
-    np.testing.assert_allclose(value(bptt.product(i)), [[-8j]], rtol=1e-6)
+    np.testing.assert_allclose(product_log_norms(i), np.log([8, 4, 2]), rtol=1e-6)
+    np.testing.assert_allclose(value(product(i)), [[-8j]], rtol=1e-6)
     for dtype in (jnp.bfloat16, jnp.int32):
-        got = bptt.product_log_norms(repeated([[2]], 3, dtype))
+        got = product_log_norms(repeated([[2]], 3, dtype))
         assert got.dtype == jnp.float32
         np.testing.assert_allclose(got, np.log([8, 4, 2]), rtol=1e-6)
 
@@ -136,8 +138,8 @@ def test_iid_gaussian_matrices():
     """
     steps, n = 20_000, 10
     factors = np.random.default_rng(0).standard_normal((steps, n, n)).astype(np.float32) / np.float32(np.sqrt(n))
-    product = bptt.product(factors)
-    rate = (float(product.log_scale) + np.log(np.linalg.norm(product.matrix, 2))) / steps
+    whole = product(factors)
+    rate = (float(whole.log_scale) + np.log(np.linalg.norm(whole.matrix, 2))) / steps
     assert abs(rate - -0.05166) < 3 * np.sqrt(0.0553 / steps)
 
 
@@ -145,7 +147,7 @@ def test_jacobians_of_a_linear_step():
     """The whole way: the step, its Jacobians, their product, against a matrix power."""
     a = np.asarray([[0.3, 0.8], [-0.5, 0.6]])
     jacobians = bptt.jacobians(linear_step, jnp.asarray(a, jnp.float32), jnp.ones(2), length=50)
-    np.testing.assert_allclose(value(bptt.product(jacobians)), np.linalg.matrix_power(a, 50), rtol=1e-4)
+    np.testing.assert_allclose(value(product(jacobians)), np.linalg.matrix_power(a, 50), rtol=1e-4)
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 40])
@@ -153,15 +155,18 @@ def test_prefixes_and_suffixes_are_the_sequential_products(dtype, length):
     rng = np.random.default_rng(length)
     factors = jnp.asarray(rng.standard_normal((length, 3, 3)) * np.logspace(-1, 1, 3), dtype)
     prefixes, suffixes = bptt.prefix_products(factors), bptt.suffix_products(factors)
+    # Identities in place of the others cost no rounding, and one compilation serves every length.
+    present = np.stack([np.tri(length, dtype=bool), np.tri(length, dtype=bool).T])[..., None, None]
+    parts = jnp.where(present, factors, jnp.eye(3, dtype=dtype))
+    wanted = jax.jit(jax.vmap(jax.vmap(bptt.product)))(parts)
     eps = length * float(jnp.finfo(dtype).eps)
     assert prefixes.matrix.dtype == prefixes.log_scale.dtype == dtype
-    for t in range(length):
-        for got, wanted in ((prefixes, bptt.product(factors[: t + 1])), (suffixes, bptt.product(factors[t:]))):
-            scale = np.exp(got.log_scale[t] - wanted.log_scale)
-            np.testing.assert_allclose(got.matrix[t] * scale, wanted.matrix, atol=50 * eps)
+    for got, matrix, log_scale in zip((prefixes, suffixes), *wanted, strict=True):
+        scale = np.exp(got.log_scale - log_scale)[:, None, None]
+        np.testing.assert_allclose(got.matrix * scale, matrix, atol=50 * eps)
     np.testing.assert_allclose(
         suffixes.log_scale + np.log(np.linalg.norm(suffixes.matrix, 2, axis=(1, 2))),
-        bptt.product_log_norms(factors),
+        product_log_norms(factors),
         rtol=20 * eps, atol=20 * eps,
     )  # fmt: skip
 
@@ -174,7 +179,7 @@ def test_a_hundred_thousand_factors_in_single_precision(rates):
     turn = np.asarray([[0.8, -0.6], [0.6, 0.8]])
     factors = jnp.asarray(np.einsum("ij,tj,kj->tik", turn, powers, turn), jnp.float32)
     exact = np.log(np.asarray(powers, np.float64))[::-1].cumsum(axis=0)[::-1].max(axis=1)
-    sequential = bptt.product_log_norms(factors)
+    sequential = product_log_norms(factors)
     parallel = bptt.suffix_products(factors)
     norms = np.log(np.linalg.norm(np.asarray(parallel.matrix), 2, axis=(1, 2))) + parallel.log_scale
     for got in (sequential, norms):

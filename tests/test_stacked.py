@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import I, N, T, cell_example, cell_params, quick_jit, relative_error
+from oracles import I, N, T, cell_example, cell_params, relative_error
 
 import bptt_jax as bptt
 
@@ -25,7 +25,7 @@ def test_layers_one_after_the_other(x64):
     def loss(states):
         return jnp.sum(states[2][-1]) + jnp.sum(jnp.square(states[1].c))
 
-    @quick_jit
+    @jax.jit
     def both(params, state0):
         got = jax.value_and_grad(
             lambda p, h: (lambda s: (loss(s), s))(bptt.unroll(step, p, h, bottom.xs)), (0, 1), True

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from oracles import quick_jit
 
 import bptt_jax as bptt
 
@@ -142,8 +141,8 @@ def test_every_public_function_is_here():
 def test_jit_and_vmap(name, x64):
     """A jitted batch gives what the function gives for each matrix by itself."""
     function = FUNCTIONS[name]
-    together = quick_jit(jax.vmap(function))(MATRICES)
-    alone = quick_jit(function)
+    together = jax.jit(jax.vmap(function))(MATRICES)
+    alone = jax.jit(function)
     for k, matrix in enumerate(MATRICES):
         for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(alone(matrix)), strict=True):
             np.testing.assert_allclose(np.asarray(a)[k], b, rtol=1e-9, atol=1e-12)
@@ -154,7 +153,7 @@ def test_grad(name, x64):
     """Reverse mode against central differences, over all floating outputs in random proportions."""
     rng = np.random.default_rng(0)
 
-    @quick_jit
+    @jax.jit
     @jax.value_and_grad
     def mixed(w):
         outputs = FUNCTIONS[name](w)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import EXAMPLES, T, cell_example, cell_params, quick_jit, relative_error, weighted_loss
+from oracles import EXAMPLES, T, cell_example, cell_params, relative_error, weighted_loss
 
 import bptt_jax as bptt
 
@@ -12,7 +12,7 @@ import bptt_jax as bptt
 @pytest.mark.parametrize("name", ["lstm", "tokens", "complex"])
 def test_equal_to_a_python_loop(name, dtype):
     step, params, state0, xs, length = EXAMPLES[name](dtype)
-    one_step = quick_jit(step)
+    one_step = jax.jit(step)
     states, h = [], state0
     for k in range(T):
         h = one_step(params, h, jax.tree.map(lambda a, k=k: np.asarray(a)[k], xs))
@@ -31,7 +31,7 @@ def test_options_change_neither_values_nor_gradients():
     step, params, state0, xs, _ = cell_example("lstm", jnp.float32)
     options = [{}, {"remat": True}, {"remat": 2}, {"remat": 100, "unroll": 3}, {"unroll": 2}]
 
-    @quick_jit
+    @jax.jit
     def with_all(params):
         def value(params, **options):
             states = bptt.unroll(step, params, state0, xs, **options)
@@ -80,7 +80,7 @@ def test_memory_of_the_gradient(remat, growth):
             return jnp.sum(bptt.final_state(step, params, h0, xs, remat=remat))
 
         inputs = jnp.zeros(64), jnp.zeros((steps, 2))
-        return quick_jit(jax.grad(loss)).lower(params, *inputs).compile().memory_analysis().temp_size_in_bytes
+        return jax.jit(jax.grad(loss)).lower(params, *inputs).compile().memory_analysis().temp_size_in_bytes
 
     # What does not depend on T (the weights' gradient) is taken off; ceil(sqrt) and padding make it inexact.
     small, middle, large = temporary(400), temporary(6400), temporary(102_400)
