@@ -86,8 +86,11 @@ def plot_parts(flows: Mapping[str, GradientFlow]) -> tuple[Figure, dict[str, tup
       The norms of all flows; and by name the singular values and the eigenvalues of each, whose points are of a
       colour that can be told from white and from black.
     """
-    norms = Figure((_COLUMN, 2.9 + 0.2 * len(flows)), layout="constrained")
-    _draw_norms(norms.subplots(), flows, columns=1)
+    norms = Figure(layout="constrained")
+    ax = norms.subplots()
+    _draw_norms(ax, flows, columns=1)
+    lines = sum(1 + text.get_text().count("\n") for text in ax.get_legend().get_texts())
+    norms.set_size_inches(_COLUMN, 2.9 + 0.2 * lines)
     spectra = {}
     for name, flow in flows.items():
         values, plane = (Figure((_COLUMN, 3.3), layout="constrained") for _ in range(2))
