@@ -18,7 +18,8 @@ import jax
 import numpy as np
 
 from bptt_jax.command import diagnose, train
-from bptt_jax.command.report import BadArgument
+from bptt_jax.command.page import page
+from bptt_jax.command.report import COLUMNS, BadArgument, rows
 from bptt_jax.files import write_json, written
 from bptt_jax.training.progress import progress_bar
 
@@ -28,7 +29,7 @@ examples:
   bptt-jax diagnose --cells gru lstm --length 1000 --batch 4
   bptt-jax diagnose --cells rnn --gain 0.9 1 1.1 --text novel.txt --loss all
   bptt-jax diagnose --step my_cell.py:make --hidden 128 --out results
-  bptt-jax diagnose --checkpoint train-adding --batch 8
+  bptt-jax diagnose --checkpoint train-adding --batch 8 --html
 
 A FACTORY(input_size) returns (step, params, state0), or (step, params, state0, readout), where
 step(params, state, x) -> state is pure and readout(state) gives one logit for each character of the text.
@@ -93,7 +94,7 @@ def _add_diagnose(jobs: Any) -> None:
         help="measure the gradient flow of recurrences on text, side by side",
         description="Measures, for several recurrences at their initialisation on real text, how the gradient of "
         "the next character's cross-entropy flows back through time; or, with --checkpoint, for a trained network "
-        "on its task. Writes flow.png and flow.json.",
+        "on its task. Writes flow.png and flow.json, with --html a page too.",
         epilog=_DIAGNOSE_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -113,6 +114,7 @@ def _add_diagnose(jobs: Any) -> None:
     add("--float64", action="store_true", help="compute in double precision")
     add("--seed", type=_seed, default=0, help="of texts and weights (0)")
     add("--out", type=Path, default=Path("."), metavar="FOLDER", help="where flow.png and flow.json go (.)")
+    add("--html", action="store_true", help="also write flow.html: figures, numbers and what to try on one page")
 
 
 def _add_train(jobs: Any) -> None:
@@ -167,7 +169,7 @@ def _diagnose(arguments: argparse.Namespace) -> int:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-        from bptt_jax.plots import plot_gradient_flow
+        from bptt_jax.plots import plot_gradient_flow, plot_parts
     except ImportError:
         raise BadArgument("needs matplotlib and rich: python -m pip install 'bptt_jax[plot]'") from None
     settings = _diagnose_settings(arguments)
@@ -178,7 +180,12 @@ def _diagnose(arguments: argparse.Namespace) -> int:
     gated = {r.name: r.gated for r in recurrences}
     flows = {}
     log = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=log, disable=not log.is_terminal, transient=True) as progress:
         task = progress.add_task("compiling", total=settings.batch * len(recurrences))
         for i, (recurrence, compiled) in enumerate(diagnose.compile_all(recurrences, data)):
@@ -187,18 +194,27 @@ def _diagnose(arguments: argparse.Namespace) -> int:
             if not log.is_terminal:
                 print(f"measuring {name} ({i + 1} of {len(recurrences)})", file=sys.stderr, flush=True)
             flows[name] = diagnose.measure(recurrence, compiled, data, lambda n: progress.advance(task, n))
-    figure = plot_gradient_flow(flows, title=diagnose.title(settings, data))
-    numbers = diagnose.record(settings, data, flows, gated)
-    with written(out / "flow.png") as temporary:
-        figure.savefig(temporary, dpi=120)
+    title, numbers = diagnose.title(settings, data), diagnose.record(settings, data, flows, gated)
+    drawn = {name.replace("$", r"\$"): flow for name, flow in flows.items()}  # no name is mathematics
+    figure = plot_gradient_flow(drawn, title=title)
+    names = ["flow.png", "flow.json", *(["flow.html"] if arguments.html else [])]
+    with contextlib.ExitStack() as files:
+        figure.savefig(files.enter_context(written(out / "flow.png")), dpi=120)
+        if arguments.html:
+            norms, spectra = plot_parts(drawn)
+            text = page(title, numbers, norms, list(spectra.values()))
+            # A file name that is not Unicode, which UTF-8 could not hold, is shown by its bytes.
+            path = files.enter_context(written(out / "flow.html"))
+            path.write_text(text, encoding="utf-8", errors="backslashreplace")
         write_json(out / "flow.json", numbers)
-    Console(width=None if sys.stdout.isatty() else 132).print(_table(flows, gated))
-    print(f"wrote {out / 'flow.png'} and {out / 'flow.json'}")
+    Console(width=None if sys.stdout.isatty() else 132).print(_table(numbers))
+    *first, last = (str(out / name) for name in names)
+    print(f"wrote {', '.join(first)} and {last}")
     return 0
 
 
 def _diagnose_settings(arguments: argparse.Namespace) -> diagnose.Settings:
-    given = {k: v for k, v in vars(arguments).items() if k not in ("command", "out")}
+    given = {k: v for k, v in vars(arguments).items() if k not in ("command", "out", "html")}
     if arguments.checkpoint is not None:
         others = ("cells", "gain", "hidden", "length", "loss", "text", "embed", "step", "float64")
         if wrong := [f"--{k}" for k in others if given[k]]:
@@ -269,34 +285,16 @@ def _training_table(numbers: dict[str, Any]) -> Any:
     return table
 
 
-def _table(flows: dict[str, Any], gated: dict[str, bool | None]) -> Any:
+def _table(numbers: dict[str, Any]) -> Any:
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(show_lines=True)
-    for name in (
-        "cell",
-        "loss",
-        "spectral\nnorm",
-        "spectral\nradius",
-        "growth rate\nnats/step back",
-        "horizon\nsteps",
-    ):
-        table.add_column(name, justify="left" if name == "cell" else "right", no_wrap=True)
-    table.add_column("verdict", no_wrap=True)
-    table.add_column("what to try")
-    for name, flow in flows.items():
-        s = flow.summary()
-        total = sum(s["verdicts"].values())
-        table.add_row(
-            name,
-            f"{s['loss']['mean']:.3f}",
-            f"{s['spectral_norm']['mean']:.3f}",
-            f"{s['spectral_radius']['mean']:.3f}",
-            f"{s['growth_rate']['mean']:+.4f} ± {s['growth_rate']['std']:.4f}",
-            f"{s['horizon']['median']:.0f}",
-            f"{s['verdict']}\n({s['verdicts'][s['verdict']]} of {total})",
-            "\n".join(flow.advice(gated=gated.get(name))),
-        )
+    for name in COLUMNS[:-1]:
+        table.add_column(name, justify="left" if name in ("cell", "verdict") else "right", no_wrap=True)
+    table.add_column(COLUMNS[-1])
+    for row in rows(numbers["recurrences"]):
+        table.add_row(*map(escape, row))
     return table
 
 

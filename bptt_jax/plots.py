@@ -1,6 +1,7 @@
 """Figures. They are matplotlib `Figure`s without a window: save them or show them in a notebook."""
 
 import math
+import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,6 +29,9 @@ _LINES: tuple[tuple[str, str | tuple[int, tuple[int, ...]]], ...] = (
     ("#4f9d5b", (0, (3, 1))),
 )
 _SCATTERED = 4000
+_BAND = 1000
+# Of a figure that is to be read on a phone, in inches: its text is then as large there as the text around it.
+_COLUMN = 3.7
 _UNDERFLOW = math.log10(1.4e-45)
 
 
@@ -58,16 +62,44 @@ def plot_gradient_flow(flows: GradientFlow | Mapping[str, GradientFlow], *, titl
     columns = len(named)
     figure = Figure(figsize=(max(7.0, 3.1 * columns), 10.5), layout="constrained")
     grid = figure.add_gridspec(3, columns, height_ratios=(1.35, 0.9, 1.0))
-    _draw_norms(figure.add_subplot(grid[0, :]), named)
+    _draw_norms(figure.add_subplot(grid[0, :]), named, columns=min(len(named), 2))
     values = _share_y([figure.add_subplot(grid[1, i]) for i in range(columns)])
     planes = [figure.add_subplot(grid[2, i]) for i in range(columns)]
-    reach = max(1.25, max(_largest_modulus(f) for f in named.values()) * 1.05)
+    reach = _reach(named)
     for i, (name, flow) in enumerate(named.items()):
-        _draw_singular_values(values[i], name, flow, first=i == 0)
-        _draw_eigenvalues(planes[i], name, flow, _LINES[i % len(_LINES)][0], reach, first=i == 0)
+        _draw_singular_values(values[i], flow)
+        _draw_eigenvalues(planes[i], flow, _LINES[i % len(_LINES)][0], reach)
+        for ax in (values[i], planes[i]):
+            ax.set_title(name, fontsize="medium")
+            if i > 0:
+                ax.set_ylabel("")
+    _legend_below(values[0], 4, "singular values over time, all sequences together (red line: 1)")
     if title is not None:
         figure.suptitle(title)
     return figure
+
+
+def plot_parts(flows: Mapping[str, GradientFlow]) -> tuple[Figure, dict[str, tuple[Figure, Figure]]]:
+    """The figure of `plot_gradient_flow` in parts, each for one narrow column.
+
+    Returns:
+      The norms of all flows; and by name the singular values and the eigenvalues of each, whose points are of a
+      colour that can be told from white and from black.
+    """
+    norms = Figure(layout="constrained")
+    ax = norms.subplots()
+    _draw_norms(ax, flows, columns=1)
+    lines = sum(1 + text.get_text().count("\n") for text in ax.get_legend().get_texts())
+    norms.set_size_inches(_COLUMN, 2.9 + 0.2 * lines)
+    spectra = {}
+    for name, flow in flows.items():
+        values, plane = (Figure((_COLUMN, 3.3), layout="constrained") for _ in range(2))
+        ax = values.subplots()
+        _draw_singular_values(ax, flow)
+        _legend_below(ax, 2)
+        _draw_eigenvalues(plane.subplots(), flow, _LINES[2][0], _reach(flows))
+        spectra[name] = values, plane
+    return norms, spectra
 
 
 def plot_training(
@@ -176,7 +208,7 @@ def _quantiles(rows: np.ndarray, levels: list[float], axis: int = 0) -> np.ndarr
         return np.nanquantile(rows, levels, axis=axis, method="inverted_cdf")
 
 
-def _draw_norms(ax: Axes, flows: Mapping[str, GradientFlow]) -> None:
+def _draw_norms(ax: Axes, flows: Mapping[str, GradientFlow], columns: int) -> None:
     lowest = 0.0
     for i, (name, flow) in enumerate(flows.items()):
         color, dash = _LINES[i % len(_LINES)]
@@ -187,8 +219,11 @@ def _draw_norms(ax: Axes, flows: Mapping[str, GradientFlow]) -> None:
         label = f"{name}: {flow.verdict}"
         if math.isfinite(horizon):
             label += f", horizon {math.ceil(horizon)}"
-        ax.plot(t, middle, color=color, linestyle=dash, linewidth=1.8, label=label)
-        ax.fill_between(t, low, high, color=color, alpha=0.2, linewidth=0)
+        ax.plot(t, middle, color=color, linestyle=dash, linewidth=1.8, label=textwrap.fill(label, 42))
+        # The outline of a filled area keeps every vertex, so a long one is that of blocks, each as wide as it gets.
+        starts = np.arange(0, len(t), -(-len(t) // _BAND))
+        band = np.fmin.reduceat(low, starts), np.fmax.reduceat(high, starts)
+        ax.fill_between(t[starts], *band, color=color, alpha=0.2, linewidth=0)
         reach = int(_quantiles(_batched(flow.reach, 0), [0.5])[0])
         at = reach - 1 - math.ceil(horizon) if math.isfinite(horizon) else -1
         if at >= 0:
@@ -210,14 +245,14 @@ def _draw_norms(ax: Axes, flows: Mapping[str, GradientFlow]) -> None:
     ax.legend(
         loc="lower center",
         bbox_to_anchor=(0.5, 1.0),
-        ncols=min(len(flows), 2),
+        ncols=columns,
         frameon=False,
         title=f"dot: horizon, where {fraction:g} of the error signal is left",
         title_fontsize="small",
     )
 
 
-def _draw_singular_values(ax: Axes, name: str, flow: GradientFlow, *, first: bool) -> None:
+def _draw_singular_values(ax: Axes, flow: GradientFlow) -> None:
     values = _batched(flow.singular_values, 2)
     steps = _batched(flow.spectra_steps, 1)[0]
     pooled = np.moveaxis(values, 1, 0).reshape(len(steps), -1)
@@ -228,22 +263,23 @@ def _draw_singular_values(ax: Axes, name: str, flow: GradientFlow, *, first: boo
     ax.plot(steps, lowest, color="black", linewidth=1.0, linestyle=":", label="smallest")
     ax.axhline(1.0, color="#c8102e", linewidth=0.8)
     ax.set_yscale("log", nonpositive="mask")
-    ax.set_title(name, fontsize="medium")
     ax.set_xlabel("time step t")
-    if first:
-        ax.set_ylabel(r"singular values of $dh_t/dh_{t-1}$")
-        ax.figure.legend(
-            *ax.get_legend_handles_labels(),
-            loc="outside lower center",
-            ncols=4,
-            frameon=False,
-            fontsize="small",
-            title="singular values over time, all sequences together (red line: 1)",
-            title_fontsize="small",
-        )
+    ax.set_ylabel(r"singular values of $dh_t/dh_{t-1}$")
 
 
-def _draw_eigenvalues(ax: Axes, name: str, flow: GradientFlow, color: str, reach: float, *, first: bool) -> None:
+def _legend_below(ax: Axes, columns: int, title: str | None = None) -> None:
+    ax.figure.legend(
+        *ax.get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
+        fontsize="small",
+        title=title,
+        title_fontsize="small",
+    )
+
+
+def _draw_eigenvalues(ax: Axes, flow: GradientFlow, color: str, reach: float) -> None:
     values = np.asarray(flow.eigenvalues)
     values = values.reshape(-1, values.shape[-1])
     values = values[:: -(-values.size // _SCATTERED)].ravel()  # whole matrices, for pairs stand together
@@ -253,15 +289,14 @@ def _draw_eigenvalues(ax: Axes, name: str, flow: GradientFlow, color: str, reach
     ax.set_xlim(-reach, reach)
     ax.set_ylim(-reach, reach)
     ax.set_aspect("equal")
-    ax.set_title(name, fontsize="medium")
     ax.set_xlabel(r"Re $\lambda$")
-    if first:
-        ax.set_ylabel(r"Im $\lambda$, eigenvalues of $dh_t/dh_{t-1}$")
+    ax.set_ylabel(r"Im $\lambda$, eigenvalues of $dh_t/dh_{t-1}$")
 
 
-def _largest_modulus(flow: GradientFlow) -> float:
-    moduli = np.abs(np.asarray(flow.eigenvalues))
-    return float(np.max(moduli[np.isfinite(moduli)], initial=0.0))
+def _reach(flows: Mapping[str, GradientFlow]) -> float:
+    """Of a plane with the unit circle and the eigenvalues of all."""
+    moduli = [np.abs(np.asarray(flow.eigenvalues)) for flow in flows.values()]
+    return max(1.25, *(1.05 * float(np.max(m[np.isfinite(m)], initial=0.0)) for m in moduli))
 
 
 def _share_y(axes: list[Axes]) -> list[Axes]:

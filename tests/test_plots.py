@@ -9,7 +9,7 @@ import pytest
 from matplotlib.colors import to_rgb
 
 import bptt_jax as bptt
-from bptt_jax.plots import plot_training
+from bptt_jax.plots import plot_parts, plot_training
 
 LENGTH = 24
 
@@ -99,6 +99,37 @@ def test_dot_counts_back_from_the_last_state_that_the_loss_reads() -> None:
     (dot,) = [line for line in bptt.plot_gradient_flow(flow).axes[0].lines if line.get_marker() == "o"]
     assert dot.get_xdata() == 16 - 10
     assert np.isfinite(dot.get_ydata()).all()
+
+
+def test_parts_show_what_the_whole_shows_and_fit_a_column(flows) -> None:
+    whole, (norms, spectra) = bptt.plot_gradient_flow(flows), plot_parts(flows)
+    parts = [norms.axes, *([v.axes[0] for v, _ in spectra.values()], [p.axes[0] for _, p in spectra.values()])]
+    for ax, part in zip(whole.axes, [ax for axes in parts for ax in axes], strict=True):
+        assert part.get_xlabel() == ax.get_xlabel()
+        assert part.get_ylabel()
+        for line, other in zip(ax.lines, part.lines, strict=True):
+            np.testing.assert_array_equal(line.get_xydata(), other.get_xydata())
+        for points, others in zip(ax.collections, part.collections, strict=True):
+            np.testing.assert_array_equal(points.get_offsets(), others.get_offsets())
+    long = {"a name too long for a line of a column, " * 3: flows["grows"]}
+    for figure in (norms, plot_parts(long)[0], *(f for pair in spectra.values() for f in pair)):
+        figure.draw_without_rendering()
+        assert figure.get_tightbbox().xmin > -0.05
+        assert figure.get_tightbbox().xmax < figure.get_figwidth() + 0.05
+        legends = [legend.get_window_extent() for legend in figure.legends]
+        assert all(not box.overlaps(ax.get_tightbbox()) for box in legends for ax in figure.axes)
+
+
+def test_the_band_of_a_long_sequence_covers_every_peak(flows) -> None:
+    norms = np.random.default_rng(0).standard_normal((3, 25_001)).cumsum(axis=1)
+    figure = bptt.plot_gradient_flow(flows["shrinks"]._replace(adjoint_log_norms=norms))
+    (band,) = figure.axes[0].collections
+    outline = band.get_paths()[0].vertices
+    assert len(outline) < 2500
+    assert outline[:, 0].min() == 1
+    decades = norms / math.log(10)  # of three sequences the 10th and 90th percentiles are least and largest
+    assert outline[:, 1].min() == pytest.approx(decades.min())
+    assert outline[:, 1].max() == pytest.approx(decades.max())
 
 
 def _chunk(updates: int, loss: list, **other) -> dict:
