@@ -4,9 +4,15 @@ Half precision is computed in single, integers as floating numbers. A matrix wit
 and leaves the others of its stack alone (LAPACK is never shown it).
 """
 
+import math
+from collections.abc import Callable
+from functools import cache, partial
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
+from bptt_jax.analysis.batched_spectra import batched_eigenvalues, batched_singular_values
 from bptt_jax.analysis.host_lapack import host_eigenvalues, host_singular_values
 from bptt_jax.step import Array, check_matrices
 
@@ -81,9 +87,74 @@ def _without_nonfinite(matrices: Array) -> tuple[Array, Array]:
     return jnp.where(bad, 0, matrices), bad[..., 0]
 
 
-@jax.custom_jvp
-def _svd(matrices: Array) -> Array:
-    return jax.lax.platform_dependent(matrices, cpu=host_singular_values, default=_svd_of_jax)
+class _Route(NamedTuple):
+    """Which stacks go to a routine.
+
+    Attributes:
+      platform: "cpu", "gpu" or "any".
+      sizes: of the shorter side of a matrix.
+      fewest: matrices in the stack, those of `jax.vmap` included.
+    """
+
+    platform: str
+    sizes: range
+    fewest: int
+    routine: Callable[[Array], Array]
+
+
+_ANY = range(1, 1 << 31)
+_svd_of_jax = partial(jnp.linalg.svd, compute_uv=False)
+# The first row that fits. On a GPU, jnp.linalg takes matrices one by one (but for singular values up to 32 x 32), and
+# the batched routines read the stack so often that a few matrices are not worth it. The rows for "cpu" were measured
+# (benchmarks/spectra_speed.py), those for "gpu" come from counting passes and launches, and were not.
+_ROUTES = {
+    "singular values": (
+        _Route("cpu", _ANY, 1, host_singular_values),
+        _Route("gpu", range(33, 1025), 8, batched_singular_values),
+        _Route("any", _ANY, 1, _svd_of_jax),
+    ),
+    "eigenvalues": (
+        _Route("cpu", _ANY, 1, host_eigenvalues),
+        _Route("gpu", range(1, 1025), 64, batched_eigenvalues),
+        _Route("any", _ANY, 1, jnp.linalg.eigvals),
+    ),
+}
+
+
+def _routine(job: str, platform: str, shape: tuple[int, ...]) -> Callable[[Array], Array]:
+    size, count = min(shape[-2:]), math.prod(shape[:-2])
+    fit = (r for r in _ROUTES[job] if r.platform in (platform, "any") and size in r.sizes and count >= r.fewest)
+    return next(fit).routine
+
+
+@cache
+def _gpu_is_here() -> bool:
+    try:
+        return len(jax.devices("gpu")) > 0
+    except RuntimeError:
+        return False
+
+
+def _whole_stack(job: str) -> Callable[[Array], Array]:
+    """The routine for its stack, where mapped axes join the stack: they decide on the route too, and a loop that ends
+    when the last matrix has converged would otherwise copy all of them at every turn."""
+
+    @jax.custom_batching.custom_vmap
+    def compute(matrices: Array) -> Array:
+        # All alternatives are traced, the batched ones for a tenth of a second: only where they can be run.
+        platforms = {"cpu": "cpu"} | ({"cuda": "gpu", "rocm": "gpu"} if _gpu_is_here() else {})
+        routines = {name: _routine(job, platform, matrices.shape) for name, platform in platforms.items()}
+        return jax.lax.platform_dependent(matrices, **routines, default=_routine(job, "any", matrices.shape))
+
+    @compute.def_vmap
+    def _(size: int, batched: list[bool], matrices: Array) -> tuple[Array, bool]:
+        return compute(matrices), True
+
+    return compute
+
+
+_svd = jax.custom_jvp(_whole_stack("singular values"))
+_eigvals = jax.custom_jvp(_whole_stack("eigenvalues"))
 
 
 @_svd.defjvp
@@ -91,15 +162,6 @@ def _svd_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Arra
     return jax.jvp(_svd_of_jax, primals, tangents)
 
 
-@jax.custom_jvp
-def _eigvals(matrices: Array) -> Array:
-    return jax.lax.platform_dependent(matrices, cpu=host_eigenvalues, default=jnp.linalg.eigvals)
-
-
 @_eigvals.defjvp
 def _eigvals_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     return jax.jvp(jnp.linalg.eigvals, primals, tangents)
-
-
-def _svd_of_jax(matrices: Array) -> Array:
-    return jnp.linalg.svd(matrices, compute_uv=False)
