@@ -172,10 +172,12 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _ON_FIRST_USE:
-        return getattr(importlib.import_module(_ON_FIRST_USE[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # to which every name would be there, and of any type
+
+    def __getattr__(name: str) -> Any:
+        if name in _ON_FIRST_USE:
+            return getattr(importlib.import_module(_ON_FIRST_USE[name]), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -46,6 +46,13 @@ def ravel_state(state: State) -> tuple[Array, Callable[[Array], State]]:
 
     Returns:
       ``(vector [D], unravel)`` with ``unravel(vector)`` equal to ``state``.
+
+    Example:
+      >>> vector, unravel = bptt.ravel_state({"h": jnp.zeros(2), "c": jnp.ones(1)})
+      >>> vector
+      Array([1., 0., 0.], dtype=float32)
+      >>> unravel(vector)["h"].shape
+      (2,)
     """
     leaves, treedef = jax.tree.flatten(state)
     is_complex = [jnp.iscomplexobj(leaf) for leaf in leaves]

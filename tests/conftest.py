@@ -42,15 +42,21 @@ def dtype(request: pytest.FixtureRequest) -> Iterator[jnp.dtype]:
         yield jnp.dtype(request.param)
 
 
+_WATCHING: list[list[str]] = []
+
+
+def _listen(event: str, duration: float, **details: object) -> None:
+    if event == "/jax/core/compile/backend_compile_duration":
+        for seen in _WATCHING:
+            seen.append(event)
+
+
+jax.monitoring.register_event_duration_secs_listener(_listen)  # once: the oldest JAX knows no way to take it off
+
+
 @pytest.fixture
 def compilations() -> Iterator[list[str]]:
     """Grows by one entry for everything that XLA compiles while the test runs."""
-    seen: list[str] = []
-
-    def listen(event: str, duration: float, **details: object) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            seen.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield seen
-    jax.monitoring.unregister_event_duration_listener(listen)
+    _WATCHING.append([])
+    yield _WATCHING[-1]
+    _WATCHING.pop()

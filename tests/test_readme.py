@@ -1,26 +1,37 @@
-"""The README's examples are run as they stand."""
+"""The examples of the README and of the guides are run as they stand."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-README = Path(__file__).parents[1] / "README.md"
-EXAMPLES = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+EXAMPLES = {
+    f"{path.stem} {number}": code
+    for path in (README, *sorted(ROOT.glob("docs/*.md")))
+    for number, code in enumerate(re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL), 1)
+}
 
 
-@pytest.mark.parametrize("number", range(len(EXAMPLES)))
-def test_example(number: int, capsys: pytest.CaptureFixture[str]) -> None:
-    code = EXAMPLES[number]
-    exec(compile(code, f"README example {number + 1}", "exec"), {})
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code = EXAMPLES[name]
+    if re.search(r"^import .*\btorch\b", code, re.MULTILINE):
+        pytest.importorskip("torch")
+    exec(compile(code, f"example {name}", "exec"), {})
     printed = capsys.readouterr().out
     for promised in re.findall(r"print\(.*\)  # (.*)", code):
         assert promised in printed
 
 
 def test_first_example_is_ten_lines() -> None:
-    assert len([line for line in EXAMPLES[0].splitlines() if line.strip()]) <= 10
-    assert len(EXAMPLES) >= 2
+    assert len([line for line in EXAMPLES["README 1"].splitlines() if line.strip()]) <= 10
+
+
+def test_every_page_with_code_has_examples() -> None:
+    pages = {name.split()[0] for name in EXAMPLES}
+    assert pages == {"README"} | {path.stem for path in ROOT.glob("docs/*.md")} - {"index"}
 
 
 def test_commands_are_there_each_in_one_block() -> None:

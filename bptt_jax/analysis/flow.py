@@ -211,6 +211,14 @@ def gradient_flow(
     Raises:
       TypeError, ValueError: an argument breaks the contract; `fraction` is not between 0 and 1. NaN or infinity in
         the trajectory raises nothing: the verdict is "non-finite" and the fields say where it began.
+
+    Example:
+      >>> step = lambda w, h, x: w * h + x
+      >>> flow = bptt.gradient_flow(step, 0.5, jnp.zeros(1), jnp.ones((20, 1)), lambda states: states[-1, 0])
+      >>> flow.verdict, round(float(flow.growth_rate), 3)
+      ('vanishing', -0.693)
+      >>> flow.advice()[0]
+      'the signal falls to 0.001 in 10 steps of 20: nothing older is learned'
     """
     steps = check_arguments(step, params, state0, xs, length, loss)
     stride = check_positive_int("stride", stride)

@@ -243,6 +243,7 @@ class _CallFrame(ctypes.Structure):
 
 _Handler = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.POINTER(_CallFrame))
 _METADATA, _INTERNAL_ERROR = 1, 13
+_FIRST_VERSION = 0, 1  # of the interface; jaxlib 0.8.0, whose own it is, asks without saying which it has
 _DTYPES: dict[int, np.dtype] = {11: np.dtype("f"), 12: np.dtype("d"), 15: np.dtype("F"), 18: np.dtype("D")}
 
 
@@ -256,17 +257,18 @@ def _array(buffers: _Buffers) -> np.ndarray:
 
 def _handler(of: Callable[[np.ndarray], np.ndarray]) -> Callable[..., int | None]:
     def call(frame: "ctypes._Pointer[_CallFrame]") -> int | None:
-        asked, api = frame.contents.extension_start, frame.contents.api.contents
+        asked, api = frame.contents.extension_start, frame.contents.api
+        if asked and asked.contents.base.type == _METADATA:
+            version = asked.contents.metadata.contents.version
+            given = (api.contents.version.major, api.contents.version.minor) if api else _FIRST_VERSION
+            version.major, version.minor = given
+            return None
         try:
-            if asked and asked.contents.base.type == _METADATA:
-                version = asked.contents.metadata.contents.version
-                version.major, version.minor = api.version.major, api.version.minor
-            else:
-                _apply(of, _array(frame.contents.arguments), _array(frame.contents.results))
+            _apply(of, _array(frame.contents.arguments), _array(frame.contents.results))
         except Exception as error:
             message = f"bptt_jax: {type(error).__name__}: {error}".encode()
             size = ctypes.sizeof(_ErrorArguments)
-            return api.error_create(_ErrorArguments(size, None, message, _INTERNAL_ERROR))
+            return api.contents.error_create(_ErrorArguments(size, None, message, _INTERNAL_ERROR))
         return None
 
     return call

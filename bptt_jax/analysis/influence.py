@@ -59,6 +59,15 @@ def influence_map(
 
     Raises:
       TypeError, ValueError: an argument breaks the contract.
+
+    Example:
+      >>> found = bptt.influence_map(lambda w, h, x: w * h, 0.5, jnp.ones(1), length=4, intervals=2)
+      >>> found.times
+      Array([0, 2, 4], dtype=int32)
+      >>> found.log_norms / jnp.log(2.0)
+      Array([[  0., -inf, -inf],
+             [ -2.,   0., -inf],
+             [ -4.,  -2.,   0.]], dtype=float32)
     """
     steps = check_arguments(step, params, state0, xs, length)
     intervals = min(check_positive_int("intervals", intervals), steps)

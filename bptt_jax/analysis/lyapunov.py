@@ -99,7 +99,7 @@ class LyapunovSpectrum(NamedTuple):
 
     @property
     def kaplan_yorke_dimension(self) -> float:
-        """j + (sum of the first j exponents) / |exponent j + 1|, with the largest j whose sum is not negative.
+        """``j + (sum of the first j exponents) / |exponent j + 1|``, with the largest j whose sum is not negative.
 
         Of Kaplan and Yorke 1979, the attractor's. 0 if all exponents are negative, D if their sum is not; NaN if it
         takes more exponents than were computed. Raises ValueError for a batch.
@@ -179,6 +179,13 @@ def lyapunov_exponents(
     Raises:
       TypeError, ValueError: an argument breaks the contract; `num` exceeds D, no step is left after the warm-up, or
         there are more segments than steps after it.
+
+    Example:
+      >>> step = lambda w, h, x: w * h
+      >>> w = jnp.array([0.5, 2.0])
+      >>> found = bptt.lyapunov_exponents(step, w, jnp.zeros(2), length=100, warmup=20)
+      >>> found.exponents
+      Array([ 0.693, -0.693], dtype=float32)
     """
     steps = check_arguments(step, params, state0, xs, length)
     size = sum(np.size(leaf) * (2 if jnp.iscomplexobj(leaf) else 1) for leaf in jax.tree.leaves(state0))

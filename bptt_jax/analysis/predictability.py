@@ -84,6 +84,11 @@ def predict_parallel(
 
     Raises:
       TypeError, ValueError: an argument breaks the contract.
+
+    Example:
+      >>> step = lambda w, h, x: w * h
+      >>> [bptt.predict_parallel(step, w, jnp.ones(1), length=100).verdict for w in (0.5, 1.0, 2.0)]
+      ['parallel', 'undecided', 'sequential']
     """
     steps = check_arguments(step, params, state0, xs, length)
     spectrum = lyapunov_exponents(step, params, state0, xs, length=length, num=1, warmup=steps // 10)

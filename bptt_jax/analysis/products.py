@@ -34,6 +34,11 @@ def product(jacobians: Array) -> LogScaled:
 
     Raises:
       TypeError, ValueError: `jacobians` is no ``[T, D, D]`` array of numbers.
+
+    Example:
+      >>> found = bptt.product(jnp.full((5000, 1, 1), 0.9))
+      >>> round(float(found.log_scale + jnp.log(found.matrix[0, 0])), 1)  # of 1e-229
+      -526.8
     """
     jacobians = check_matrices("jacobians", jacobians, square=True, ndim=3)
     return _product(jacobians)
@@ -51,6 +56,10 @@ def product_log_norms(jacobians: Array) -> Array:
 
     Raises:
       TypeError, ValueError: `jacobians` is no ``[T, D, D]`` array of numbers.
+
+    Example:
+      >>> bptt.product_log_norms(jnp.full((3, 1, 1), 0.5)) / jnp.log(2.0)
+      Array([-3., -2., -1.], dtype=float32)
     """
     jacobians = check_matrices("jacobians", jacobians, square=True, ndim=3)
     return _product_log_norms(jacobians)
@@ -68,12 +77,23 @@ def prefix_products(jacobians: Array) -> LogScaled:
 
     Raises:
       TypeError, ValueError: `jacobians` is no ``[T, D, D]`` array of numbers.
+
+    Example:
+      >>> found = bptt.prefix_products(jnp.full((3, 1, 1), 0.5))
+      >>> found.matrix.ravel() * jnp.exp(found.log_scale)
+      Array([0.5  , 0.25 , 0.125], dtype=float32)
     """
     return _cumulated(check_matrices("jacobians", jacobians, square=True, ndim=3), reverse=False)
 
 
 def suffix_products(jacobians: Array) -> LogScaled:
-    """All products to the end: entry t is ``J_{T-1} ... J_t = dh_T/dh_t``; otherwise as `prefix_products`."""
+    """All products to the end: entry t is ``J_{T-1} ... J_t = dh_T/dh_t``; otherwise as `prefix_products`.
+
+    Example:
+      >>> found = bptt.suffix_products(jnp.full((3, 1, 1), 0.5))
+      >>> found.matrix.ravel() * jnp.exp(found.log_scale)
+      Array([0.125, 0.25 , 0.5  ], dtype=float32)
+    """
     return _cumulated(check_matrices("jacobians", jacobians, square=True, ndim=3), reverse=True)
 
 

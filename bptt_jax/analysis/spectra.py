@@ -28,6 +28,10 @@ def singular_values(matrices: Array) -> Array:
 
     Raises:
       TypeError, ValueError: `matrices` is no array of numbers with at least two axes, none of them empty.
+
+    Example:
+      >>> bptt.singular_values(jnp.array([[0.0, 2.0], [0.0, 0.0]]))
+      Array([2., 0.], dtype=float32)
     """
     return _singular_values(check_matrices("matrices", matrices, square=False))
 
@@ -43,17 +47,32 @@ def eigenvalues(matrices: Array) -> Array:
 
     Raises:
       TypeError, ValueError: as for `singular_values`, or the matrices are not square.
+
+    Example:
+      >>> quarter_turn = jnp.array([[0.0, -1.0], [1.0, 0.0]])
+      >>> bptt.eigenvalues(quarter_turn).imag
+      Array([ 1., -1.], dtype=float32)
     """
     return _eigenvalues(check_matrices("matrices", matrices, square=True))
 
 
 def spectral_norm(matrices: Array) -> Array:
-    """The largest singular value, ``||A||_2``: ``[..., M, N] -> [...]``. Raises as `singular_values`."""
+    """The largest singular value, ``||A||_2``: ``[..., M, N] -> [...]``. Raises as `singular_values`.
+
+    Example:
+      >>> round(float(bptt.spectral_norm(jnp.array([[0.0, 2.0], [0.0, 0.0]]))), 3)
+      2.0
+    """
     return singular_values(matrices)[..., 0]
 
 
 def spectral_radius(matrices: Array) -> Array:
-    """The largest modulus of an eigenvalue: ``[..., N, N] -> [...]``. Raises as `eigenvalues`."""
+    """The largest modulus of an eigenvalue: ``[..., N, N] -> [...]``. Raises as `eigenvalues`.
+
+    Example:
+      >>> round(float(bptt.spectral_radius(jnp.array([[0.0, 2.0], [0.0, 0.0]]))), 3)
+      0.0
+    """
     return jnp.abs(eigenvalues(matrices)[..., 0])
 
 
@@ -61,6 +80,10 @@ def condition_number(matrices: Array) -> Array:
     """``sigma_max / sigma_min``: ``[..., M, N] -> [...]``, inf for a singular matrix, the zero matrix included.
 
     Raises as `singular_values`.
+
+    Example:
+      >>> round(float(bptt.condition_number(jnp.array([[4.0, 0.0], [0.0, 1.0]]))), 3)
+      4.0
     """
     values = singular_values(matrices)
     largest, smallest = values[..., 0], values[..., -1]

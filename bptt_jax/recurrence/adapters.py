@@ -29,6 +29,12 @@ def from_equinox(cell: Callable[[Input, State], State]) -> tuple[Step, Params]:
 
     Raises:
       TypeError: `cell` is no `equinox.Module` called with an input and a state.
+
+    Example:
+      >>> import equinox
+      >>> step, params = bptt.from_equinox(equinox.nn.GRUCell(3, 4, key=jax.random.key(0)))
+      >>> bptt.jacobians(step, params, jnp.zeros(4), jnp.ones((5, 3))).shape
+      (5, 4, 4)
     """
     import equinox as eqx  # costs more than the rest of this package
 

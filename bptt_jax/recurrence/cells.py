@@ -81,6 +81,14 @@ def rnn(
 
     Raises:
       TypeError, ValueError: `hidden_size` is no positive integer.
+
+    Example:
+      >>> cell = bptt.rnn(4, gain=0.9)
+      >>> params = cell.init(jax.random.key(0), 3)
+      >>> jax.tree.map(jnp.shape, params)
+      RNNParams(recurrent=(4, 4), input=(4, 3), bias=(4,))
+      >>> cell.step(params, cell.initial_state(), jnp.ones(3)).shape
+      (4,)
     """
     n = check_positive_int("hidden_size", hidden_size)
 
@@ -127,6 +135,10 @@ def gru(
 
     Raises:
       TypeError, ValueError: `hidden_size` is no positive integer.
+
+    Example:
+      >>> jax.tree.map(jnp.shape, bptt.gru(4).init(jax.random.key(0), 3))
+      GRUParams(recurrent=(12, 4), input=(12, 3), bias=(12,), recurrent_bias=(4,))
     """
     n = check_positive_int("hidden_size", hidden_size)
 
@@ -176,6 +188,11 @@ def lstm(
 
     Raises:
       TypeError, ValueError: `hidden_size` is no positive integer.
+
+    Example:
+      >>> params = bptt.lstm(2, forget_bias=3.0).init(jax.random.key(0), 3)
+      >>> params.bias.reshape(4, 2)[1]
+      Array([3., 3.], dtype=float32)
     """
     n = check_positive_int("hidden_size", hidden_size)
 

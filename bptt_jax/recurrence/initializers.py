@@ -20,6 +20,12 @@ def identity(scale: float = 1.0) -> Initializer:
     """``scale * I`` (Le, Jaitly, Hinton 2015, arXiv:1504.00941: the IRNN, with `jax.nn.relu` and zero biases).
 
     The returned initialiser raises ValueError for a shape that is not square.
+
+    Example:
+      >>> irnn = bptt.rnn(2, activation=jax.nn.relu, recurrent_init=bptt.initializers.identity())
+      >>> irnn.init(jax.random.key(0), 3).recurrent
+      Array([[1., 0.],
+             [0., 1.]], dtype=float32)
     """
 
     def init(key: Array, shape: Sequence[int], dtype: Any = float) -> Array:
@@ -70,6 +76,12 @@ def chrono(longest: int) -> Initializer:
 
     Raises:
       TypeError, ValueError: `longest` is no integer of at least 3.
+
+    Example:
+      >>> cell = bptt.lstm(4, bias_init=bptt.initializers.chrono(100))
+      >>> i, f, g, o = cell.init(jax.random.key(0), 3).bias.reshape(4, 4)
+      >>> bool(jnp.all((0 <= f) & (f <= jnp.log(99.0)) & (i == -f)))
+      True
     """
     if check_positive_int("longest", longest) < 3:
         raise ValueError(f"longest: expected at least 3, got {longest}")

@@ -21,6 +21,13 @@ def jacobians(step: Step, params: Params, state0: State, xs: PyTree = None, *, l
 
     Raises:
       TypeError, ValueError: an argument breaks the contract.
+
+    Example:
+      >>> step = lambda w, h, x: w @ h + x
+      >>> w = jnp.array([[0.5, 1.0], [0.0, 2.0]])
+      >>> bptt.jacobians(step, w, jnp.zeros(2), jnp.ones((10, 2)))[0]
+      Array([[0.5, 1. ],
+             [0. , 2. ]], dtype=float32)
     """
     steps = check_arguments(step, params, state0, xs, length)
     return _jacobians(step, params, state0, xs, steps)

@@ -58,6 +58,15 @@ def unroll_linear(
 
     Raises:
       TypeError, ValueError: `step` is no `DiagonalStep`, or an argument breaks the contract.
+
+    Example:
+      >>> @bptt.DiagonalStep
+      ... def decay(rate, x):
+      ...     return rate, x
+      >>> bptt.unroll_linear(decay, 0.5, jnp.zeros(1), jnp.ones((3, 1)))
+      Array([[1.  ],
+             [1.5 ],
+             [1.75]], dtype=float32)
     """
     if not isinstance(step, DiagonalStep):
         raise TypeError(

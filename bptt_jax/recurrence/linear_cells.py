@@ -65,6 +65,13 @@ def lru(
 
     Raises:
       TypeError, ValueError: `hidden_size` is no positive integer; the ring is none; `dtype` has no complex partner.
+
+    Example:
+      >>> cell = bptt.lru(4, r_min=0.9, r_max=0.999)
+      >>> params = cell.init(jax.random.key(0), 3)
+      >>> states = bptt.unroll_linear(cell.step, params, cell.initial_state(), jnp.ones((5, 3)))
+      >>> states.shape, states.dtype
+      ((5, 4), dtype('complex64'))
     """
     n = check_positive_int("hidden_size", hidden_size)
     recurrent_init = ring(r_min, r_max, max_phase=max_phase)
@@ -116,6 +123,12 @@ def min_gru(
 
     Raises:
       TypeError, ValueError: `hidden_size` is no positive integer.
+
+    Example:
+      >>> cell = bptt.min_gru(4, bias_init=bptt.initializers.chrono(100))
+      >>> params = cell.init(jax.random.key(0), 3)
+      >>> bptt.unroll_linear(cell.step, params, cell.initial_state(), jnp.ones((5, 3))).shape
+      (5, 4)
     """
     n = check_positive_int("hidden_size", hidden_size)
     floating = jnp.zeros(0, dtype).dtype

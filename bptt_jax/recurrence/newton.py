@@ -97,6 +97,12 @@ def deer(
 
     Raises:
       TypeError, ValueError: an argument breaks the contract, or `guess` is not like the states.
+
+    Example:
+      >>> step = lambda w, h, x: jnp.tanh(w * h + x)
+      >>> found = bptt.deer(step, 0.5, jnp.zeros(1), jnp.ones((100, 1)))
+      >>> bool(found.converged), int(found.iterations) < 10, found.states.shape
+      (True, True, (100, 1))
     """
     steps = check_arguments(step, params, state0, xs, length)
     if jacobian not in ("full", "diagonal"):

@@ -34,6 +34,14 @@ def stacked(*steps: Step, output: Output | Sequence[Output] | None = None) -> St
       TypeError, ValueError: there are no layers; one is no function, or `output` neither one function nor one for
         each; when the step is called, the parameters or the state are not one for each layer, or `output` is
         missing where it is needed.
+
+    Example:
+      >>> lower, upper = bptt.lstm(4), bptt.rnn(2)
+      >>> step = bptt.stacked(lower.step, upper.step)
+      >>> params = lower.init(jax.random.key(0), 3), upper.init(jax.random.key(1), 4)
+      >>> h0 = lower.initial_state(), upper.initial_state()
+      >>> jax.tree.map(jnp.shape, bptt.unroll(step, params, h0, jnp.ones((5, 3))))
+      (LSTMState(h=(5, 4), c=(5, 4)), (5, 2))
     """
     if not steps:
         raise ValueError("steps: expected at least one layer, got none")

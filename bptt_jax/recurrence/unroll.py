@@ -39,6 +39,13 @@ def unroll(
 
     Raises:
       TypeError, ValueError: an argument breaks the contract (see `bptt_jax.step`), before any compilation.
+
+    Example:
+      >>> step = lambda w, h, x: w * h + x
+      >>> bptt.unroll(step, 0.5, jnp.zeros(1), jnp.ones((3, 1)))
+      Array([[1.  ],
+             [1.5 ],
+             [1.75]], dtype=float32)
     """
     steps = check_arguments(step, params, state0, xs, length)
     segment = _segment(remat, steps)
@@ -59,6 +66,10 @@ def final_state(
 
     With ``remat=True`` the gradient of a function of h_T needs O(sqrt(T)) memory beyond the inputs (and a copy of
     these, unless the segments divide T).
+
+    Example:
+      >>> bptt.final_state(lambda w, h, x: w * h, 0.5, jnp.ones(1), length=3)  # autonomous: x is None
+      Array([0.125], dtype=float32)
     """
     steps = check_arguments(step, params, state0, xs, length)
     segment = _segment(remat, steps)

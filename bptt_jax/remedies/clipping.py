@@ -94,6 +94,13 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
 
     Raises:
       ValueError: `max_norm` is not above 0.
+
+    Example:
+      >>> clip = bptt.clip_by_global_norm(1.0)
+      >>> gradient = jnp.array([3e20, 4e20])
+      >>> updates, state = clip.update(gradient, clip.init(gradient))
+      >>> updates
+      Array([0.6, 0.8], dtype=float32)
     """
     log_threshold = jnp.log(_positive("max_norm", max_norm))
 
@@ -124,6 +131,14 @@ def autoclip(quantile: float = 0.1, *, window: int = 1000, warmup: int = 10) -> 
 
     Raises:
       TypeError, ValueError: an argument is out of its range.
+
+    Example:
+      >>> clip = bptt.autoclip(warmup=2)
+      >>> state = clip.init(None)
+      >>> for norm in (1.0, 1.0, 50.0):
+      ...     updates, state = clip.update(jnp.full(1, norm), state)
+      >>> updates, int(state.record.acted)
+      (Array([1.], dtype=float32), 1)
     """
     window, warmup = check_positive_int("window", window), check_positive_int("warmup", warmup)
     if not 0 < quantile < 1:
@@ -171,6 +186,14 @@ def zclip(z_threshold: float = 2.5, *, decay: float = 0.97, warmup: int = 25) ->
 
     Raises:
       TypeError, ValueError: an argument is out of its range.
+
+    Example:
+      >>> clip = bptt.zclip(warmup=2)
+      >>> state = clip.init(None)
+      >>> for norm in (1.0, 1.0, 50.0):
+      ...     updates, state = clip.update(jnp.full(1, norm), state)
+      >>> updates, int(state.record.acted)
+      (Array([1.], dtype=float32), 1)
     """
     _positive("z_threshold", z_threshold)
     warmup = check_positive_int("warmup", warmup)
@@ -229,6 +252,12 @@ def skip_updates(
 
     Raises:
       TypeError, ValueError: an argument is out of its range.
+
+    Example:
+      >>> optimizer = bptt.skip_updates(optax.sgd(0.1))
+      >>> updates, state = optimizer.update(jnp.array([jnp.nan]), optimizer.init(jnp.zeros(1)))
+      >>> updates, int(state.in_a_row)
+      (Array([0.], dtype=float32), 1)
     """
     log_threshold = jnp.log(_positive("max_norm", max_norm))
     max_in_a_row = check_positive_int("max_in_a_row", max_in_a_row)
@@ -264,6 +293,14 @@ def clipped(
 
     ``skip_updates(optax.chain(clip_by_global_norm(max_norm), optimizer))``: what is not finite is skipped before it
     can reach the optimiser's moments, what is finite is clipped at any size, then the optimiser acts.
+
+    Example:
+      >>> optimizer = bptt.clipped(optax.sgd(1.0), max_norm=1.0)
+      >>> updates, state = optimizer.update(jnp.array([3e20, 4e20]), optimizer.init(jnp.zeros(2)))
+      >>> updates
+      Array([-0.6, -0.8], dtype=float32)
+      >>> [float(record.share) for record in bptt.clip_records(state)]
+      [1.0]
     """
     return skip_updates(optax.chain(clip_by_global_norm(max_norm), optimizer), max_in_a_row=max_in_a_row)
 
@@ -299,6 +336,12 @@ def clip_adjoints(step: Step, *, max_norm: float | None = None, max_value: float
 
     Raises:
       ValueError: neither threshold is given, or one is not above 0.
+
+    Example:
+      >>> step = lambda w, h, x: w * h
+      >>> gradient = jax.grad(lambda h0, step: bptt.final_state(step, 2.0, h0, length=5)[0])
+      >>> gradient(jnp.ones(1), step), gradient(jnp.ones(1), bptt.clip_adjoints(step, max_norm=1.0))
+      (Array([32.], dtype=float32), Array([2.], dtype=float32))
     """
     if max_norm is None and max_value is None:
         raise ValueError("clip_adjoints: expected max_norm or max_value, got neither")

@@ -62,6 +62,14 @@ def omega(terms: OmegaTerms, *, version: Literal["paper", "code"] = "paper") -> 
 
     Raises:
       ValueError: `version` is neither.
+
+    Example:
+      >>> step = lambda w, h, x: w * h + x
+      >>> terms = bptt.omega_terms(step, 0.5, jnp.zeros(1), jnp.ones((4, 1)), lambda states: states[-1, 0])
+      >>> terms.terms  # (0.5^2 - 1)^2 each
+      Array([0.562, 0.562, 0.562, 0.562], dtype=float32)
+      >>> [round(float(bptt.omega(terms, version=version)), 3) for version in ("paper", "code")]
+      [2.25, 0.562]
     """
     if version == "paper":
         return jnp.mean(jnp.sum(terms.terms, axis=-1))
@@ -95,6 +103,11 @@ def flossing(
 
     Raises:
       TypeError, ValueError: as `bptt_jax.lyapunov_exponents`.
+
+    Example:
+      >>> step = lambda w, h, x: w * h
+      >>> round(float(bptt.flossing(step, 0.5, jnp.ones(1), length=50, num=1)), 3)  # log(2)^2
+      0.48
     """
     spectrum = lyapunov_exponents(step, params, state0, xs, num=num, length=length, warmup=warmup)
     return jnp.mean(jnp.square(spectrum.exponents))

@@ -1,0 +1,81 @@
+"""What the public names say of themselves: each has a docstring, its examples are run, and the site shows it."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+import types
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import bptt_jax as bptt
+
+PUBLIC = {name: getattr(bptt, name) for name in bptt.__all__}
+NAMESPACE = {"jax": jax, "jnp": jnp, "optax": optax, "bptt": bptt}  # what the site says that examples begin with
+
+
+def examples() -> list[doctest.DocTest]:
+    """The docstrings of the package that hold examples."""
+    finder = doctest.DocTestFinder(exclude_empty=True)
+    modules = [
+        importlib.import_module(module.name)
+        for module in pkgutil.walk_packages(bptt.__path__, "bptt_jax.")
+        if module.name != "bptt_jax.__main__"  # sets OPENBLAS_NUM_THREADS
+    ]
+    return [test for m in modules for test in finder.find(m, extraglobs=NAMESPACE) if test.examples]
+
+
+EXAMPLES = examples()
+
+
+@pytest.mark.parametrize("test", EXAMPLES, ids=lambda test: test.name.removeprefix("bptt_jax."))
+def test_example(test: doctest.DocTest) -> None:
+    report: list[str] = []
+    with np.printoptions(precision=3, suppress=True):
+        assert doctest.DocTestRunner().run(test, out=report.append).failed == 0, "".join(report)
+
+
+def test_the_main_functions_have_examples() -> None:
+    shown = {test.name.split(".")[-1] for test in EXAMPLES}
+    functions = {name for name, of in PUBLIC.items() if isinstance(of, types.FunctionType)}
+    assert functions - shown <= {
+        "omega_terms",  # shown with `omega`
+        "clip_records",
+        "skip_records",
+        "from_nnx",  # shown in the README, where their libraries are installed
+        "from_linen",
+        "from_haiku",
+        "plot_gradient_flow",  # shown in the guides
+        "plot_influence_map",
+        "plot_training",
+    }
+
+
+@pytest.mark.parametrize("name", sorted(set(PUBLIC) - {"Step"}))  # an alias of typing, which can have none
+def test_docstring(name: str) -> None:
+    of = PUBLIC[name]
+    assert written(of)
+    if isinstance(of, type):
+        own = {k: v for k, v in vars(of).items() if not k.startswith("_") and isinstance(v, MEMBERS)}
+        assert [k for k, member in own.items() if not written(member)] == []
+
+
+MEMBERS = (types.FunctionType, property, classmethod)
+
+
+def written(of: Any) -> bool:
+    """Whether it has a docstring of its own, and not the one that is made for every NamedTuple."""
+    made = f"{of.__name__}({', '.join(of._fields)})" if hasattr(of, "_fields") else None
+    return bool(of.__doc__) and of.__doc__ != made
+
+
+def test_the_site_shows_every_public_name() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "api.rst").read_text(encoding="utf-8")
+    shown = {name.split(".")[-1] for name in re.findall(r"^\.\. auto\w+:: ([\w.]+)$", page, re.MULTILINE)}
+    assert sorted(set(bptt.__all__) - shown) == []
