@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from html.parser import HTMLParser
@@ -191,9 +192,11 @@ def test_a_long_sequence_and_many_eigenvalues_stay_small(flows) -> None:
 
 
 def test_the_command_writes_it_beside_the_others_or_nothing(flows, tmp_path, capsys, monkeypatch) -> None:
-    """With a name that is HTML, mathematics to matplotlib and markup to rich."""
+    """With a name that is HTML, mathematics to matplotlib and markup to rich; and one that is not Unicode."""
     folder, out = tmp_path / "<i>$a^$ [" / "b]&", tmp_path / "out"
     folder.mkdir(parents=True)
+    novel = tmp_path / ("novel\udcff.txt" if sys.platform == "linux" else "novel.txt")
+    novel.write_text("To be, or not to be, that is the question.")
     step = folder / "mine.py"
     step.write_text("def gru():\n    return lambda p, h, x: h, 0.0, [0.0]\n")
     monkeypatch.setattr(diagnose, "compile_all", lambda recurrences, data: ((r, None) for r in recurrences))
@@ -216,7 +219,9 @@ def test_the_command_writes_it_beside_the_others_or_nothing(flows, tmp_path, cap
     assert names == ["gru", f"{step}:gru"]
     before = {p.name: p.read_bytes() for p in out.iterdir()}
     assert set(before) == {"flow.png", "flow.json", "flow.html"}
-    assert [t for _, t in Outline(before["flow.html"].decode()).all("a")] == names
+    outline = Outline(before["flow.html"].decode())
+    assert [t for _, t in outline.all("a")] == names
+    assert str(novel).replace("\udcff", r"\udcff") in [t for _, t in outline.all("td")]
 
     def full(path: Path, *_, **__) -> int:
         raise OSError(28, "No space left on device", str(path))
