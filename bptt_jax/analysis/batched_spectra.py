@@ -21,6 +21,7 @@ from bptt_jax.step import Array
 
 # Steps of a sweep between two looks at how far it must go: on a GPU each look is a wait for the device.
 _STEPS_AT_ONCE = 8
+_SWEEPS_PER_ROW = 30
 
 
 def batched_singular_values(matrices: Array) -> Array:
@@ -161,7 +162,7 @@ class _Blocks(NamedTuple):
 def _hessenberg_eigenvalues(h: Array) -> Array:
     """``[N, N, stack] -> [N, stack]``, complex; below the first subdiagonal nothing is read."""
     size, _, stack = h.shape
-    limit = 30 * max(10, size)
+    limit = _SWEEPS_PER_ROW * max(10, size)
 
     def unfinished(carry: tuple[Array, _Blocks, Array, Array]) -> Array:
         _, blocks, _, sweeps = carry
@@ -227,7 +228,9 @@ def _bulges(h: Array, blocks: _Blocks, age: Array) -> Array:
     scale = jnp.abs(r) + jnp.abs(t) + jnp.abs(below)
     scale = jnp.where(scale == 0, 1, scale).astype(a.dtype)
     c = below / scale
-    return jnp.stack([r / scale * t - w / scale + c * right, c * (jnp.roll(a, -1, axis=0) - a - r - t), c * next_below])
+    return jnp.stack(
+        [r / scale * t - w / scale + c * right, c * (jnp.roll(a, -1, axis=0) - a - r - t), c * next_below]
+    )
 
 
 def _chase(h: Array, bulges: Array, blocks: _Blocks) -> Array:
