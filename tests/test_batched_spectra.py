@@ -69,9 +69,8 @@ def check_eigenvalues(values, matrices, *, eps, times=100):
     values, size = np.asarray(values), matrices.shape[-1]
     assert np.max(backward_errors(values, matrices)) < times * eps
     norms = np.linalg.norm(matrices.astype(np.complex128), axis=(1, 2))
-    assert np.all(
-        np.abs(values.sum(-1) - np.trace(matrices, axis1=1, axis2=2)) <= times * np.sqrt(size) * eps * norms
-    )
+    traces = np.trace(matrices, axis1=1, axis2=2)
+    assert np.all(np.abs(values.sum(-1) - traces) <= times * np.sqrt(size) * eps * norms)
     if not np.iscomplexobj(matrices):
         np.testing.assert_array_equal(np.sort_complex(values), np.sort_complex(values.conj()))
         assert np.all(values.imag[:, 0] >= 0)
@@ -181,7 +180,7 @@ def test_who_computes_what():
 
 @pytest.mark.parametrize("job", ["singular values", "eigenvalues"])
 def test_the_way_of_a_gpu(job, monkeypatch):
-    """Taken on this device: what the public functions give is what they give otherwise, mapped and differentiated."""
+    """Taken on this device, the public functions give what they give otherwise, mapped and differentiated."""
     function = {"singular values": bptt.singular_values, "eigenvalues": bptt.eigenvalues}[job]
     a = RNG.standard_normal((9, 8, 4, 4)).astype(np.float32)
     a[3, 2, 1, 1] = np.nan
