@@ -1,8 +1,9 @@
 """Are singular values and eigenvalues of a stack of matrices faster than by the libraries at hand?
 
-Stacks of random matrices in float32, with the numbers of threads that each library takes by itself: ours against
-jitted `jnp.linalg`, NumPy and PyTorch. Before times, answers: largest error relative to the largest singular value
-of the matrix, against LAPACK in float64, of the stack and of one whose singular values fall from 1 to 1e-6.
+Stacks of random matrices in float32. On a CPU, with the numbers of threads that each library takes by itself: ours
+against jitted `jnp.linalg`, NumPy and PyTorch. On a GPU, against `jnp.linalg` alone, 4096 matrices or as many as
+fit. Before times, answers: largest error relative to the largest singular value of the matrix, against LAPACK in
+float64, of the stack and of one whose singular values fall from 1 to 1e-6.
 """
 
 from collections.abc import Callable
@@ -17,17 +18,29 @@ from measure import Claim, compiled, interleaved_medians, parser, print_claims, 
 
 import bptt_jax as bptt
 
-FULL: dict[str, Any] = {"sizes": [16, 32, 64, 128, 256, 512], "numbers": 4_000_000, "most": 4000, "repeats": 7}
-QUICK: dict[str, Any] = {"sizes": [16, 64], "numbers": 200_000, "most": 400, "repeats": 3}
-AIM = 2.0
+# `checked`: matrices whose answers are compared; on a GPU enough of them to be computed as the whole stack is.
+FULL: dict[str, dict[str, Any]] = {
+    "cpu": {
+        "sizes": [16, 32, 64, 128, 256, 512], "numbers": 4_000_000, "most": 4000, "repeats": 7,
+        "checked": 8, "peers": ["jax", "numpy", "torch"], "aim": 2.0,
+    },
+    "gpu": {
+        "sizes": [64, 128, 256], "numbers": 4096 * 256**2, "most": 4096, "repeats": 1,
+        "checked": 64, "peers": ["jax"], "aim": 10.0,
+    },
+}  # fmt: skip
+QUICK: dict[str, dict[str, Any]] = {
+    "cpu": FULL["cpu"] | {"sizes": [16, 64], "numbers": 200_000, "most": 400, "repeats": 3},
+    "gpu": FULL["gpu"] | {"sizes": [64], "most": 256},
+}
 DEVIATION = {"singular values": 1e-5, "eigenvalues": 1e-3}  # of an eigenvalue: the square root of rounding at worst
 
 
-def stacks(size: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+def stacks(size: int, count: int, checked: int) -> tuple[np.ndarray, np.ndarray]:
     """As random recurrent weights have them; and with singular values in geometric progression from 1 to 1e-6."""
     rng = np.random.default_rng(size)
     random = rng.standard_normal((count, size, size)) / np.sqrt(size)
-    (u, _), (v, _) = (np.linalg.qr(rng.standard_normal((3, size, size))) for _ in range(2))
+    (u, _), (v, _) = (np.linalg.qr(rng.standard_normal((checked, size, size))) for _ in range(2))
     graded = u * np.geomspace(1, 1e-6, size) @ v
     return random.astype(np.float32), graded.astype(np.float32)
 
@@ -44,8 +57,9 @@ def eigenvalue_error(found: Any, matrices: np.ndarray) -> float:
     return float(np.max(np.maximum(apart.min(1), apart.min(2)) / np.linalg.norm(wide, 2, (1, 2))[:, None]))
 
 
-def candidates(matrices: np.ndarray, torch: Any) -> dict[str, dict[str, Callable[[], Any]]]:
-    ours: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+def candidates(matrices: np.ndarray, peers: list[str], torch: Any) -> dict[str, dict[str, Callable[[], Any]]]:
+    on_device = jnp.asarray(matrices)
+    jitted: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
         "singular values": (bptt.singular_values, partial(jnp.linalg.svd, compute_uv=False)),
         "eigenvalues": (bptt.eigenvalues, jnp.linalg.eigvals),
     }
@@ -53,51 +67,69 @@ def candidates(matrices: np.ndarray, torch: Any) -> dict[str, dict[str, Callable
         "singular values": partial(np.linalg.svd, compute_uv=False),
         "eigenvalues": np.linalg.eigvals,
     }
-    on_device = jnp.asarray(matrices)
     found: dict[str, dict[str, Callable[[], Any]]] = {}
-    for job, (mine, theirs) in ours.items():
+    for job, (mine, theirs) in jitted.items():
         found[job] = {
             "ours": partial(compiled(mine, on_device)[0], on_device),
             "jax": partial(compiled(theirs, on_device)[0], on_device),
-            "numpy": partial(numpys[job], matrices),
         }
-        if torch is not None:
+        if "numpy" in peers:
+            found[job]["numpy"] = partial(numpys[job], matrices)
+        if "torch" in peers and torch is not None:
             found[job]["torch"] = getattr(torch, job.replace(" ", "_"))(matrices)
     return found
 
 
 def measure(size: int, s: dict[str, Any], torch: Any) -> list[dict[str, Any]]:
-    matrices, graded = stacks(size, max(4, min(s["most"], s["numbers"] // size**2)))
+    count, checked = max(4, min(s["most"], s["numbers"] // size**2)), s["checked"]
+    matrices, graded = stacks(size, count, checked)
     rows = []
-    small = candidates(graded, torch)
-    for job, runs in candidates(matrices[:8], torch).items():
+    small = candidates(graded, s["peers"], torch)
+    for job, runs in candidates(matrices[:checked], s["peers"], torch).items():
         error = singular_error if job == "singular values" else eigenvalue_error
-        errors = {name: error(run(), matrices[:8]) for name, run in runs.items()}
+        errors = {name: error(run(), matrices[:checked]) for name, run in runs.items()}
         wrong = {name: e for name, e in errors.items() if not e < DEVIATION[job]}
         if wrong:
             raise SystemExit(f"{job}, N = {size}: relative errors {wrong}")
-        rows.append({"job": job, "N": size, "stack": len(matrices), "errors": errors})
+        rows.append({"job": job, "N": size, "errors": errors})
         if job == "singular values":
             rows[-1]["small_errors"] = {name: singular_error(run(), graded) for name, run in small[job].items()}
-    for row, runs in zip(rows, candidates(matrices, torch).values(), strict=True):
-        times = interleaved_medians(runs, s["repeats"])
-        row["ms"] = {name: 1e3 * t for name, t in times.items()}
-        row["ratios"] = {name: t / times["ours"] for name, t in times.items() if name != "ours"}
+    fitted, times = largest_that_fits(matrices, partial(times_of, s=s, torch=torch))
+    for row in rows:
+        seconds = times[row["job"]]
+        row["stack"] = fitted
+        row["ms"] = {name: 1e3 * t for name, t in seconds.items()}
+        row["ratios"] = {name: t / seconds["ours"] for name, t in seconds.items() if name != "ours"}
     return rows
+
+
+def times_of(matrices: np.ndarray, s: dict[str, Any], torch: Any) -> dict[str, dict[str, float]]:
+    runs = candidates(matrices, s["peers"], torch)
+    return {job: interleaved_medians(of_job, s["repeats"]) for job, of_job in runs.items()}
+
+
+def largest_that_fits(matrices: np.ndarray, run: Callable[[np.ndarray], Any]) -> tuple[int, Any]:
+    """Of the stack, halved until the device has memory for it: how many matrices, and ``run`` of them."""
+    try:
+        return len(matrices), run(matrices)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error) or len(matrices) < 2:
+            raise
+    return largest_that_fits(matrices[: len(matrices) // 2], run)
 
 
 def main() -> None:
     a = parser(__doc__).parse_args()
-    s = QUICK if a.quick else FULL
-    modules, missing = peers.installed({"torch": "torch_spectra"})
+    platform = "gpu" if jax.default_backend() == "gpu" else "cpu"
+    s = (QUICK if a.quick else FULL)[platform]
+    modules, missing = peers.installed({"torch": "torch_spectra"} if "torch" in s["peers"] else {})
     rows = [row for size in s["sizes"] for row in measure(size, s, modules.get("torch"))]
-    names = ("jax", "numpy", "torch")
     print_table(
         f"Time of the peer over ours (above 1: ours is faster), float32, {jax.devices()[0].device_kind}",
-        ("job", "N", "stack", "ours, ms", *names, "best peer", "error", "of small ones", "best peer's"),
+        ("job", "N", "stack", "ours, ms", *s["peers"], "best peer", "error", "of small ones", "best peer's"),
         [
             (
-                row["job"], row["N"], row["stack"], row["ms"]["ours"], *(row["ratios"].get(n) for n in names),
+                row["job"], row["N"], row["stack"], row["ms"]["ours"], *(row["ratios"].get(n) for n in s["peers"]),
                 min(row["ratios"].values()), row["errors"]["ours"], row.get("small_errors", {}).get("ours"),
                 min((e for n, e in row.get("small_errors", {}).items() if n != "ours"), default=None),
             )
@@ -105,7 +137,7 @@ def main() -> None:
         ],
     )  # fmt: skip
     claims = [
-        Claim(row["job"], f"N = {row['N']}", "best peer's time over ours", min(row["ratios"].values()), AIM)
+        Claim(row["job"], f"N = {row['N']}", "best peer's time over ours", min(row["ratios"].values()), s["aim"])
         for row in rows
     ]
     print_claims(claims)

@@ -21,13 +21,15 @@ from bptt_jax.step import Array
 
 # Steps of a sweep between two looks at how far it must go: on a GPU each look is a wait for the device.
 _STEPS_AT_ONCE = 8
+_SWEEPS_PER_ROW = 30
 
 
 def batched_singular_values(matrices: Array) -> Array:
     """``[..., M, N] -> [..., min(M, N)]``, descending.
 
-    Householder bidiagonalisation, then bisection between neighbouring floating numbers: to the last bit those of the
-    bidiagonal matrix, zero below the normal range, in a time that does not depend on the values.
+    Householder bidiagonalisation, then bisection down to neighbouring floating numbers: the small singular values
+    of the bidiagonal matrix as exactly as the large ones (zero below the normal range), in a time that does not
+    depend on the values.
     """
     *batch, rows, columns = matrices.shape
     if rows < columns:
@@ -38,7 +40,7 @@ def batched_singular_values(matrices: Array) -> Array:
 
 
 def batched_eigenvalues(matrices: Array) -> Array:
-    """``[..., N, N] -> [..., N]``, complex; of real matrices in exact conjugate pairs, positive imaginary part first.
+    """``[..., N, N] -> [..., N]``, complex; of real matrices in exact conjugate pairs, positive angle first.
 
     Householder reduction to Hessenberg form, then Francis' QR iterations with double shifts. A sweep passes through
     all matrices at the same rows, and through all blocks into which a matrix has fallen. NaN for a matrix that has
@@ -91,8 +93,8 @@ def _bidiagonal(a: Array) -> tuple[Array, Array]:
 
 
 def _bidiagonal_singular_values(diagonal: Array, above: Array) -> Array:
-    """``[N, stack]``, descending: the non-negative eigenvalues of the symmetric tridiagonal matrix of twice the size
-    whose diagonal is zero and whose off-diagonal takes the entries of both in turn."""
+    """``[N, stack]``, descending: the non-negative eigenvalues of the symmetric tridiagonal matrix of twice the
+    size whose diagonal is zero and whose off-diagonal takes the entries of both in turn."""
     real, size = diagonal.dtype, len(diagonal)
     integer = {4: jnp.int32, 8: jnp.int64}[real.itemsize]
     tiny = jnp.finfo(real).tiny
@@ -161,7 +163,7 @@ class _Blocks(NamedTuple):
 def _hessenberg_eigenvalues(h: Array) -> Array:
     """``[N, N, stack] -> [N, stack]``, complex; below the first subdiagonal nothing is read."""
     size, _, stack = h.shape
-    limit = 30 * max(10, size)
+    limit = _SWEEPS_PER_ROW * max(10, size)
 
     def unfinished(carry: tuple[Array, _Blocks, Array, Array]) -> Array:
         _, blocks, _, sweeps = carry
@@ -226,8 +228,8 @@ def _bulges(h: Array, blocks: _Blocks, age: Array) -> Array:
     r, t = x - a, y - a
     scale = jnp.abs(r) + jnp.abs(t) + jnp.abs(below)
     scale = jnp.where(scale == 0, 1, scale).astype(a.dtype)
-    c = below / scale
-    return jnp.stack([r / scale * t - w / scale + c * right, c * (jnp.roll(a, -1, axis=0) - a - r - t), c * next_below])
+    c, next_a = below / scale, jnp.roll(a, -1, axis=0)
+    return jnp.stack([r / scale * t - w / scale + c * right, c * (next_a - a - r - t), c * next_below])
 
 
 def _chase(h: Array, bulges: Array, blocks: _Blocks) -> Array:

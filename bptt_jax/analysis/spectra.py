@@ -1,12 +1,14 @@
 """Singular values and eigenvalues of stacks of matrices: arrays in, arrays out.
 
 Half precision is computed in single, integers as floating numbers. A matrix with a NaN or an infinity gives NaN
-and leaves the others of its stack alone (LAPACK is never shown it).
+and leaves the others of its stack alone (LAPACK is never shown it). Every routine is backward stable: singular
+values, however small, err by a modest multiple of the rounding of the largest, eigenvalues by that of the norm
+times their condition number.
 """
 
 import math
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from typing import NamedTuple
 
 import jax
@@ -125,11 +127,14 @@ class _Route(NamedTuple):
     routine: Callable[[Array], Array]
 
 
+def _svd_of_jax(matrices: Array) -> Array:
+    return jnp.linalg.svd(matrices, compute_uv=False)
+
+
 _ANY = range(1, 1 << 31)
-_svd_of_jax = partial(jnp.linalg.svd, compute_uv=False)
-# The first row that fits. On a GPU, jnp.linalg takes matrices one by one (but for singular values up to 32 x 32), and
-# the batched routines read the stack so often that a few matrices are not worth it. The rows for "cpu" were measured
-# (benchmarks/spectra_speed.py), those for "gpu" come from counting passes and launches, and were not.
+# The first row that fits. On a GPU, jnp.linalg takes matrices one by one (singular values from 33 x 33 on), and
+# the batched routines need so many launches that a few matrices are not worth it. The rows for "cpu" were measured
+# (benchmarks/spectra_speed.py); those for "gpu" were not: they come from counting launches and memory traffic.
 _ROUTES = {
     "singular values": (
         _Route("cpu", _ANY, 1, host_singular_values),
@@ -159,7 +164,7 @@ def _gpu_is_here() -> bool:
 
 
 def _whole_stack(job: str) -> Callable[[Array], Array]:
-    """The routine for its stack, where mapped axes join the stack: they decide on the route too, and a loop that ends
+    """The routine for its stack. Mapped axes join the stack: they have their say in the route, and a loop that ends
     when the last matrix has converged would otherwise copy all of them at every turn."""
 
     @jax.custom_batching.custom_vmap
