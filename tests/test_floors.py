@@ -1,6 +1,7 @@
 """The floors of the package: a module imports from lower ones only, and nothing hides inside a function."""
 
 import ast
+import re
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -77,6 +78,16 @@ def test_steps_and_matrices_come_as_arguments():
     for module in ("analysis.spectra", "analysis.products", "analysis.logscale", "analysis.verdict"):
         assert not any(floor(name) == 2 for name in own(MODULES[module]))
     assert imports(MODULES["analysis.verdict"]).isdisjoint({"jax", "jax.numpy"})
+
+
+def test_the_map_shows_every_module_on_its_floor():
+    """CONTRIBUTING.md; a cell of the first column is empty where the floor is that of the line above."""
+    text = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    shown, level = {}, 0
+    for number, module in re.findall(r"^\| (\d?) ?\| `([\w.]+)` \|", text, re.MULTILINE):
+        level = int(number or level)
+        shown[module] = level
+    assert shown == {module: floor(module) for module in MODULES}
 
 
 def test_no_import_dodges_a_circle():

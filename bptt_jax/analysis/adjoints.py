@@ -27,7 +27,7 @@ class Adjoints(NamedTuple):
     """The backward pass, laid open.
 
     Attributes:
-      loss: L.
+      loss: L, a scalar.
       states: h_1 .. h_T, leaves ``[T, ...]``.
       adjoints: the total derivatives dL/dh_1 .. dL/dh_T, like `states`. Where one leaves the range of its dtype
         it is 0 or inf, as in `jax.grad`; `log_norms` is not.

@@ -38,7 +38,7 @@ class GradientFlow(NamedTuple):
     way back.
 
     Attributes:
-      loss: L.
+      loss: L, a scalar.
       adjoint_log_norms: ``[T]``, log of ``||dL/dh_t||`` (total derivatives), t = 1 .. T.
       product_log_norms: ``[T]``, entry t is log of ``||dh_T/dh_t||_2``, t = 0 .. T-1: the most that any signal can
         grow.

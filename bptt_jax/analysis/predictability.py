@@ -21,8 +21,8 @@ class ParallelPrediction(NamedTuple):
     Attributes:
       exponent: the largest Lyapunov exponent of the trajectory, nats per step.
       standard_error: of it.
-      length: T.
-      size: D.
+      length: T, of steps.
+      size: D, of the state.
     """
 
     exponent: Array

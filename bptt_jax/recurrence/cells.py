@@ -69,7 +69,7 @@ def rnn(
     ``diag(phi'(a_t)) W``.
 
     Args:
-      hidden_size: N.
+      hidden_size: N, of units.
       activation: phi, elementwise: ``jnp.tanh``, ``jax.nn.relu``, ``jax.nn.identity`` (a linear network), ...
       gain: factor of the initial recurrent weights.
       recurrent_init, input_init: initialisers ``(key, shape, dtype)`` as in `jax.nn.initializers`; they see the
@@ -125,7 +125,7 @@ def gru(
     resets before the product, ``W_n (r * h_{t-1})``, and exchanges z and 1 - z.
 
     Args:
-      hidden_size: N.
+      hidden_size: N, of units.
       recurrent_init, input_init: initialisers as in `rnn`, applied gate by gate.
       bias_init: initialiser of the biases r, z, n, of shape ``(3, N)``; c_n starts at 0.
       dtype: of parameters and state; by default JAX's floating type.
@@ -176,7 +176,7 @@ def lstm(
     ``sigmoid(b)`` per step (Jozefowicz et al. 2015 recommend 1).
 
     Args:
-      hidden_size: N.
+      hidden_size: N, of units.
       forget_bias: initial b_f; the other biases start at 0.
       recurrent_init, input_init: initialisers as in `rnn`, applied gate by gate.
       bias_init: initialiser of the biases i, f, g, o, of shape ``(4, N)``, instead of `forget_bias`; see

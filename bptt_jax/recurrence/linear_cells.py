@@ -54,7 +54,7 @@ def lru(
     ``log |lambda|`` is a Lyapunov exponent twice. The error signal never grows, and fades at known rates.
 
     Args:
-      hidden_size: N.
+      hidden_size: N, of units.
       r_min, r_max, max_phase: of the ring, as for `bptt_jax.initializers.ring`. Near 1, memories are long from the
         start: 1 / (1 - r_max) steps at most.
       dtype: of the parameters, single or double precision; the state is complex of the same. By default JAX's
@@ -112,7 +112,7 @@ def min_gru(
     z lets in, where `bptt_jax.gru`'s keeps. The Jacobian is ``diag(1 - z)``: the error signal never grows.
 
     Args:
-      hidden_size: N.
+      hidden_size: N, of units.
       input_init: initialiser ``(key, shape, dtype)`` of W_z and W_h, each of shape ``(I, N)``, by default
         N(0, 1 / I).
       bias_init: initialiser of the biases z, h, of shape ``(2, N)``; see `bptt_jax.initializers.chrono`.

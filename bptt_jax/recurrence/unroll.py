@@ -68,7 +68,7 @@ def final_state(
     these, unless the segments divide T).
 
     Example:
-      >>> bptt.final_state(lambda w, h, x: w * h, 0.5, jnp.ones(1), length=3)  # autonomous: x is None
+      >>> bptt.final_state(lambda w, h, x: w * h, 0.5, jnp.ones(1), length=3)  # x is None
       Array([0.125], dtype=float32)
     """
     steps = check_arguments(step, params, state0, xs, length)

@@ -155,7 +155,7 @@ def random_permutation(length: int) -> Task:
     {2, .., 99}. The code reads the last step alone, and so does this. The baseline is ln 2; solved below 1 % wrong.
 
     Args:
-      length: T.
+      length: T, of steps.
     """
     length = _check_length(length, 1)
     is_first = np.arange(length) == 0
@@ -217,7 +217,7 @@ def characters(text: str | None = None, *, length: int = 100, split: Split = "tr
 
     Args:
       text: default `bptt_jax.training.text.english_text`.
-      length: T.
+      length: T, of steps.
       split: "train" or "validation".
 
     Raises:

@@ -70,8 +70,8 @@ def windows(key: Array, codes: Array | np.ndarray, batch: int, length: int) -> t
     Args:
       key: random key.
       codes: ``[n]`` integers.
-      batch: B.
-      length: T.
+      batch: B, of windows.
+      length: T, of steps.
 
     Returns:
       ``(inputs [B, T], targets [B, T])``, the targets one character later.

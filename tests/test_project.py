@@ -1,0 +1,30 @@
+"""The project's own files agree with each other."""
+
+import re
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def version(text: str) -> list[int]:
+    """The numbers of a release, ``0.8`` and ``0.8.0`` alike."""
+    numbers = [int(n) for n in text.split(".")]
+    while numbers[-1] == 0:
+        numbers.pop()
+    return numbers
+
+
+def test_the_oldest_versions_are_those_that_are_allowed() -> None:
+    extras = PROJECT["optional-dependencies"]
+    wanted = [*PROJECT["dependencies"], *extras["plot"], *extras["train"], *extras["adapters"]]
+    lowest = dict(re.fullmatch(r"([\w-]+)>=([\d.]+)", line).groups() for line in wanted)  # nothing without a bound
+    text = (ROOT / "tests" / "oldest.txt").read_text(encoding="utf-8")
+    pinned = dict(re.findall(r"^([\w-]+)==([\d.]+)$", text, re.MULTILINE))
+    assert {name: version(pinned[name]) for name in lowest} == {name: version(v) for name, v in lowest.items()}
+
+
+def test_one_version() -> None:
+    (cited,) = re.findall(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE)
+    assert cited.strip("\"'") == PROJECT["version"]

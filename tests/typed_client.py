@@ -1,0 +1,90 @@
+"""What a type checker knows of the public names: read by ``mypy --strict`` beside an installed wheel, never run."""
+
+from typing import Any, Literal, assert_type
+
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+
+import bptt_jax as bptt
+from bptt_jax.step import Step  # an alias: a function of the right form is a step
+
+
+def leaky(params: jax.Array, state: jax.Array, x: jax.Array) -> jax.Array:
+    return params * state + x
+
+
+def last(states: jax.Array) -> jax.Array:
+    return states[-1].sum()
+
+
+def contract(key: jax.Array) -> None:
+    step: Step = leaky
+    cell = bptt.rnn(8, gain=0.9)
+    for other in (bptt.gru(8), bptt.lstm(8), bptt.lru(8), bptt.min_gru(8)):
+        assert_type(other, bptt.Cell)
+    assert_type(cell.init(key, 3), Any)  # a pytree: what it holds is the cell's business
+    assert_type(bptt.lstm(8).step, Step)
+    assert_type(bptt.stacked(step, cell.step), Step)
+    assert_type(bptt.clip_adjoints(step, max_norm=1.0), Step)
+    assert_type(bptt.ravel_state(key)[0], jax.Array)
+    assert_type(bptt.LSTMState(key, key).c, jax.Array)
+    assert_type(bptt.LSTMParams(key, key, key).recurrent, jax.Array)
+
+
+def measure(w: jax.Array, h0: jax.Array, xs: jax.Array) -> None:
+    assert_type(bptt.jacobians(leaky, w, h0, xs), jax.Array)
+    for spectrum in (bptt.singular_values, bptt.eigenvalues, bptt.spectral_norm, bptt.spectral_radius):
+        assert_type(spectrum(xs), jax.Array)
+    assert_type(bptt.condition_number(xs), jax.Array)
+    assert_type(bptt.product_log_norms(xs), jax.Array)
+    for products in (bptt.product, bptt.prefix_products, bptt.suffix_products):
+        assert_type(products(xs), bptt.LogScaled)
+    assert_type(bptt.adjoints(leaky, w, h0, xs, last).log_norms, jax.Array)
+    assert_type(bptt.temporal_contributions(leaky, w, h0, xs, last), bptt.TemporalContributions)
+    assert_type(bptt.parallel_adjoints(xs, h0), bptt.ParallelAdjoints)
+    flow = bptt.gradient_flow(leaky, w, h0, xs, last, stride=2)
+    assert_type(flow, bptt.GradientFlow)
+    assert_type(flow.verdict, Literal["vanishing", "exploding", "steady", "non-finite"])
+    assert_type(flow.advice(), list[str])
+    assert_type(flow.clip_threshold, float)
+    assert_type(bptt.influence_map(leaky, w, h0, xs), bptt.InfluenceMap)
+    exponents = bptt.lyapunov_exponents(leaky, w, h0, xs, num=2)
+    assert_type(exponents.exponents, jax.Array)
+    assert_type(exponents.statement, str)
+    assert_type(bptt.leading_singular_values(leaky, w, h0, xs, num=1), bptt.LeadingValues)
+    assert_type(bptt.leading_eigenvalues(leaky, w, h0, xs, num=1), bptt.LeadingValues)
+    assert_type(bptt.product_singular_values(leaky, w, h0, xs, num=1), bptt.LeadingLogValues)
+    assert_type(bptt.plot_gradient_flow({"leaky": flow}), Figure)
+
+
+def mend(w: jax.Array, h0: jax.Array, xs: jax.Array) -> None:
+    assert_type(bptt.truncation_bias(leaky, w, h0, xs, last), bptt.TruncationBias)
+    assert_type(bptt.omega(bptt.omega_terms(leaky, w, h0, xs, last), version="code"), jax.Array)
+    assert_type(bptt.flossing(leaky, w, h0, xs, num=1), jax.Array)
+    for record in bptt.clip_records(()):
+        assert_type(record.share, jax.Array)
+    assert_type(bptt.initializers.chrono(100)(w, (4, 8)), jax.Array)
+
+
+def in_parallel(w: jax.Array, h0: jax.Array, xs: jax.Array) -> None:
+    assert_type(bptt.predict_parallel(leaky, w, h0, xs).verdict, Literal["parallel", "sequential", "undecided"])
+    assert_type(bptt.deer(leaky, w, h0, xs).converged, jax.Array)
+
+
+def watch(w: jax.Array, h0: jax.Array, batch: tuple[jax.Array, jax.Array]) -> None:
+    monitor = bptt.Monitor(leaky, lambda params, states, target: last(states), every=10)
+    record = monitor(0, w, h0, batch)
+    assert_type(record, bptt.MonitorRecord | None)
+    if record is not None:
+        assert_type(record.scalars, dict[str, float])
+        assert_type(record.nonfinite, bptt.NonFinite | None)
+
+
+def wrong(w: jax.Array, h0: jax.Array, xs: np.ndarray[Any, Any]) -> None:
+    """Each line is an error; were it none, its comment would be one."""
+    bptt.rnn("8")  # type: ignore[arg-type]
+    bptt.gradient_flow(leaky, w, h0, xs)  # type: ignore[call-arg]
+    bptt.deer(leaky, w, h0, xs, jacobian="none")  # type: ignore[arg-type]
+    bptt.autoclip(window="long")  # type: ignore[arg-type]
+    bptt.no_such_name  # type: ignore[attr-defined]  # noqa: B018
