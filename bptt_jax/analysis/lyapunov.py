@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bptt_jax.analysis.host_lapack import host_qr
+from bptt_jax.analysis.products import matmul
 from bptt_jax.step import (
     Array,
     Params,
@@ -24,6 +26,7 @@ _BATCHES = 20
 _LONGEST = 64  # steps between two orthonormalisations, at most
 _FORGETS = 0.03  # of a faster pace, at every orthonormalisation after the first few
 _BY_CHANCE = 0.01  # share of the orthonormalisations
+_LARGE = 8192  # numbers from which on LAPACK may divide a matrix among threads, which block each other
 _DRIFT = 3.0  # standard errors by which two halves may differ
 
 
@@ -188,7 +191,7 @@ def _exponents(
 ) -> LyapunovSpectrum:
     state0 = check_step(step, params, state0, xs)
     start, unravel = ravel_state(state0)
-    frame = jnp.linalg.qr(
+    frame = _qr(
         jax.random.normal(
             jax.random.key(0), (start.size, num), max(start.dtype, jnp.dtype(jnp.float32), key=lambda d: d.itemsize)
         )
@@ -252,11 +255,34 @@ def _orthonormalised(frame: Array) -> tuple[Array, Array, Array]:
     that is no more than what rounding leaves of zero.
     """
     finite = jnp.all(jnp.isfinite(frame))
-    q, r = jnp.linalg.qr(jnp.where(finite, frame, 0))  # a bad frame never reaches LAPACK
+    q, r = _qr(jnp.where(finite, frame, 0))  # a bad frame never reaches LAPACK
     lengths = jnp.abs(jnp.diagonal(r))
     growth = jnp.where(lengths == 0, -jnp.inf, jnp.log(jnp.where(lengths == 0, 1, lengths)))
     zero = lengths <= 4 * float(jnp.finfo(r.dtype).eps) * jnp.max(lengths)
     return q, jnp.where(finite, growth, jnp.nan), zero & finite
+
+
+def _qr(matrix: Array) -> tuple[Array, Array]:
+    if matrix.size >= _LARGE:
+        return _large_qr(matrix)
+    q, r = jnp.linalg.qr(matrix)
+    return q, r
+
+
+@jax.custom_jvp
+def _large_qr(matrix: Array) -> tuple[Array, Array]:
+    return jax.lax.platform_dependent(matrix, cpu=host_qr, default=lambda a: tuple(jnp.linalg.qr(a)))
+
+
+@_large_qr.defjvp
+def _large_qr_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Any, Any]:
+    # From dA = dQ R + Q dR with an antisymmetric Q^T dQ and an upper triangular dR.
+    q, r = _large_qr(*primals)
+    change = jax.lax.linalg.triangular_solve(r, tangents[0])  # dA R^-1
+    inside = matmul(q.T, change)
+    lower = jnp.tril(inside, -1)
+    turn = lower - lower.T
+    return (q, r), (change - matmul(q, inside - turn), matmul(inside - turn, r))
 
 
 def _batch_length(steps: int) -> int:
