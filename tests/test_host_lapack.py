@@ -88,17 +88,17 @@ def test_what_does_not_converge_is_nan_and_the_others_are_not():
     def stubborn(matrices):
         if np.any(matrices[:, 0, 0] == 7):
             raise np.linalg.LinAlgError("did not converge")
-        return np.diagonal(matrices, axis1=1, axis2=2)
+        return (np.diagonal(matrices, axis1=1, axis2=2),)
 
     a, out = np.broadcast_to(np.eye(2), (5, 2, 2)).copy(), np.zeros((5, 2))
     a[3, 0, 0] = 7
-    host_lapack._apply(stubborn, a, out)
+    host_lapack._apply(stubborn, a, [out])
     np.testing.assert_array_equal(np.isnan(out[:, 0]), np.arange(5) == 3)
     np.testing.assert_array_equal(np.delete(out, 3, 0), 1)
 
 
 def test_failures_reach_the_caller(monkeypatch):
-    def fails(of, matrices, out):
+    def fails(of, matrices, results):
         raise RuntimeError("out of luck")
 
     monkeypatch.setattr(host_lapack, "_apply", fails)

@@ -11,16 +11,21 @@ device before anything else, which waits for a thread that the calling program m
 """
 
 import ctypes
+import itertools
 import math
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from types import TracebackType
+from typing import Any
 
 import jax
 import numpy as np
+from jax.custom_batching import custom_vmap
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from threadpoolctl import ThreadpoolController
 
 from bptt_jax.step import Array
@@ -36,27 +41,51 @@ def host_singular_values(matrices: Array) -> Array:
     so singular values by at most the square root of that, 1e-8 of the largest, where the rounding of single
     precision is 6e-8. In double precision by LAPACK's gesdd.
     """
-    *batch, rows, columns = matrices.shape
-    shape = jax.ShapeDtypeStruct((*batch, min(rows, columns)), np.finfo(matrices.dtype).dtype)
-    return jax.ffi.ffi_call("bptt_jax_singular_values", shape, vmap_method="broadcast_all")(matrices)
+    return _SINGULAR_VALUES(matrices)[0]
 
 
 def host_eigenvalues(matrices: Array) -> Array:
     """``[..., N, N] -> [..., N]``, complex, in no order; for the platform "cpu" alone. By LAPACK's geev."""
-    shape = jax.ShapeDtypeStruct(matrices.shape[:-1], np.result_type(matrices.dtype, np.complex64))
-    return jax.ffi.ffi_call("bptt_jax_eigenvalues", shape, vmap_method="broadcast_all")(matrices)
+    return _EIGENVALUES(matrices)[0]
 
 
-def _singular_values(matrices: np.ndarray) -> np.ndarray:
+def host_svd(matrices: Array) -> tuple[Array, Array, Array]:
+    """Real ``[..., M, N]`` to U ``[..., M, K]``, values ``[..., K]`` and V^T ``[..., K, N]``, K = min(M, N).
+
+    For the platform "cpu" alone. By LAPACK's gesdd in double precision.
+    """
+    left, values, right = _SVD(matrices)
+    return left, values, right
+
+
+def host_eig(matrices: Array) -> tuple[Array, Array]:
+    """``[..., N, N]`` to complex eigenvalues ``[..., N]``, in no order, and vectors, columns of ``[..., N, N]``.
+
+    For the platform "cpu" alone. By LAPACK's geev in double precision.
+    """
+    values, vectors = _EIG(matrices)
+    return values, vectors
+
+
+def host_qr(matrices: Array) -> tuple[Array, Array]:
+    """Real ``[..., M, N]``, M >= N, to Q ``[..., M, N]`` and R ``[..., N, N]``.
+
+    For the platform "cpu" alone. By LAPACK's geqrf and orgqr.
+    """
+    q, r = _QR(matrices)
+    return q, r
+
+
+def _singular_values(matrices: np.ndarray) -> tuple[np.ndarray]:
     if matrices.dtype.char in "dD":
-        return np.linalg.svd(matrices, compute_uv=False)
+        return (np.linalg.svd(matrices, compute_uv=False),)
     wide = matrices.astype(np.result_type(matrices, np.float64))
     adjoint = wide.conj().swapaxes(-1, -2)
     gram = adjoint @ wide if matrices.shape[-2] >= matrices.shape[-1] else wide @ adjoint
-    return np.sqrt(np.maximum(np.linalg.eigvalsh(gram)[..., ::-1], 0))
+    return (np.sqrt(np.maximum(np.linalg.eigvalsh(gram)[..., ::-1], 0)),)
 
 
-def _eigenvalues(matrices: np.ndarray) -> np.ndarray:
+def _eigenvalues(matrices: np.ndarray) -> tuple[np.ndarray]:
     # SciPy's geev, as its Cython interface exports it: NumPy's takes twice the time, and SciPy's own wrapper keeps
     # the interpreter's lock. Rows are columns there, which eigenvalues do not mind.
     count, size, _ = matrices.shape
@@ -85,7 +114,25 @@ def _eigenvalues(matrices: np.ndarray) -> np.ndarray:
     geev(range(1), best, -1)  # asks for the length of the workspace
     work = np.empty(int(best[0].real), matrices.dtype)
     geev(range(count), work, work.size)
-    return values[0] + 1j * values[1] if kind in "fd" else values[0]
+    return (values[0] + 1j * values[1] if kind in "fd" else values[0],)
+
+
+def _qr(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    # NumPy's is in double precision whatever comes.
+    count, rows, columns = matrices.shape
+    kind = {"f": "s", "d": "d"}[matrices.dtype.char]
+    factorise, assemble = _lapack(f"{kind}geqrf"), _lapack(f"{kind}orgqr")
+    transposed = np.array(matrices.swapaxes(1, 2), order="C")  # columns are rows there
+    r, scales = np.empty((count, columns, columns), matrices.dtype), np.empty(columns, matrices.dtype)
+    work = np.empty(64 * columns, matrices.dtype)  # a block of 64 columns is the most that LAPACK takes at a time
+    m, n, length, info = (np.array([k], np.intc) for k in (rows, columns, work.size, 0))
+    m_, n_ = m.ctypes.data, n.ctypes.data
+    rest = scales.ctypes.data, work.ctypes.data, length.ctypes.data, info.ctypes.data
+    for matrix, upper in zip(transposed, r, strict=True):
+        factorise(m_, n_, matrix.ctypes.data, m_, *rest)
+        upper[...] = np.triu(matrix[:, :columns].T)
+        assemble(m_, n_, n_, matrix.ctypes.data, m_, *rest)
+    return transposed.swapaxes(1, 2), r
 
 
 @cache
@@ -100,18 +147,36 @@ def _lapack(name: str) -> Callable[..., None]:
     return ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * arguments)(pointer_of(capsule, name_of(capsule)))
 
 
-def _apply(of: Callable[[np.ndarray], np.ndarray], matrices: np.ndarray, out: np.ndarray) -> None:
-    matrices, out = matrices.reshape(-1, *matrices.shape[-2:]), out.reshape(-1, out.shape[-1])
+def _svd(matrices: np.ndarray) -> tuple[np.ndarray, ...]:
+    return tuple(np.linalg.svd(matrices, full_matrices=False))
+
+
+def _eig(matrices: np.ndarray) -> tuple[np.ndarray, ...]:
+    return tuple(np.linalg.eig(matrices))
+
+
+_Routine = Callable[[np.ndarray], tuple[np.ndarray, ...]]
+
+
+def _apply(of: _Routine, matrices: np.ndarray, results: Sequence[np.ndarray]) -> None:
+    batch = matrices.ndim - 2
+    matrices = matrices.reshape(-1, *matrices.shape[batch:])
+    results = [a.reshape(-1, *a.shape[batch:]) for a in results]
+
+    def fill(rows: slice) -> None:
+        for result, found in zip(results, of(matrices[rows]), strict=True):
+            result[rows] = found
 
     def part(rows: slice) -> None:
         try:
-            out[rows] = of(matrices[rows])
+            fill(rows)
         except np.linalg.LinAlgError:  # one of them does not converge
             for k in range(*rows.indices(len(matrices))):
                 try:
-                    out[k : k + 1] = of(matrices[k : k + 1])
+                    fill(slice(k, k + 1))
                 except np.linalg.LinAlgError:
-                    out[k] = np.nan
+                    for result in results:
+                        result[k] = np.nan
 
     work = len(matrices) * matrices.shape[-1] ** 2 * matrices.shape[-2]
     # Several parts for each thread: they do not all take the same time.
@@ -247,15 +312,18 @@ _FIRST_VERSION = 0, 1  # of the interface; jaxlib 0.8.0, whose own it is, asks w
 _DTYPES: dict[int, np.dtype] = {11: np.dtype("f"), 12: np.dtype("d"), 15: np.dtype("F"), 18: np.dtype("D")}
 
 
-def _array(buffers: _Buffers) -> np.ndarray:
-    """The first of them, in place."""
-    buffer = buffers.items[0].contents
-    dtype, shape = _DTYPES[buffer.dtype], buffer.dims[: buffer.rank]
-    memory = (ctypes.c_char * (math.prod(shape) * dtype.itemsize)).from_address(buffer.data)
-    return np.ndarray(shape, dtype, memory)
+def _arrays(buffers: _Buffers) -> list[np.ndarray]:
+    """All of them, in place."""
+
+    def array(buffer: _Buffer) -> np.ndarray:
+        dtype, shape = _DTYPES[buffer.dtype], buffer.dims[: buffer.rank]
+        memory = (ctypes.c_char * (math.prod(shape) * dtype.itemsize)).from_address(buffer.data)
+        return np.ndarray(shape, dtype, memory)
+
+    return [array(buffers.items[k].contents) for k in range(buffers.size)]
 
 
-def _handler(of: Callable[[np.ndarray], np.ndarray]) -> Callable[..., int | None]:
+def _handler(of: _Routine) -> Callable[..., int | None]:
     def call(frame: "ctypes._Pointer[_CallFrame]") -> int | None:
         asked, api = frame.contents.extension_start, frame.contents.api
         if asked and asked.contents.base.type == _METADATA:
@@ -264,7 +332,8 @@ def _handler(of: Callable[[np.ndarray], np.ndarray]) -> Callable[..., int | None
             version.major, version.minor = given
             return None
         try:
-            _apply(of, _array(frame.contents.arguments), _array(frame.contents.results))
+            (matrices,) = _arrays(frame.contents.arguments)
+            _apply(of, matrices, _arrays(frame.contents.results))
         except Exception as error:
             message = f"bptt_jax: {type(error).__name__}: {error}".encode()
             size = ctypes.sizeof(_ErrorArguments)
@@ -274,10 +343,45 @@ def _handler(of: Callable[[np.ndarray], np.ndarray]) -> Callable[..., int | None
     return call
 
 
-# Kept alive: XLA holds their addresses.
-_HANDLERS = {
-    "bptt_jax_singular_values": _Handler(_handler(_singular_values)),
-    "bptt_jax_eigenvalues": _Handler(_handler(_eigenvalues)),
-}
-for _name, _function in _HANDLERS.items():
-    jax.ffi.register_ffi_target(_name, jax.ffi.pycapsule(_function), platform="cpu")
+_HANDLERS: list[Any] = []  # kept alive: XLA holds their addresses
+
+
+def _on_host(of: _Routine, results: Callable[..., list[tuple[Any, ...]]]) -> Callable[[Array], list[Array]]:
+    """`of` as a function of a stack ``[..., M, N]`` in compiled programs on a CPU.
+
+    A stack that lies on several devices stays there, each with its own matrices; a custom call by itself would be
+    given all of them everywhere.
+
+    Args:
+      of: NumPy ``[K, M, N]`` to arrays with the same first axis.
+      results: ``(dtype, M, N)`` to the dtype and the shape of each for one matrix.
+    """
+    target = f"bptt_jax{of.__name__}"
+    _HANDLERS.append(_Handler(_handler(of)))
+    jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(_HANDLERS[-1]), platform="cpu")
+
+    def call(matrices: Array) -> list[Array]:
+        *batch, rows, columns = matrices.shape
+        of_one = results(np.dtype(matrices.dtype), rows, columns)
+        shapes = [jax.ShapeDtypeStruct((*batch, *shape), dtype) for dtype, *shape in of_one]
+        return list(jax.ffi.ffi_call(target, shapes)(matrices))
+
+    def partition(mesh: Mesh, given: tuple[Any], wanted: list[Any]) -> tuple[Any, ...]:
+        along = NamedSharding(mesh, PartitionSpec(*given[0].sharding.spec[:-2]))
+        return mesh, call, [along] * len(wanted), (along,)
+
+    axes = iter("cdefgh")
+    ranks = [len(shape) for _, *shape in results(np.dtype(np.float32), 1, 1)]
+    rule = ", ".join(" ".join(["...", *itertools.islice(axes, rank)]) for rank in ranks)
+    in_parts = custom_partitioning(call)
+    in_parts.def_partition(partition, sharding_rule=f"... a b -> {rule}")
+    batched = custom_vmap(in_parts)  # the other has no rule for `jax.vmap`
+    batched.def_vmap(lambda size, is_batched, matrices: (batched(matrices), [True] * len(ranks)))
+    return batched
+
+
+_SINGULAR_VALUES = _on_host(_singular_values, lambda dtype, m, n: [(np.finfo(dtype).dtype, min(m, n))])
+_EIGENVALUES = _on_host(_eigenvalues, lambda dtype, m, n: [(np.result_type(dtype, np.complex64), n)])
+_SVD = _on_host(_svd, lambda dtype, m, n: [(dtype, m, min(m, n)), (dtype, min(m, n)), (dtype, min(m, n), n)])
+_EIG = _on_host(_eig, lambda dtype, m, n: [(d := np.result_type(dtype, np.complex64), n), (d, n, n)])
+_QR = _on_host(_qr, lambda dtype, m, n: [(dtype, m, n), (dtype, n, n)])

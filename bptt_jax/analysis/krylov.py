@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from bptt_jax.analysis import logscale
+from bptt_jax.analysis.host_lapack import host_eig, host_svd
 from bptt_jax.analysis.products import matmul
 from bptt_jax.step import Array
 
@@ -141,16 +142,18 @@ def eigenpairs(push: Product, size: int, dtype: jnp.dtype, num: int) -> Eigenpai
     return Eigenpairs(values, errors, matmul(vectors.T, basis.astype(vectors.dtype)), unit)
 
 
-# Under `vmap` one after the other: on CPU two batched LAPACK calls that run at one time wait for each other's
-# threads, now and then for ever.
-@jax.custom_batching.sequential_vmap
 def _svd(matrix: Array) -> tuple[Array, ...]:
-    return tuple(jnp.linalg.svd(matrix, full_matrices=False))
+    def of_jax(matrix: Array) -> tuple[Array, ...]:
+        return tuple(jnp.linalg.svd(matrix, full_matrices=False))
+
+    return jax.lax.platform_dependent(matrix, cpu=host_svd, default=of_jax)
 
 
-@jax.custom_batching.sequential_vmap
 def _eig(matrix: Array) -> tuple[Array, ...]:
-    return tuple(jnp.linalg.eig(matrix))
+    def of_jax(matrix: Array) -> tuple[Array, ...]:
+        return tuple(jnp.linalg.eig(matrix))
+
+    return jax.lax.platform_dependent(matrix, cpu=host_eig, default=of_jax)
 
 
 def _orthonormal(basis: Array, image: Array, largest: Array, spare: Array) -> tuple[Array, Array, Array, Array]:

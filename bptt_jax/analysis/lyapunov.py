@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bptt_jax.analysis.frames import Carried, carry
+from bptt_jax.analysis.frames import Carried, carry, orthonormal
 from bptt_jax.recurrence.unroll import final_state
 from bptt_jax.step import (
     Array,
@@ -209,7 +209,7 @@ def _exponents(
     state0 = check_step(step, params, state0, xs)
     xs = jax.tree.map(jnp.asarray, xs)
     start, unravel = ravel_state(state0)
-    frame = jnp.linalg.qr(
+    frame = orthonormal(
         jax.random.normal(
             jax.random.key(0), (start.size, num), max(start.dtype, jnp.dtype(jnp.float32), key=lambda d: d.itemsize)
         )
