@@ -89,7 +89,7 @@ def plot_parts(flows: Mapping[str, GradientFlow]) -> tuple[Figure, dict[str, tup
     norms = Figure(layout="constrained")
     ax = norms.subplots()
     _draw_norms(ax, flows, columns=1)
-    lines = sum(1 + text.get_text().count("\n") for text in ax.get_legend().get_texts())
+    lines = sum(1 + str(label).count("\n") for label in ax.get_legend_handles_labels()[1])
     norms.set_size_inches(_COLUMN, 2.9 + 0.2 * lines)
     spectra = {}
     for name, flow in flows.items():

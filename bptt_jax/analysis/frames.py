@@ -89,7 +89,8 @@ def carry(
         return (vectors, frames, since, pace, done), (growth, zero, due)
 
     counters = jnp.zeros((), jnp.int32), jnp.ones((), frames.dtype), jnp.zeros((), jnp.int32)
-    (vectors, frames, *_), measured = jax.lax.scan(body, (vectors, frames, *counters), (xs, jnp.asarray(forced)))
+    start: Any = (vectors, frames, *counters)
+    (vectors, frames, *_), measured = jax.lax.scan(body, start, (xs, jnp.asarray(forced)))
     return Carried(vectors, frames, *measured)
 
 

@@ -262,7 +262,7 @@ def _side_by_side(
     by_time = jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), xs)
 
     def run(frames: Array) -> Carried:
-        return carry(step, params, unravel, starts, frames, by_time, forced.any(axis=0))
+        return carry(step, params, unravel, starts, frames, by_time, np.asarray(forced.any(axis=0)))
 
     def again(state: tuple[Carried, Array, Array, Array]) -> tuple[Carried, Array, Array, Array]:
         before, passes, last, _ = state
