@@ -20,6 +20,8 @@ Input: TypeAlias = Any
 Step: TypeAlias = Callable[[Params, State, Input], State]
 Loss: TypeAlias = Callable[[State], Array]
 
+_LARGEST = 2**31 - 1  # sizes and steps are counted in 32 bits
+
 
 class Cell(NamedTuple):
     """A recurrent cell: three pure functions.
@@ -114,16 +116,26 @@ def check_step(step: Step, params: Params, state0: State, xs: PyTree) -> State:
     """Calls the step on abstract values; returns `state0` without weak types.
 
     Raises:
-      TypeError, ValueError: the step returns another structure, shape or dtype than it was given. What the
-        step itself raises passes through, with a note that says on which shapes.
+      TypeError, ValueError: the step returns another structure, shape or dtype than it was given, or changes its
+        arguments. What the step itself raises passes through, with a note that says on which shapes.
     """
     state0 = jax.tree.map(lambda h: jax.lax.convert_element_type(h, jnp.result_type(h)), state0)
     x = jax.tree.map(lambda a: jax.ShapeDtypeStruct(jnp.shape(a)[1:], jnp.result_type(a)), xs)
-    try:
-        new = jax.eval_shape(step, params, state0, x)
-    except Exception as error:
-        error.add_note(f"raised by step(params, state, x) on state {_describe(state0)} and x {_describe(x)}")
-        raise
+
+    def called(params: Params, state: State, x: Input) -> State:
+        before = jax.tree.leaves((params, state, x))
+        try:
+            new = step(params, state, x)
+        except Exception as error:
+            error.add_note(f"raised by step(params, state, x) on state {_describe(state0)} and x {_describe(x)}")
+            raise
+        check_leaves("the result of step", new)
+        after = jax.tree.leaves((params, state, x))
+        if len(after) != len(before) or any(a is not b for a, b in zip(after, before, strict=True)):
+            raise ValueError("step: expected a pure function, got one that writes into its arguments; copy them")
+        return new
+
+    new = jax.eval_shape(called, params, state0, x)
     expected: Any = jax.tree.structure(state0)
     if expected != jax.tree.structure(new):
         raise ValueError(
@@ -144,8 +156,21 @@ def check_step(step: Step, params: Params, state0: State, xs: PyTree) -> State:
 
 
 def check_loss(loss: Loss, states: State) -> None:
-    """Raises TypeError or ValueError unless ``loss(states)`` is one real floating number."""
-    shape = jax.eval_shape(loss, states)
+    """Raises TypeError or ValueError unless ``loss(states)`` is one real floating number.
+
+    What the loss itself raises passes through, with a note that says on which shapes.
+    """
+
+    def called(states: State) -> Array:
+        try:
+            value = loss(states)
+        except Exception as error:
+            error.add_note(f"raised by loss(states) on states {_describe(states)}")
+            raise
+        check_leaves("the result of loss", value)
+        return value
+
+    shape = jax.eval_shape(called, states)
     if not isinstance(shape, jax.ShapeDtypeStruct):
         raise TypeError(f"loss: must return one number, got {jax.tree.structure(shape)}")
     if shape.shape != ():
@@ -160,6 +185,8 @@ def check_positive_int(name: str, value: Any) -> int:
         raise TypeError(f"{name}: expected an integer known before compilation, got {_type(value)}")
     if value < 1:
         raise ValueError(f"{name}: expected at least 1, got {value}")
+    if value > _LARGEST:
+        raise ValueError(f"{name}: expected at most {_LARGEST}, got {value}")
     return int(value)
 
 
@@ -194,14 +221,25 @@ def check_function(name: str, function: Any, signature: str) -> None:
 
 
 def check_leaves(name: str, tree: PyTree) -> None:
-    """Raises TypeError unless all leaves are arrays of numbers, or numbers."""
+    """Raises TypeError or ValueError unless all leaves are arrays of numbers, or numbers, that JAX takes as they are."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if isinstance(leaf, jax.Array):
+            if not isinstance(leaf, jax.core.Tracer) and leaf.is_deleted():
+                raise ValueError(f"{_at(name, path)}: expected an array, got one whose buffer was deleted or donated")
             continue
-        if not isinstance(leaf, (np.ndarray, np.generic, bool, int, float, complex)) or (
-            np.asarray(leaf).dtype.kind in "OSUMmV" and not jnp.issubdtype(np.asarray(leaf).dtype, jnp.floating)
-        ):
+        numbers = isinstance(leaf, (np.ndarray, np.generic, bool, int, float, complex))
+        numbers = numbers and not isinstance(leaf, np.ma.MaskedArray)  # its mask would be lost
+        dtype = np.asarray(leaf).dtype if numbers else np.dtype(object)
+        if dtype.kind in "OSUMmV" and not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(f"{_at(name, path)}: expected an array of numbers, got {_type(leaf)}")
+        if dtype.char in "gG" or not dtype.isnative:  # JAX would refuse the former, and misread the latter
+            expected = "numbers of at most 64 bits in this machine's byte order"
+            raise TypeError(f"{_at(name, path)}: expected {expected}, got {dtype.str}; cast them by astype")
+        if dtype.kind in "iu" and jnp.result_type(leaf).itemsize < dtype.itemsize and np.size(leaf):
+            limits = jnp.iinfo(jnp.result_type(leaf))
+            if not limits.min <= np.min(leaf) <= np.max(leaf) <= limits.max:  # JAX would drop the upper bits
+                expected = f"integers from {limits.min} to {limits.max}, since 64 bits are switched off in JAX"
+                raise ValueError(f"{_at(name, path)}: expected {expected}, got {np.min(leaf)} to {np.max(leaf)}")
 
 
 def _check_length(xs: PyTree, length: int | None) -> int:
