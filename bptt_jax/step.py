@@ -48,7 +48,11 @@ def ravel_state(state: State) -> tuple[Array, Callable[[Array], State]]:
 
     Returns:
       ``(vector [D], unravel)`` with ``unravel(vector)`` equal to ``state``.
+
+    Raises:
+      TypeError, ValueError: a leaf is no array of numbers.
     """
+    check_leaves("state", state, keys=False)
     leaves, treedef = jax.tree.flatten(state)
     is_complex = [jnp.iscomplexobj(leaf) for leaf in leaves]
     vector, unravel_parts = ravel_pytree(
@@ -170,13 +174,19 @@ def check_loss(loss: Loss, states: State) -> None:
         check_leaves("the result of loss", value)
         return value
 
-    shape = jax.eval_shape(called, states)
-    if not isinstance(shape, jax.ShapeDtypeStruct):
-        raise TypeError(f"loss: must return one number, got {jax.tree.structure(shape)}")
-    if shape.shape != ():
-        raise ValueError(f"loss: must return a scalar, got shape {list(shape.shape)}; reduce it to one number")
-    if not jnp.issubdtype(shape.dtype, jnp.floating):
-        raise TypeError(f"loss: must return a real floating number, got {shape.dtype}")
+    check_scalar("loss", jax.eval_shape(called, states))
+
+
+def check_scalar(name: str, value: Any) -> None:
+    """Raises TypeError or ValueError unless `value`, of the function `name`, is one real floating number."""
+    if not jax.tree_util.all_leaves([value]):
+        raise TypeError(f"{name}: must return one number, got {jax.tree.structure(value)}")
+    if jnp.shape(value) != ():
+        raise ValueError(
+            f"{name}: must return a scalar, got shape {list(jnp.shape(value))}; reduce it to one number"
+        )
+    if not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+        raise TypeError(f"{name}: must return a real floating number, got {jnp.result_type(value)}")
 
 
 def check_positive_int(name: str, value: Any) -> int:
@@ -188,6 +198,75 @@ def check_positive_int(name: str, value: Any) -> int:
     if value > _LARGEST:
         raise ValueError(f"{name}: expected at most {_LARGEST}, got {value}")
     return int(value)
+
+
+def check_number(name: str, value: Any, expected: str, holds: Callable[[Any], Any]) -> Any:
+    """Returns `value` if it is one real number for which `holds`; of a traced one that is checked when it runs."""
+    message = f"{name}: expected {expected}"
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number, np.ndarray, jax.Array)):
+        raise TypeError(f"{message}, got {_type(value)}")
+    if jnp.shape(value) != () or jnp.iscomplexobj(value):
+        raise ValueError(f"{message}, got {value}")
+    if isinstance(value, jax.core.Tracer):  # under optax.inject_hyperparams, say
+        import equinox as eqx  # costs 0.25 s, more than the rest of this package: only where it is used
+
+        return eqx.error_if(value, ~holds(value), message)
+    if not holds(value):
+        raise ValueError(f"{message}, got {value}")
+    return value
+
+
+def check_positive(name: str, value: Any) -> Any:
+    """Returns `value` if it is one number above 0."""
+    return check_number(name, value, "a number above 0", lambda v: v > 0)
+
+
+def check_finite(name: str, value: Any) -> Any:
+    """Returns `value` if it is one finite number."""
+    return check_number(name, value, "a finite number", lambda v: abs(v) < float("inf"))
+
+
+def check_share(name: str, value: Any) -> Any:
+    """Returns `value` if it is one number between 0 and 1."""
+    return check_number(name, value, "a number between 0 and 1", lambda v: (v > 0) & (v < 1))
+
+
+def check_choice(name: str, value: Any, first: Any, second: Any) -> Any:
+    """Returns `value` if it is one of the two."""
+    if not any(type(value) is type(choice) and value == choice for choice in (first, second)):
+        raise ValueError(f"{name}: expected {first!r} or {second!r}, got {value!r}")
+    return value
+
+
+def check_key(name: str, key: Any) -> Array:
+    """Returns `key` if it is one random key, of either kind that JAX has."""
+    if not isinstance(key, (jax.Array, np.ndarray)):
+        raise TypeError(f"{name}: expected a random key, as jax.random.key(0) gives, got {_type(key)}")
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        single = key.shape == ()
+    else:
+        single = key.dtype == jnp.uint32 and key.shape in ((2,), (4,))
+    if not single:
+        raise ValueError(f"{name}: expected one random key, as jax.random.key(0) gives, got {_describe(key)}")
+    return key
+
+
+def check_shape(shape: Any) -> Any:
+    """Returns `shape` if it is a sequence of integers of at least 1."""
+    if not isinstance(shape, (tuple, list)):
+        raise TypeError(f"shape: expected a tuple of integers, got {_type(shape)}")
+    return [check_positive_int("shape", n) for n in shape]
+
+
+def check_floating(name: str, dtype: Any) -> jnp.dtype:
+    """The floating type that JAX makes of `dtype`; its own by default, double only if that is switched on."""
+    try:
+        found = jax.dtypes.canonicalize_dtype(float if dtype is None else dtype)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}: expected a floating type, got {dtype!r}") from None
+    if not jnp.issubdtype(found, jnp.floating):
+        raise TypeError(f"{name}: expected a floating type, got {found}")
+    return found
 
 
 def check_matrices(name: str, matrices: Any, *, square: bool, ndim: int | None = None) -> Array:
@@ -220,12 +299,19 @@ def check_function(name: str, function: Any, signature: str) -> None:
         ) from None
 
 
-def check_leaves(name: str, tree: PyTree) -> None:
-    """Raises TypeError or ValueError unless all leaves are arrays of numbers, or numbers, that JAX takes as they are."""
+def check_leaves(name: str, tree: PyTree, *, keys: bool = True) -> None:
+    """Raises TypeError or ValueError unless all leaves are numbers or arrays of them, taken by JAX as they are.
+
+    `keys`: or random keys, which inputs may be.
+    """
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if isinstance(leaf, jax.Array):
             if not isinstance(leaf, jax.core.Tracer) and leaf.is_deleted():
-                raise ValueError(f"{_at(name, path)}: expected an array, got one whose buffer was deleted or donated")
+                raise ValueError(
+                    f"{_at(name, path)}: expected an array, got one whose buffer was deleted or donated"
+                )
+            if not (keys or jnp.issubdtype(leaf.dtype, jnp.number) or leaf.dtype == bool):
+                raise TypeError(f"{_at(name, path)}: expected an array of numbers, got {leaf.dtype}")
             continue
         numbers = isinstance(leaf, (np.ndarray, np.generic, bool, int, float, complex))
         numbers = numbers and not isinstance(leaf, np.ma.MaskedArray)  # its mask would be lost

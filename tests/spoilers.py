@@ -50,7 +50,7 @@ def batch_loss(params: Any, states: Any, target: Any) -> Any:
 
 
 def coefficients(p: Any, x: Any) -> Any:
-    return p["w"][0], x
+    return p["w"][1], x
 
 
 class Unhashable:
@@ -260,7 +260,11 @@ NUMBERS = {
 OTHER_NUMBERS = {
     "integers": cast(np.int32, scale=4),
     "long integers": cast(np.int64, scale=4),
-    "bytes unsigned": Spoiler(lambda a: np.abs(4 * a).astype(np.uint8), lambda a: np.abs(4 * a).astype(np.uint8).astype(np.float32), compiles=True),
+    "bytes unsigned": Spoiler(
+        lambda a: np.abs(4 * a).astype(np.uint8),
+        lambda a: np.abs(4 * a).astype(np.uint8).astype(np.float32),
+        compiles=True,
+    ),
     "booleans": Spoiler(lambda a: a > 0, lambda a: (a > 0).astype(np.float32), compiles=True),
     "beyond int32": Spoiler(lambda a: np.full(a.shape, 2**40)),
 }
@@ -300,7 +304,9 @@ INPUTS = (
     | NUMBERS
     | {
         "one axis more": Spoiler(lambda a: a[:, None, :]),
-        "shorter": Spoiler(lambda a: a[..., :1], lambda a: np.repeat(a[..., :1], a.shape[-1], axis=-1), compiles=True),
+        "shorter": Spoiler(
+            lambda a: a[..., :1], lambda a: np.repeat(a[..., :1], a.shape[-1], axis=-1), compiles=True
+        ),
         "list": Spoiler(lambda a: a.tolist()),
         "unequal": Spoiler(lambda a: (a, a[:2])),
         "a scalar among": Spoiler(lambda a: {"x": a, "dt": 0.1}),
@@ -328,7 +334,10 @@ MATRICES = (
         "1e300": Spoiler(lambda a: _at(a.astype(np.float64), 1e300), marked=True),
     }
 )
-SQUARE = MATRICES | {"not square": Spoiler(lambda a: a[..., :1]), "not square either": Spoiler(lambda a: a[..., :1, :])}
+SQUARE = MATRICES | {
+    "not square": Spoiler(lambda a: a[..., :1]),
+    "not square either": Spoiler(lambda a: a[..., :1, :]),
+}
 JACOBIANS = SQUARE | {"one matrix": Spoiler(lambda a: a[0]), "a batch": Spoiler(lambda a: a[None])}
 
 # --- Numbers and choices.
@@ -410,9 +419,9 @@ INITIALIZERS = {
     "takes nothing": Spoiler(lambda f: lambda: W),
     "-> None": Spoiler(lambda f: lambda key, shape, dtype: None),
     "-> text": Spoiler(lambda f: lambda key, shape, dtype: "weights"),
-    "-> scalar": Spoiler(lambda f: lambda key, shape, dtype: jnp.zeros((), dtype)),
-    "-> another shape": Spoiler(lambda f: lambda key, shape, dtype: jnp.zeros((5, 7), dtype)),
-    "-> complex": Spoiler(lambda f: lambda key, shape, dtype: jnp.zeros(shape, jnp.complex64)),
+    "-> scalar": Spoiler(lambda f: lambda key, shape, dtype: np.zeros((), dtype)),
+    "-> another shape": Spoiler(lambda f: lambda key, shape, dtype: np.zeros((5, 7), dtype)),
+    "-> complex": Spoiler(lambda f: lambda key, shape, dtype: np.zeros(shape, np.complex64)),
 }
 REQUIRED_INITIALIZERS = INITIALIZERS | {"none": Spoiler(lambda f: None)}
 ANYTHING = {
@@ -438,11 +447,15 @@ SHAPE_ARGUMENTS = {
     "empty": Spoiler(lambda s: (0, 0)),
 }
 
+BEYOND = ("Inf", "-Inf", "huge", "1e300")
 UPDATES = {
-        k: v._replace(spoil=lambda u, v=v: {"w": v.spoil(u["w"])}, clean=None if v.clean is None else lambda u, v=v: {"w": v.clean(u["w"])})
-        for k, v in (NO_ARRAYS | LAYOUTS | NUMBERS | NO_FLOATS).items()
-        if k not in ("none", "Inf", "-Inf", "huge", "1e300")
-    }
+    k: v._replace(
+        spoil=lambda u, v=v: {"w": v.spoil(u["w"])},
+        clean=None if v.clean is None else lambda u, v=v: {"w": v.clean(u["w"])},
+    )
+    for k, v in (NO_ARRAYS | LAYOUTS | NUMBERS | NO_FLOATS).items()
+    if k not in ("none", "Inf", "-Inf", "huge", "1e300")
+}
 
 KINDS: dict[str, dict[str, Spoiler]] = {
     "step": STEPS,
@@ -478,14 +491,18 @@ KINDS: dict[str, dict[str, Spoiler]] = {
     # Where it starts does not matter to what it finds.
     "guess": {k: v for k, v in STATES.items() if k not in (*LAYOUTS, *NUMBERS, "none")}
     | {k: v._replace(clean=lambda a: a, marked=False) for k, v in (LAYOUTS | NUMBERS).items() if not v.compiles},
-    "any state": NO_ARRAYS | LAYOUTS | NUMBERS,
+    "any state": {k: v for k, v in (NO_ARRAYS | LAYOUTS | NUMBERS).items() if k not in ("none", *BEYOND)},
+    "linear state": {k: v for k, v in STATES.items() if k not in ("one axis more", *BEYOND)},
+    "linear inputs": {k: v for k, v in INPUTS.items() if k not in BEYOND},
+    "counted": {k: v for k, v in POSITIVE_INTEGERS.items() if k != "NumPy integer"},
     "immediate": {
         k: v for k, v in INPUTS.items() if k not in ("huge", "Inf", "-Inf", "1e300", "unequal", "a scalar among")
     },
     "real dtype": DTYPES | {"half": Spoiler(lambda d: np.float16)},
     "radius": FLOATS | {"negative": Spoiler(lambda r: -0.5), "large": Spoiler(lambda r: 1.5)},
     "threshold": {k: v for k, v in ABOVE_ZERO.items() if k != "none"},
-    "square shape": SHAPE_ARGUMENTS | {"not square": Spoiler(lambda s: (2, 3)), "cube": Spoiler(lambda s: (2, 2, 2))},
+    "square shape": SHAPE_ARGUMENTS
+    | {"not square": Spoiler(lambda s: (2, 3)), "cube": Spoiler(lambda s: (2, 2, 2))},
     "gate shape": SHAPE_ARGUMENTS | {"seven gates": Spoiler(lambda s: (7, 2))},
     "layers": {
         "none": Spoiler(lambda s: ()),
@@ -517,7 +534,9 @@ KINDS: dict[str, dict[str, Spoiler]] = {
         "list": Spoiler(lambda a: [0]),
         "array": Spoiler(lambda a: np.zeros(1, int)),
     },
-    "update": {k: v for k, v in POSITIVE_INTEGERS.items() if k in ("float", "half", "text", "complex", "list", "none")},
+    "update": {
+        k: v for k, v in POSITIVE_INTEGERS.items() if k in ("float", "half", "text", "complex", "list", "none")
+    },
     "symbols": {**POSITIVE_INTEGERS, "four": Spoiler(lambda n: 4), "one": Spoiler(lambda n: 1)},
     "own text": {
         "empty": Spoiler(lambda t: ""),
@@ -591,5 +610,7 @@ KINDS: dict[str, dict[str, Spoiler]] = {
     "batch": {k: v for k, v in INPUTS.items() if k != "one axis more"} | {"one sequence": Spoiler(lambda a: a[0])},
     "skipped updates": {k: v for k, v in UPDATES.items() if k not in ("NaN", "all NaN")}
     | {k: Spoiler(UPDATES[k].spoil, lambda u: {"w": np.zeros_like(u["w"])}) for k in ("NaN", "all NaN")},
-    "targets": {k: v for k, v in INPUTS.items() if k in NO_ARRAYS or k in SHAPES or k in LAYOUTS},
+    "targets": {
+        k: v for k, v in INPUTS.items() if k in {**NO_ARRAYS, **SHAPES, **LAYOUTS} and k != "one axis more"
+    },
 }

@@ -9,7 +9,17 @@ import jax.numpy as jnp
 from bptt_jax.analysis import logscale
 from bptt_jax.analysis.adjoints import backward
 from bptt_jax.analysis.lyapunov import lyapunov_exponents
-from bptt_jax.step import Array, Loss, Params, PyTree, State, Step, check_arguments
+from bptt_jax.step import (
+    Array,
+    Loss,
+    Params,
+    PyTree,
+    State,
+    Step,
+    check_arguments,
+    check_choice,
+    check_positive_int,
+)
 
 
 class OmegaTerms(NamedTuple):
@@ -61,14 +71,14 @@ def omega(terms: OmegaTerms, *, version: Literal["paper", "code"] = "paper") -> 
       A scalar.
 
     Raises:
-      ValueError: `version` is neither.
+      TypeError, ValueError: `terms` are none, or `version` is neither.
     """
-    if version == "paper":
+    if not isinstance(terms, OmegaTerms):
+        raise TypeError(f"terms: expected the OmegaTerms of bptt_jax.omega_terms, got {type(terms).__name__}")
+    if check_choice("version", version, "paper", "code") == "paper":
         return jnp.mean(jnp.sum(terms.terms, axis=-1))
-    if version == "code":
-        count = jnp.maximum(jnp.sum(terms.valid), 1).astype(terms.terms.dtype)
-        return jnp.sum(jnp.where(terms.valid, terms.terms, 0)) / count
-    raise ValueError(f"version: expected 'paper' or 'code', got {version!r}")
+    count = jnp.maximum(jnp.sum(terms.valid), 1).astype(terms.terms.dtype)
+    return jnp.sum(jnp.where(terms.valid, terms.terms, 0)) / count
 
 
 def flossing(
@@ -96,6 +106,7 @@ def flossing(
     Raises:
       TypeError, ValueError: as `bptt_jax.lyapunov_exponents`.
     """
+    num = check_positive_int("num", num)
     spectrum = lyapunov_exponents(step, params, state0, xs, num=num, length=length, warmup=warmup)
     return jnp.mean(jnp.square(spectrum.exponents))
 

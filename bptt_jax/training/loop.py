@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from types import NoneType
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -20,9 +21,9 @@ import optax
 
 from bptt_jax.analysis import logscale
 from bptt_jax.files import plain
-from bptt_jax.remedies.clipping import ClipRecord, clip_records, skip_records
+from bptt_jax.remedies.clipping import ClipRecord, check_optimizer, clip_records, skip_records
 from bptt_jax.remedies.regularizers import omega, omega_terms
-from bptt_jax.step import Array, PyTree, check_positive_int
+from bptt_jax.step import Array, PyTree, check_positive_int, check_scalar
 from bptt_jax.training.network import Network, NetworkParams
 from bptt_jax.training.runfolder import RunFolder
 from bptt_jax.training.tasks import Batch, Task
@@ -117,7 +118,11 @@ def make_update(
 
         def objective(params: NetworkParams) -> tuple[Array, Array]:
             loss = jnp.mean(jax.vmap(partial(network.loss, params))(*data))
-            return loss if penalty is None else loss + penalty(params, data), loss
+            if penalty is None:
+                return loss, loss
+            added = penalty(params, data)
+            check_scalar("penalty", added)
+            return loss + added, loss
 
         gradient, loss = jax.grad(objective, has_aux=True)(state.params)
         gradient = jax.tree.map(jnp.conj, gradient)  # of complex parameters, the direction of ascent
@@ -230,6 +235,9 @@ def train(
     """
     updates, chunk = check_positive_int("updates", updates), check_positive_int("chunk", chunk)
     batch = check_positive_int("batch", batch)
+    _check_kinds(network, optimizer, penalty, probes, validation, settings, report, observe)
+    if not isinstance(seeds, Sequence) or not all(hasattr(s, "__index__") for s in seeds):
+        raise TypeError(f"seeds: expected a sequence of integers, got {seeds!r}")
     task, seeds = network.task, [operator.index(s) for s in seeds]
     if not seeds or len(set(seeds)) < len(seeds) or not all(0 <= s < 2**31 for s in seeds):
         raise ValueError(f"seeds: expected different integers from 0 to 2147483647, got {seeds}")
@@ -245,7 +253,10 @@ def train(
 
     def probe(state: TrainState) -> dict[str, Array]:
         data = task.sample(_key(state.seed, 1, state.updates), batch)
-        return {name: f(state.params, data) for name, f in (probes or {}).items()}
+        probed = {name: f(state.params, data) for name, f in (probes or {}).items()}
+        for name, value in probed.items():
+            check_scalar(f"probes[{name!r}]", value)
+        return probed
 
     @partial(jax.jit, static_argnums=1)
     def advance(states: TrainState, n: int) -> tuple[TrainState, Metrics, Any, Any]:
@@ -295,6 +306,35 @@ def describe(event: Record) -> str:
         "lost": f"lost: its parameters, or all of its last {_RECENT} losses, are not finite",
     }[event["event"]]
     return f"seed {event['seed']}, update {event['updates']}: {what}; gradient norms before: {norms or 'none'}"
+
+
+def _check_kinds(
+    network: Any,
+    optimizer: Any,
+    penalty: Any,
+    probes: Any,
+    validation: Any,
+    settings: Any,
+    report: Any,
+    observe: Any,
+) -> None:
+    """Raises TypeError unless each argument of `train` is of its kind."""
+    check_optimizer("optimizer", optimizer)
+    kinds = {
+        "network": (network, Network),
+        "validation": (validation, (Task, NoneType)),
+        "probes": (probes, (Mapping, NoneType)),
+        "settings": (settings, (Mapping, NoneType)),
+    }
+    for name, (value, kind) in kinds.items():
+        if not isinstance(value, kind):
+            first = kind[0] if isinstance(kind, tuple) else kind
+            raise TypeError(f"{name}: expected a {first.__name__}, got {type(value).__name__}")
+    functions = {"penalty": penalty, "report": report, "observe": observe}
+    functions |= {f"probes[{name!r}]": f for name, f in (probes or {}).items()}
+    for name, function in functions.items():
+        if not (callable(function) or (function is None and name in ("penalty", "report", "observe"))):
+            raise TypeError(f"{name}: expected a function, got {type(function).__name__}")
 
 
 def _key(seed: Array, stream: int, count: Array | int) -> Array:
