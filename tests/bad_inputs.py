@@ -22,6 +22,7 @@ from flax import linen
 from spoilers import KINDS, XS, H, Spoiler, W, batch_loss, coefficients, loss, step
 
 import bptt_jax as bptt
+from bptt_jax.__main__ import main
 from bptt_jax.remedies.regularizers import OmegaTerms
 from bptt_jax.training import loop, tasks
 from bptt_jax.training import text as texts
@@ -580,3 +581,72 @@ def _same(got: Any, want: Any, tolerance: float) -> bool:
         if a.shape != b.shape or not np.allclose(a, b, rtol=0, atol=tolerance * scale, equal_nan=True):
             return False
     return True
+
+
+# --- The command.
+
+_WHAT = ("0", "-1", "1.5", "many", "nan", "", "1e400", "99999999999999999999")
+_COMMANDS = {
+    "diagnose": {
+        **dict.fromkeys(("--hidden", "--length", "--batch", "--embed"), _WHAT),
+        "--gain": ("0", "-1", "nan", "inf", "much", ""),
+        "--seed": ("-1", "1.5", "one", "", "4294967296"),
+        "--cells": ("transformer", "", "RNN"),
+        "--loss": ("some", "", "ALL"),
+        "--text": ("absent.txt", "", "/", "/dev/null"),
+        "--step": (
+            "mine.py",
+            "absent.py:make",
+            "no_such_module:make",
+            "json:absent",
+            "json:dumps",
+            ":",
+            "a:",
+            ":b",
+        ),
+        "--checkpoint": ("absent", "/dev/null", "/"),
+    },
+    "train adding": {
+        **dict.fromkeys(("--hidden", "--length", "--batch", "--updates", "--seeds", "--chunk"), _WHAT),
+        **dict.fromkeys(("--rate", "--gain", "--clip-adjoints"), ("0", "-1", "nan", "inf", "much", "")),
+        **dict.fromkeys(("--clip", "--omega"), ("-1", "nan", "inf", "much", "")),
+        **dict.fromkeys(("--cell", "--activation", "--init", "--optimizer"), ("none", "", "LSTM")),
+        "--text": ("absent.txt", ""),
+    },
+}
+
+
+def commands() -> list[list[str]]:
+    """Bad arguments of the command."""
+    options = [
+        [*job.split(), option, value]
+        for job, bad in _COMMANDS.items()
+        for option, values in bad.items()
+        for value in values
+    ]
+    jobs = ([], ["diagnose", "--nonsense"], ["train"], ["train", "nothing"], ["dance"], ["diagnose", "more"])
+    together = (
+        ["train", "digits", "--length", "9"],
+        ["train", "adding", "--cell", "rnn", "--chrono"],
+        ["train", "adding", "--cell", "gru", "--gain", "2"],
+        ["train", "adding", "--length", "2", "--chrono"],
+        ["diagnose", "--checkpoint", "absent", "--hidden", "3"],
+    )
+    return [*options, *jobs, *together]
+
+
+def judge_command(arguments: list[str], folder: Path) -> tuple[Outcome, str]:
+    """Right are status 2 and one line that names the option."""
+    out = ["--out", str(folder / "out")] if arguments and arguments[0] in ("diagnose", "train") else []
+    with contextlib.redirect_stderr(io.StringIO()) as stderr, contextlib.redirect_stdout(io.StringIO()):
+        try:
+            status: Any = main([*arguments, *out])
+        except SystemExit as stop:
+            status = stop.code
+        except Exception as error:
+            return "wrong", f"{type(error).__name__}: {error}"
+    errors = stderr.getvalue()
+    option = arguments[-2] if len(arguments) > 2 and arguments[-2].startswith("--") else ""
+    clear = errors.count("\n") == 1 and (option in errors or option.strip("-") in errors)
+    left = list(folder.iterdir())
+    return ("refused" if status == 2 and clear and not left else "wrong"), f"status {status}: {errors}; left {left}"

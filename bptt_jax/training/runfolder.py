@@ -188,10 +188,24 @@ def _restored(manager: Any, update: int, example: Tree) -> Tree:
         raise OtherRun(f"checkpoint {update}: its state is not of this network and optimiser: {wrong[0]}")
     abstract = jax.tree.map(orbax.utils.to_shape_dtype_struct, named)
     try:
+        _read_through(Path(manager.directory) / str(update) / "default")
         restored = manager.restore(update, args=orbax.args.StandardRestore(abstract))
     except Exception as error:
         raise _damaged(manager, update, error) from error
     return jax.tree.unflatten(jax.tree.structure(example), [restored[name] for name in named])
+
+
+def _read_through(place: Path) -> None:
+    """Raises ValueError if any part of a checkpoint cannot be read.
+
+    Orbax would find that out too, but reads all arrays at once and leaves those behind that fail after the first, to
+    print their tracebacks when they like.
+    """
+    import tensorstore
+
+    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": f"file://{place}/"}).result()
+    for key in store.list().result():
+        store.read(key).result()
 
 
 def _damaged(manager: Any, update: int, error: Exception) -> OtherRun:
