@@ -129,7 +129,8 @@ def probe(
 ) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", bptt.MonitorWarning)
-        watch = WATCH if options == MONITOR else monitor(**options)
+        known = all(options[name] is MONITOR[name] for name in MONITOR)
+        watch = WATCH if known else monitor(**options)  # whose programs are its own
         record = watch(update, params, state0, (xs, targets))
     return {k: v for k, v in record.scalars.items() if "monitor/" not in k}
 

@@ -160,7 +160,7 @@ def ring(r_min: float = 0.0, r_max: float = 1.0, *, max_phase: float = 2 * math.
       ValueError: the radii or the phase are out of these ranges.
     """
     for name, radius in (("r_min", r_min), ("r_max", r_max)):
-        check_number(name, radius, "a radius from 0 to 1", lambda r: (r >= 0) & (r <= 1))
+        check_number(name, radius, "a radius", lambda _: True)
     if not (0 <= r_min <= r_max <= 1 and r_min < 1):
         raise ValueError(f"r_min, r_max: expected 0 <= r_min <= r_max <= 1 and r_min < 1, got {r_min} and {r_max}")
     check_number(

@@ -198,8 +198,8 @@ def _restored(manager: Any, update: int, example: Tree) -> Tree:
 def _read_through(place: Path) -> None:
     """Raises ValueError if any part of a checkpoint cannot be read.
 
-    Orbax would find that out too, but reads all arrays at once and leaves those behind that fail after the first, to
-    print their tracebacks when they like.
+    Orbax would find that out too, but it reads all arrays at once, and those that fail after the first print their
+    tracebacks when they like.
     """
     import tensorstore
 
