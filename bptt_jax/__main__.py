@@ -21,6 +21,7 @@ import numpy as np
 from bptt_jax.command import diagnose, train
 from bptt_jax.command.report import BadArgument
 from bptt_jax.files import write_json, written
+from bptt_jax.step import check_positive_int
 from bptt_jax.training.progress import progress_bar
 
 _DIAGNOSE_EXAMPLES = """\
@@ -334,9 +335,10 @@ def _number(kind: type, text: str) -> Any:
 
 def _positive_int(text: str) -> int:
     value = _number(int, text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, got {value}")
-    return value
+    try:
+        return check_positive_int("", value)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix(": ")) from None
 
 
 def _positive_float(text: str) -> float:

@@ -238,7 +238,7 @@ def check_choice(name: str, value: Any, first: Any, second: Any) -> Any:
     return value
 
 
-def check_key(name: str, key: Any) -> Array:
+def check_key(name: str, key: Any) -> Any:
     """Returns `key` if it is one random key, of either kind that JAX has."""
     if not isinstance(key, (jax.Array, np.ndarray)):
         raise TypeError(f"{name}: expected a random key, as jax.random.key(0) gives, got {_type(key)}")

@@ -513,21 +513,19 @@ def judging() -> Iterator[None]:
 
 def judge(case: Case) -> tuple[Outcome, str]:
     """What a bad input comes to, and why if that is wrong; to be called within `judging`."""
-    target, spoiler = case.target, case.spoiler
-    bad = dict(target.good)
-    bad[case.argument] = spoiler.spoil(bad.get(case.argument))
-    if case.argument == "xs" and "length" in bad:
-        del bad["length"]  # so that it is the inputs that are judged
+    target, spoiler, argument = case.target, case.spoiler, case.argument
+    # Without the length it is the inputs that are judged.
+    good = {k: v for k, v in target.good.items() if not (argument == "xs" and k == "length")}
+    bad = good | {argument: spoiler.spoil(good.get(argument))}
     _COMPILED.clear()
     try:
         result = jax.block_until_ready(target.call(**bad))
     except Exception as error:
-        faults = _faults(error, target, case.argument)
+        faults = _faults(error, target, argument)
         return ("wrong", f"{type(error).__name__}: {error}: {faults}") if faults else ("refused", str(error))
     if spoiler.clean is not None:
-        good = dict(target.good)
-        good[case.argument] = spoiler.clean(good[case.argument])
-        if _same(result, target.call(**good), spoiler.tolerance):
+        clean = good | {argument: spoiler.clean(good[argument])}
+        if _same(result, target.call(**clean), spoiler.tolerance):
             return "answered", "the same"
     spoiled_by_nan = spoiler.clean is None
     if spoiler.marked and (target.says(result) or (not spoiled_by_nan and has_nan(result))):
@@ -648,6 +646,6 @@ def judge_command(arguments: list[str], folder: Path) -> tuple[Outcome, str]:
             return "wrong", f"{type(error).__name__}: {error}"
     errors = stderr.getvalue()
     option = arguments[-2] if len(arguments) > 2 and arguments[-2].startswith("--") else ""
-    clear = errors.count("\n") == 1 and (option in errors or option.strip("-") in errors)
-    left = list(folder.iterdir())
+    clear = errors.count("\n") == 1 and any(said in errors for said in (option, option.strip("-"), *arguments[-1:]))
+    left = [p for p in folder.rglob("*") if p.is_file()]
     return ("refused" if status == 2 and clear and not left else "wrong"), f"status {status}: {errors}; left {left}"

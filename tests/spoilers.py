@@ -581,14 +581,12 @@ KINDS: dict[str, dict[str, Spoiler]] = {
     "settings": {
         "number": Spoiler(lambda v: 3),
         "list": Spoiler(lambda v: [1, 2]),
-        "an array": Spoiler(lambda v: {"a": W}),
-        "a function": Spoiler(lambda v: {"a": step}),
         "taken": Spoiler(lambda v: {"batch": 3}),
     },
     "folder": {
         "number": Spoiler(lambda v: 3),
-        "a file": Spoiler(lambda v: "/dev/null"),
-        "below a file": Spoiler(lambda v: "/dev/null/below"),
+        "bytes": Spoiler(lambda v: b"run"),
+        "list": Spoiler(lambda v: ["run"]),
     },
     "variables": {
         "none": Spoiler(lambda v: None),

@@ -91,8 +91,10 @@ def windows(key: Array, codes: Array | np.ndarray, batch: int, length: int) -> t
     batch, length = check_positive_int("batch", batch), check_positive_int("length", length)
     check_key("key", key)
     check_leaves("codes", codes)
-    if jnp.ndim(codes) != 1 or not jnp.issubdtype(codes.dtype, jnp.integer):
-        raise TypeError(f"codes: expected integers [n], got {codes.dtype}{list(jnp.shape(codes))}")
+    if not isinstance(codes, (jax.Array, np.ndarray)):
+        raise TypeError(f"codes: expected integers [n], got {type(codes).__name__}")
+    if codes.ndim != 1 or not jnp.issubdtype(codes.dtype, jnp.integer):
+        raise TypeError(f"codes: expected integers [n], got {codes.dtype}{list(codes.shape)}")
     if len(codes) <= length:
         raise ValueError(f"text: expected more than {length} characters for windows of {length}, got {len(codes)}")
     starts = jax.random.randint(key, (batch,), 0, len(codes) - length)
