@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import os
 import platform
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from bptt_jax.command import diagnose, train
 from bptt_jax.command.page import page
 from bptt_jax.command.report import COLUMNS, BadArgument, rows
 from bptt_jax.files import write_json, written
+from bptt_jax.step import check_positive_int
 from bptt_jax.training.progress import progress_bar
 
 _DIAGNOSE_EXAMPLES = """\
@@ -49,6 +51,14 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see --help)\n")
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, as of a queue whose time is over: ends as an interrupt does."""
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise _Terminated
+
+
 def run() -> int:
     """`main`, where programs once compiled are kept for the next time, in the user's cache folder."""
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]  # not the user's own
@@ -59,11 +69,13 @@ def run() -> int:
         if os.access(folder, os.W_OK):
             jax.config.update("jax_compilation_cache_dir", str(folder))
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    signal.signal(signal.SIGTERM, _terminate)
     return main()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command. Exit status: 0; 1 if it cannot write; 2 for a bad argument; 130 if interrupted."""
+    """Runs the command. Exit status: 0; 1 if it cannot write; 2 for a bad argument; 130 if interrupted, 143 if
+    terminated."""
     arguments = _parser().parse_args(argv)
     name = f"bptt-jax {arguments.command}"
     try:
@@ -74,10 +86,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"{name}: could not write the results: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         left = {"diagnose": "no file was written", "train": "the same command resumes from the last checkpoint"}
-        print(f"{name}: interrupted; {left[arguments.command]}", file=sys.stderr)
-        return 130
+        ended, status = ("terminated", 143) if isinstance(stop, _Terminated) else ("interrupted", 130)
+        print(f"{name}: {ended}; {left[arguments.command]}", file=sys.stderr)
+        return status
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -320,9 +333,10 @@ def _number(kind: type, text: str) -> Any:
 
 def _positive_int(text: str) -> int:
     value = _number(int, text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, got {value}")
-    return value
+    try:
+        return check_positive_int("", value)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix(": ")) from None
 
 
 def _positive_float(text: str) -> float:

@@ -120,8 +120,14 @@ def plot_training(
       A `matplotlib.figure.Figure`; ``figure.savefig(path)`` writes it.
 
     Raises:
-      ValueError: the records hold no chunk.
+      TypeError, ValueError: the records are not of a training run, or hold no chunk.
     """
+    if isinstance(records, str) or not isinstance(records, Sequence):
+        raise TypeError(f"records: expected those of a training run, got {type(records).__name__}")
+    needed = {"updates", "seeds", "loss", "validation_loss", "gradient_log_norm", "solved_at"}
+    for r in records:
+        if not isinstance(r, Mapping) or not ("event" in r or needed <= r.keys()):
+            raise TypeError(f"records: expected those of a training run, got among them {r!r:.60}")
     chunks = [r for r in records if "event" not in r]
     if not chunks:
         raise ValueError("records: expected those of a training run, got no chunk")
@@ -169,8 +175,10 @@ def plot_influence_map(influence: InfluenceMap, *, title: str | None = None) -> 
       A `matplotlib.figure.Figure`; ``figure.savefig(path)`` writes it.
 
     Raises:
-      ValueError: `influence` is a batch.
+      TypeError, ValueError: `influence` is no `InfluenceMap`, or a batch of them.
     """
+    if not isinstance(influence, InfluenceMap):
+        raise TypeError(f"influence: expected an InfluenceMap, got {type(influence).__name__}")
     times, decades = np.asarray(influence.times), np.asarray(influence.log_norms, np.float64) / math.log(10)
     if decades.ndim != 2:
         raise ValueError(f"influence: expected that of one sequence, got a batch of shape {list(decades.shape)}")

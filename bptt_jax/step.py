@@ -20,6 +20,8 @@ Input: TypeAlias = Any
 Step: TypeAlias = Callable[[Params, State, Input], State]
 Loss: TypeAlias = Callable[[State], Array]
 
+_LARGEST = 2**31 - 1  # sizes and steps are counted in 32 bits
+
 
 class Cell(NamedTuple):
     """A recurrent cell: three pure functions.
@@ -47,6 +49,9 @@ def ravel_state(state: State) -> tuple[Array, Callable[[Array], State]]:
     Returns:
       ``(vector [D], unravel)`` with ``unravel(vector)`` equal to ``state``.
 
+    Raises:
+      TypeError, ValueError: a leaf is no array of numbers.
+
     Example:
       >>> vector, unravel = bptt.ravel_state({"h": jnp.zeros(2), "c": jnp.ones(1)})
       >>> vector
@@ -54,6 +59,7 @@ def ravel_state(state: State) -> tuple[Array, Callable[[Array], State]]:
       >>> unravel(vector)["h"].shape
       (2,)
     """
+    check_leaves("state", state, keys=False)
     leaves, treedef = jax.tree.flatten(state)
     is_complex = [jnp.iscomplexobj(leaf) for leaf in leaves]
     vector, unravel_parts = ravel_pytree(
@@ -121,16 +127,26 @@ def check_step(step: Step, params: Params, state0: State, xs: PyTree) -> State:
     """Calls the step on abstract values; returns `state0` without weak types.
 
     Raises:
-      TypeError, ValueError: the step returns another structure, shape or dtype than it was given. What the
-        step itself raises passes through, with a note that says on which shapes.
+      TypeError, ValueError: the step returns another structure, shape or dtype than it was given, or changes its
+        arguments. What the step itself raises passes through, with a note that says on which shapes.
     """
     state0 = jax.tree.map(lambda h: jax.lax.convert_element_type(h, jnp.result_type(h)), state0)
     x = jax.tree.map(lambda a: jax.ShapeDtypeStruct(jnp.shape(a)[1:], jnp.result_type(a)), xs)
-    try:
-        new = jax.eval_shape(step, params, state0, x)
-    except Exception as error:
-        error.add_note(f"raised by step(params, state, x) on state {_describe(state0)} and x {_describe(x)}")
-        raise
+
+    def called(params: Params, state: State, x: Input) -> State:
+        before = jax.tree.leaves((params, state, x))
+        try:
+            new = step(params, state, x)
+        except Exception as error:
+            error.add_note(f"raised by step(params, state, x) on state {_describe(state0)} and x {_describe(x)}")
+            raise
+        check_leaves("the result of step", new)
+        after = jax.tree.leaves((params, state, x))
+        if len(after) != len(before) or any(a is not b for a, b in zip(after, before, strict=True)):
+            raise ValueError("step: expected a pure function, got one that writes into its arguments; copy them")
+        return new
+
+    new = jax.eval_shape(called, params, state0, x)
     expected: Any = jax.tree.structure(state0)
     if expected != jax.tree.structure(new):
         raise ValueError(
@@ -151,14 +167,33 @@ def check_step(step: Step, params: Params, state0: State, xs: PyTree) -> State:
 
 
 def check_loss(loss: Loss, states: State) -> None:
-    """Raises TypeError or ValueError unless ``loss(states)`` is one real floating number."""
-    shape = jax.eval_shape(loss, states)
-    if not isinstance(shape, jax.ShapeDtypeStruct):
-        raise TypeError(f"loss: must return one number, got {jax.tree.structure(shape)}")
-    if shape.shape != ():
-        raise ValueError(f"loss: must return a scalar, got shape {list(shape.shape)}; reduce it to one number")
-    if not jnp.issubdtype(shape.dtype, jnp.floating):
-        raise TypeError(f"loss: must return a real floating number, got {shape.dtype}")
+    """Raises TypeError or ValueError unless ``loss(states)`` is one real floating number.
+
+    What the loss itself raises passes through, with a note that says on which shapes.
+    """
+
+    def called(states: State) -> Array:
+        try:
+            value = loss(states)
+        except Exception as error:
+            error.add_note(f"raised by loss(states) on states {_describe(states)}")
+            raise
+        check_leaves("the result of loss", value)
+        return value
+
+    check_scalar("loss", jax.eval_shape(called, states))
+
+
+def check_scalar(name: str, value: Any) -> None:
+    """Raises TypeError or ValueError unless `value`, of the function `name`, is one real floating number."""
+    if not jax.tree_util.all_leaves([value]):
+        raise TypeError(f"{name}: must return one number, got {jax.tree.structure(value)}")
+    if jnp.shape(value) != ():
+        raise ValueError(
+            f"{name}: must return a scalar, got shape {list(jnp.shape(value))}; reduce it to one number"
+        )
+    if not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+        raise TypeError(f"{name}: must return a real floating number, got {jnp.result_type(value)}")
 
 
 def check_positive_int(name: str, value: Any) -> int:
@@ -167,7 +202,78 @@ def check_positive_int(name: str, value: Any) -> int:
         raise TypeError(f"{name}: expected an integer known before compilation, got {_type(value)}")
     if value < 1:
         raise ValueError(f"{name}: expected at least 1, got {value}")
+    if value > _LARGEST:
+        raise ValueError(f"{name}: expected at most {_LARGEST}, got {value}")
     return int(value)
+
+
+def check_number(name: str, value: Any, expected: str, holds: Callable[[Any], Any]) -> Any:
+    """Returns `value` if it is one real number for which `holds`; of a traced one that is checked when it runs."""
+    message = f"{name}: expected {expected}"
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number, np.ndarray, jax.Array)):
+        raise TypeError(f"{message}, got {_type(value)}")
+    if jnp.shape(value) != () or jnp.iscomplexobj(value):
+        raise ValueError(f"{message}, got {value}")
+    if isinstance(value, jax.core.Tracer):  # under optax.inject_hyperparams, say
+        import equinox as eqx  # costs 0.25 s, more than the rest of this package: only where it is used
+
+        return eqx.error_if(value, ~holds(value), message)
+    if not holds(value):
+        raise ValueError(f"{message}, got {value}")
+    return value
+
+
+def check_positive(name: str, value: Any) -> Any:
+    """Returns `value` if it is one number above 0."""
+    return check_number(name, value, "a number above 0", lambda v: v > 0)
+
+
+def check_finite(name: str, value: Any) -> Any:
+    """Returns `value` if it is one finite number."""
+    return check_number(name, value, "a finite number", lambda v: abs(v) < float("inf"))
+
+
+def check_share(name: str, value: Any) -> Any:
+    """Returns `value` if it is one number between 0 and 1."""
+    return check_number(name, value, "a number between 0 and 1", lambda v: (v > 0) & (v < 1))
+
+
+def check_choice(name: str, value: Any, first: Any, second: Any) -> Any:
+    """Returns `value` if it is one of the two."""
+    if not any(type(value) is type(choice) and value == choice for choice in (first, second)):
+        raise ValueError(f"{name}: expected {first!r} or {second!r}, got {value!r}")
+    return value
+
+
+def check_key(name: str, key: Any) -> Any:
+    """Returns `key` if it is one random key, of either kind that JAX has."""
+    if not isinstance(key, (jax.Array, np.ndarray)):
+        raise TypeError(f"{name}: expected a random key, as jax.random.key(0) gives, got {_type(key)}")
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        single = key.shape == ()
+    else:
+        single = key.dtype == jnp.uint32 and key.shape in ((2,), (4,))
+    if not single:
+        raise ValueError(f"{name}: expected one random key, as jax.random.key(0) gives, got {_describe(key)}")
+    return key
+
+
+def check_shape(shape: Any) -> Any:
+    """Returns `shape` if it is a sequence of integers of at least 1."""
+    if not isinstance(shape, (tuple, list)):
+        raise TypeError(f"shape: expected a tuple of integers, got {_type(shape)}")
+    return [check_positive_int("shape", n) for n in shape]
+
+
+def check_floating(name: str, dtype: Any) -> jnp.dtype:
+    """The floating type that JAX makes of `dtype`; its own by default, double only if that is switched on."""
+    try:
+        found = jax.dtypes.canonicalize_dtype(float if dtype is None else dtype)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}: expected a floating type, got {dtype!r}") from None
+    if not jnp.issubdtype(found, jnp.floating):
+        raise TypeError(f"{name}: expected a floating type, got {found}")
+    return found
 
 
 def check_matrices(name: str, matrices: Any, *, square: bool, ndim: int | None = None) -> Array:
@@ -200,15 +306,33 @@ def check_function(name: str, function: Any, signature: str) -> None:
         ) from None
 
 
-def check_leaves(name: str, tree: PyTree) -> None:
-    """Raises TypeError unless all leaves are arrays of numbers, or numbers."""
+def check_leaves(name: str, tree: PyTree, *, keys: bool = True) -> None:
+    """Raises TypeError or ValueError unless all leaves are numbers or arrays of them, taken by JAX as they are.
+
+    `keys`: or random keys, which inputs may be.
+    """
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if isinstance(leaf, jax.Array):
+            if not isinstance(leaf, jax.core.Tracer) and leaf.is_deleted():
+                raise ValueError(
+                    f"{_at(name, path)}: expected an array, got one whose buffer was deleted or donated"
+                )
+            if not (keys or jnp.issubdtype(leaf.dtype, jnp.number) or leaf.dtype == bool):
+                raise TypeError(f"{_at(name, path)}: expected an array of numbers, got {leaf.dtype}")
             continue
-        if not isinstance(leaf, (np.ndarray, np.generic, bool, int, float, complex)) or (
-            np.asarray(leaf).dtype.kind in "OSUMmV" and not jnp.issubdtype(np.asarray(leaf).dtype, jnp.floating)
-        ):
+        numbers = isinstance(leaf, (np.ndarray, np.generic, bool, int, float, complex))
+        numbers = numbers and not isinstance(leaf, np.ma.MaskedArray)  # its mask would be lost
+        dtype = np.asarray(leaf).dtype if numbers else np.dtype(object)
+        if dtype.kind in "OSUMmV" and not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(f"{_at(name, path)}: expected an array of numbers, got {_type(leaf)}")
+        if dtype.char in "gG" or not dtype.isnative:  # JAX would refuse the former, and misread the latter
+            expected = "numbers of at most 64 bits in this machine's byte order"
+            raise TypeError(f"{_at(name, path)}: expected {expected}, got {dtype.str}; cast them by astype")
+        if dtype.kind in "iu" and jnp.result_type(leaf).itemsize < dtype.itemsize and np.size(leaf):
+            limits = jnp.iinfo(jnp.result_type(leaf))
+            if not limits.min <= np.min(leaf) <= np.max(leaf) <= limits.max:  # JAX would drop the upper bits
+                expected = f"integers from {limits.min} to {limits.max}, since 64 bits are switched off in JAX"
+                raise ValueError(f"{_at(name, path)}: expected {expected}, got {np.min(leaf)} to {np.max(leaf)}")
 
 
 def _check_length(xs: PyTree, length: int | None) -> int:

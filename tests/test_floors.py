@@ -28,6 +28,7 @@ LAZY = {
     "sklearn",
     "pydoc_data",
     "orbax",
+    "tensorstore",
     "fcntl",
     "scipy",
 }  # dear to import, or not everywhere there

@@ -165,11 +165,11 @@ def test_bad_arguments():
         bptt.DiagonalStep(0.5)
     with pytest.raises(ValueError, match="length: expected 5, the first axis of xs, got 4"):
         bptt.unroll_linear(step, params, state0, xs, length=4)
-    with pytest.raises(ValueError, match=r"must keep the shape of state, \[1\], got \[4\]"):
+    with pytest.raises(ValueError, match=r"expected a of the state.s shape, \[1\], got \[4\]"):
         bptt.unroll_linear(step, params, state0[:1], xs)
     with pytest.raises(TypeError, match="state is differentiated"):
         bptt.unroll_linear(step, params, jnp.zeros(N, jnp.int32), xs)
-    with pytest.raises(TypeError, match="step: expected a hashable function"):
+    with pytest.raises(TypeError, match="coefficients: expected a hashable function"):
         bptt.unroll_linear(bptt.DiagonalStep(Unhashable()), params, state0, xs)
     for make in (bptt.lru, bptt.min_gru):
         with pytest.raises(ValueError, match="hidden_size: expected at least 1, got 0"):

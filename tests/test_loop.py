@@ -543,7 +543,7 @@ def test_evaluation_of_fresh_sequences_in_whole_pieces(length, count, piece, pie
             ValueError,
             "validation: expected a task whose reads is 'last', got 'all'",
         ),
-        ({"seeds": (0.9,)}, TypeError, "float"),
+        ({"seeds": (0.9,)}, TypeError, r"seeds: expected a sequence of integers, got \(0.9,\)"),
     ],
 )
 def test_bad_arguments_before_any_compilation(options, error, message, compilations, tmp_path) -> None:

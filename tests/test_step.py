@@ -134,7 +134,7 @@ BAD = [
         "fraction: expected a number between 0 and 1, got [1. 1.]",
     ),
     (lambda: measure(loss, fraction="1e-3"), TypeError, "fraction: expected a number between 0 and 1, got str"),
-    (lambda: measure(loss, fraction=None), TypeError, "fraction: expected a number between 0 and 1, got NoneType"),
+    (lambda: measure(loss, fraction=None), TypeError, "fraction: expected a number between 0 and 1, got None"),
     # matrices
     (lambda: bptt.singular_values(np.float32(3)), ValueError, "matrices: expected shape [..., M, N], got []"),
     (lambda: bptt.spectral_norm(P), ValueError, "matrices: expected shape [..., M, N], got [3]"),

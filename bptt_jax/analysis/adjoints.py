@@ -17,6 +17,7 @@ from bptt_jax.step import (
     State,
     Step,
     check_arguments,
+    check_leaves,
     check_loss,
     check_matrices,
     check_step,
@@ -145,6 +146,9 @@ def parallel_adjoints(jacobians: Array, immediate: Array) -> ParallelAdjoints:
       Array([0.25, 0.5 , 1.  ], dtype=float32)
     """
     jacobians = check_matrices("jacobians", jacobians, square=True, ndim=3)
+    check_leaves("immediate", immediate, keys=False)
+    if not jax.tree_util.all_leaves([immediate]):
+        raise TypeError(f"immediate: expected an array, got {type(immediate).__name__}")
     given = jnp.result_type(immediate)
     with jax.numpy_dtype_promotion("standard"):
         fits = jnp.promote_types(given, jacobians.dtype) == jacobians.dtype

@@ -23,6 +23,7 @@ from bptt_jax.step import (
     Step,
     check_arguments,
     check_positive_int,
+    check_share,
     ravel_state,
 )
 
@@ -229,17 +230,9 @@ def gradient_flow(
 
 def check_fraction(fraction: float | Array) -> Array | np.ndarray:
     """Returns `fraction` as an array if it is a number between 0 and 1."""
-    message = "fraction: expected a number between 0 and 1"
-    if not isinstance(fraction, (float, int, np.ndarray, np.generic, jax.Array)):
-        raise TypeError(f"{message}, got {type(fraction).__name__}")
-    if jnp.shape(fraction) != () or jnp.iscomplexobj(fraction):
-        raise ValueError(f"{message}, got {fraction}")
+    fraction = check_share("fraction", fraction)
     if isinstance(fraction, jax.core.Tracer):
-        import equinox as eqx  # costs 0.25 s, more than the rest of this package: only where it is used
-
-        return eqx.error_if(jnp.asarray(fraction, float), ~((fraction > 0) & (fraction < 1)), message)
-    if not 0 < float(fraction) < 1:
-        raise ValueError(f"{message}, got {fraction}")
+        return jnp.asarray(fraction, float)
     return np.asarray(fraction, jnp.result_type(float))  # of NumPy: nothing is compiled for it
 
 

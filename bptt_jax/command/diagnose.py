@@ -246,8 +246,13 @@ def _trained(settings: Settings, folder: Path) -> tuple[Data, list[Recurrence]]:
     """The networks of a training run, as they began and as they are, on fresh sequences of their task."""
     # Jacobians are those of the step as it is, not of one that clips on its way back.
     run = replace(train.read(folder), clip_adjoints=None, remat=False)
-    job = train.prepare(run)
-    first, now = train.states(job, run, folder)
+    try:
+        job = train.prepare(run)
+        first, now = train.states(job, run, folder)
+    except BadArgument:
+        raise
+    except (KeyError, TypeError, ValueError) as error:  # settings that no run could have had
+        raise BadArgument(f"{folder}: its settings are damaged: {_one_line(error)}") from None
     net, seeds = job.network, [int(s) for s in first.seed]
     task = job.validation or net.task
     inputs, targets = task.sample(jax.random.key(settings.seed), settings.batch)

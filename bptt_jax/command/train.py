@@ -135,7 +135,7 @@ def read(folder: Path) -> Settings:
     try:
         arguments = read_settings(folder)["arguments"]
         return Settings(**{f.name: arguments[f.name] for f in fields(Settings)})
-    except KeyError:
+    except (KeyError, TypeError):
         raise BadArgument(f"{folder}: not a run of bptt-jax train") from None
     except OtherRun as error:
         raise BadArgument(str(error)) from None

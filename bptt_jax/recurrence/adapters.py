@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import haiku as hk
     from flax import linen, nnx
 
+_VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
 
 def from_equinox(cell: Callable[[Input, State], State]) -> tuple[Step, Params]:
     """An Equinox cell as a step.
@@ -171,6 +173,8 @@ def from_haiku(make: "Callable[[], hk.RNNCore]", params: Mapping[str, Any]) -> t
         raise TypeError(f"{expected}, as lambda: hk.LSTM(16), got {_name(make)}")
     if not isinstance(params, Mapping):
         raise TypeError(f"params: expected a mapping of Haiku's parameters by module name, got {_name(params)}")
+    if any(p.default is p.empty and p.kind not in _VARIABLE for p in inspect.signature(make).parameters.values()):
+        raise TypeError(f"{expected}, without arguments, got one that takes them")
     core = hk.transform(make).apply(params, None)
     if not _takes_two(core):
         raise TypeError(f"{expected}, got one that returns {_name(core)}")
@@ -187,9 +191,8 @@ def _takes_two(module: Any) -> bool:
     if not callable(module):
         return False
     parameters = inspect.signature(module).parameters.values()
-    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    needed = [p for p in parameters if p.default is p.empty and p.kind not in variable]
-    return len(needed) == 2 or any(p.kind is variable[0] for p in parameters)
+    needed = [p for p in parameters if p.default is p.empty and p.kind not in _VARIABLE]
+    return len(needed) == 2 or any(p.kind is _VARIABLE[0] for p in parameters)
 
 
 def _of_pair(result: Any, index: int, name: str) -> State:

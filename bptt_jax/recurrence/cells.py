@@ -7,8 +7,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bptt_jax.recurrence.initializers import Initializer
-from bptt_jax.step import Array, Cell, Step, check_positive_int
+from bptt_jax.recurrence.initializers import Initializer, check_initializer, drawn
+from bptt_jax.step import (
+    Array,
+    Cell,
+    Step,
+    check_finite,
+    check_floating,
+    check_function,
+    check_key,
+    check_positive_int,
+)
 
 _normal = jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 _orthogonal = jax.nn.initializers.orthogonal()
@@ -80,7 +89,7 @@ def rnn(
       A `Cell` with `RNNParams` and a state ``[N]``.
 
     Raises:
-      TypeError, ValueError: `hidden_size` is no positive integer.
+      TypeError, ValueError: an argument is out of its range; from `init`, an initialiser draws another shape.
 
     Example:
       >>> cell = bptt.rnn(4, gain=0.9)
@@ -90,14 +99,17 @@ def rnn(
       >>> cell.step(params, cell.initial_state(), jnp.ones(3)).shape
       (4,)
     """
-    n = check_positive_int("hidden_size", hidden_size)
+    n, dtype = check_positive_int("hidden_size", hidden_size), check_floating("dtype", dtype)
+    check_function("activation", activation, "activation(array) -> array")
+    check_finite("gain", gain)
+    _check_initializers(recurrent_init, input_init)
 
     def init(key: Array, input_size: int) -> RNNParams:
         fan_in = check_positive_int("input_size", input_size)
-        k_rec, k_in = jax.random.split(key)
+        k_rec, k_in = jax.random.split(check_key("key", key))
         return RNNParams(
-            gain * _stacked(recurrent_init, k_rec, 1, n, n, dtype),
-            _stacked(input_init, k_in, 1, n, fan_in, dtype),
+            gain * _stacked("recurrent_init", recurrent_init, k_rec, 1, n, n, dtype),
+            _stacked("input_init", input_init, k_in, 1, n, fan_in, dtype),
             jnp.zeros(n, dtype),
         )
 
@@ -134,21 +146,23 @@ def gru(
       A `Cell` with `GRUParams` and a state ``[N]``.
 
     Raises:
-      TypeError, ValueError: `hidden_size` is no positive integer.
+      TypeError, ValueError: an argument is out of its range; from `init`, an initialiser draws another shape.
 
     Example:
       >>> jax.tree.map(jnp.shape, bptt.gru(4).init(jax.random.key(0), 3))
       GRUParams(recurrent=(12, 4), input=(12, 3), bias=(12,), recurrent_bias=(4,))
     """
-    n = check_positive_int("hidden_size", hidden_size)
+    n, dtype = check_positive_int("hidden_size", hidden_size), check_floating("dtype", dtype)
+    _check_initializers(recurrent_init, input_init)
+    check_initializer("bias_init", bias_init)
 
     def init(key: Array, input_size: int) -> GRUParams:
         fan_in = check_positive_int("input_size", input_size)
-        k_rec, k_in, k_bias = jax.random.split(key, 3)
+        k_rec, k_in, k_bias = jax.random.split(check_key("key", key), 3)
         return GRUParams(
-            _stacked(recurrent_init, k_rec, 3, n, n, dtype),
-            _stacked(input_init, k_in, 3, n, fan_in, dtype),
-            bias_init(k_bias, (3, n), _floating(dtype)).ravel(),
+            _stacked("recurrent_init", recurrent_init, k_rec, 3, n, n, dtype),
+            _stacked("input_init", input_init, k_in, 3, n, fan_in, dtype),
+            drawn("bias_init", bias_init, k_bias, (3, n), dtype).ravel(),
             jnp.zeros(n, dtype),
         )
 
@@ -187,40 +201,44 @@ def lstm(
       A `Cell` with `LSTMParams` and an `LSTMState`, D = 2N.
 
     Raises:
-      TypeError, ValueError: `hidden_size` is no positive integer.
+      TypeError, ValueError: an argument is out of its range; from `init`, an initialiser draws another shape.
 
     Example:
       >>> params = bptt.lstm(2, forget_bias=3.0).init(jax.random.key(0), 3)
       >>> params.bias.reshape(4, 2)[1]
       Array([3., 3.], dtype=float32)
     """
-    n = check_positive_int("hidden_size", hidden_size)
+    n, dtype = check_positive_int("hidden_size", hidden_size), check_floating("dtype", dtype)
+    check_finite("forget_bias", forget_bias)
+    _check_initializers(recurrent_init, input_init)
 
     def constant(key: Array, shape: tuple[int, int], dtype: Any) -> Array:
         return jnp.zeros(shape, dtype).at[1].set(forget_bias)
 
+    biases = constant if bias_init is None else check_initializer("bias_init", bias_init)
+
     def init(key: Array, input_size: int) -> LSTMParams:
         fan_in = check_positive_int("input_size", input_size)
-        k_rec, k_in, k_bias = jax.random.split(key, 3)
+        k_rec, k_in, k_bias = jax.random.split(check_key("key", key), 3)
         return LSTMParams(
-            _stacked(recurrent_init, k_rec, 4, n, n, dtype),
-            _stacked(input_init, k_in, 4, n, fan_in, dtype),
-            (bias_init or constant)(k_bias, (4, n), _floating(dtype)).ravel(),
+            _stacked("recurrent_init", recurrent_init, k_rec, 4, n, n, dtype),
+            _stacked("input_init", input_init, k_in, 4, n, fan_in, dtype),
+            drawn("bias_init", biases, k_bias, (4, n), dtype).ravel(),
         )
 
     return Cell(init, lambda: LSTMState(jnp.zeros(n, dtype), jnp.zeros(n, dtype)), _lstm_step)
 
 
-def _stacked(init: Initializer, key: Array, gates: int, n: int, fan_in: int, dtype: Any) -> Array:
+def _check_initializers(recurrent_init: Initializer, input_init: Initializer) -> None:
+    check_initializer("recurrent_init", recurrent_init)
+    check_initializer("input_init", input_init)
+
+
+def _stacked(name: str, init: Initializer, key: Array, gates: int, n: int, fan_in: int, dtype: jnp.dtype) -> Array:
     """`gates` matrices [n, fan_in], each initialised on its own, stacked to [gates * n, fan_in]."""
-    dtype = _floating(dtype)
-    drawn = dtype if dtype.itemsize >= 4 else jnp.float32  # LAPACK, behind orthogonal, knows no half precision
-    return jnp.concatenate([init(k, (fan_in, n), drawn).astype(dtype).T for k in jax.random.split(key, gates)])
-
-
-def _floating(dtype: Any) -> jnp.dtype:
-    """JAX's floating type, double only if that is switched on, where none is given."""
-    return jnp.zeros(0, dtype).dtype
+    wide = dtype if dtype.itemsize >= 4 else jnp.float32  # LAPACK, behind orthogonal, knows no half precision
+    keys = jax.random.split(key, gates)
+    return jnp.concatenate([drawn(name, init, k, (fan_in, n), wide).astype(dtype).T for k in keys])
 
 
 def _times(weights: Array, vector: Array) -> Array:

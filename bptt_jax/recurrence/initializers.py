@@ -11,9 +11,49 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bptt_jax.step import Array, check_positive_int
+from bptt_jax.step import (
+    Array,
+    check_finite,
+    check_floating,
+    check_key,
+    check_leaves,
+    check_number,
+    check_positive,
+    check_positive_int,
+    check_shape,
+)
 
 Initializer = Callable[..., Array]
+
+
+def check_initializer(name: str, init: Any) -> Any:
+    """Returns `init` if it can be called.
+
+    Raises:
+      TypeError: it cannot.
+    """
+    if not callable(init):
+        raise TypeError(f"{name}: expected an initialiser (key, shape, dtype) -> array, got {type(init).__name__}")
+    return init
+
+
+def drawn(name: str, init: Initializer, key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+    """``init(key, shape, dtype)``; `name` is the argument that it came as.
+
+    Raises:
+      TypeError, ValueError: it draws no real array of that shape. What it raises itself passes, with a note.
+    """
+    try:
+        weights = init(key, shape, dtype)
+    except Exception as error:
+        error.add_note(f"raised by {name}(key, {list(shape)}, {jnp.dtype(dtype)})")
+        raise
+    check_leaves(f"the result of {name}", weights)
+    if jnp.iscomplexobj(weights) or not jax.tree_util.all_leaves([weights]):
+        raise TypeError(f"the result of {name}: expected an array of real numbers, got {type(weights).__name__}")
+    if jnp.shape(weights) != shape:
+        raise ValueError(f"the result of {name}: expected shape {list(shape)}, got {list(jnp.shape(weights))}")
+    return jnp.asarray(weights, dtype)
 
 
 def identity(scale: float = 1.0) -> Initializer:
@@ -21,16 +61,21 @@ def identity(scale: float = 1.0) -> Initializer:
 
     The returned initialiser raises ValueError for a shape that is not square.
 
+    Raises:
+      TypeError, ValueError: `scale` is no finite number.
+
     Example:
       >>> irnn = bptt.rnn(2, activation=jax.nn.relu, recurrent_init=bptt.initializers.identity())
       >>> irnn.init(jax.random.key(0), 3).recurrent
       Array([[1., 0.],
              [0., 1.]], dtype=float32)
     """
+    check_finite("scale", scale)
 
     def init(key: Array, shape: Sequence[int], dtype: Any = float) -> Array:
         del key
-        if len(shape) != 2 or shape[0] != shape[1]:
+        dtype = check_floating("dtype", dtype)
+        if len(check_shape(shape)) != 2 or shape[0] != shape[1]:
             raise ValueError(f"shape: expected a square matrix for the identity, got {list(shape)}")
         return scale * jnp.eye(shape[0], dtype=dtype)
 
@@ -45,11 +90,16 @@ def sparse(nonzeros: int = 15, *, spectral_radius: float = 0.95) -> Initializer:
     has no effect.
 
     The returned initialiser raises ValueError for a shape that is not square.
+
+    Raises:
+      TypeError, ValueError: `nonzeros` is no positive integer, or `spectral_radius` no positive number.
     """
     nonzeros = check_positive_int("nonzeros", nonzeros)
+    check_positive("spectral_radius", spectral_radius)
 
     def init(key: Array, shape: Sequence[int], dtype: Any = float) -> Array:
-        if len(shape) != 2 or shape[0] != shape[1]:
+        key, dtype = check_key("key", key), check_floating("dtype", dtype)
+        if len(check_shape(shape)) != 2 or shape[0] != shape[1]:
             raise ValueError(f"shape: expected a square matrix for a spectral radius, got {list(shape)}")
         k_value, k_place = jax.random.split(key)
         order = jnp.argsort(jax.random.uniform(k_place, shape), axis=1)
@@ -87,17 +137,18 @@ def chrono(longest: int) -> Initializer:
         raise ValueError(f"longest: expected at least 3, got {longest}")
 
     def init(key: Array, shape: Sequence[int], dtype: Any = float) -> Array:
+        key, dtype = check_key("key", key), check_floating("dtype", dtype)
+        if len(check_shape(shape)) != 2 or shape[0] not in (2, 3, 4):
+            raise ValueError(
+                f"shape: expected (4, N) of an lstm, (3, N) of a gru or (2, N) of a min_gru, got {list(shape)}"
+            )
         keep = jnp.log(jax.random.uniform(key, (shape[-1],), dtype, 1, longest - 1))
         biases = jnp.zeros(shape, dtype)
         if shape[0] == 4:
             return biases.at[0].set(-keep).at[1].set(keep)
         if shape[0] == 3:
             return biases.at[1].set(keep)
-        if shape[0] == 2:
-            return biases.at[0].set(-keep)
-        raise ValueError(
-            f"shape: expected (4, N) of an lstm, (3, N) of a gru or (2, N) of a min_gru, got {list(shape)}"
-        )
+        return biases.at[0].set(-keep)
 
     return init
 
@@ -120,13 +171,20 @@ def ring(r_min: float = 0.0, r_max: float = 1.0, *, max_phase: float = 2 * math.
     Raises:
       ValueError: the radii or the phase are out of these ranges.
     """
+    for name, radius in (("r_min", r_min), ("r_max", r_max)):
+        check_number(name, radius, "a radius", lambda _: True)
     if not (0 <= r_min <= r_max <= 1 and r_min < 1):
         raise ValueError(f"r_min, r_max: expected 0 <= r_min <= r_max <= 1 and r_min < 1, got {r_min} and {r_max}")
-    if not 0 < max_phase <= 2 * math.pi:
-        raise ValueError(f"max_phase: expected an angle above 0 and at most 2 pi, got {max_phase}")
+    check_number(
+        "max_phase",
+        max_phase,
+        "an angle above 0 and at most 2 pi",
+        lambda phase: (phase > 0) & (phase <= 2 * math.pi),
+    )
 
     def init(key: Array, shape: Sequence[int], dtype: Any = float) -> Array:
-        if len(shape) != 2 or shape[0] != 2:
+        key, dtype = check_key("key", key), check_floating("dtype", dtype)
+        if len(check_shape(shape)) != 2 or shape[0] != 2:
             raise ValueError(f"shape: expected (2, N), of nu_log and theta_log, got {list(shape)}")
         # 1 - [0, 1) is exact and never 0.
         radial, angular = 1 - jax.random.uniform(key, shape, dtype)

@@ -3,12 +3,24 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from bptt_jax.recurrence.affine import affine_scan
-from bptt_jax.step import Array, Input, Params, PyTree, State, Step, check_arguments, check_step
+from bptt_jax.step import (
+    Array,
+    Input,
+    Params,
+    PyTree,
+    State,
+    Step,
+    check_arguments,
+    check_function,
+    check_leaves,
+    check_step,
+)
 
 
 @dataclass(frozen=True)
@@ -29,15 +41,36 @@ class DiagonalStep:
     coefficients: Callable[[Params, Input], tuple[State, State]]
 
     def __post_init__(self) -> None:
-        if not callable(self.coefficients):
-            raise TypeError(
-                "coefficients: expected a function coefficients(params, x) -> (a, b), got "
-                f"{type(self.coefficients).__name__}"
-            )
+        check_function("coefficients", self.coefficients, "coefficients(params, x) -> (a, b)")
 
     def __call__(self, params: Params, state: State, x: Input) -> State:
-        a, b = self.coefficients(params, x)
+        a, b = self.at(params, state, x)
         return jax.tree.map(lambda h, a, b: a * h + b, state, a, b)
+
+    def at(self, params: Params, state: State, x: Input) -> tuple[State, State]:
+        """The coefficients, of which the leaves may still want to be broadcast to those of the state.
+
+        Raises:
+          TypeError, ValueError: they are not two of the state's structure, or do not go into its shapes.
+        """
+        pair = self.coefficients(params, x)
+        if not (isinstance(pair, tuple) and len(pair) == 2):  # an array of two rows would come apart unnoticed
+            raise TypeError(f"coefficients: expected a pair (a, b), got {type(pair).__name__}")
+        for name, tree in zip("ab", pair, strict=True):
+            check_leaves(f"coefficients, {name}", tree)
+            expected: Any = jax.tree.structure(state)
+            if expected != jax.tree.structure(tree):
+                got = jax.tree.structure(tree)
+                raise ValueError(f"coefficients: expected {name} of the state's structure, {expected}, got {got}")
+            for h, leaf in zip(jax.tree.leaves(state), jax.tree.leaves(tree), strict=True):
+                shape, got = jnp.shape(h), jnp.shape(leaf)
+                if len(got) > len(shape) or any(
+                    m not in (1, n) for m, n in zip(got[::-1], shape[::-1], strict=False)
+                ):
+                    raise ValueError(
+                        f"coefficients: expected {name} of the state's shape, {list(shape)}, got {list(got)}"
+                    )
+        return pair
 
 
 def unroll_linear(
@@ -85,7 +118,7 @@ def _states(step: DiagonalStep, params: Params, state0: State, xs: PyTree, steps
         return jax.tree.map(lambda h, c: jnp.broadcast_to(c, h.shape).astype(h.dtype), state0, coefficients)
 
     def at(x: Input) -> tuple[State, State]:
-        a, b = step.coefficients(params, x)
+        a, b = step.at(params, state0, x)
         return like_state(a), like_state(b)
 
     return jax.tree.map(_scan, state0, *jax.vmap(at, axis_size=steps)(xs))

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bptt_jax.recurrence.initializers import Initializer, ring
+from bptt_jax.recurrence.initializers import Initializer, check_initializer, drawn, ring
 from bptt_jax.recurrence.linear import DiagonalStep
-from bptt_jax.step import Array, Cell, check_positive_int
+from bptt_jax.step import Array, Cell, check_floating, check_key, check_positive_int
 
 _normal = jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 
@@ -75,13 +75,13 @@ def lru(
     """
     n = check_positive_int("hidden_size", hidden_size)
     recurrent_init = ring(r_min, r_max, max_phase=max_phase)
-    real = jnp.zeros(0, dtype).dtype
+    real = check_floating("dtype", dtype)
     if real not in (jnp.float32, jnp.float64):
         raise TypeError(f"dtype: expected float32 or float64, whose complex numbers there are, got {real}")
 
     def init(key: Array, input_size: int) -> LRUParams:
         fan_in = check_positive_int("input_size", input_size)
-        k_ring, k_in = jax.random.split(key)
+        k_ring, k_in = jax.random.split(check_key("key", key))
         nu_log, theta_log = recurrent_init(k_ring, (2, n), real)
         # 1 - |lambda|^2 by expm1: for |lambda| near 1 the difference would keep no digit.
         gamma_log = 0.5 * jnp.log(-jnp.expm1(-2 * jnp.exp(nu_log)))
@@ -122,7 +122,7 @@ def min_gru(
       A `Cell` with `MinGRUParams`, a state ``[N]`` and a `DiagonalStep`.
 
     Raises:
-      TypeError, ValueError: `hidden_size` is no positive integer.
+      TypeError, ValueError: an argument is out of its range; from `init`, an initialiser draws another shape.
 
     Example:
       >>> cell = bptt.min_gru(4, bias_init=bptt.initializers.chrono(100))
@@ -131,13 +131,16 @@ def min_gru(
       (5, 4)
     """
     n = check_positive_int("hidden_size", hidden_size)
-    floating = jnp.zeros(0, dtype).dtype
+    floating = check_floating("dtype", dtype)
+    check_initializer("input_init", input_init)
+    check_initializer("bias_init", bias_init)
 
     def init(key: Array, input_size: int) -> MinGRUParams:
         fan_in = check_positive_int("input_size", input_size)
-        k_in, k_bias = jax.random.split(key)
-        weights = [input_init(k, (fan_in, n), floating).T for k in jax.random.split(k_in)]
-        return MinGRUParams(jnp.concatenate(weights), bias_init(k_bias, (2, n), floating).ravel())
+        k_in, k_bias = jax.random.split(check_key("key", key))
+        weights = [drawn("input_init", input_init, k, (fan_in, n), floating).T for k in jax.random.split(k_in)]
+        biases = drawn("bias_init", bias_init, k_bias, (2, n), floating)
+        return MinGRUParams(jnp.concatenate(weights), biases.ravel())
 
     return Cell(init, lambda: jnp.zeros(n, floating), _min_gru_step)
 

@@ -16,6 +16,8 @@ from bptt_jax.step import (
     State,
     Step,
     check_arguments,
+    check_choice,
+    check_leaves,
     check_positive_int,
     check_step,
     prepend,
@@ -105,11 +107,11 @@ def deer(
       (True, True, (100, 1))
     """
     steps = check_arguments(step, params, state0, xs, length)
-    if jacobian not in ("full", "diagonal"):
-        raise ValueError(f"jacobian: expected 'full' or 'diagonal', got {jacobian!r}")
+    check_choice("jacobian", jacobian, "full", "diagonal")
     if not isinstance(damped, bool):
         raise TypeError(f"damped: expected True or False, got {type(damped).__name__}")
     max_iterations = check_positive_int("max_iterations", max_iterations)
+    check_leaves("guess", guess)
     return _deer(step, params, state0, xs, guess, steps, jacobian, damped, max_iterations)
 
 

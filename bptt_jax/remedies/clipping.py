@@ -17,7 +17,19 @@ import jax.numpy as jnp
 import optax
 
 from bptt_jax.analysis import logscale
-from bptt_jax.step import Array, Input, Params, PyTree, State, Step, check_positive_int
+from bptt_jax.step import (
+    Array,
+    Input,
+    Params,
+    PyTree,
+    State,
+    Step,
+    check_function,
+    check_leaves,
+    check_positive,
+    check_positive_int,
+    check_share,
+)
 
 
 class ClipRecord(NamedTuple):
@@ -93,7 +105,7 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
       A transformation with a `ClipState`.
 
     Raises:
-      ValueError: `max_norm` is not above 0.
+      TypeError, ValueError: `max_norm` is no number above 0.
 
     Example:
       >>> clip = bptt.clip_by_global_norm(1.0)
@@ -102,13 +114,13 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
       >>> updates
       Array([0.6, 0.8], dtype=float32)
     """
-    log_threshold = jnp.log(_positive("max_norm", max_norm))
+    log_threshold = jnp.log(check_positive("max_norm", max_norm))
 
     def update(
         updates: optax.Updates, state: ClipState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, ClipState]:
         del params
-        before = logscale.log_norm(updates)
+        updates, before = _measured(updates)
         clipped, after, acted = _clip(updates, before, log_threshold)
         return clipped, ClipState(_note(state.record, acted, before, after))
 
@@ -141,8 +153,7 @@ def autoclip(quantile: float = 0.1, *, window: int = 1000, warmup: int = 10) -> 
       (Array([1.], dtype=float32), 1)
     """
     window, warmup = check_positive_int("window", window), check_positive_int("warmup", warmup)
-    if not 0 < quantile < 1:
-        raise ValueError(f"quantile: expected a number between 0 and 1, got {quantile}")
+    check_share("quantile", quantile)
 
     def init(params: optax.Params) -> AutoClipState:
         del params
@@ -152,7 +163,8 @@ def autoclip(quantile: float = 0.1, *, window: int = 1000, warmup: int = 10) -> 
         updates: optax.Updates, state: AutoClipState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, AutoClipState]:
         del params
-        before = logscale.log_norm(updates).astype(jnp.float32)
+        updates, before = _measured(updates)
+        before = before.astype(jnp.float32)
         finite = before < jnp.inf  # False for NaN; -inf is the norm 0
         written = state.log_norms.at[state.seen % window].set(before)
         log_norms = jnp.where(finite, written, state.log_norms)
@@ -195,10 +207,9 @@ def zclip(z_threshold: float = 2.5, *, decay: float = 0.97, warmup: int = 25) ->
       >>> updates, int(state.record.acted)
       (Array([1.], dtype=float32), 1)
     """
-    _positive("z_threshold", z_threshold)
+    check_positive("z_threshold", z_threshold)
     warmup = check_positive_int("warmup", warmup)
-    if not 0 < decay < 1:
-        raise ValueError(f"decay: expected a number between 0 and 1, got {decay}")
+    check_share("decay", decay)
 
     def init(params: optax.Params) -> ZClipState:
         del params
@@ -209,7 +220,8 @@ def zclip(z_threshold: float = 2.5, *, decay: float = 0.97, warmup: int = 25) ->
         updates: optax.Updates, state: ZClipState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, ZClipState]:
         del params
-        before = logscale.log_norm(updates).astype(jnp.float32)
+        updates, before = _measured(updates)
+        before = before.astype(jnp.float32)
         norm = jnp.exp(before)
         # A norm whose square overflows would make the variance infinite for good.
         usable = before < jnp.log(jnp.finfo(jnp.float32).max) / 2 - 1
@@ -259,9 +271,9 @@ def skip_updates(
       >>> updates, int(state.in_a_row)
       (Array([0.], dtype=float32), 1)
     """
-    log_threshold = jnp.log(_positive("max_norm", max_norm))
+    log_threshold = jnp.log(check_positive("max_norm", max_norm))
     max_in_a_row = check_positive_int("max_in_a_row", max_in_a_row)
-    inner = optax.with_extra_args_support(inner)
+    inner = optax.with_extra_args_support(check_optimizer("inner", inner))
 
     def init(params: optax.Params) -> SkipState:
         return SkipState(_no_record(), jnp.zeros((), jnp.int32), jnp.zeros((), bool), inner.init(params))
@@ -269,7 +281,7 @@ def skip_updates(
     def update(
         updates: optax.Updates, state: SkipState, params: optax.Params | None = None, **extra: Any
     ) -> tuple[optax.Updates, SkipState]:
-        before = logscale.log_norm(updates)
+        updates, before = _measured(updates)
         exhausted = state.in_a_row >= max_in_a_row
         finite = before < jnp.inf  # False for NaN too; -inf is the norm 0
         skip = ~finite | ((before > log_threshold) & ~exhausted)
@@ -294,6 +306,9 @@ def clipped(
     ``skip_updates(optax.chain(clip_by_global_norm(max_norm), optimizer))``: what is not finite is skipped before it
     can reach the optimiser's moments, what is finite is clipped at any size, then the optimiser acts.
 
+    Raises:
+      TypeError, ValueError: an argument is out of its range.
+
     Example:
       >>> optimizer = bptt.clipped(optax.sgd(1.0), max_norm=1.0)
       >>> updates, state = optimizer.update(jnp.array([3e20, 4e20]), optimizer.init(jnp.zeros(2)))
@@ -302,7 +317,15 @@ def clipped(
       >>> [float(record.share) for record in bptt.clip_records(state)]
       [1.0]
     """
+    check_optimizer("optimizer", optimizer)
     return skip_updates(optax.chain(clip_by_global_norm(max_norm), optimizer), max_in_a_row=max_in_a_row)
+
+
+def check_optimizer(name: str, optimizer: Any) -> optax.GradientTransformation:
+    """Returns `optimizer` if Optax can work with it; raises TypeError if not."""
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise TypeError(f"{name}: expected an optax.GradientTransformation, got {type(optimizer).__name__}")
+    return optimizer
 
 
 def clip_records(opt_state: optax.OptState) -> list[ClipRecord]:
@@ -335,7 +358,7 @@ def clip_adjoints(step: Step, *, max_norm: float | None = None, max_value: float
       A step. It has no Jacobian of its own (`jacobians` and `adjoints` want the bare step).
 
     Raises:
-      ValueError: neither threshold is given, or one is not above 0.
+      TypeError, ValueError: `step` is no function; neither threshold is given, or one is not above 0.
 
     Example:
       >>> step = lambda w, h, x: w * h
@@ -343,10 +366,11 @@ def clip_adjoints(step: Step, *, max_norm: float | None = None, max_value: float
       >>> gradient(jnp.ones(1), step), gradient(jnp.ones(1), bptt.clip_adjoints(step, max_norm=1.0))
       (Array([32.], dtype=float32), Array([2.], dtype=float32))
     """
+    check_function("step", step, "step(params, state, x) -> state")
     if max_norm is None and max_value is None:
         raise ValueError("clip_adjoints: expected max_norm or max_value, got neither")
-    log_threshold = None if max_norm is None else jnp.log(_positive("max_norm", max_norm))
-    bound = jnp.inf if max_value is None else _positive("max_value", max_value)
+    log_threshold = None if max_norm is None else jnp.log(check_positive("max_norm", max_norm))
+    bound = jnp.inf if max_value is None else check_positive("max_value", max_value)
 
     def clip_value(a: Array) -> Array:
         if jnp.iscomplexobj(a):
@@ -371,7 +395,9 @@ def clip_adjoints(step: Step, *, max_norm: float | None = None, max_value: float
     gate.defvjp(forward, backward)
 
     def clipped_step(params: Params, state: State, x: Input) -> State:
-        return gate(step(params, state, x))
+        new = step(params, state, x)
+        check_leaves("the result of step", new)
+        return gate(new)
 
     return clipped_step
 
@@ -384,6 +410,17 @@ def _nodes(opt_state: optax.OptState) -> list[Any]:
         if isinstance(node, SkipState):
             nodes += _nodes(node.inner)
     return nodes
+
+
+def _measured(updates: optax.Updates) -> tuple[optax.Updates, Array]:
+    """The updates as arrays of JAX, and the log of their global norm."""
+    check_leaves("updates", updates)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(updates):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+            place = f"updates{jax.tree_util.keystr(path)}"
+            raise TypeError(f"{place}: expected floating numbers, got {jnp.result_type(leaf)}")
+    updates = jax.tree.map(jnp.asarray, updates)
+    return updates, logscale.log_norm(updates)
 
 
 def _clip(tree: PyTree, log_norm: Array, log_threshold: Array) -> tuple[PyTree, Array, Array]:
@@ -421,14 +458,3 @@ def _note(record: ClipRecord, acted: Array, before: Array, after: Array) -> Clip
         before.astype(record.log_norm_before.dtype),
         after.astype(record.log_norm_after.dtype),
     )
-
-
-def _positive(name: str, value: Any) -> Any:
-    message = f"{name}: expected a number above 0"
-    if isinstance(value, jax.core.Tracer):  # under optax.inject_hyperparams, say
-        import equinox as eqx  # dear to import: only where it is used
-
-        return eqx.error_if(value, ~(value > 0), message)
-    if not value > 0:
-        raise ValueError(f"{message}, got {value}")
-    return value

@@ -9,7 +9,17 @@ import jax.numpy as jnp
 from bptt_jax.analysis import logscale
 from bptt_jax.analysis.adjoints import backward
 from bptt_jax.analysis.lyapunov import lyapunov_exponents
-from bptt_jax.step import Array, Loss, Params, PyTree, State, Step, check_arguments
+from bptt_jax.step import (
+    Array,
+    Loss,
+    Params,
+    PyTree,
+    State,
+    Step,
+    check_arguments,
+    check_choice,
+    check_positive_int,
+)
 
 
 class OmegaTerms(NamedTuple):
@@ -61,7 +71,7 @@ def omega(terms: OmegaTerms, *, version: Literal["paper", "code"] = "paper") -> 
       A scalar.
 
     Raises:
-      ValueError: `version` is neither.
+      TypeError, ValueError: `terms` are none, or `version` is neither.
 
     Example:
       >>> step = lambda w, h, x: w * h + x
@@ -71,12 +81,12 @@ def omega(terms: OmegaTerms, *, version: Literal["paper", "code"] = "paper") -> 
       >>> [round(float(bptt.omega(terms, version=version)), 3) for version in ("paper", "code")]
       [2.25, 0.562]
     """
-    if version == "paper":
+    if not isinstance(terms, OmegaTerms):
+        raise TypeError(f"terms: expected the OmegaTerms of bptt_jax.omega_terms, got {type(terms).__name__}")
+    if check_choice("version", version, "paper", "code") == "paper":
         return jnp.mean(jnp.sum(terms.terms, axis=-1))
-    if version == "code":
-        count = jnp.maximum(jnp.sum(terms.valid), 1).astype(terms.terms.dtype)
-        return jnp.sum(jnp.where(terms.valid, terms.terms, 0)) / count
-    raise ValueError(f"version: expected 'paper' or 'code', got {version!r}")
+    count = jnp.maximum(jnp.sum(terms.valid), 1).astype(terms.terms.dtype)
+    return jnp.sum(jnp.where(terms.valid, terms.terms, 0)) / count
 
 
 def flossing(
@@ -109,6 +119,7 @@ def flossing(
       >>> round(float(bptt.flossing(step, 0.5, jnp.ones(1), length=50, num=1)), 3)  # log(2)^2
       0.48
     """
+    num = check_positive_int("num", num)
     spectrum = lyapunov_exponents(step, params, state0, xs, num=num, length=length, warmup=warmup)
     return jnp.mean(jnp.square(spectrum.exponents))
 

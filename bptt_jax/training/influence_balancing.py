@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from bptt_jax.step import Array, Loss, Step, check_positive_int
+from bptt_jax.step import Array, Loss, Step, check_finite, check_positive_int
 
 
 class InfluenceBalancing(NamedTuple):
@@ -46,13 +46,14 @@ def influence_balancing(theta: Array | float = 0.0, *, size: int = 23, positive:
       theta: where to begin, a scalar.
       size: n.
       positive: how many ones; at most n, and not half of it, for there theta has no influence.
+
+    Raises:
+      TypeError, ValueError: an argument is out of its range.
     """
     size, positive = check_positive_int("size", size), check_positive_int("positive", positive)
     if positive > size or 2 * positive == size:
         raise ValueError(f"positive: expected at most size = {size} and not half of it, got {positive}")
-    params = jnp.asarray(theta, float)
-    if params.shape != ():
-        raise ValueError(f"theta: expected a scalar, got shape {list(params.shape)}")
+    params = jnp.asarray(check_finite("theta", theta), float)
     first = np.arange(size) < positive
 
     # (I - A) s = theta sign, solved from the last row upwards: s_i = s_{i+1} + 2 theta sign_i.

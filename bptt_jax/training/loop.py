@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from types import NoneType
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -20,9 +21,9 @@ import optax
 
 from bptt_jax.analysis import logscale
 from bptt_jax.files import plain
-from bptt_jax.remedies.clipping import ClipRecord, clip_records, skip_records
+from bptt_jax.remedies.clipping import ClipRecord, check_optimizer, clip_records, skip_records
 from bptt_jax.remedies.regularizers import omega, omega_terms
-from bptt_jax.step import Array, PyTree, check_positive_int
+from bptt_jax.step import Array, PyTree, check_leaves, check_positive_int, check_scalar
 from bptt_jax.training.network import Network, NetworkParams
 from bptt_jax.training.runfolder import RunFolder
 from bptt_jax.training.tasks import Batch, Task
@@ -117,7 +118,9 @@ def make_update(
 
         def objective(params: NetworkParams) -> tuple[Array, Array]:
             loss = jnp.mean(jax.vmap(partial(network.loss, params))(*data))
-            return loss if penalty is None else loss + penalty(params, data), loss
+            if penalty is None:
+                return loss, loss
+            return loss + _called("penalty", penalty, params, data), loss
 
         gradient, loss = jax.grad(objective, has_aux=True)(state.params)
         gradient = jax.tree.map(jnp.conj, gradient)  # of complex parameters, the direction of ascent
@@ -230,6 +233,9 @@ def train(
     """
     updates, chunk = check_positive_int("updates", updates), check_positive_int("chunk", chunk)
     batch = check_positive_int("batch", batch)
+    _check_kinds(network, optimizer, penalty, probes, validation, folder, settings, report, observe)
+    if not isinstance(seeds, Sequence) or not all(hasattr(s, "__index__") for s in seeds):
+        raise TypeError(f"seeds: expected a sequence of integers, got {seeds!r}")
     task, seeds = network.task, [operator.index(s) for s in seeds]
     if not seeds or len(set(seeds)) < len(seeds) or not all(0 <= s < 2**31 for s in seeds):
         raise ValueError(f"seeds: expected different integers from 0 to 2147483647, got {seeds}")
@@ -238,14 +244,17 @@ def train(
         if getattr(judge, name) != getattr(task, name):
             wanted, got = getattr(task, name), getattr(judge, name)
             raise ValueError(f"validation: expected a task whose {name} is {wanted!r}, got {got!r}")
-    states = jax.jit(jax.vmap(partial(init_state, network, optimizer)))(jnp.asarray(seeds, jnp.int32))
+    identity = {"task": task.name, "length": task.length, "batch": batch, "seeds": seeds, "chunk": chunk}
+    if taken := identity.keys() & (settings or {}).keys():
+        raise ValueError(f"settings: expected other names than {', '.join(sorted(identity))}, got {min(taken)}")
+    init = jax.vmap(partial(init_state, network, optimizer))
     update = jax.vmap(make_update(network, optimizer, batch=batch, penalty=penalty))
     screen = partial(_judge, network._replace(task=judge), count=_SCREENED)
     confirm = jax.jit(jax.vmap(partial(_judge, network._replace(task=judge), count=_FRESH)))
 
     def probe(state: TrainState) -> dict[str, Array]:
         data = task.sample(_key(state.seed, 1, state.updates), batch)
-        return {name: f(state.params, data) for name, f in (probes or {}).items()}
+        return {name: _called(f"probes[{name!r}]", f, state.params, data) for name, f in (probes or {}).items()}
 
     @partial(jax.jit, static_argnums=1)
     def advance(states: TrainState, n: int) -> tuple[TrainState, Metrics, Any, Any]:
@@ -256,9 +265,9 @@ def train(
         )
         return states, metrics, jax.vmap(screen)(states), jax.vmap(probe)(states)
 
-    identity = {"task": task.name, "length": task.length, "batch": batch, "seeds": seeds, "chunk": chunk}
-    if taken := identity.keys() & (settings or {}).keys():
-        raise ValueError(f"settings: expected other names than {', '.join(sorted(identity))}, got {min(taken)}")
+    # Whatever is wrong with penalty and probes comes out before anything is compiled.
+    jax.eval_shape(lambda seeds: jax.vmap(probe)(update(init(seeds))[0]), np.asarray(seeds, np.int32))
+    states = jax.jit(init)(jnp.asarray(seeds, jnp.int32))
     records: list[Record] = []
     with nullcontext() if folder is None else RunFolder(folder, {**(settings or {}), **identity}) as store:
         if store is not None:
@@ -295,6 +304,49 @@ def describe(event: Record) -> str:
         "lost": f"lost: its parameters, or all of its last {_RECENT} losses, are not finite",
     }[event["event"]]
     return f"seed {event['seed']}, update {event['updates']}: {what}; gradient norms before: {norms or 'none'}"
+
+
+def _called(name: str, function: Penalty | Probe, params: NetworkParams, data: Batch) -> Array:
+    """Its value, one number; what it raises passes through, with a note."""
+    try:
+        value = function(params, data)
+    except Exception as error:
+        error.add_note(f"raised by {name}(params, batch)")
+        raise
+    check_leaves(f"the result of {name}", value)
+    check_scalar(name, value)
+    return value
+
+
+def _check_kinds(
+    network: Any,
+    optimizer: Any,
+    penalty: Any,
+    probes: Any,
+    validation: Any,
+    folder: Any,
+    settings: Any,
+    report: Any,
+    observe: Any,
+) -> None:
+    """Raises TypeError unless each argument of `train` is of its kind."""
+    check_optimizer("optimizer", optimizer)
+    kinds: dict[str, tuple[Any, Any]] = {
+        "network": (network, Network),
+        "validation": (validation, (Task, NoneType)),
+        "probes": (probes, (Mapping, NoneType)),
+        "folder": (folder, (str, Path, NoneType)),
+        "settings": (settings, (Mapping, NoneType)),
+    }
+    for name, (value, kind) in kinds.items():
+        if not isinstance(value, kind):
+            first = kind[0] if isinstance(kind, tuple) else kind
+            raise TypeError(f"{name}: expected a {first.__name__}, got {type(value).__name__}")
+    functions = {"penalty": penalty, "report": report, "observe": observe}
+    functions |= {f"probes[{name!r}]": f for name, f in (probes or {}).items()}
+    for name, function in functions.items():
+        if not (callable(function) or (function is None and name in ("penalty", "report", "observe"))):
+            raise TypeError(f"{name}: expected a function, got {type(function).__name__}")
 
 
 def _key(seed: Array, stream: int, count: Array | int) -> Array:

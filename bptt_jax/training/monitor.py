@@ -26,6 +26,7 @@ from bptt_jax.step import (
     State,
     Step,
     check_arguments,
+    check_choice,
     check_function,
     check_leaves,
     check_positive_int,
@@ -173,8 +174,7 @@ class Monitor:
         self._spectra = check_positive_int("spectra", spectra)
         self._num = None if num is None else check_positive_int("num", num)
         self._fraction = float(check_fraction(fraction))
-        if state_axis not in (None, 0):
-            raise ValueError(f"state_axis: expected None or 0, got {state_axis}")
+        check_choice("state_axis", state_axis, None, 0)
         self._state_axis = state_axis
         self._measure = jax.jit(self._measured)
         self._trace = jax.jit(self._traced)
@@ -196,6 +196,8 @@ class Monitor:
         Raises:
           TypeError, ValueError: an argument breaks the contract (see `bptt_jax.step`), before any compilation.
         """
+        if not hasattr(update, "__index__"):
+            raise TypeError(f"update: expected an integer, got {type(update).__name__}")
         return self._probe(update, params, state0, batch) if operator.index(update) % self._every == 0 else None
 
     def probe(self, update: int, params: Params, state0: State, batch: tuple[PyTree, PyTree]) -> MonitorRecord:

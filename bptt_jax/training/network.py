@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bptt_jax.recurrence.initializers import Initializer
+from bptt_jax.recurrence.initializers import Initializer, check_initializer, drawn
 from bptt_jax.recurrence.unroll import final_state, unroll
 from bptt_jax.step import Array, Cell, Loss, Params, PyTree, State
 from bptt_jax.training.tasks import Task
@@ -79,12 +79,19 @@ def network(
 
     Returns:
       A `Network`.
+
+    Raises:
+      TypeError: `cell` is no `Cell`, `task` no `Task`, or `readout_init` no function.
     """
+    for name, value, kind in (("cell", cell, Cell), ("task", task, Task)):
+        if not isinstance(value, kind):
+            raise TypeError(f"{name}: expected a {kind.__name__}, got {type(value).__name__}")
+    check_initializer("readout_init", readout_init)
 
     def init(key: Array) -> NetworkParams:
         k_cell, k_readout = jax.random.split(key)
         h = _read(cell.initial_state())
-        weights = readout_init(k_readout, (h.shape[0], task.output_size), h.dtype).T
+        weights = drawn("readout_init", readout_init, k_readout, (h.shape[0], task.output_size), h.dtype).T
         readout = Readout(weights, jnp.zeros(task.output_size, h.dtype))
         return NetworkParams(cell.init(k_cell, task.input_size), readout)
 

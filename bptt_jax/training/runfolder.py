@@ -34,10 +34,14 @@ class RunFolder:
 
         Raises:
           OtherRun: the folder holds a run of other settings.
+          TypeError: the settings are not in JSON types.
           ImportError: orbax-checkpoint is missing.
         """
         folder = Path(folder)
-        here = json.loads(json.dumps(plain(dict(settings))))
+        try:
+            here = json.loads(json.dumps(plain(dict(settings))))
+        except TypeError as error:
+            raise TypeError(f"settings: expected JSON types, got: {error}") from None
         if (folder / _SETTINGS).exists():
             _compare(folder, read_settings(folder), here)
         elif (folder / "checkpoints").exists():
@@ -67,10 +71,10 @@ class RunFolder:
         """The last state, or `example` if there is none, and the log up to it; later lines are dropped.
 
         Raises:
-          OtherRun: the state is not of `example`'s structure, shapes or dtypes.
+          OtherRun: the state is not of `example`'s structure, shapes or dtypes, or it or the log is damaged.
         """
         update = self._manager.latest_step()
-        there = self._log.read_text(encoding="utf-8") if self._log.exists() else ""
+        there = self._log.read_text(encoding="utf-8", errors="replace") if self._log.exists() else ""
         records = [] if update is None else _until(there.splitlines(), update)
         if update is not None and not (records and records[-1]["updates"] == update):
             raise OtherRun(f"{self._log}: does not reach as far as checkpoint {update}")
@@ -100,19 +104,24 @@ def read_settings(folder: Path) -> dict[str, Any]:
     """The settings of the run that a folder holds.
 
     Raises:
-      OtherRun: it holds none.
+      OtherRun: it holds none, or they are damaged.
     """
     try:
-        return json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
+        settings = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
         raise OtherRun(f"{folder}: no training run is there") from None
+    except (OSError, ValueError) as error:  # neither JSON nor UTF-8 raise anything else
+        raise OtherRun(f"{folder / _SETTINGS}: cannot be read: {error}") from None
+    if not isinstance(settings, dict):
+        raise OtherRun(f"{folder / _SETTINGS}: expected the settings of a run, got {settings!r:.40}")
+    return settings
 
 
 def read_state(folder: Path, example: Tree) -> Tree:
     """The state of the last whole checkpoint; a run that is going on is not disturbed.
 
     Raises:
-      OtherRun: there is none, or it is not of `example`'s structure, shapes or dtypes.
+      OtherRun: there is none, it is damaged, or it is not of `example`'s structure, shapes or dtypes.
       ImportError: orbax-checkpoint is missing.
     """
     manager = _manager(folder, write=False)
@@ -168,16 +177,44 @@ def _restored(manager: Any, update: int, example: Tree) -> Tree:
     import orbax.checkpoint as orbax
 
     named = _named(example)
-    there = {
-        name: (tuple(leaf.shape), np.dtype(leaf.dtype)) for name, leaf in manager.item_metadata(update).items()
-    }
+    try:
+        _read_through(Path(manager.directory) / str(update) / "default")
+        found = manager.item_metadata(update).items()
+        there = {name: (tuple(leaf.shape), np.dtype(leaf.dtype)) for name, leaf in found}
+    except Exception as error:  # of many kinds, whatever a damaged file makes of orbax
+        raise _damaged(manager, update, error) from error
     here = {name: (leaf.shape, leaf.dtype) for name, leaf in named.items()}
     if there != here:
         wrong = sorted(n for n in there.keys() | here.keys() if there.get(n) != here.get(n))
         raise OtherRun(f"checkpoint {update}: its state is not of this network and optimiser: {wrong[0]}")
     abstract = jax.tree.map(orbax.utils.to_shape_dtype_struct, named)
-    restored = manager.restore(update, args=orbax.args.StandardRestore(abstract))
+    try:
+        restored = manager.restore(update, args=orbax.args.StandardRestore(abstract))
+    except Exception as error:
+        raise _damaged(manager, update, error) from error
     return jax.tree.unflatten(jax.tree.structure(example), [restored[name] for name in named])
+
+
+def _read_through(place: Path) -> None:
+    """Raises ValueError if any part of a checkpoint cannot be read.
+
+    Orbax would find that out too, but it reads all arrays at once, and those that fail after the first print their
+    tracebacks when they like.
+    """
+    import tensorstore
+
+    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": f"file://{place}/"}).result()
+    for key in store.list().result():
+        store.read(key).result()
+    for path in place.glob("array_metadatas/*"):
+        json.loads(path.read_text(encoding="utf-8"))
+
+
+def _damaged(manager: Any, update: int, error: Exception) -> OtherRun:
+    place = Path(manager.directory) / str(update)
+    others = [step for step in manager.all_steps() if step != update]
+    further = f"; with it moved away the run goes on from update {max(others)}" if others else ""
+    return OtherRun(f"{place}: damaged ({type(error).__name__}){further}")
 
 
 def _named(tree: Any) -> dict[str, Any]:
@@ -193,9 +230,9 @@ def _until(lines: list[str], update: int) -> list[dict[str, Any]]:
     for line in lines:
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:  # cut off while it was written
+        except ValueError:  # cut off while it was written
             break
-        if record["updates"] > update:
+        if not isinstance(record, dict) or not isinstance(record.get("updates"), int) or record["updates"] > update:
             break
         records.append(record)
     return records

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bptt_jax.step import Array, check_positive_int
+from bptt_jax.step import Array, check_choice, check_key, check_positive_int
 from bptt_jax.training.text import corpus, english_text, windows
 
 OfOutputs: TypeAlias = Callable[[Array, Array], Array]
@@ -135,7 +135,7 @@ def temporal_order(length: int, *, symbols: Literal[2, 3] = 2) -> Task:
       symbols: 2 or 3.
     """
     length = _check_length(length, 10)
-    _check_choice("symbols", check_positive_int("symbols", symbols), (2, 3))
+    check_choice("symbols", check_positive_int("symbols", symbols), 2, 3)
     starts = np.asarray([tenths * length // 10 for tenths in {2: (1, 5), 3: (1, 3, 6)}[symbols]], np.int32)
 
     def one(key: Array) -> Batch:
@@ -225,7 +225,7 @@ def characters(text: str | None = None, *, length: int = 100, split: Split = "tr
       ValueError: the split has no more than T characters.
     """
     length = _check_length(length, 1)
-    _check_choice("split", split, ("train", "validation"))
+    check_choice("split", split, "train", "validation")
     if not (text is None or isinstance(text, str)):
         raise TypeError(f"text: expected a string or None, got {type(text).__name__}")
     vocabulary, codes = corpus(english_text() if text is None else text)
@@ -270,7 +270,7 @@ def digits(*, split: Split = "train") -> Task:
     Raises:
       ImportError: scikit-learn is missing.
     """
-    _check_choice("split", split, ("train", "validation"))
+    check_choice("split", split, "train", "validation")
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -282,7 +282,7 @@ def digits(*, split: Split = "train") -> Task:
     whole = Batch(inputs, jnp.asarray(classes[chosen], jnp.int32))
 
     def sample(key: Array, batch: int) -> Batch:
-        drawn = _integers(key, (check_positive_int("batch", batch),), 0, len(whole.targets))
+        drawn = _integers(check_key("key", key), (check_positive_int("batch", batch),), 0, len(whole.targets))
         return Batch(whole.inputs[drawn], whole.targets[drawn])
 
     return Task(
@@ -327,7 +327,7 @@ def _recall(name: str, delay: int, values: int, positions: int, marker: int) -> 
 
 def _batched(one: Callable[[Array], Batch]) -> Callable[[Array, int], Batch]:
     def sample(key: Array, batch: int) -> Batch:
-        return jax.vmap(one)(jax.random.split(key, check_positive_int("batch", batch)))
+        return jax.vmap(one)(jax.random.split(check_key("key", key), check_positive_int("batch", batch)))
 
     return sample
 
@@ -394,8 +394,3 @@ def _check_length(length: int, least: int) -> int:
     if length < least:
         raise ValueError(f"length: expected at least {least}, got {length}")
     return length
-
-
-def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}: expected {choices[0]!r} or {choices[1]!r}, got {value!r}")

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bptt_jax.step import Array, check_positive_int
+from bptt_jax.step import Array, check_key, check_leaves, check_positive_int
 
 
 class Corpus(NamedTuple):
@@ -56,11 +56,20 @@ def corpus(text: str) -> Corpus:
     """Numbers the characters of `text`.
 
     Raises:
-      ValueError: the text is empty.
+      TypeError: the text is no string.
+      ValueError: the text is empty, or holds half a surrogate pair, which is no character.
     """
+    if not isinstance(text, str):
+        raise TypeError(f"text: expected a string, got {type(text).__name__}")
     if not text:
         raise ValueError("text: expected at least one character, got an empty text")
-    characters, codes = np.unique(np.frombuffer(text.encode("utf-32-le"), np.uint32), return_inverse=True)
+    try:
+        encoded = text.encode("utf-32-le")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"text: expected characters, got at {error.start} one that is not: {error.reason}"
+        ) from None
+    characters, codes = np.unique(np.frombuffer(encoded, np.uint32), return_inverse=True)
     return Corpus("".join(map(chr, characters)), codes.astype(np.int32))
 
 
@@ -77,9 +86,15 @@ def windows(key: Array, codes: Array | np.ndarray, batch: int, length: int) -> t
       ``(inputs [B, T], targets [B, T])``, the targets one character later.
 
     Raises:
-      ValueError: the text has fewer than T + 1 characters.
+      TypeError, ValueError: an argument is out of its range; the text has fewer than T + 1 characters.
     """
     batch, length = check_positive_int("batch", batch), check_positive_int("length", length)
+    check_key("key", key)
+    check_leaves("codes", codes)
+    if not isinstance(codes, (jax.Array, np.ndarray)):
+        raise TypeError(f"codes: expected integers [n], got {type(codes).__name__}")
+    if codes.ndim != 1 or not jnp.issubdtype(codes.dtype, jnp.integer):
+        raise TypeError(f"codes: expected integers [n], got {codes.dtype}{list(codes.shape)}")
     if len(codes) <= length:
         raise ValueError(f"text: expected more than {length} characters for windows of {length}, got {len(codes)}")
     starts = jax.random.randint(key, (batch,), 0, len(codes) - length)

@@ -1,0 +1,651 @@
+"""Bad inputs to every public function, and the judge of what each comes to.
+
+A target is a function with good arguments, each of a kind; a kind has its spoilers (`spoilers`). Every spoiler of
+every argument is a bad input, which must be refused clearly, before anything is compiled, or answered rightly.
+"""
+
+import contextlib
+import io
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from equinox import nn as eqx_nn
+from flax import linen
+from spoilers import KINDS, XS, H, Spoiler, W, batch_loss, coefficients, loss, step
+
+import bptt_jax as bptt
+from bptt_jax.__main__ import main
+from bptt_jax.remedies.regularizers import OmegaTerms
+from bptt_jax.training import loop, tasks
+from bptt_jax.training import text as texts
+from bptt_jax.training.influence_balancing import influence_balancing
+from bptt_jax.training.network import network
+
+PACKAGE, TESTS = str(Path(bptt.__file__).parent), str(Path(__file__).parent)
+Outcome = Literal["refused", "answered", "wrong"]
+
+
+def finite(result: Any) -> bool:
+    return all(np.all(np.isfinite(_numbers(a))) for a in jax.tree.leaves(result))
+
+
+def has_nan(result: Any) -> bool:
+    return any(np.any(np.isnan(_numbers(a))) for a in jax.tree.leaves(result))
+
+
+class Target(NamedTuple):
+    """A public function.
+
+    Attributes:
+      name: as users write it.
+      call: by keyword.
+      good: arguments that it takes.
+      kinds: of those that are spoiled.
+      says: whether a result says that there was a NaN or an infinity.
+    """
+
+    name: str
+    call: Callable[..., Any]
+    good: Mapping[str, Any]
+    kinds: Mapping[str, str]
+    says: Callable[[Any], bool] = lambda result: not finite(result)
+
+
+class Case(NamedTuple):
+    """One bad input."""
+
+    target: Target
+    argument: str
+    name: str
+    spoiler: Spoiler
+
+    @property
+    def id(self) -> str:
+        return f"{self.target.name}({self.argument}={self.name})"
+
+
+# --- The functions.
+
+RECURRENCE = {"step": step, "params": {"w": W}, "state0": H, "xs": XS}
+RECURRENCE_KINDS = {"step": "step", "params": "params", "state0": "state", "xs": "inputs", "length": "length"}
+LINEAR = RECURRENCE | {"step": bptt.DiagonalStep(coefficients)}
+JS = np.random.default_rng(0).standard_normal((4, 3, 3)).astype(np.float32)
+
+
+def recurrence(name: str, **options: Any) -> Target:
+    """A function of a recurrence; of each option a good value and its kind."""
+    good = RECURRENCE | {"length": 3} | {k: v for k, (v, _) in options.items()}
+    kinds = RECURRENCE_KINDS | {k: kind for k, (_, kind) in options.items()}
+    return Target(f"bptt.{name}", getattr(bptt, name), good, kinds, SAYS.get(name, Target._field_defaults["says"]))
+
+
+SAYS: dict[str, Callable[[Any], bool]] = {
+    "gradient_flow": lambda flow: flow.verdict == "non-finite" and not flow.finite,
+    "lyapunov_exponents": lambda found: found.first_nonfinite >= 0 and "not finite" in found.statement,
+    "predict_parallel": lambda found: not finite(found.exponent),
+    "deer": lambda found: not found.converged and bool(np.all(np.isnan(found.states))),
+}
+LOSS, NUM = (loss, "loss"), (1, "at most")
+
+
+def cell(make: Callable[..., bptt.Cell], **options: Any) -> Callable[..., Any]:
+    def initialised(key: Any, input_size: Any, **options: Any) -> Any:
+        return make(**options).init(key, input_size)
+
+    return initialised
+
+
+def initializer(make: Callable[..., Any], **fixed: Any) -> Callable[..., Any]:
+    def initialised(key: Any, shape: Any, dtype: Any = np.float32, **options: Any) -> Any:
+        return make(**options, **fixed)(key, shape, dtype)
+
+    return initialised
+
+
+def clip(make: Callable[..., optax.GradientTransformation]) -> Callable[..., Any]:
+    """Of gradients by a new transformation."""
+
+    def clipped(updates: Any, **options: Any) -> Any:
+        transformation = make(**options)
+        return transformation.update(updates, transformation.init({"w": W}), {"w": W})[0]
+
+    return clipped
+
+
+def monitor(**options: Any) -> Any:
+    return bptt.Monitor(**MONITOR | options)
+
+
+def probe(
+    update: Any = 0, params: Any = None, state0: Any = None, xs: Any = None, targets: Any = None, **options: Any
+) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", bptt.MonitorWarning)
+        known = all(options[name] is MONITOR[name] for name in MONITOR)
+        watch = WATCH if known else monitor(**options)  # whose programs are its own
+        record = watch(update, params, state0, (xs, targets))
+    return {k: v for k, v in record.scalars.items() if "monitor/" not in k}
+
+
+def clipped_step(**options: Any) -> Any:
+    return bptt.unroll(bptt.clip_adjoints(**options), {"w": W}, H, XS)
+
+
+MONITOR: dict[str, Any] = {"step": step, "loss": batch_loss}
+WATCH = bptt.Monitor(step, batch_loss)
+PROBED = MONITOR | {"update": 0, "params": {"w": W}, "state0": H, "xs": XS[None], "targets": H[None]}
+KEY = jax.random.key(0)
+CELL_OPTIONS = {"hidden_size": 2, "key": KEY, "input_size": 2, "dtype": np.float32}
+CELL_KINDS = {"hidden_size": "integer", "key": "key", "input_size": "integer", "dtype": "dtype"}
+INIT = jax.nn.initializers.normal()
+SQUARE_KINDS = {"shape": "square shape", "key": "key", "dtype": "dtype"}
+TINY = network(bptt.rnn(2), tasks.adding(4))
+TRAINING = {"network": TINY, "optimizer": optax.sgd(0.1), "updates": 1, "batch": 2, "seeds": (0,), "chunk": 1}
+TERMS = OmegaTerms(np.ones(3, np.float32), np.ones(3, bool))
+FLOW_RECORDS = [{"updates": 1, "loss": [1.0]}]
+
+
+def equinox_cell(cell: Any) -> Any:
+    return bptt.from_equinox(cell)[1]
+
+
+TARGETS: list[Target] = [
+    recurrence("unroll", unroll=(1, "integer"), remat=(2, "remat")),
+    recurrence("final_state", unroll=(1, "integer"), remat=(2, "remat")),
+    recurrence("jacobians"),
+    recurrence("adjoints", loss=LOSS),
+    recurrence("temporal_contributions", loss=LOSS),
+    recurrence(
+        "gradient_flow",
+        loss=LOSS,
+        stride=(1, "integer"),
+        num=(2, "at most or none"),
+        fraction=(1e-3, "fraction"),
+    ),
+    recurrence("lyapunov_exponents", num=(2, "at most or none"), warmup=(1, "warmup")),
+    recurrence("leading_singular_values", num=NUM),
+    recurrence("leading_eigenvalues", num=NUM),
+    recurrence("product_singular_values", num=NUM),
+    recurrence("influence_map", intervals=(2, "integer")),
+    recurrence(
+        "deer",
+        jacobian=("full", "choice"),
+        damped=(False, "flag"),
+        max_iterations=(100, "integer"),
+    ),
+    Target(
+        "bptt.deer",
+        lambda **arguments: bptt.deer(**arguments).states,
+        RECURRENCE | {"guess": 0 * XS},
+        {"guess": "guess"},
+    ),
+    recurrence("predict_parallel"),
+    recurrence("omega_terms", loss=LOSS),
+    recurrence("flossing", num=NUM, warmup=(1, "warmup")),
+    recurrence("tbptt_gradient", loss=LOSS, k1=(1, "integer"), k2=(2, "integer")),
+    recurrence("truncation_bias", loss=LOSS, longest=(2, "optional integer")),
+    recurrence("rtrl_gradient", loss=LOSS),
+    Target(
+        "bptt.unroll_linear",
+        bptt.unroll_linear,
+        LINEAR | {"length": 3},
+        RECURRENCE_KINDS | {"step": "linear step", "state0": "linear state", "xs": "linear inputs"},
+    ),
+    Target("bptt.DiagonalStep", bptt.DiagonalStep, {"coefficients": coefficients}, {"coefficients": "function"}),
+    Target("bptt.ravel_state", lambda state: bptt.ravel_state(state)[0], {"state": H}, {"state": "any state"}),
+    *(
+        Target(f"bptt.{name}", getattr(bptt, name), {"matrices": JS}, {"matrices": kind})
+        for name, kind in (
+            ("singular_values", "matrices"),
+            ("spectral_norm", "matrices"),
+            ("condition_number", "matrices"),
+            ("eigenvalues", "square"),
+            ("spectral_radius", "square"),
+        )
+    ),
+    *(
+        Target(f"bptt.{name}", getattr(bptt, name), {"jacobians": JS}, {"jacobians": "jacobians"})
+        for name in ("product", "product_log_norms", "prefix_products", "suffix_products")
+    ),
+    Target(
+        "bptt.parallel_adjoints",
+        bptt.parallel_adjoints,
+        {"jacobians": JS, "immediate": JS[:, 0]},
+        {"jacobians": "jacobians", "immediate": "immediate"},
+    ),
+    Target(
+        "bptt.rnn",
+        cell(bptt.rnn),
+        CELL_OPTIONS | {"activation": jnp.tanh, "gain": 1.0, "recurrent_init": INIT, "input_init": INIT},
+        CELL_KINDS
+        | {
+            "activation": "activation",
+            "gain": "finite",
+            "recurrent_init": "initializer",
+            "input_init": "initializer",
+        },
+    ),
+    Target(
+        "bptt.gru",
+        cell(bptt.gru),
+        CELL_OPTIONS | {"recurrent_init": INIT, "input_init": INIT, "bias_init": INIT},
+        CELL_KINDS | {"recurrent_init": "initializer", "input_init": "initializer", "bias_init": "initializer"},
+    ),
+    Target(
+        "bptt.lstm",
+        cell(bptt.lstm),
+        CELL_OPTIONS | {"recurrent_init": INIT, "input_init": INIT, "bias_init": None, "forget_bias": 1.0},
+        CELL_KINDS
+        | {
+            "recurrent_init": "initializer",
+            "input_init": "initializer",
+            "bias_init": "optional initializer",
+            "forget_bias": "finite",
+        },
+    ),
+    Target(
+        "bptt.lru",
+        cell(bptt.lru),
+        CELL_OPTIONS | {"r_min": 0.1, "r_max": 0.9, "max_phase": 1.0},
+        CELL_KINDS | {"dtype": "real dtype", "r_min": "radius", "r_max": "radius", "max_phase": "above zero"},
+    ),
+    Target(
+        "bptt.min_gru",
+        cell(bptt.min_gru),
+        CELL_OPTIONS | {"input_init": INIT, "bias_init": INIT},
+        CELL_KINDS | {"input_init": "initializer", "bias_init": "initializer"},
+    ),
+    Target(
+        "bptt.initializers.identity",
+        initializer(bptt.initializers.identity),
+        {"scale": 1.0, "key": KEY, "shape": (2, 2), "dtype": np.float32},
+        {"scale": "finite", "shape": "square shape", "dtype": "dtype"},
+    ),
+    Target(
+        "bptt.initializers.sparse",
+        initializer(bptt.initializers.sparse),
+        {"nonzeros": 2, "spectral_radius": 0.9, "key": KEY, "shape": (2, 2), "dtype": np.float32},
+        SQUARE_KINDS | {"nonzeros": "integer", "spectral_radius": "above zero"},
+    ),
+    Target(
+        "bptt.initializers.chrono",
+        initializer(bptt.initializers.chrono),
+        {"longest": 9, "key": KEY, "shape": (4, 2), "dtype": np.float32},
+        {"longest": "integer", "key": "key", "shape": "gate shape", "dtype": "dtype"},
+    ),
+    Target(
+        "bptt.initializers.ring",
+        initializer(bptt.initializers.ring),
+        {"r_min": 0.1, "r_max": 0.9, "max_phase": 1.0, "key": KEY, "shape": (2, 2), "dtype": np.float32},
+        {
+            "r_min": "radius",
+            "r_max": "radius",
+            "max_phase": "above zero",
+            "key": "key",
+            "shape": "gate shape",
+            "dtype": "dtype",
+        },
+    ),
+    Target(
+        "bptt.stacked",
+        lambda steps, output: bptt.unroll(bptt.stacked(*steps, output=output), ({"w": W}, {"w": W}), (H, H), XS),
+        {"steps": (step, step), "output": lambda h: h},
+        {"steps": "layers", "output": "output"},
+    ),
+    Target(
+        "bptt.clip_by_global_norm",
+        clip(bptt.clip_by_global_norm),
+        {"max_norm": 0.1, "updates": {"w": W}},
+        {"max_norm": "above zero", "updates": "updates"},
+    ),
+    Target(
+        "bptt.autoclip",
+        clip(bptt.autoclip),
+        {"quantile": 0.1, "window": 4, "warmup": 1, "updates": {"w": W}},
+        {"quantile": "fraction", "window": "integer", "warmup": "integer", "updates": "updates"},
+    ),
+    Target(
+        "bptt.zclip",
+        clip(bptt.zclip),
+        {"z_threshold": 2.0, "decay": 0.9, "warmup": 4, "updates": {"w": W}},
+        {"z_threshold": "above zero", "decay": "fraction", "warmup": "integer", "updates": "updates"},
+    ),
+    Target(
+        "bptt.skip_updates",
+        clip(bptt.skip_updates),
+        {"inner": optax.sgd(0.1), "max_norm": 9.0, "max_in_a_row": 3, "updates": {"w": W}},
+        {"inner": "anything", "max_norm": "above zero", "max_in_a_row": "integer", "updates": "skipped updates"},
+    ),
+    Target(
+        "bptt.clipped",
+        clip(bptt.clipped),
+        {"optimizer": optax.sgd(0.1), "max_norm": 0.1, "max_in_a_row": 3, "updates": {"w": W}},
+        {
+            "optimizer": "anything",
+            "max_norm": "above zero",
+            "max_in_a_row": "integer",
+            "updates": "skipped updates",
+        },
+    ),
+    Target(
+        "bptt.clip_adjoints",
+        clipped_step,
+        {"step": step, "max_norm": 1.0, "max_value": 1.0},
+        {"step": "step", "max_norm": "threshold", "max_value": "threshold"},
+    ),
+    Target(
+        "bptt.omega", bptt.omega, {"terms": TERMS, "version": "paper"}, {"terms": "anything", "version": "choice"}
+    ),
+    Target(
+        "bptt.Monitor",
+        monitor,
+        MONITOR | {"every": 100, "sequences": 4, "spectra": 2, "num": None, "fraction": 1e-3, "state_axis": None},
+        {
+            "step": "function",
+            "loss": "function",
+            "every": "integer",
+            "sequences": "integer",
+            "spectra": "integer",
+            "fraction": "fraction",
+            "state_axis": "axis",
+        },
+    ),
+    Target(
+        "bptt.Monitor()",
+        probe,
+        PROBED,
+        {
+            "step": "step",
+            "loss": "loss",
+            "update": "update",
+            "params": "params",
+            "state0": "state",
+            "xs": "batch",
+            "targets": "targets",
+        },
+        lambda scalars: scalars["bptt/verdict"] == 3 and scalars["bptt/non_finite/sequence"] >= -1,
+    ),
+    Target("bptt.from_equinox", equinox_cell, {"cell": eqx_nn.GRUCell(2, 2, key=KEY)}, {"cell": "anything"}),
+    Target(
+        "bptt.from_nnx",
+        lambda cell: bptt.from_nnx(cell)[1],
+        {"cell": None},
+        {"cell": "anything"},
+    ),
+    Target(
+        "bptt.from_linen",
+        lambda module, variables: bptt.from_linen(module, variables)[1],
+        {"module": linen.GRUCell(2), "variables": {"params": {"w": W}}},
+        {"module": "anything", "variables": "variables"},
+    ),
+    Target(
+        "bptt.from_haiku",
+        lambda make, params: bptt.from_haiku(make, params)[1],
+        {"make": lambda: hk.GRU(2), "params": {}},
+        {"make": "anything", "params": "variables"},
+    ),
+    Target("bptt.plot_gradient_flow", bptt.plot_gradient_flow, {"flows": None}, {"flows": "anything"}),
+    Target("bptt.plot_influence_map", bptt.plot_influence_map, {"influence": None}, {"influence": "anything"}),
+    Target(
+        "bptt.plot_training",
+        bptt.plot_training,
+        {"records": [], "baseline": 1.0},
+        {"records": "records"},
+    ),
+    *(
+        Target(
+            f"tasks.{name}",
+            lambda length, key, batch, name=name: getattr(tasks, name)(length).sample(key, batch),
+            {"length": 20, "key": KEY, "batch": 2},
+            {"length": "integer", "key": "key", "batch": "integer"},
+        )
+        for name in (
+            "adding",
+            "multiplication",
+            "temporal_order",
+            "random_permutation",
+            "copy_memory",
+            "memorization",
+        )
+    ),
+    Target(
+        "tasks.temporal_order",
+        tasks.temporal_order,
+        {"length": 10, "symbols": 2},
+        {"symbols": "symbols"},
+    ),
+    Target(
+        "tasks.characters",
+        tasks.characters,
+        {"text": "abracadabra" * 9, "length": 3, "split": "train"},
+        {"text": "own text", "length": "at most", "split": "choice"},
+    ),
+    Target("tasks.digits", tasks.digits, {"split": "train"}, {"split": "choice"}),
+    Target("text.corpus", texts.corpus, {"text": "abc"}, {"text": "own text"}),
+    Target(
+        "text.windows",
+        texts.windows,
+        {"key": KEY, "codes": np.arange(20), "batch": 2, "length": 3},
+        {"key": "key", "codes": "codes", "batch": "integer", "length": "at most"},
+    ),
+    Target(
+        "influence_balancing",
+        influence_balancing,
+        {"theta": 0.0, "size": 23, "positive": 10},
+        {"theta": "finite", "size": "integer", "positive": "at most"},
+    ),
+    Target(
+        "network", network, {"cell": bptt.rnn(2), "task": tasks.adding(4)}, {"cell": "anything", "task": "anything"}
+    ),
+    Target(
+        "loop.train",
+        loop.train,
+        TRAINING,
+        {
+            "network": "anything",
+            "optimizer": "anything",
+            "updates": "counted",
+            "batch": "counted",
+            "chunk": "counted",
+            "seeds": "seeds",
+            "penalty": "penalty",
+            "probes": "probes",
+            "validation": "optional",
+            "report": "no function",
+            "observe": "no function",
+            "settings": "settings",
+            "folder": "folder",
+        },
+    ),
+]
+
+
+def cases() -> list[Case]:
+    """Every spoiler of every argument of every function."""
+    return [
+        Case(target, argument, name, spoiler)
+        for target in TARGETS
+        for argument, kind in target.kinds.items()
+        for name, spoiler in KINDS[kind].items()
+    ]
+
+
+# --- The judge.
+
+_COMPILED: list[str] = []
+
+
+def _listen(event: str, duration: float, **details: object) -> None:
+    if event == "/jax/core/compile/backend_compile_duration":
+        _COMPILED.append(event)
+
+
+@contextlib.contextmanager
+def judging() -> Iterator[None]:
+    """JAX as users have it, but for the frames of its own, which it keeps in tracebacks; a log of compilations."""
+    jax.monitoring.register_event_duration_secs_listener(_listen)
+    before = jax.config.values["jax_traceback_filtering"]
+    jax.config.update("jax_traceback_filtering", "off")
+    try:
+        with (
+            jax.numpy_dtype_promotion("standard"),
+            jax.numpy_rank_promotion("allow"),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("error")
+            # As an error it would end the process, within JAX: a number beyond the range becomes infinite.
+            warnings.filterwarnings("ignore", "overflow encountered in cast", RuntimeWarning)
+            yield
+    finally:
+        jax.config.update("jax_traceback_filtering", before)
+        jax.monitoring.unregister_event_duration_listener(_listen)
+
+
+def judge(case: Case) -> tuple[Outcome, str]:
+    """What a bad input comes to, and why if that is wrong; to be called within `judging`."""
+    target, spoiler, argument = case.target, case.spoiler, case.argument
+    # Without the length it is the inputs that are judged.
+    good = {k: v for k, v in target.good.items() if not (argument == "xs" and k == "length")}
+    bad = good | {argument: spoiler.spoil(good.get(argument))}
+    _COMPILED.clear()
+    try:
+        result = jax.block_until_ready(target.call(**bad))
+    except Exception as error:
+        faults = _faults(error, target, argument)
+        return ("wrong", f"{type(error).__name__}: {error}: {faults}") if faults else ("refused", str(error))
+    if spoiler.clean is not None:
+        clean = good | {argument: spoiler.clean(good[argument])}
+        if _same(result, target.call(**clean), spoiler.tolerance):
+            return "answered", "the same"
+    spoiled_by_nan = spoiler.clean is None
+    if spoiler.marked and (target.says(result) or (not spoiled_by_nan and has_nan(result))):
+        return "answered", "marked"
+    return "wrong", f"answered {jax.tree.map(np.asarray, result)!r:.300}"
+
+
+def _faults(error: Exception, target: Target, argument: str) -> str:
+    """What is not clear about a refusal."""
+    faults = []
+    notes = "; ".join(getattr(error, "__notes__", ()))
+    text = f"{error}; {notes}"
+    frames, at = [], error.__traceback__
+    while at is not None:
+        frames.append(at.tb_frame.f_code.co_filename)
+        at = at.tb_next
+    ours = [i for i, name in enumerate(frames) if name.startswith(PACKAGE)]
+    if _COMPILED:
+        faults.append(f"{len(_COMPILED)} programs were compiled before")
+    if notes.startswith("raised by ") and any(name.startswith(TESTS) for name in frames[max(ours, default=0) :]):
+        return ", ".join(faults)  # what a function of the user's raises passes through
+    if notes.startswith("raised by ") and frames[-1].startswith(PACKAGE):
+        return ", ".join(faults)  # it takes other arguments
+    if not frames[-1].startswith(PACKAGE):
+        faults.append(f"raised in {frames[-1]}")
+    if not isinstance(error, (TypeError, ValueError, ImportError, OSError)):
+        faults.append("neither TypeError nor ValueError")
+    # Where two arguments do not fit together it may be the other one that is named.
+    head = re.match(r"\w*", text)[0]
+    if argument not in text and head not in {*target.good, *target.kinds, "step", "coefficients", "delay", "text"}:
+        faults.append(f"does not name {argument}")
+    if not ("expected" in text or "must" in text) or "got" not in text:
+        faults.append("does not say what was expected and what came")
+    return ", ".join(faults)
+
+
+def _numbers(leaf: Any) -> np.ndarray:
+    a = np.asarray(leaf)
+    if a.dtype.kind not in "biufcV":
+        return np.zeros(0)  # a name, a function
+    return a.astype(np.complex128 if a.dtype.kind == "c" else np.float64)
+
+
+def _same(got: Any, want: Any, tolerance: float) -> bool:
+    """Leaf by leaf, NaN for NaN and infinity for infinity; what is of another dtype may be as good."""
+    got, want = jax.tree.leaves(got), jax.tree.leaves(want)
+    if len(got) != len(want):
+        return False
+    for a, b in zip(map(_numbers, got), map(_numbers, want), strict=True):
+        known = np.isfinite(b)
+        scale = np.max(np.abs(b[known]), initial=1e-30)
+        if a.shape != b.shape or not np.allclose(a, b, rtol=0, atol=tolerance * scale, equal_nan=True):
+            return False
+    return True
+
+
+# --- The command.
+
+_WHAT = ("0", "-1", "1.5", "many", "nan", "", "1e400", "99999999999999999999")
+_COMMANDS = {
+    "diagnose": {
+        **dict.fromkeys(("--hidden", "--length", "--batch", "--embed"), _WHAT),
+        "--gain": ("0", "-1", "nan", "inf", "much", ""),
+        "--seed": ("-1", "1.5", "one", "", "4294967296"),
+        "--cells": ("transformer", "", "RNN"),
+        "--loss": ("some", "", "ALL"),
+        "--text": ("absent.txt", "", "/", "/dev/null"),
+        "--step": (
+            "mine.py",
+            "absent.py:make",
+            "no_such_module:make",
+            "json:absent",
+            "json:dumps",
+            ":",
+            "a:",
+            ":b",
+        ),
+        "--checkpoint": ("absent", "/dev/null", "/"),
+    },
+    "train adding": {
+        **dict.fromkeys(("--hidden", "--length", "--batch", "--updates", "--seeds", "--chunk"), _WHAT),
+        **dict.fromkeys(("--rate", "--gain", "--clip-adjoints"), ("0", "-1", "nan", "inf", "much", "")),
+        **dict.fromkeys(("--clip", "--omega"), ("-1", "nan", "inf", "much", "")),
+        **dict.fromkeys(("--cell", "--activation", "--init", "--optimizer"), ("none", "", "LSTM")),
+        "--text": ("absent.txt", ""),
+    },
+}
+
+
+def commands() -> list[list[str]]:
+    """Bad arguments of the command."""
+    options = [
+        [*job.split(), option, value]
+        for job, bad in _COMMANDS.items()
+        for option, values in bad.items()
+        for value in values
+    ]
+    jobs = ([], ["diagnose", "--nonsense"], ["train"], ["train", "nothing"], ["dance"], ["diagnose", "more"])
+    together = (
+        ["train", "digits", "--length", "9"],
+        ["train", "adding", "--cell", "rnn", "--chrono"],
+        ["train", "adding", "--cell", "gru", "--gain", "2"],
+        ["train", "adding", "--length", "2", "--chrono"],
+        ["diagnose", "--checkpoint", "absent", "--hidden", "3"],
+    )
+    return [*options, *jobs, *together]
+
+
+def judge_command(arguments: list[str], folder: Path) -> tuple[Outcome, str]:
+    """Right are status 2 and one line that names the option."""
+    out = ["--out", str(folder / "out")] if arguments and arguments[0] in ("diagnose", "train") else []
+    with contextlib.redirect_stderr(io.StringIO()) as stderr, contextlib.redirect_stdout(io.StringIO()):
+        try:
+            status: Any = main([*arguments, *out])
+        except SystemExit as stop:
+            status = stop.code
+        except Exception as error:
+            return "wrong", f"{type(error).__name__}: {error}"
+    errors = stderr.getvalue()
+    option = arguments[-2] if len(arguments) > 2 and arguments[-2].startswith("--") else ""
+    clear = errors.count("\n") == 1 and any(said in errors for said in (option, option.strip("-"), *arguments[-1:]))
+    left = [p for p in folder.rglob("*") if p.is_file()]
+    return ("refused" if status == 2 and clear and not left else "wrong"), f"status {status}: {errors}; left {left}"

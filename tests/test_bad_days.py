@@ -1,0 +1,79 @@
+"""Bad inputs to every public function, and faults of the world."""
+
+import os
+import re
+
+import jax
+import numpy as np
+import pytest
+from bad_inputs import TARGETS, Case, cases, commands, judge, judge_command, judging
+from faults import faults
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from spoilers import Spoiler
+
+import bptt_jax as bptt
+
+# All that a change of the program costs a compilation of its own only where there is time for it, as in
+# benchmarks/bad_days.py.
+THOROUGH = bool(os.environ.get("BPTT_JAX_THOROUGH"))
+CASES = [case for case in cases() if THOROUGH or not case.spoiler.compiles]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compile_quickly():
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+def test_they_are_many_and_of_every_function() -> None:
+    assert len({case.id for case in CASES}) == len(CASES) >= 500
+    named = {re.match(r"bptt\.(initializers(?=\.)|\w+)", target.name) for target in TARGETS}
+    types = {name for name in bptt.__all__ if name[0].isupper()} - {"DiagonalStep", "Monitor"}
+    readers = {"clip_records", "skip_records"}
+    assert {found[1] for found in named if found} == set(bptt.__all__) - types - readers
+
+
+@pytest.mark.parametrize("name", dict.fromkeys(target.name for target in TARGETS))
+def test_bad_inputs(name) -> None:
+    with judging():
+        outcomes = {case.id: judge(case) for case in CASES if case.target.name == name}
+    assert {i: why for i, (outcome, why) in outcomes.items() if outcome == "wrong"} == {}
+
+
+def test_bad_commands(tmp_path) -> None:
+    outcomes = {" ".join(c): judge_command(c, tmp_path) for c in commands()}
+    assert {i: why for i, (outcome, why) in outcomes.items() if outcome == "wrong"} == {}
+    assert not any(path.is_file() for path in tmp_path.rglob("*"))
+
+
+ANY_ARRAY = arrays.arrays(
+    st.one_of(
+        arrays.scalar_dtypes(),
+        arrays.array_dtypes(max_size=2),
+    ),
+    arrays.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=3),
+)
+RECURRENT = [t for t in TARGETS if t.name in ("bptt.unroll", "bptt.final_state", "bptt.jacobians")]
+
+
+@settings(max_examples=1000 if THOROUGH else 150, deadline=None, derandomize=True)
+@given(st.sampled_from(RECURRENT), st.sampled_from(["state0", "xs"]), ANY_ARRAY)
+def test_any_array(target, argument, array) -> None:
+    """Refused clearly, or answered as the same numbers in this machine's single precision are."""
+
+    def plain(_):
+        return np.asarray(array, np.complex64 if array.dtype.kind == "c" else np.float32)
+
+    case = Case(target, argument, "drawn", Spoiler(lambda _: array, plain, marked=True))
+    with judging():
+        outcome, why = judge(case)
+    assert outcome != "wrong", why
+
+
+@pytest.mark.parametrize("fault", faults(), ids=lambda fault: fault.id)
+def test_faults(fault, tmp_path) -> None:
+    fault.survive(tmp_path)
