@@ -194,6 +194,18 @@ def test_skip_limit_lets_large_but_never_nonfinite_updates_pass() -> None:
     np.testing.assert_array_equal([bool(np.any(flat(o) != 0)) for o in out], [False, False, False, True, True])
     np.testing.assert_allclose(flat(out[3]), 5 * DIRECTION, rtol=1e-6)
     assert bool(state.exhausted)
+    again, _ = run(transformation, [5.0] * 6, "scan")  # two are skipped, not three, and then two once more
+    np.testing.assert_array_equal([bool(np.any(flat(o) != 0)) for o in again], [False, False, True] * 2)
+
+
+def test_a_skipped_nan_does_not_spoil_derivatives() -> None:
+    """Of what is left of the update with respect to the rate: none, and not 0 * NaN."""
+
+    def moved(rate):
+        transformation = skip_updates(optax.sgd(rate))
+        return jnp.sum(transformation.update(gradient(math.nan), transformation.init(gradient(1.0)))[0]["a"])
+
+    assert float(jax.grad(moved)(0.1)) == 0
 
 
 def test_clipped_chain_survives_everything_and_tells() -> None:

@@ -71,6 +71,17 @@ def test_linear_maps(matrix, exponents, segments) -> None:
     assert int(spectrum.first_nonfinite) == -1
 
 
+def test_growth_is_in_the_order_of_the_exponents() -> None:
+    """Three steps of a frame that no warm-up has turned: its first direction is not yet the fastest."""
+    rates = jnp.linspace(0.5, 2.0, 4)
+    spectrum = bptt.lyapunov_exponents(lambda p, h, x: p * h, rates, jnp.zeros(4), length=3)
+    unsorted = plain_qr(np.stack([np.diag(rates)] * 3), 4)
+    order = np.argsort(-unsorted.mean(axis=0))
+    assert (order != np.arange(4)).any()
+    np.testing.assert_allclose(spectrum.running[-1], unsorted.mean(axis=0)[order], rtol=1e-4)
+    np.testing.assert_allclose(spectrum.running[-1], spectrum.exponents, rtol=1e-5)
+
+
 def test_a_contraction_beyond_all_floats() -> None:
     spectrum = bptt.lyapunov_exponents(linear, 0.9 * jnp.eye(1), jnp.ones(1), length=5000)
     assert 5000 * float(spectrum.exponents[0]) == pytest.approx(-526.8, abs=0.1)

@@ -80,6 +80,19 @@ def test_every_iteration_makes_one_more_state_exact(x64) -> None:
             assert (float(found.residual) <= 100 * np.finfo(np.float64).eps) == (most > 200)
 
 
+def test_stopped_before_the_end_it_has_not_converged(x64) -> None:
+    """Even where what is left would do little harm: here it shrinks a hundredfold at every iteration."""
+    a = jnp.asarray([[0.5, 0.005], [0.005, 0.5]])
+    left = set()
+    for most in range(1, 10):
+        found = deer(linear_step, a, jnp.ones(2), length=60, jacobian="diagonal", max_iterations=most)
+        holds = float(found.residual) <= 100 * np.finfo(np.float64).eps
+        assert bool(found.converged) == holds == bool(np.isfinite(found.error))
+        assert np.isnan(found.states).all() != holds
+        left.add("none" if holds else "little" if found.residual < 1e-9 else "much")
+    assert left == {"none", "little", "much"}
+
+
 def test_gain_decides(x64) -> None:
     """3 to 4 iterations below a gain of 1, many where the exponent is positive: Gonzalez et al. 2025."""
 

@@ -64,6 +64,13 @@ def test_released_code_divides_by_the_number_of_valid_steps() -> None:
     assert float(omega(partly)) == pytest.approx(5)
 
 
+def test_valid_are_error_signals_of_at_least_1e_10() -> None:
+    """Halved at every step: 2^-33 is above, 2^-34 below; 2^-199 has a square that float32 does not hold."""
+    terms = omega_terms(lambda p, h, x: p * h, 0.5, jnp.ones(1), None, lambda s: s[-1, 0], length=200)
+    np.testing.assert_array_equal(terms.valid, np.arange(200) >= 200 - 34)
+    np.testing.assert_allclose(terms.terms, (0.25 - 1) ** 2, rtol=1e-5)
+
+
 def test_zero_error_signals_add_nothing_and_break_nothing() -> None:
     cell, params, xs = _setting()
 

@@ -85,6 +85,20 @@ def test_rtrl_with_integer_parameters_complex_state_and_no_inputs() -> None:
         np.testing.assert_allclose(got[name], want[name], rtol=1e-5)
 
 
+def test_complex_parameters_have_the_gradients_of_jax() -> None:
+    """dL/dx - i dL/dy of a + iy, whichever way it is computed."""
+    with jax.enable_x64(True):
+        xs = jnp.exp(jnp.asarray(np.arange(7)[:, None] * [1j, 2j]))
+        setting = lambda a, z, x: a * z + jnp.conj(a) * x, jnp.array([0.4 + 0.5j, 0.7 - 0.2j]), xs[0], xs
+
+        def loss(z):
+            return jnp.sum(jnp.abs(z) ** 2) + jnp.sum(z.imag)
+
+        want = jax.grad(lambda a: loss(bptt.unroll(setting[0], a, *setting[2:])))(setting[1])
+        np.testing.assert_allclose(rtrl_gradient(*setting, loss), want, rtol=1e-12)
+        np.testing.assert_allclose(tbptt_gradient(*setting, loss, k1=3, k2=7), want, rtol=1e-12)
+
+
 def test_truncation_bias_is_that_of_every_window() -> None:
     setting = _setting(bptt.gru(3))
     full = _vector(bptt.adjoints(*setting, _every_state).params_grad)
