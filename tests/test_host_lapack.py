@@ -12,6 +12,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 import bptt_jax as bptt
 from bptt_jax.analysis import host_lapack
+from bptt_jax.analysis.lyapunov import _large_qr
 
 RNG = np.random.default_rng(0)
 
@@ -62,6 +63,36 @@ def test_inside_loops_maps_and_derivatives(x64):
     # d(sum of squares) = 2 <A, dA>
     squares = jax.jit(jax.grad(lambda a: jnp.sum(jnp.square(bptt.singular_values(a)))))
     np.testing.assert_allclose(squares(a), 2 * a, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(3, 100, 90), (2, 2, 5, 5), (40, 8)])
+def test_factors_are_what_they_should_be(kind, shape, x64):
+    a = jnp.asarray(RNG.standard_normal(shape), kind)
+    q, r = jax.jit(host_lapack.host_qr)(a)
+    u, s, v = jax.jit(host_lapack.host_svd)(a)
+    tolerance = {"atol": 200 * np.finfo(kind).eps}
+    np.testing.assert_allclose(q @ r, a, **tolerance)
+    np.testing.assert_array_equal(np.tril(r, -1), 0)
+    np.testing.assert_allclose(u * s[..., None, :] @ v, a, **tolerance)
+    for orthogonal in (q, u, np.swapaxes(v, -1, -2)):
+        gram = np.swapaxes(orthogonal, -1, -2) @ orthogonal
+        np.testing.assert_allclose(gram, np.broadcast_to(np.eye(shape[-1]), gram.shape), **tolerance)
+    square = a[..., : shape[-1], :]
+    values, x = jax.jit(jax.vmap(host_lapack.host_eig) if len(shape) > 2 else host_lapack.host_eig)(square)
+    np.testing.assert_allclose(square.astype(x.dtype) @ x, values[..., None, :] * x, **tolerance)
+
+
+def test_derivative_of_qr(x64):
+    a, da, w = jnp.asarray(RNG.standard_normal((3, 100, 90)))
+    for got, expected in zip(
+        jax.tree.leaves(jax.jvp(_large_qr, (a,), (da,))),
+        jax.tree.leaves(jax.jvp(jnp.linalg.qr, (a,), (da,))),
+        strict=True,
+    ):
+        np.testing.assert_allclose(got, expected, atol=1e-9)
+    pulled = [jax.grad(lambda a, qr=qr: jnp.sum(w * qr(a)[0]))(a) for qr in (_large_qr, jnp.linalg.qr)]
+    np.testing.assert_allclose(*pulled, atol=1e-9)
 
 
 def test_threads_of_blas_are_given_back():
