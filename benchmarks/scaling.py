@@ -106,7 +106,8 @@ def run(s: dict[str, Any], devices: int, processes: int) -> tuple[Results, Times
         port = free.getsockname()[1]
     with ThreadPoolExecutor(processes) as pool:
         jobs = [pool.submit(in_child, child, s, devices, processes, k, port) for k in range(processes)]
-        return [job.result() for job in jobs][0]
+        results = [job.result() for job in jobs]
+    return results[0]
 
 
 def main() -> None:
@@ -125,7 +126,7 @@ def main() -> None:
             for job in JOBS:
                 times[name][job] += found[job]
     medians = {name: {job: statistics.median(times[name][job]) for job in JOBS} for name in SETTINGS}
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "job": job,
             "on": name,
