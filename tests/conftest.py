@@ -5,6 +5,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # tests run in a process for each core: no threads on top of them
+
 import jax
 import jax.numpy as jnp
 import pytest
