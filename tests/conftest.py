@@ -5,7 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # tests run in a process for each core: no threads on top of them
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # a test process for each core, and no threads on top
 
 import jax
 import jax.numpy as jnp
