@@ -201,18 +201,8 @@ def test_the_command_writes_it_beside_the_others_or_nothing(flows, tmp_path, cap
     step.write_text("def gru():\n    return lambda p, h, x: h, 0.0, [0.0]\n")
     monkeypatch.setattr(diagnose, "compile_all", lambda recurrences, data: ((r, None) for r in recurrences))
     monkeypatch.setattr(diagnose, "measure", lambda *_: flows["{nan}"])
-    arguments = [
-        "diagnose",
-        "--length",
-        "20",
-        "--cells",
-        "gru",
-        "--step",
-        f"{step}:gru",
-        "--html",
-        "--out",
-        str(out),
-    ]
+    arguments = ["diagnose", "--cells", "gru", "--step", f"{step}:gru", "--text", str(novel), "--length", "20"]
+    arguments += ["--html", "--out", str(out)]
     assert main(arguments) == 0
     assert f"wrote {out / 'flow.png'}, {out / 'flow.json'} and {out / 'flow.html'}" in capsys.readouterr().out
     names = list(json.loads((out / "flow.json").read_text())["recurrences"])
