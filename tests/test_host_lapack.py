@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 import bptt_jax as bptt
 from bptt_jax.analysis import host_lapack
+from bptt_jax.analysis.lyapunov import _large_qr
 
 RNG = np.random.default_rng(0)
 
@@ -62,6 +64,35 @@ def test_inside_loops_maps_and_derivatives(x64):
     # d(sum of squares) = 2 <A, dA>
     squares = jax.jit(jax.grad(lambda a: jnp.sum(jnp.square(bptt.singular_values(a)))))
     np.testing.assert_allclose(squares(a), 2 * a, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(3, 100, 90), (2, 2, 5, 5), (40, 8)])
+def test_factors_are_what_they_should_be(kind, shape, x64):
+    a = jnp.asarray(RNG.standard_normal(shape), kind)
+    q, r = jax.jit(host_lapack.host_qr)(a)
+    u, s, v = jax.jit(host_lapack.host_svd)(a)
+    tolerance = {"atol": 200 * np.finfo(kind).eps}
+    np.testing.assert_allclose(q @ r, a, **tolerance)
+    np.testing.assert_array_equal(np.tril(r, -1), 0)
+    np.testing.assert_allclose(u * s[..., None, :] @ v, a, **tolerance)
+    for orthogonal in (q, u, np.swapaxes(v, -1, -2)):
+        gram = np.swapaxes(orthogonal, -1, -2) @ orthogonal
+        np.testing.assert_allclose(gram, np.broadcast_to(np.eye(shape[-1]), gram.shape), **tolerance)
+    square = a[..., : shape[-1], :]
+    values, x = jax.jit(jax.vmap(host_lapack.host_eig) if len(shape) > 2 else host_lapack.host_eig)(square)
+    np.testing.assert_allclose(square.astype(x.dtype) @ x, values[..., None, :] * x, **tolerance)
+
+
+def test_derivative_of_qr(x64):
+    a, w, v = jnp.asarray(RNG.standard_normal((3, 100, 90)))
+
+    def some(qr, a):
+        q, r = qr(a)
+        return jnp.sum(w * q) + jnp.sum(v[:90] * r)
+
+    got, expected = (jax.jit(jax.grad(partial(some, qr)))(a) for qr in (_large_qr, jnp.linalg.qr))
+    np.testing.assert_allclose(got, expected, atol=1e-9)
 
 
 def test_threads_of_blas_are_given_back():

@@ -17,10 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bptt_jax.analysis import logscale
 from bptt_jax.files import plain
-from bptt_jax.remedies.clipping import ClipRecord, clip_records, skip_records
+from bptt_jax.remedies.clipping import clip_records, skip_records
 from bptt_jax.remedies.regularizers import omega, omega_terms
 from bptt_jax.step import Array, PyTree, check_positive_int
 from bptt_jax.training.network import Network, NetworkParams
@@ -186,6 +187,7 @@ def train(
     penalty: Penalty | None = None,
     probes: Mapping[str, Probe] | None = None,
     validation: Task | None = None,
+    mesh: Mesh | None = None,
     folder: Path | None = None,
     settings: Mapping[str, Any] | None = None,
     report: Callable[[Record], None] | None = None,
@@ -210,6 +212,9 @@ def train(
       probes: by name, ``probe(params, batch) -> scalar``, computed after each chunk on the next update's batch,
         and recorded.
       validation: the task that is evaluated, if not the network's own: its "validation" split.
+      mesh: the seeds are spread over its devices, as many on each; they may belong to several processes
+        (`jax.distributed`), all of which make this call. Then records are the same in all, and the arrays of
+        `Training.states` global ones. Equal to one device up to rounding; to itself, resumed, bit for bit.
       folder: where ``log.jsonl`` and ``checkpoints/`` are kept, one after each chunk. If a run is there, it is
         resumed from its last whole checkpoint, and ends bit for bit as if it had never been stopped. (Where
         `updates` was no multiple of `chunk` and is raised later, it has been evaluated there as well.)
@@ -224,7 +229,8 @@ def train(
       A `Training`.
 
     Raises:
-      TypeError, ValueError: an argument is out of range.
+      TypeError, ValueError: an argument is out of range; the seeds do not divide among the devices; `folder` is
+        given and the mesh has devices of several processes.
       OtherRun: a ValueError; `folder` holds a run of other settings.
       ImportError: `folder` is given and orbax-checkpoint is missing.
     """
@@ -233,12 +239,14 @@ def train(
     task, seeds = network.task, [operator.index(s) for s in seeds]
     if not seeds or len(set(seeds)) < len(seeds) or not all(0 <= s < 2**31 for s in seeds):
         raise ValueError(f"seeds: expected different integers from 0 to 2147483647, got {seeds}")
+    seeds_axis, whole = _spread_over(mesh, len(seeds), folder)
     judge = task if validation is None else validation
     for name in ("input_size", "output_size", "reads"):
         if getattr(judge, name) != getattr(task, name):
             wanted, got = getattr(task, name), getattr(judge, name)
             raise ValueError(f"validation: expected a task whose {name} is {wanted!r}, got {got!r}")
-    states = jax.jit(jax.vmap(partial(init_state, network, optimizer)))(jnp.asarray(seeds, jnp.int32))
+    initial = jax.jit(jax.vmap(partial(init_state, network, optimizer)), out_shardings=seeds_axis)
+    states = initial(np.asarray(seeds, np.int32))
     update = jax.vmap(make_update(network, optimizer, batch=batch, penalty=penalty))
     screen = partial(_judge, network._replace(task=judge), count=_SCREENED)
     confirm = jax.jit(jax.vmap(partial(_judge, network._replace(task=judge), count=_FRESH)))
@@ -254,6 +262,8 @@ def train(
         states = jax.vmap(lambda s, old, new: jax.tree.map(partial(jnp.where, s.running), new, old))(
             states, states, moved
         )
+        if seeds_axis is not None:
+            states = jax.lax.with_sharding_constraint(states, seeds_axis)
         return states, metrics, jax.vmap(screen)(states), jax.vmap(probe)(states)
 
     identity = {"task": task.name, "length": task.length, "batch": batch, "seeds": seeds, "chunk": chunk}
@@ -264,7 +274,7 @@ def train(
         if store is not None:
             states, records = store.restore(states)
         while (done := int(jnp.max(states.updates))) < updates and bool(jnp.any(states.running)):
-            before = states
+            before = _seen(states)
             states, metrics, (loss, error), probed = advance(states, min(chunk - done % chunk, updates - done))
             passed = states.running & judge.solved(loss, error)
             if judge.whole is None and bool(jnp.any(passed)):
@@ -273,8 +283,10 @@ def train(
             states = states._replace(
                 solved_at=jnp.where(passed, states.updates, states.solved_at), running=states.running & ~passed
             )
-            new = plain(_events(before, states, metrics, task.baseline))
-            new.append(plain(_record(before, states, metrics, loss, error, probed)))
+            seen = whole((before, _seen(states), metrics, loss, error, probed))
+            before, after, metrics, loss, error, probed = seen
+            new = plain(_events(before, after, metrics, task.baseline))
+            new.append(plain(_record(before, after, metrics, loss, error, probed)))
             if store is not None:
                 store.keep(int(jnp.max(states.updates)), states, new)
             records += new
@@ -321,6 +333,29 @@ def _watched(state: TrainState, metrics: Metrics) -> TrainState:
     return state._replace(recent=recent, running=state.running & ~lost)
 
 
+def _spread_over(
+    mesh: Mesh | None, seeds: int, folder: Path | None
+) -> tuple[NamedSharding | None, Callable[[PyTree], PyTree]]:
+    """The sharding of a leading axis of so many seeds, and what makes arrays so spread whole in every process."""
+    if mesh is None:
+        return None, lambda tree: tree
+    if not isinstance(mesh, Mesh):
+        raise TypeError(f"mesh: expected a jax.sharding.Mesh, got {type(mesh).__name__}")
+    if seeds % mesh.size:
+        raise ValueError(f"seeds: expected a multiple of the mesh's {mesh.size} devices, got {seeds}")
+    if folder is not None and mesh.is_multi_process:
+        raise ValueError("folder: expected None where the mesh has devices of several processes")
+    mesh = Mesh(mesh.devices, mesh.axis_names)  # its axes "auto", whatever they were: the compiler's to divide
+    whole = jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    return NamedSharding(mesh, PartitionSpec(mesh.axis_names)), whole
+
+
+def _seen(state: TrainState) -> TrainState:
+    """Without what no record is made of: the parameters, and all of the optimiser's state but its own records."""
+    records = {"clipped": clip_records(state.opt_state), "skipped": skip_records(state.opt_state)}
+    return state._replace(params=None, opt_state=records)  # type: ignore[arg-type]
+
+
 def _record(
     before: TrainState, after: TrainState, metrics: Metrics, loss: Array, error: Array, probed: dict[str, Array]
 ) -> Record:
@@ -329,9 +364,9 @@ def _record(
     def of_running(values: Any) -> list[Any]:
         return [v if r else None for v, r in zip(np.asarray(values).tolist(), was, strict=True)]
 
-    def shares(find: Callable[[optax.OptState], list[ClipRecord]]) -> list[Any] | None:
+    def shares(kind: str) -> list[Any] | None:
         # Where several of a kind act in sequence, the share cannot tell whose it is; it is cut at the whole.
-        pairs = list(zip(find(before.opt_state), find(after.opt_state), strict=True))
+        pairs = list(zip(before.opt_state[kind], after.opt_state[kind], strict=True))
         made = np.maximum(np.asarray(after.updates - before.updates), 1)
         acted = sum(np.asarray(b.acted) - np.asarray(a.acted) for a, b in pairs)
         return of_running(np.minimum(acted / made, 1)) if pairs else None
@@ -349,8 +384,8 @@ def _record(
         "gradient_log_norm": of_finite(partial(np.quantile, q=0.5, method="inverted_cdf"), norms),
         "gradient_log_norm_max": of_finite(np.max, norms),
         "non_finite": of_running(np.sum(~np.isfinite(losses), axis=0)),
-        "clipped": shares(clip_records),
-        "skipped": shares(skip_records),
+        "clipped": shares("clipped"),
+        "skipped": shares("skipped"),
         "validation_loss": of_running(loss),
         "validation_error": of_running(error),
         "solved_at": [n if n >= 0 else None for n in np.asarray(after.solved_at).tolist()],

@@ -1,0 +1,148 @@
+"""What do several devices bring, and are the results the same?
+
+The same work on 1, 2 and 4 devices that one process is made to see, and in two processes of one device each, joined
+by `jax.distributed` over loopback, with Gloo's collectives. All of them share the cores of this machine: what shows
+is what dividing the work costs, and what one device leaves idle, not what more hardware would bring. Two jobs:
+`gradient_flow` of a batch, spread by the sharding of its inputs, and the seeds of a training, spread by ``mesh=``
+(a chunk of updates, the evaluation after it included). Before any time, every result is compared with one device's,
+relative to its largest entry; of eigenvalues the moduli, for the order of two that are equal is nobody's.
+
+Every setting has processes of its own, and they take turns; times are medians of all turns.
+"""
+
+import socket
+import statistics
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from measure import in_child, parser, print_table, relative_error, save, seconds
+
+import bptt_jax as bptt
+from bptt_jax.training.loop import train
+from bptt_jax.training.network import network
+from bptt_jax.training.tasks import adding
+
+FULL: dict[str, Any] = {
+    "hidden": 32,
+    "length": 100,
+    "batch": 16,
+    "train_hidden": 32,
+    "train_length": 50,
+    "seeds": 8,
+    "chunk": 100,
+    "repeats": 3,
+    "turns": 2,
+}
+QUICK: dict[str, Any] = FULL | {
+    "hidden": 8,
+    "length": 20,
+    "batch": 4,
+    "train_hidden": 8,
+    "train_length": 10,
+    "seeds": 4,
+    "chunk": 10,
+    "repeats": 2,
+    "turns": 1,
+}
+SETTINGS = {"1 device": (1, 1), "2 devices": (2, 1), "4 devices": (4, 1), "2 processes": (1, 2)}
+JOBS = ("gradient_flow", "train")
+AIM = 1e-5
+
+Results = dict[str, np.ndarray]
+Times = dict[str, list[float]]
+
+
+def work(s: dict[str, Any]) -> tuple[Results, Times]:
+    """Results, whole in every process, and seconds of the two jobs, on all devices there are."""
+    mesh = Mesh(np.asarray(jax.devices()), ("batch",))
+    cell = bptt.gru(s["hidden"])
+    params, h0 = cell.init(jax.random.key(0), 3), cell.initial_state()
+    xs = np.random.default_rng(0).standard_normal((s["batch"], s["length"], 3)).astype(np.float32)
+    along = NamedSharding(mesh, PartitionSpec("batch"))
+    spread = jax.make_array_from_callback(xs.shape, along, lambda index: xs[index])
+
+    def flow(x: jax.Array) -> bptt.GradientFlow:
+        return bptt.gradient_flow(cell.step, params, h0, x, lambda states: jnp.mean(jnp.square(states[-1])))
+
+    flows = jax.jit(jax.vmap(flow))
+    whole = jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    results = {k: np.asarray(v) for k, v in whole(flows(spread))._asdict().items()}
+    results["eigenvalues"] = np.abs(results["eigenvalues"])
+    flow_seconds = [seconds(partial(flows, spread)) for _ in range(s["repeats"])]
+
+    ends: list[float] = []
+    done = train(
+        network(bptt.gru(s["train_hidden"]), adding(s["train_length"])),
+        bptt.clipped(optax.sgd(0.05), 1.0),
+        updates=s["chunk"] * (1 + s["repeats"]),
+        seeds=range(s["seeds"]),
+        chunk=s["chunk"],
+        mesh=mesh,
+        report=lambda record: ends.append(time.perf_counter()),
+    )
+    results["training loss"] = np.asarray([record["loss"] for record in done.records])
+    return results, {"gradient_flow": flow_seconds, "train": np.diff(ends).tolist()}
+
+
+def child(s: dict[str, Any], devices: int, processes: int, number: int, port: int) -> Any:
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", devices)
+    if processes > 1:
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(f"127.0.0.1:{port}", processes, number, initialization_timeout=60)
+    return work(s)
+
+
+def run(s: dict[str, Any], devices: int, processes: int) -> tuple[Results, Times]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with ThreadPoolExecutor(processes) as pool:
+        jobs = [pool.submit(in_child, child, s, devices, processes, k, port) for k in range(processes)]
+        first, *_ = [job.result() for job in jobs]
+    return first
+
+
+def main() -> None:
+    a = parser(__doc__).parse_args()
+    s = QUICK if a.quick else FULL
+    times: dict[str, dict[str, list[float]]] = {name: {job: [] for job in JOBS} for name in SETTINGS}
+    errors: dict[str, dict[str, float]] = {name: dict.fromkeys(JOBS, 0.0) for name in SETTINGS}
+    alone: Results = {}
+    for _ in range(s["turns"]):
+        for name, (devices, processes) in SETTINGS.items():
+            results, found = run(s, devices, processes)
+            alone = alone or results
+            for key, value in results.items():
+                job = "train" if key == "training loss" else "gradient_flow"
+                errors[name][job] = max(errors[name][job], relative_error(value, alone[key]))
+            for job in JOBS:
+                times[name][job] += found[job]
+    medians = {name: {job: statistics.median(times[name][job]) for job in JOBS} for name in SETTINGS}
+    rows: list[dict[str, Any]] = [
+        {
+            "job": job,
+            "on": name,
+            "ms": 1e3 * medians[name][job],
+            "speed": medians["1 device"][job] / medians[name][job],
+            "error": errors[name][job],
+        }
+        for job in JOBS
+        for name in SETTINGS
+    ]
+    title = "Speed: of one device, all on the same cores; error: relative to the largest entry of each result"
+    print_table(title, list(rows[0]), [list(row.values()) for row in rows])
+    save(a.out, "scaling", s, {"rows": rows})
+    if not all(r["error"] <= AIM for r in rows):
+        raise SystemExit("the results differ")
+
+
+if __name__ == "__main__":
+    main()
