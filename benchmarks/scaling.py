@@ -30,15 +30,15 @@ from bptt_jax.training.network import network
 from bptt_jax.training.tasks import adding
 
 FULL: dict[str, Any] = {
-    "hidden": 64,
+    "hidden": 32,
     "length": 100,
     "batch": 16,
     "train_hidden": 32,
     "train_length": 50,
     "seeds": 8,
     "chunk": 100,
-    "repeats": 5,
-    "turns": 3,
+    "repeats": 3,
+    "turns": 2,
 }
 QUICK: dict[str, Any] = FULL | {
     "hidden": 8,
@@ -106,8 +106,8 @@ def run(s: dict[str, Any], devices: int, processes: int) -> tuple[Results, Times
         port = free.getsockname()[1]
     with ThreadPoolExecutor(processes) as pool:
         jobs = [pool.submit(in_child, child, s, devices, processes, k, port) for k in range(processes)]
-        results = [job.result() for job in jobs]
-    return results[0]
+        first, *_ = [job.result() for job in jobs]
+    return first
 
 
 def main() -> None:
