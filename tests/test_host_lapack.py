@@ -133,7 +133,8 @@ def test_failures_reach_the_caller(monkeypatch):
         raise RuntimeError("out of luck")
 
     monkeypatch.setattr(host_lapack, "_apply", fails)
-    with pytest.raises(jax.errors.JaxRuntimeError, match="bptt_jax: RuntimeError: out of luck"):
+    # Which of the two depends on whether the program has run before.
+    with pytest.raises((jax.errors.JaxRuntimeError, ValueError), match="bptt_jax: RuntimeError: out of luck"):
         jax.block_until_ready(bptt.singular_values(np.eye(2, dtype=np.float32)))
 
 
