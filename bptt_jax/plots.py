@@ -89,13 +89,9 @@ def plot_parts(flows: Mapping[str, GradientFlow]) -> tuple[Figure, dict[str, tup
     norms = Figure(layout="constrained")
     ax = norms.subplots()
     _draw_norms(ax, flows, columns=1)
-<<<<<<< HEAD
-    lines = sum(1 + str(label).count("\n") for label in ax.get_legend_handles_labels()[1])
-=======
     legend = ax.get_legend()
     assert legend is not None
     lines = sum(len(text.get_text().splitlines()) for text in legend.get_texts())
->>>>>>> report
     norms.set_size_inches(_COLUMN, 2.9 + 0.2 * lines)
     spectra = {}
     for name, flow in flows.items():
