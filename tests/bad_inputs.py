@@ -150,7 +150,6 @@ SQUARE_KINDS = {"shape": "square shape", "key": "key", "dtype": "dtype"}
 TINY = network(bptt.rnn(2), tasks.adding(4))
 TRAINING = {"network": TINY, "optimizer": optax.sgd(0.1), "updates": 1, "batch": 2, "seeds": (0,), "chunk": 1}
 TERMS = OmegaTerms(np.ones(3, np.float32), np.ones(3, bool))
-FLOW_RECORDS = [{"updates": 1, "loss": [1.0]}]
 
 
 def equinox_cell(cell: Any) -> Any:

@@ -194,10 +194,6 @@ def _single(a: np.ndarray) -> np.ndarray:
     return np.asarray(a, np.float32)
 
 
-def _rounded(dtype: Any) -> Callable[[np.ndarray], np.ndarray]:
-    return lambda a: a.astype(dtype).astype(np.float32)
-
-
 def cast(dtype: Any, *, compiles: bool = True, tolerance: float = 1e-5, scale: float = 1) -> Spoiler:
     """Of another dtype: as good as the same numbers in single precision."""
     return Spoiler(
