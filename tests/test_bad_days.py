@@ -15,7 +15,7 @@ from spoilers import Spoiler
 
 import bptt_jax as bptt
 
-# All of them, and those that cost a compilation each, only where there is time for it, as in benchmarks/bad_days.py.
+# All of them, those that cost a compilation each too, only where there is time: as in benchmarks/bad_days.py.
 THOROUGH = bool(os.environ.get("BPTT_JAX_THOROUGH"))
 CASES = cases() if THOROUGH else [case for case in cases() if not case.spoiler.compiles][::3]
 
