@@ -352,7 +352,7 @@ def _signalled(job: list[str], number: signal.Signals, status: int, message: str
 
 
 LONG_TRAIN = [*TRAIN, "--updates", "1000000", "--rate", "1e-9"]
-LONG_DIAGNOSE = [*DIAGNOSE, "--length", "1000", "--batch", "64", "--hidden", "64"]
+LONG_DIAGNOSE = [*DIAGNOSE, "--length", "200", "--batch", "1000", "--hidden", "32"]
 RESUMES = "the same command resumes from the last checkpoint"
 
 

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from oracles import quick_jit
 
 import bptt_jax as bptt
 from bptt_jax.analysis import batched_spectra, spectra
@@ -16,7 +15,7 @@ from bptt_jax.analysis.host_lapack import host_eigenvalues, host_singular_values
 
 RNG = np.random.default_rng(0)
 N = 24
-quick_singular_values, quick_eigenvalues = quick_jit(batched_singular_values), quick_jit(batched_eigenvalues)
+quick_singular_values, quick_eigenvalues = jax.jit(batched_singular_values), jax.jit(batched_eigenvalues)
 
 
 def orthogonal(size):
@@ -155,7 +154,7 @@ def test_of_a_bidiagonal_matrix_the_small_ones_too_to_the_last_digits():
 def test_what_does_not_converge_is_nan_and_the_others_are_not(monkeypatch):
     monkeypatch.setattr(batched_spectra, "_SWEEPS_PER_ROW", 0)
     matrices = np.stack([np.triu(RNG.standard_normal((6, 6))), RNG.standard_normal((6, 6))]).astype(np.float32)
-    values = quick_jit(lambda a: batched_eigenvalues(a))(matrices)
+    values = jax.jit(lambda a: batched_eigenvalues(a))(matrices)
     np.testing.assert_allclose(values[0], np.diagonal(matrices[0]), rtol=1e-6)
     assert np.all(np.isnan(values[1]))
 
@@ -195,14 +194,14 @@ def test_the_way_of_a_gpu(job, monkeypatch):
     routes = spectra._Route("cpu", range(1, 9), 64, watched), *spectra._ROUTES[job]
     monkeypatch.setitem(spectra._ROUTES, job, routes)
     jax.clear_caches()
-    got = np.asarray(quick_jit(jax.vmap(jax.vmap(function), in_axes=1, out_axes=1))(a))
+    got = np.asarray(jax.jit(jax.vmap(jax.vmap(function), in_axes=1, out_axes=1))(a))
     assert seen[-1][-2:] == (4, 4)
     assert np.prod(seen[-1][:-2]) == 72
     np.testing.assert_array_equal(np.isnan(got), np.isnan(expected))
     np.testing.assert_allclose(got, expected, atol=2e-5)
     # d(sum of squares) = 2 <A, dA>; d(sum of the real parts) = trace(dA)
     total = {"singular values": lambda v: jnp.sum(v * v) / 2, "eigenvalues": lambda v: jnp.sum(v.real)}[job]
-    slope = quick_jit(jax.grad(lambda a: total(function(a))))(np.delete(a, 3, 0))
+    slope = jax.jit(jax.grad(lambda a: total(function(a))))(np.delete(a, 3, 0))
     exact = {"singular values": np.delete(a, 3, 0), "eigenvalues": np.broadcast_to(np.eye(4), (8, 8, 4, 4))}[job]
     np.testing.assert_allclose(slope, exact, atol=1e-3)
     jax.clear_caches()
