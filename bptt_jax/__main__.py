@@ -46,6 +46,9 @@ Interrupted or killed, the same command goes on from the last checkpoint; --upda
 """
 
 
+_INTERRUPTED, _TERMINATED = 130, 143
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} (see --help)\n")
@@ -70,7 +73,13 @@ def run() -> int:
             jax.config.update("jax_compilation_cache_dir", str(folder))
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     signal.signal(signal.SIGTERM, _terminate)
-    return main()
+    status = main()
+    if status in (_INTERRUPTED, _TERMINATED):
+        # What is still being computed would call Python for its spectra, and Python's end would wait for it.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,7 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt as stop:
         left = {"diagnose": "no file was written", "train": "the same command resumes from the last checkpoint"}
-        ended, status = ("terminated", 143) if isinstance(stop, _Terminated) else ("interrupted", 130)
+        terminated = isinstance(stop, _Terminated)
+        ended, status = ("terminated", _TERMINATED) if terminated else ("interrupted", _INTERRUPTED)
         print(f"{name}: {ended}; {left[arguments.command]}", file=sys.stderr)
         return status
 
