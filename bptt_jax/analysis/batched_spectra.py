@@ -36,6 +36,8 @@ def batched_singular_values(matrices: Array) -> Array:
         matrices = jnp.swapaxes(matrices, -1, -2)
     stack, exponents = _stack_last(matrices)
     values = shift(_bidiagonal_singular_values(*_bidiagonal(stack)), exponents[None])
+    # Found one by one: equal ones may come out a last bit apart, and in another order.
+    values = jnp.sort(values, axis=0, descending=True)
     return values.T.reshape(*batch, -1)
 
 
