@@ -27,7 +27,7 @@ import matplotlib.pyplot as plt
 
 FULL: dict[str, Any] = {"updates": 6000, "chunk": 100, "batch": 20, "seed": 0, "max_norm": 1.0, "hidden": 50,
                         "divisors": [3, 10, 100]}  # fmt: skip
-QUICK = FULL | {"updates": 300, "divisors": []}
+QUICK = FULL | {"updates": 100, "chunk": 50, "hidden": 16, "divisors": []}
 
 
 class Scene(NamedTuple):

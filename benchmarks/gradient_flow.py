@@ -40,13 +40,13 @@ FULL: dict[str, Any] = {
     "warmup": 1000,
 }
 QUICK = FULL | {
-    "gains": [0.5, 0.8, 1.0, 1.5, 2.0],
-    "biases": [-2.0, 0.0, 2.0, 6.0],
-    "lengths": [200, 500],
-    "rnn_size": 200,
-    "lstm_size": 64,
-    "seeds": 3,
-    "warmup": 500,
+    "gains": [0.5, 1.0, 2.0],
+    "biases": [0.0, 6.0],
+    "lengths": [200],
+    "rnn_size": 64,
+    "lstm_size": 32,
+    "seeds": 2,
+    "warmup": 100,
 }
 WEAK = 0.004  # of the recurrent weights of the lstm: sigmoid(6) + WEAK / 4 < 1, so that it stays at rest
 
