@@ -5,6 +5,7 @@ every argument is a bad input, which must be refused clearly, before anything is
 """
 
 import contextlib
+import functools
 import io
 import re
 import warnings
@@ -487,6 +488,14 @@ def _listen(event: str, duration: float, **details: object) -> None:
         _COMPILED.append(event)
 
 
+@functools.cache
+def _draw_once() -> None:
+    """Cells draw keys and numbers by programs of their own, which no check of an initialiser can come before."""
+    for target in TARGETS:
+        if "input_init" in target.good:
+            target.call(**target.good)
+
+
 @contextlib.contextmanager
 def judging() -> Iterator[None]:
     """JAX as users have it, but for the frames of its own, which it keeps in tracebacks; a log of compilations."""
@@ -504,6 +513,7 @@ def judging() -> Iterator[None]:
             warnings.simplefilter("error")
             # As an error it would end the process, within JAX: a number beyond the range becomes infinite.
             warnings.filterwarnings("ignore", "overflow encountered in cast", RuntimeWarning)
+            _draw_once()
             yield
     finally:
         jax.config.update("jax_traceback_filtering", before)
