@@ -85,9 +85,10 @@ def work(s: dict[str, Any]) -> tuple[Results, Times]:
         seeds=range(s["seeds"]),
         chunk=s["chunk"],
         mesh=mesh,
-        report=lambda record: ends.append(time.perf_counter()),
+        report=lambda record: None if "event" in record else ends.append(time.perf_counter()),
     )
-    results["training loss"] = np.asarray([record["loss"] for record in done.records])
+    losses = [record["loss"] for record in done.records if "event" not in record]
+    results["training loss"] = np.asarray(losses)
     return results, {"gradient_flow": flow_seconds, "train": np.diff(ends).tolist()}
 
 
