@@ -256,9 +256,12 @@ def _side_by_side(
     eps = float(jnp.finfo(begun.frames.dtype).eps)
 
     def to_next(vector: Array, segment: PyTree) -> tuple[Array, Array]:
-        return ravel_state(final_state(step, params, unravel(vector), segment, length=length))[0], vector
+        end = ravel_state(final_state(step, params, unravel(vector), segment, length=length))[0]
+        return end, end
 
-    _, starts = jax.lax.scan(to_next, begun.vectors[0], xs, length=count)
+    but_last = jax.tree.map(lambda a: a[:-1], xs)
+    _, ends = jax.lax.scan(to_next, begun.vectors[0], but_last, length=count - 1)
+    starts = jnp.concatenate([begun.vectors, ends])
     by_time = jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), xs)
 
     def run(frames: Array) -> Carried:

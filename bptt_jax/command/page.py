@@ -9,7 +9,7 @@ from typing import Any
 
 from bptt_jax.command.report import COLUMNS, rows
 
-_STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+_STYLE = Path(__file__).with_name("page.css")
 _PAGE = """\
 <!DOCTYPE html>
 <html lang="en">
@@ -81,7 +81,7 @@ def page(title: str, record: Mapping[str, Any], norms: Any, spectra: Sequence[tu
     computed = {**record["versions"], "device": record["device"]}
     return _PAGE.format(
         title=escape(title),
-        style=_STYLE,
+        style=_STYLE.read_text(encoding="utf-8"),
         verdicts="\n".join(map(_verdict, range(len(recurrences)), recurrences.items())),
         norms=_figure(norms, "norms", f"Gradient norm against time. {told}", caption),
         numbers=_numbers(recurrences),
