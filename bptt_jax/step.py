@@ -135,12 +135,8 @@ def check_step(step: Step, params: Params, state0: State, xs: PyTree) -> State:
 
     def called(params: Params, state: State, x: Input) -> State:
         before = jax.tree.leaves((params, state, x))
-        try:
-            new = step(params, state, x)
-        except Exception as error:
-            error.add_note(f"raised by step(params, state, x) on state {_describe(state0)} and x {_describe(x)}")
-            raise
-        check_leaves("the result of step", new)
+        on = f"(params, state, x) on state {_describe(state0)} and x {_describe(x)}"
+        new = result_of("step", on, step, params, state, x)
         after = jax.tree.leaves((params, state, x))
         if len(after) != len(before) or any(a is not b for a, b in zip(after, before, strict=True)):
             raise ValueError("step: expected a pure function, got one that writes into its arguments; copy them")
@@ -173,15 +169,25 @@ def check_loss(loss: Loss, states: State) -> None:
     """
 
     def called(states: State) -> Array:
-        try:
-            value = loss(states)
-        except Exception as error:
-            error.add_note(f"raised by loss(states) on states {_describe(states)}")
-            raise
-        check_leaves("the result of loss", value)
-        return value
+        return result_of("loss", f"(states) on states {_describe(states)}", loss, states)
 
     check_scalar("loss", jax.eval_shape(called, states))
+
+
+def result_of(name: str, arguments: str, function: Callable[..., Any], *given: Any) -> Any:
+    """``function(*given)``, a function of the user's that came as `name`.
+
+    Raises:
+      TypeError, ValueError: a leaf of the result is no array of numbers. What the function itself raises passes
+        through, with a note that says with which `arguments` it was called.
+    """
+    try:
+        value = function(*given)
+    except Exception as error:
+        error.add_note(f"raised by {name}{arguments}")
+        raise
+    check_leaves(f"the result of {name}", value)
+    return value
 
 
 def check_scalar(name: str, value: Any) -> None:

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from compilations import watched
 from equinox import nn as eqx_nn
 from flax import linen
 from spoilers import KINDS, XS, H, Spoiler, W, batch_loss, coefficients, loss, step
@@ -480,13 +481,6 @@ def cases() -> list[Case]:
 
 # --- The judge.
 
-_COMPILED: list[str] = []
-
-
-def _listen(event: str, duration: float, **details: object) -> None:
-    if event == "/jax/core/compile/backend_compile_duration":
-        _COMPILED.append(event)
-
 
 @functools.cache
 def _draw_once() -> None:
@@ -498,8 +492,7 @@ def _draw_once() -> None:
 
 @contextlib.contextmanager
 def judging() -> Iterator[None]:
-    """JAX as users have it, but for the frames of its own, which it keeps in tracebacks; a log of compilations."""
-    jax.monitoring.register_event_duration_secs_listener(_listen)
+    """JAX as users have it, but for the frames of its own, which it keeps in tracebacks."""
     before = jax.config.values["jax_traceback_filtering"]
     jax.config.update("jax_traceback_filtering", "off")
     try:
@@ -517,7 +510,6 @@ def judging() -> Iterator[None]:
             yield
     finally:
         jax.config.update("jax_traceback_filtering", before)
-        jax.monitoring.unregister_event_duration_listener(_listen)
 
 
 def judge(case: Case) -> tuple[Outcome, str]:
@@ -526,11 +518,11 @@ def judge(case: Case) -> tuple[Outcome, str]:
     # Without the length it is the inputs that are judged.
     good = {k: v for k, v in target.good.items() if not (argument == "xs" and k == "length")}
     bad = good | {argument: spoiler.spoil(good.get(argument))}
-    _COMPILED.clear()
     try:
-        result = jax.block_until_ready(target.call(**bad))
+        with watched() as compiled:
+            result = jax.block_until_ready(target.call(**bad))
     except Exception as error:
-        faults = _faults(error, target, argument)
+        faults = _faults(error, target, argument, len(compiled))
         return ("wrong", f"{type(error).__name__}: {error}: {faults}") if faults else ("refused", str(error))
     if spoiler.clean is not None:
         clean = good | {argument: spoiler.clean(good[argument])}
@@ -542,7 +534,7 @@ def judge(case: Case) -> tuple[Outcome, str]:
     return "wrong", f"answered {jax.tree.map(np.asarray, result)!r:.300}"
 
 
-def _faults(error: Exception, target: Target, argument: str) -> str:
+def _faults(error: Exception, target: Target, argument: str, compiled: int) -> str:
     """What is not clear about a refusal."""
     faults = []
     notes = "; ".join(getattr(error, "__notes__", ()))
@@ -552,8 +544,8 @@ def _faults(error: Exception, target: Target, argument: str) -> str:
         frames.append(at.tb_frame.f_code.co_filename)
         at = at.tb_next
     ours = [i for i, name in enumerate(frames) if name.startswith(PACKAGE)]
-    if _COMPILED:
-        faults.append(f"{len(_COMPILED)} programs were compiled before")
+    if compiled:
+        faults.append(f"{compiled} programs were compiled before")
     if notes.startswith("raised by ") and any(name.startswith(TESTS) for name in frames[max(ours, default=0) :]):
         return ", ".join(faults)  # what a function of the user's raises passes through
     if notes.startswith("raised by ") and frames[-1].startswith(PACKAGE):

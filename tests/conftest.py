@@ -10,6 +10,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # a test process for each co
 import jax
 import jax.numpy as jnp
 import pytest
+from compilations import watched
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -44,21 +45,8 @@ def dtype(request: pytest.FixtureRequest) -> Iterator[jnp.dtype]:
         yield jnp.dtype(request.param)
 
 
-_WATCHING: list[list[str]] = []
-
-
-def _listen(event: str, duration: float, **details: object) -> None:
-    if event == "/jax/core/compile/backend_compile_duration":
-        for seen in _WATCHING:
-            seen.append(event)
-
-
-jax.monitoring.register_event_duration_secs_listener(_listen)  # once: the oldest JAX knows no way to take it off
-
-
 @pytest.fixture
 def compilations() -> Iterator[list[str]]:
     """Grows by one entry for everything that XLA compiles while the test runs."""
-    _WATCHING.append([])
-    yield _WATCHING[-1]
-    _WATCHING.pop()
+    with watched() as seen:
+        yield seen

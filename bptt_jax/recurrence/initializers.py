@@ -16,11 +16,11 @@ from bptt_jax.step import (
     check_finite,
     check_floating,
     check_key,
-    check_leaves,
     check_number,
     check_positive,
     check_positive_int,
     check_shape,
+    result_of,
 )
 
 Initializer = Callable[..., Array]
@@ -43,12 +43,7 @@ def drawn(name: str, init: Initializer, key: Array, shape: tuple[int, ...], dtyp
     Raises:
       TypeError, ValueError: it draws no real array of that shape. What it raises itself passes, with a note.
     """
-    try:
-        weights = init(key, shape, dtype)
-    except Exception as error:
-        error.add_note(f"raised by {name}(key, {list(shape)}, {jnp.dtype(dtype)})")
-        raise
-    check_leaves(f"the result of {name}", weights)
+    weights = result_of(name, f"(key, {list(shape)}, {jnp.dtype(dtype)})", init, key, shape, dtype)
     if jnp.iscomplexobj(weights) or not jax.tree_util.all_leaves([weights]):
         raise TypeError(f"the result of {name}: expected an array of real numbers, got {type(weights).__name__}")
     if jnp.shape(weights) != shape:

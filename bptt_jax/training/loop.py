@@ -24,7 +24,7 @@ from bptt_jax.analysis import logscale
 from bptt_jax.files import plain
 from bptt_jax.remedies.clipping import check_optimizer, clip_records, skip_records
 from bptt_jax.remedies.regularizers import omega, omega_terms
-from bptt_jax.step import Array, PyTree, check_leaves, check_positive_int, check_scalar
+from bptt_jax.step import Array, PyTree, check_positive_int, check_scalar, result_of
 from bptt_jax.training.network import Network, NetworkParams
 from bptt_jax.training.runfolder import RunFolder
 from bptt_jax.training.tasks import Batch, Task
@@ -319,12 +319,7 @@ def describe(event: Record) -> str:
 
 def _called(name: str, function: Penalty | Probe, params: NetworkParams, data: Batch) -> Array:
     """Its value, one number; what it raises passes through, with a note."""
-    try:
-        value = function(params, data)
-    except Exception as error:
-        error.add_note(f"raised by {name}(params, batch)")
-        raise
-    check_leaves(f"the result of {name}", value)
+    value = result_of(name, "(params, batch)", function, params, data)
     check_scalar(name, value)
     return value
 
