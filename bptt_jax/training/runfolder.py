@@ -204,7 +204,10 @@ def _read_through(place: Path) -> None:
     import tensorstore
 
     store = tensorstore.KvStore.open({"driver": "ocdbt", "base": f"file://{place}/"}).result()
-    for key in store.list().result():
+    keys = store.list().result()
+    if not keys:  # which is how a database looks whose manifest is gone
+        raise ValueError(f"{place}: no arrays")
+    for key in keys:
         store.read(key).result()
     for path in place.glob("array_metadatas/*"):
         json.loads(path.read_text(encoding="utf-8"))
