@@ -20,8 +20,9 @@ import optax
 from measure import parser, print_table, save, write
 
 import bptt_jax as bptt
-from bptt_jax.training.loop import Record, train
+from bptt_jax.training.loop import train
 from bptt_jax.training.network import network
+from bptt_jax.training.records import Record
 from bptt_jax.training.tasks import adding
 
 matplotlib.use("Agg")

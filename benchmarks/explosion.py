@@ -18,8 +18,9 @@ import optax
 from measure import parser, print_table, save, write
 
 import bptt_jax as bptt
-from bptt_jax.training.loop import Metrics, describe, init_state, train
+from bptt_jax.training.loop import init_state, train
 from bptt_jax.training.network import Network, network
+from bptt_jax.training.records import Metrics, describe
 from bptt_jax.training.tasks import adding, temporal_order
 
 matplotlib.use("Agg")

@@ -16,8 +16,9 @@ import optax
 from measure import compiled, interleaved_medians, parser, print_table, relative_error, save
 
 import bptt_jax as bptt
-from bptt_jax.training.loop import TrainState, init_state, make_update
+from bptt_jax.training.loop import init_state, make_update
 from bptt_jax.training.network import network
+from bptt_jax.training.records import TrainState
 from bptt_jax.training.tasks import adding
 
 CELLS: dict[str, Callable[[int], bptt.Cell]] = {"rnn": bptt.rnn, "gru": bptt.gru, "lstm": bptt.lstm}

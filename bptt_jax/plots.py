@@ -114,7 +114,7 @@ def plot_training(
     gradient before clipping, and its maximum (thin).
 
     Args:
-      records: of `bptt_jax.training.loop.Training`, or the lines of its log.
+      records: of `bptt_jax.training.records.Training`, or the lines of its log.
       baseline: the loss of the trivial predictor, drawn as a dotted line.
       title: above the figure.
 

@@ -11,8 +11,6 @@ import pytest
 
 import bptt_jax as bptt
 from bptt_jax.training.loop import (
-    Metrics,
-    describe,
     evaluate,
     init_state,
     make_update,
@@ -20,6 +18,7 @@ from bptt_jax.training.loop import (
     train,
 )
 from bptt_jax.training.network import network
+from bptt_jax.training.records import Metrics, describe
 from bptt_jax.training.tasks import Batch, Task, adding, memorization
 
 SEEDS, UPDATES = (3, 8), 39

@@ -19,6 +19,7 @@ from bptt_jax.remedies.clipping import clip_adjoints, clipped
 from bptt_jax.step import Cell
 from bptt_jax.training import loop, tasks
 from bptt_jax.training.network import Network, network
+from bptt_jax.training.records import Record, Training, TrainState
 from bptt_jax.training.runfolder import OtherRun, read_settings, read_state
 from bptt_jax.training.text import english_text, read_text
 
@@ -100,9 +101,7 @@ def prepare(settings: Settings) -> Job:
     )
 
 
-def run(
-    job: Job, settings: Settings, updates: int, folder: Path, report: Callable[[loop.Record], None]
-) -> loop.Training:
+def run(job: Job, settings: Settings, updates: int, folder: Path, report: Callable[[Record], None]) -> Training:
     """Trains, or goes on with what the folder holds.
 
     Raises:
@@ -141,7 +140,7 @@ def read(folder: Path) -> Settings:
         raise BadArgument(str(error)) from None
 
 
-def states(job: Job, settings: Settings, folder: Path) -> tuple[loop.TrainState, loop.TrainState]:
+def states(job: Job, settings: Settings, folder: Path) -> tuple[TrainState, TrainState]:
     """As the run began, and as it is now; leaves ``[seeds, ...]``.
 
     Raises:
@@ -156,7 +155,7 @@ def states(job: Job, settings: Settings, folder: Path) -> tuple[loop.TrainState,
         raise BadArgument(str(error)) from None
 
 
-def record(job: Job, settings: Settings, done: loop.Training) -> dict[str, Any]:
+def record(job: Job, settings: Settings, done: Training) -> dict[str, Any]:
     """What came of it, for JSON."""
     chunks = [r for r in done.records if "event" not in r]
     return {
@@ -178,12 +177,12 @@ def record(job: Job, settings: Settings, done: loop.Training) -> dict[str, Any]:
     }
 
 
-def last(chunks: list[loop.Record], name: str, seed: int) -> float:
+def last(chunks: list[Record], name: str, seed: int) -> float:
     """The last value of a seed before it stopped."""
     return next(float(r[name][seed]) for r in reversed(chunks) if r[name][seed] is not None)
 
 
-def _share(chunks: list[loop.Record], name: str, seed: int) -> float | None:
+def _share(chunks: list[Record], name: str, seed: int) -> float | None:
     """Of all updates of the seed: chunks are of one length, but for the last."""
     if chunks[0][name] is None:
         return None

@@ -1,18 +1,17 @@
-"""One training loop: scanned in chunks on the device, seeds side by side, and what happens in it written down.
+"""One training loop: scanned in chunks on the device, seeds side by side.
 
 Weights and sequences are functions of the seed and the number of the update, so a run that is stopped and resumed
 from a checkpoint draws what it would have drawn. (An optimiser that draws noise has a key of its own, the same for
 all seeds.)
 """
 
-import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from types import NoneType
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -22,82 +21,27 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bptt_jax.analysis import logscale
 from bptt_jax.files import plain
-from bptt_jax.remedies.clipping import check_optimizer, clip_records, skip_records
+from bptt_jax.remedies.clipping import check_optimizer
 from bptt_jax.remedies.regularizers import omega, omega_terms
 from bptt_jax.step import Array, PyTree, check_positive_int, check_scalar, result_of
 from bptt_jax.training.network import Network, NetworkParams
+from bptt_jax.training.records import RECENT, Metrics, Record, Training, TrainState, events_of, record_of, seen
 from bptt_jax.training.runfolder import RunFolder
 from bptt_jax.training.tasks import Batch, Task
 
 Penalty: TypeAlias = Callable[[NetworkParams, Batch], Array]
 Probe: TypeAlias = Callable[[NetworkParams, Batch], Array]
-Record: TypeAlias = dict[str, Any]
 
 # Success is judged on as many fresh sequences as Pascanu et al. 2013 take; a tenth of them says when to look.
 _FRESH, _SCREENED = 10_000, 1_000
 _PIECE, _PIECE_STEPS = 250, 1_000_000  # sequences evaluated at once, and their steps
-_RECENT = 100  # updates against which a jump of the loss is seen
-_JUMP = 3.0
-_LED_TO = 10  # updates reported before an event
-
-
-class Metrics(NamedTuple):
-    """Of one update: the mean loss of its batch, and the natural log of its gradient's global norm, unclipped."""
-
-    loss: Array
-    gradient_log_norm: Array
-
-
-class TrainState(NamedTuple):
-    """All that a run goes on from; of several seeds every leaf has a leading axis.
-
-    Attributes:
-      seed: int32, of weights, batches and validation.
-      updates: how many were made, int32.
-      params, opt_state: of network and optimiser.
-      running: False once solved or lost.
-      solved_at: the update after which the criterion was first seen to be met; -1 before.
-      recent: `Metrics` of the latest 100 updates; NaN where there were none.
-    """
-
-    seed: Array
-    updates: Array
-    params: NetworkParams
-    opt_state: optax.OptState
-    running: Array
-    solved_at: Array
-    recent: Metrics
-
-
-class Training(NamedTuple):
-    """A finished run.
-
-    Attributes:
-      states: the last `TrainState`, leaves ``[S, ...]``.
-      records: what the log holds, in order, in plain JSON types (non-finite numbers are the strings that ``float``
-        reads). Of each chunk, lists by seed, None for a seed that had stopped: "updates" (the number of the last
-        one), "seeds", "loss" (mean), "gradient_log_norm" (median, natural log) and its "_max", all three of what
-        is finite, "non_finite" (how many losses are not), "clipped" and "skipped" (shares of the chunk's updates;
-        None where nothing keeps a record), "validation_loss" and "_error", "solved_at", "probes". Of each event,
-        the first of its kind in a chunk: "event" ("non-finite", "jump" or "lost"), "seed", "updates" (the number of
-        the update; of a seed that is lost, the first of the chunk's last stretch without a finite loss), "loss",
-        and of the ten updates before, "losses_before" and "gradient_log_norms_before".
-    """
-
-    states: TrainState
-    records: list[Record]
-
-    @property
-    def events(self) -> list[Record]:
-        """The records of what went wrong."""
-        return [r for r in self.records if "event" in r]
 
 
 def init_state(network: Network, optimizer: optax.GradientTransformation, seed: Array | int) -> TrainState:
     """The state before the first update; ``jax.vmap`` over `seed` for several."""
     seed = jnp.asarray(seed, jnp.int32)
     params = network.init(_key(seed, 0, 0))
-    none = jnp.full(_RECENT, jnp.nan, _loss_dtype(network, params))
+    none = jnp.full(RECENT, jnp.nan, _loss_dtype(network, params))
     return TrainState(
         seed,
         jnp.zeros((), jnp.int32),
@@ -105,7 +49,7 @@ def init_state(network: Network, optimizer: optax.GradientTransformation, seed: 
         optimizer.init(params),
         jnp.ones((), bool),
         jnp.full((), -1, jnp.int32),
-        Metrics(none, jnp.full(_RECENT, jnp.nan, jnp.float32)),
+        Metrics(none, jnp.full(RECENT, jnp.nan, jnp.float32)),
     )
 
 
@@ -282,7 +226,7 @@ def train(
         if store is not None:
             states, records = store.restore(states)
         while (done := int(jnp.max(states.updates))) < updates and bool(jnp.any(states.running)):
-            before = _seen(states)
+            before = seen(states)
             states, metrics, (loss, error), probed = advance(states, min(chunk - done % chunk, updates - done))
             passed = states.running & judge.solved(loss, error)
             if judge.whole is None and bool(jnp.any(passed)):
@@ -291,10 +235,10 @@ def train(
             states = states._replace(
                 solved_at=jnp.where(passed, states.updates, states.solved_at), running=states.running & ~passed
             )
-            seen = whole((before, _seen(states), metrics, loss, error, probed))
-            before, after, metrics, loss, error, probed = seen
-            new = plain(_events(before, after, metrics, task.baseline))
-            new.append(plain(_record(before, after, metrics, loss, error, probed)))
+            everything = before, seen(states), metrics, loss, error, probed
+            before, after, metrics, loss, error, probed = whole(everything)
+            new = plain(events_of(before, after, metrics, task.baseline))
+            new.append(plain(record_of(before, after, metrics, loss, error, probed)))
             if store is not None:
                 store.keep(int(jnp.max(states.updates)), states, new)
             records += new
@@ -303,18 +247,6 @@ def train(
             for record in new if report is not None else ():
                 report(record)  # type: ignore[misc]
     return Training(states, records)
-
-
-def describe(event: Record) -> str:
-    """An event in one line."""
-    norms = " ".join(f"{np.exp(np.float64(n)):.3g}" for n in event["gradient_log_norms_before"])
-    what = {
-        "non-finite": f"the loss is {event['loss']}",
-        "jump": f"the loss jumps to {float(event['loss']):.3g}, above the trivial one and more than three times "
-        f"the largest of the last {min(_RECENT, event['updates'] - 1)}",
-        "lost": f"lost: its parameters, or all of its last {_RECENT} losses, are not finite",
-    }[event["event"]]
-    return f"seed {event['seed']}, update {event['updates']}: {what}; gradient norms before: {norms or 'none'}"
 
 
 def _called(name: str, function: Penalty | Probe, params: NetworkParams, data: Batch) -> Array:
@@ -373,8 +305,8 @@ def _judge(network: Network, state: TrainState, *, count: int) -> tuple[Array, A
 def _watched(state: TrainState, metrics: Metrics) -> TrainState:
     """With the recent metrics brought up to date, and stopped if it is lost."""
     finite = [jnp.all(jnp.isfinite(a)) for a in jax.tree.leaves(state.params)]
-    recent = jax.tree.map(lambda old, new: jnp.concatenate([old, new])[-_RECENT:], state.recent, metrics)
-    hopeless = (state.updates >= _RECENT) & ~jnp.any(jnp.isfinite(recent.loss))
+    recent = jax.tree.map(lambda old, new: jnp.concatenate([old, new])[-RECENT:], state.recent, metrics)
+    hopeless = (state.updates >= RECENT) & ~jnp.any(jnp.isfinite(recent.loss))
     lost = ~jnp.all(jnp.stack(finite)) | hopeless
     return state._replace(recent=recent, running=state.running & ~lost)
 
@@ -394,82 +326,3 @@ def _spread_over(
     mesh = Mesh(mesh.devices, mesh.axis_names)  # its axes "auto", whatever they were: the compiler's to divide
     whole = jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))
     return NamedSharding(mesh, PartitionSpec(mesh.axis_names)), whole
-
-
-def _seen(state: TrainState) -> TrainState:
-    """Without what no record is made of: the parameters, and all of the optimiser's state but its own records."""
-    records = {"clipped": clip_records(state.opt_state), "skipped": skip_records(state.opt_state)}
-    return state._replace(params=None, opt_state=records)  # type: ignore[arg-type]
-
-
-def _record(
-    before: TrainState, after: TrainState, metrics: Metrics, loss: Array, error: Array, probed: dict[str, Array]
-) -> Record:
-    was = np.asarray(before.running)
-
-    def of_running(values: Any) -> list[Any]:
-        return [v if r else None for v, r in zip(np.asarray(values).tolist(), was, strict=True)]
-
-    def shares(kind: str) -> list[Any] | None:
-        # Where several of a kind act in sequence, the share cannot tell whose it is; it is cut at the whole.
-        pairs = list(zip(before.opt_state[kind], after.opt_state[kind], strict=True))
-        made = np.maximum(np.asarray(after.updates - before.updates), 1)
-        acted = sum(np.asarray(b.acted) - np.asarray(a.acted) for a, b in pairs)
-        return of_running(np.minimum(acted / made, 1)) if pairs else None
-
-    losses, norms = (np.asarray(m, np.float64) for m in metrics)
-
-    def of_finite(summary: Callable[[np.ndarray], Any], values: np.ndarray) -> list[Any]:
-        finite = (column[column < np.inf] for column in values.T)  # -inf is the log of the norm 0
-        return of_running([float(summary(f)) if f.size else math.nan for f in finite])
-
-    return {
-        "updates": int(np.max(after.updates)),
-        "seeds": np.asarray(after.seed).tolist(),
-        "loss": of_finite(np.mean, losses),
-        "gradient_log_norm": of_finite(partial(np.quantile, q=0.5, method="inverted_cdf"), norms),
-        "gradient_log_norm_max": of_finite(np.max, norms),
-        "non_finite": of_running(np.sum(~np.isfinite(losses), axis=0)),
-        "clipped": shares("clipped"),
-        "skipped": shares("skipped"),
-        "validation_loss": of_running(loss),
-        "validation_error": of_running(error),
-        "solved_at": [n if n >= 0 else None for n in np.asarray(after.solved_at).tolist()],
-        "probes": {name: of_running(values) for name, values in probed.items()},
-    }
-
-
-def _events(before: TrainState, after: TrainState, metrics: Metrics, baseline: float) -> list[Record]:
-    """The first loss of the chunk that is not finite, the first that jumps, and seeds that are lost, by update."""
-    found = []
-    n = len(metrics.loss)
-    for i in np.flatnonzero(before.running):
-        losses, norms = (
-            np.concatenate([np.asarray(r)[i], np.asarray(m)[:, i]])
-            for r, m in zip(before.recent, metrics, strict=True)
-        )
-        windows = np.lib.stride_tricks.sliding_window_view(losses[:-1], _RECENT)
-        largest = np.max(np.where(np.isfinite(windows), windows, -np.inf), axis=1)
-        latest = losses[_RECENT:]
-        # A small loss that triples is noise; one that does so and is worse than the trivial predictor's is not.
-        jumps = np.isfinite(latest) & np.isfinite(largest) & (latest > np.maximum(_JUMP * largest, baseline))
-        kinds = [("non-finite", np.flatnonzero(~np.isfinite(latest))), ("jump", np.flatnonzero(jumps))]
-        if not after.running[i] and after.solved_at[i] < 0:
-            good = np.flatnonzero(np.isfinite(latest))
-            kinds.append(("lost", np.array([min(good[-1] + 1 if good.size else 0, n - 1)])))
-        for kind, at in kinds:
-            if at.size:
-                k = int(at[0])
-                led_to = slice(_RECENT + k - _LED_TO, _RECENT + k)
-                known = min(_LED_TO, int(before.updates[i]) + k)
-                found.append(
-                    {
-                        "event": kind,
-                        "seed": int(before.seed[i]),
-                        "updates": int(before.updates[i]) + k + 1,
-                        "loss": float(latest[k]),
-                        "losses_before": losses[led_to][_LED_TO - known :].tolist(),
-                        "gradient_log_norms_before": norms[led_to][_LED_TO - known :].tolist(),
-                    }
-                )
-    return sorted(found, key=lambda event: event["updates"])

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from bptt_jax.training.loop import Record, describe
+from bptt_jax.training.records import Record, describe
 
 
 @contextmanager
