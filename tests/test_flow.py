@@ -197,6 +197,30 @@ def test_nan_in_the_backward_pass():
     assert flow.summary()["verdicts"] == {"non-finite": 1}
 
 
+def test_an_infinity_that_the_step_bounds():
+    """tanh makes 1 of an infinite input, with a derivative of 0; in the gradient stands 0 times infinity."""
+    cell = bptt.rnn(2)
+    params = cell.init(jax.random.key(0), 1)._replace(input=jnp.ones((2, 1)))
+    xs = jnp.zeros((STEPS, 1)).at[17].set(jnp.inf)
+    flow = bptt.gradient_flow(cell.step, params, cell.initial_state(), xs, lambda states: jnp.sum(states[-1]))
+    assert (flow.first_nonfinite_state, flow.first_nonfinite_adjoint) == (-1, -1)
+    assert np.isnan(flow.params_grad_log_norm)
+    assert flow.verdict == "non-finite"
+    assert "x_18 or h_17" in flow.advice()[0]
+
+
+def test_an_infinite_derivative_at_the_start():
+    """sqrt has one at 0, from which nothing but dL/dh_0 suffers."""
+
+    def root(w, h, x):
+        return jnp.sqrt(h) + w * x
+
+    flow = bptt.gradient_flow(root, 1.0, jnp.zeros(1), jnp.ones((STEPS, 1)), lambda states: states[-1, 0])
+    assert np.isfinite(flow.params_grad_log_norm)
+    assert flow.verdict == "non-finite"
+    assert "dh_1/dh_0" in flow.advice()[0]
+
+
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -1.0, 2.0, np.nan])
 def test_traced_fraction_out_of_range(fraction):
     with pytest.raises(Exception, match="fraction: expected a number between 0 and 1"):

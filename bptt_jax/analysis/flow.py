@@ -64,7 +64,7 @@ class GradientFlow(NamedTuple):
       unamplified_log_norm: log norm of the contribution of step s alone, which no Jacobian has touched.
       first_nonfinite_state: index k of the first state (h_{k+1}) that is NaN or infinite, -1 if none.
       first_nonfinite_adjoint: index k of the first adjoint, going backwards, that is; -1 if none.
-      finite: whether loss, states, adjoints and products all are.
+      finite: whether loss, states, adjoints, products and the parameters' gradient all are.
       reach: s, the number of steps that the error signal has on its way back to h_0; T if no state is read.
       fraction: the threshold that was given.
     """
@@ -155,6 +155,7 @@ class GradientFlow(NamedTuple):
             return int(min(steps[steps >= 0], default=-1))
 
         contributions = np.asarray(self.contribution_log_norms, np.float64)
+        spoilt = np.argwhere(np.isnan(contributions) | (contributions == np.inf))
         return verdict.advise(
             self.verdict,
             gated,
@@ -168,6 +169,8 @@ class GradientFlow(NamedTuple):
                 "largest_gradient_log10": float(np.nanmax(contributions, initial=-np.inf)) / math.log(10),
                 "nonfinite_step": first(self.first_nonfinite_state),
                 "nonfinite_adjoint_step": first(self.first_nonfinite_adjoint),
+                "nonfinite_contribution_step": min(spoilt[:, -1].tolist(), default=-1),
+                "nonfinite_losses": int(np.sum(~np.isfinite(np.asarray(self.loss)))),
             },
         )
 
@@ -260,6 +263,7 @@ def _gradient_flow(
     gains = jnp.where(signal.reads, signal.gains, products)
     peak = jnp.where(signal.reads, signal.peak, jnp.max(products))
     rate = slope(gains, signal.back)
+    grad_log_norm = logscale.log_norm(*params_grad)
     # Spectra begin when the products are there.
     at = jax.tree.map(lambda a: a[(steps - 1) % stride :: stride], (_after(products, starts), xs))
     sv, ev = spectra_at(step, params, at[0], at[1], num)
@@ -278,14 +282,18 @@ def _gradient_flow(
         horizon=horizon(gains, signal.back, rate, fraction),
         end_gain=gains[0],
         peak_gain=peak,
-        params_grad_log_norm=logscale.log_norm(*params_grad),
+        params_grad_log_norm=grad_log_norm,
         unamplified_log_norm=added.log_norms[signal.last_read],
         first_nonfinite_state=jnp.where(jnp.any(bad_state), jnp.argmax(bad_state), -1),
         first_nonfinite_adjoint=jnp.where(jnp.any(bad_adjoint), steps - 1 - jnp.argmax(bad_adjoint[::-1]), -1),
-        finite=signal.finite & ~jnp.any(jnp.isnan(products) | (products == jnp.inf)),
+        finite=signal.finite & ~jnp.any(_nonfinite(jnp.append(products, grad_log_norm))),
         reach=signal.back,
         fraction=fraction,
     )
+
+
+def _nonfinite(log_norms: Array) -> Array:
+    return jnp.isnan(log_norms) | (log_norms == jnp.inf)  # -inf is the log of the norm 0
 
 
 def _product_log_norms(step: Step, params: Params, starts: State, xs: PyTree, steps: int) -> Array:

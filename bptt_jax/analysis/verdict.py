@@ -60,8 +60,8 @@ def advise(verdict: Verdict, gated: bool | None, numbers: Mapping[str, float]) -
       verdict: of the sequence or batch.
       gated: whether the step has a forget or update gate; None if unknown.
       numbers: ``length``, ``fraction``, ``growth_rate``, ``horizon``, ``peak_gain``, ``clip_threshold`` and
-        ``largest_gradient_log10``, ``nonfinite_step``, ``nonfinite_adjoint_step`` (-1 for none), each a typical
-        value of the batch.
+        ``largest_gradient_log10``, ``nonfinite_step``, ``nonfinite_adjoint_step``, ``nonfinite_contribution_step``
+        (-1 for none), each a typical value of the batch, and ``nonfinite_losses``, their number.
     """
     length, fraction = int(numbers["length"]), numbers["fraction"]
     rate, horizon = numbers["growth_rate"], numbers["horizon"]
@@ -78,7 +78,15 @@ def advise(verdict: Verdict, gated: bool | None, numbers: Mapping[str, float]) -
                     f"the backward pass is first NaN or infinite at {where}: "
                     "look for a derivative that is infinite there (sqrt or norm at 0, log of 0)"
                 ]
-            return ["the loss is NaN or infinite though all states are finite: look into the loss"]
+            if numbers["nonfinite_losses"] > 0:
+                return ["the loss is NaN or infinite though all states are finite: look into the loss"]
+            if numbers["nonfinite_contribution_step"] >= 0:
+                t = int(numbers["nonfinite_contribution_step"]) + 1
+                return [
+                    f"states and adjoints are finite, but what step {t} adds to the gradient is not: look for an "
+                    f"infinite input or state that the step bounds, x_{t} or h_{t - 1}"
+                ]
+            return ["dh_1/dh_0 is NaN or infinite: look for a derivative that is infinite at h_0"]
         case "vanishing":
             tries = [f"the signal falls to {fraction:g} in {_steps(horizon)} of {length}: nothing older is learned"]
             if not gated and math.isfinite(rate) and rate < 0:
