@@ -1,11 +1,12 @@
 """The classical cells, each a `Cell` of three pure functions."""
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 
 from bptt_jax.recurrence.initializers import Initializer, check_initializer, drawn
 from bptt_jax.step import (
@@ -241,13 +242,30 @@ def _stacked(name: str, init: Initializer, key: Array, gates: int, n: int, fan_i
     return jnp.concatenate([drawn(name, init, k, (fan_in, n), wide).astype(dtype).T for k in keys])
 
 
-def _times(weights: Array, vector: Array) -> Array:
-    """``weights @ vector``."""
+def _product(weights: Array, vector: Array) -> Array:
     if weights.size > _WORTH_A_COPY:
         return weights @ vector
     # Of a batch, rows times a transposed copy, which the compiler makes once, before the loop over time, if it may
     # not fold it into the product: a training step on CPU takes 10 to 25 % less.
     return jnp.dot(vector, jax.lax.optimization_barrier(weights.T))
+
+
+@jax.custom_jvp
+def _times(weights: Array, vector: Array) -> Array:
+    """``weights @ vector``."""
+    return _product(weights, vector)
+
+
+@partial(_times.defjvp, symbolic_zeros=True)
+def _times_jvp(primals: tuple[Array, Array], tangents: tuple[Any, Any]) -> tuple[Array, Array]:
+    (weights, vector), (d_weights, d_vector) = primals, tangents
+    if isinstance(d_weights, SymbolicZero):
+        # With respect to the state alone: of a basis of tangents the product is the weights themselves, one tangent
+        # to a column, as the Jacobian has them. By rows Jacobians took 1.2 to 3.6 times as long on CPU.
+        return _times(weights, vector), weights @ d_vector
+    if isinstance(d_vector, SymbolicZero):
+        return jax.jvp(lambda w: _product(w, vector), (weights,), (d_weights,))
+    return jax.jvp(_product, primals, tangents)
 
 
 # One step object per activation, and one each for gru and lstm: cells that differ only in size or
