@@ -142,6 +142,7 @@ _ROUTES = {
         _Route("any", _ANY, 1, _svd_of_jax),
     ),
     "eigenvalues": (
+        _Route("cpu", range(1, 25), 1, jnp.linalg.eigvals),  # too small for BLAS to divide them among threads
         _Route("cpu", _ANY, 1, host_eigenvalues),
         _Route("gpu", range(1, 1025), 64, batched_eigenvalues),
         _Route("any", _ANY, 1, jnp.linalg.eigvals),
