@@ -163,7 +163,8 @@ def test_who_computes_what():
     s, e = "singular values", "eigenvalues"
     for job, platform, shape, routine in [
         (s, "cpu", (4096, 64, 64), host_singular_values),
-        (e, "cpu", (2, 2), host_eigenvalues),
+        (e, "cpu", (4096, 24, 24), jnp.linalg.eigvals),
+        (e, "cpu", (25, 25), host_eigenvalues),
         (s, "gpu", (4096, 64, 64), batched_singular_values),
         (s, "gpu", (8, 512, 256, 300), batched_singular_values),
         (s, "gpu", (4096, 32, 64), spectra._svd_of_jax),
