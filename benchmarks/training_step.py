@@ -1,7 +1,8 @@
 """Is a training step of an unrolled cell as fast as with the library that a user would otherwise take?
 
 The job: loss and gradient with respect to all weights of ``mean(h^2)`` over all hidden states of a batch, float32,
-inputs batch first, h_0 = 0, no gradient of the inputs. Ours is `jax.value_and_grad` of vmapped `bptt_jax.unroll`.
+inputs batch first, h_0 = 0, no gradient of the inputs. Ours is `jax.value_and_grad` of `bptt_jax.unroll`, vmapped
+with the states left as they are computed, time first (``out_axes=1``).
 Each peer (`benchmarks/peers/`) has the same weights; losses and gradients are compared before times are, and a peer
 whose cell has other equations is compared with, and timed against, those equations as a step of ours.
 
@@ -78,7 +79,7 @@ def loss(states: Any) -> jax.Array:
 
 def ours(step: bptt.Step, state0: Any, params: Any, xs: jax.Array) -> Any:
     def of(params: Any) -> jax.Array:
-        return loss(jax.vmap(partial(bptt.unroll, step, params, state0))(xs))
+        return loss(jax.vmap(partial(bptt.unroll, step, params, state0), out_axes=1)(xs))
 
     return jax.value_and_grad(of)(params)
 
