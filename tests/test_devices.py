@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import pytest
 
 BEGIN = """
-import sys
+import sys, tempfile
 import jax, jax.numpy as jnp, numpy as np, optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import bptt_jax as bptt
@@ -45,9 +45,9 @@ def sums(key, batch):
 task = adding(6)._replace(name="sums", sample=sums, whole=sums(jax.random.key(9), 8), threshold=0.0)
 net = network(bptt.rnn(3), task)
 
-def trained(mesh, updates=20, report=None):
+def trained(mesh, updates=20, **more):
     optimizer = bptt.clipped(optax.sgd(0.05, momentum=0.9), 1.0)
-    return train(net, optimizer, updates=updates, batch=4, seeds=range(4), chunk=10, mesh=mesh, report=report)
+    return train(net, optimizer, updates=updates, batch=4, seeds=range(4), chunk=10, mesh=mesh, **more)
 
 def compare(got, expected, name):
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
@@ -85,6 +85,13 @@ mesh = jax.make_mesh((2, 2), ("a", "b"))
 got = trained(mesh)
 compare(got.states, states, "train")
 compare_records(got.records, records)
+with tempfile.TemporaryDirectory() as folder:  # stopped after the first chunk, and resumed
+    trained(mesh, updates=10, folder=folder)
+    resumed = trained(mesh, folder=folder)
+for a, b in zip(jax.tree.leaves(resumed.states), jax.tree.leaves(got.states), strict=True):
+    assert a.sharding == b.sharding
+    np.testing.assert_array_equal(a, b)
+assert resumed.records == got.records
 for seeds, wrong in (range(3), mesh), (range(4), jax.devices()):
     try:
         train(net, optax.sgd(0.05), updates=1, seeds=seeds, mesh=wrong)
