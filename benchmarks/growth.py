@@ -110,17 +110,20 @@ def grown(name: str, along: str, s: dict[str, Any]) -> dict[str, Any]:
 
 
 def figure(rows: list[dict[str, Any]]) -> Any:
-    fig, axes = plt.subplots(2, 3, figsize=(12, 7), layout="constrained", sharex="col")
+    fig, axes = plt.subplots(2, 3, figsize=(13, 11), layout="constrained")
     for column, along in enumerate(("T", "D", "B")):
-        for line, row in enumerate(r for r in rows if r["along"] == along):
-            for axis, values in zip(axes[:, column], (row["seconds"], row["bytes"]), strict=True):
-                axis.loglog(row["sizes"], values, "o-", ms=3, lw=1, color=f"C{line}", label=row["function"])
-                axis.grid(alpha=0.2)
-        axes[1, column].set_xlabel({"T": "steps T", "D": "state size D", "B": "sequences B"}[along])
-        axes[1, column].set_xscale("log", base=2)
+        of_column = [r for r in rows if r["along"] == along]
+        for axis, what, values in zip(axes[:, column], ("time", "memory"), ("seconds", "bytes"), strict=True):
+            for line, row in enumerate(of_column):
+                label = f"{row['function']} {row[what]:.2f} ({row[f'{what}, theory']:g})"
+                axis.plot(row["sizes"], row[values], "o-", ms=3, lw=1, color=f"C{line}", label=label)
+            axis.set(xlabel={"T": "steps T", "D": "state size D", "B": "sequences B"}[along], yscale="log")
+            axis.set_xscale("log", base=2)
+            axis.grid(alpha=0.2)
+            below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14), "ncols": 2}
+            axis.legend(**below, frameon=False, fontsize="x-small", title="fitted exponent (theory)")
     axes[0, 0].set_ylabel("seconds")
     axes[1, 0].set_ylabel("bytes, planned")
-    axes[0, 2].legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     return fig
 
 
