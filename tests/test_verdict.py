@@ -119,5 +119,6 @@ def test_advice_on_what_is_not_finite():
     assert "state is first NaN or infinite at h_8" in advice(nonfinite_step=7, nonfinite_adjoint_step=19)
     assert "backward pass is first NaN or infinite at dL/dh_20" in advice(nonfinite_adjoint_step=19)
     assert "look into the loss" in advice(nonfinite_losses=1, nonfinite_contribution_step=3)
-    assert "x_4 or h_3" in advice(nonfinite_contribution_step=3)
+    assert "(x_4)" in advice(nonfinite_contribution_step=3)
+    assert "(x_1 or h_0)" in advice(nonfinite_contribution_step=0)
     assert "dh_1/dh_0" in advice()

@@ -214,7 +214,7 @@ def gradient_flow(
 
     Raises:
       TypeError, ValueError: an argument breaks the contract; `fraction` is not between 0 and 1. NaN or infinity in
-        the trajectory raises nothing: the verdict is "non-finite" and the fields say where it began.
+        the trajectory raises nothing: the verdict is "non-finite", and the fields or `advice` say where it began.
 
     Example:
       >>> step = lambda w, h, x: w * h + x

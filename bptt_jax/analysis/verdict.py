@@ -61,7 +61,7 @@ def advise(verdict: Verdict, gated: bool | None, numbers: Mapping[str, float]) -
       gated: whether the step has a forget or update gate; None if unknown.
       numbers: ``length``, ``fraction``, ``growth_rate``, ``horizon``, ``peak_gain``, ``clip_threshold`` and
         ``largest_gradient_log10``, ``nonfinite_step``, ``nonfinite_adjoint_step``, ``nonfinite_contribution_step``
-        (-1 for none), each a typical value of the batch, and ``nonfinite_losses``, their number.
+        (the first of the batch, -1 for none) and ``nonfinite_losses``, their number; the others a typical value.
     """
     length, fraction = int(numbers["length"]), numbers["fraction"]
     rate, horizon = numbers["growth_rate"], numbers["horizon"]
@@ -82,9 +82,11 @@ def advise(verdict: Verdict, gated: bool | None, numbers: Mapping[str, float]) -
                 return ["the loss is NaN or infinite though all states are finite: look into the loss"]
             if numbers["nonfinite_contribution_step"] >= 0:
                 t = int(numbers["nonfinite_contribution_step"]) + 1
+                bounded = "x_1 or h_0" if t == 1 else f"x_{t}"
                 return [
                     f"states and adjoints are finite, but what step {t} adds to the gradient is not: look for an "
-                    f"infinite input or state that the step bounds, x_{t} or h_{t - 1}"
+                    f"infinity that the step bounds ({bounded}), or an infinite derivative with respect to a "
+                    "parameter (sqrt or norm at 0)"
                 ]
             return ["dh_1/dh_0 is NaN or infinite: look for a derivative that is infinite at h_0"]
         case "vanishing":

@@ -46,8 +46,8 @@ class NewtonTrajectory(NamedTuple):
       error: of the trajectory, to first order: what is left of the residuals, and one rounding at every step, sent
         through the exact linearisation; inf if the equations do not hold. In a chaotic recurrence it grows with
         exp(exponent * T), and then no evaluation, sequential ones included, knows the trajectory. Steps that jump
-        (rounding, thresholds) have no derivative to tell of it. Relative it is also where a sum of larger numbers
-        passes zero: of a plain integrator in float32 half of the digits are lost there after some 1000 steps.
+        (rounding, thresholds) have no derivative to tell of it. It is relative, so it is large also where a sum
+        passes zero: a plain integrator in float32 may lose half of its digits there within some 1000 steps.
       residuals: ``[max_iterations]``, root mean square of the residual after each iteration, absolute; NaN for
         those that were not made.
     """
