@@ -155,7 +155,7 @@ class GradientFlow(NamedTuple):
             return int(min(steps[steps >= 0], default=-1))
 
         contributions = np.asarray(self.contribution_log_norms, np.float64)
-        spoilt = np.argwhere(np.isnan(contributions) | (contributions == np.inf))
+        spoilt = np.argwhere(~(contributions < np.inf))  # True for NaN too; -inf is the norm 0
         return verdict.advise(
             self.verdict,
             gated,
@@ -286,14 +286,11 @@ def _gradient_flow(
         unamplified_log_norm=added.log_norms[signal.last_read],
         first_nonfinite_state=jnp.where(jnp.any(bad_state), jnp.argmax(bad_state), -1),
         first_nonfinite_adjoint=jnp.where(jnp.any(bad_adjoint), steps - 1 - jnp.argmax(bad_adjoint[::-1]), -1),
-        finite=signal.finite & ~jnp.any(_nonfinite(jnp.append(products, grad_log_norm))),
+        # False for NaN too; -inf is the norm 0.
+        finite=signal.finite & jnp.all(jnp.append(products, grad_log_norm) < jnp.inf),
         reach=signal.back,
         fraction=fraction,
     )
-
-
-def _nonfinite(log_norms: Array) -> Array:
-    return jnp.isnan(log_norms) | (log_norms == jnp.inf)  # -inf is the log of the norm 0
 
 
 def _product_log_norms(step: Step, params: Params, starts: State, xs: PyTree, steps: int) -> Array:
