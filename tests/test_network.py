@@ -76,12 +76,15 @@ def test_remat_changes_neither_values_nor_gradients(reads) -> None:
     plain = network(CELLS["lstm"], TASKS[reads])
     params, inputs, target = example(plain)
     want = jax.jit(jax.value_and_grad(plain.loss))(params, inputs, target)
+
+    def rematerialised(net) -> int:  # the gates are, in any case
+        return str(jax.make_jaxpr(jax.grad(net.loss))(params, inputs, target)).count("remat")
+
     for remat in (True, 4):
         net = network(CELLS["lstm"], TASKS[reads], remat=remat)
-        assert "remat" in str(jax.make_jaxpr(jax.grad(net.loss))(params, inputs, target))
+        assert rematerialised(net) > rematerialised(plain)
         got = jax.jit(jax.value_and_grad(net.loss))(params, inputs, target)
         np.testing.assert_allclose(leaves(got), leaves(want), rtol=1e-5, atol=1e-7)
-    assert "remat" not in str(jax.make_jaxpr(jax.grad(plain.loss))(params, inputs, target))
 
 
 def test_the_readout_of_an_lstm_sees_h_not_c() -> None:
