@@ -48,7 +48,7 @@ def carry_back(step: Step, params: Params, state0: State, xs: PyTree, loss: Loss
     log_norms = done.log_norms
     error, reads, last_read = _error_signal(done.immediate)
     bad_state = ~_finite_by_step(states)
-    bad_adjoint = jnp.isnan(log_norms) | (log_norms == jnp.inf)
+    bad_adjoint = ~(log_norms < jnp.inf)
     return Signal(
         done,
         starts,

@@ -234,7 +234,7 @@ def _exponents(
     growth = jnp.where(zero & dead[None], -jnp.inf, growth)
     exponents = jnp.mean(growth, axis=0)
     order = jnp.argsort(-exponents, stable=True)
-    bad = jnp.any(jnp.isnan(growth) | (growth == jnp.inf), axis=1)
+    bad = jnp.any(~(growth < jnp.inf), axis=1)
     return LyapunovSpectrum(
         exponents[order],
         _standard_errors(growth, exponents)[order],
