@@ -56,9 +56,9 @@ def test_of_a_product_only_the_factors_are_kept(ours, theirs):
     assert len(kept(theirs)) > 2  # else ours have no reason to be
 
 
-def test_mean(x64):
+def test_weighted_mean(x64):
     """Exact at the ends, so that a gate that is shut holds its state for ever."""
     weight, a, b = jnp.array([0.0, 1.0, 0.3]), jnp.array([0.1, 1e30, 2.0]), jnp.array([1e30, 0.7, -5.0])
-    np.testing.assert_array_equal(activations.mean(weight, a, b)[:2], [0.1, 0.7])
-    slopes = jax.vmap(jax.grad(activations.mean, argnums=(0, 1, 2)))(weight, a, b)
+    np.testing.assert_array_equal(activations.weighted_mean(weight, a, b)[:2], [0.1, 0.7])
+    slopes = jax.vmap(jax.grad(activations.weighted_mean, argnums=(0, 1, 2)))(weight, a, b)
     np.testing.assert_allclose(slopes, (b - a, 1 - weight, weight), rtol=1e-15)

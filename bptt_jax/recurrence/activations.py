@@ -1,4 +1,4 @@
-"""tanh, sigmoid and the gates' mean, with derivatives formed from values that the backward pass keeps anyway.
+"""tanh, sigmoid and the weighted mean of a gate, with derivatives formed from what the backward pass keeps anyway.
 
 JAX's own keep more beside the values: tanh 1 - y, sigmoid y(1 - y), in all an lstm 12 arrays at every step instead
 of 7. That is memory, and the time to write and read it.
@@ -42,6 +42,6 @@ sigmoid = _with_slope(jax.nn.sigmoid, lambda y: y * (1 - y))
 
 
 @_keep_arguments
-def mean(weight: Array, a: Array, b: Array) -> Array:
+def weighted_mean(weight: Array, a: Array, b: Array) -> Array:
     """``(1 - weight) * a + weight * b``."""
     return (1 - weight) * a + weight * b

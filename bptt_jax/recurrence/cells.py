@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from bptt_jax.recurrence.activations import mean, sigmoid, tanh
+from bptt_jax.recurrence.activations import sigmoid, tanh, weighted_mean
 from bptt_jax.recurrence.initializers import Initializer, check_initializer, drawn
 from bptt_jax.step import (
     Array,
@@ -291,7 +291,7 @@ def _gru_step(params: GRUParams, h: Array, x: Array) -> Array:
     r = sigmoid(r_h + r_x)
     z = sigmoid(z_h + z_x)
     n = tanh(n_x + r * (n_h + params.recurrent_bias))
-    return mean(z, n, h)
+    return weighted_mean(z, n, h)
 
 
 def _lstm_step(params: LSTMParams, state: LSTMState, x: Array) -> LSTMState:
