@@ -1,6 +1,7 @@
 """Strict JAX, compiled quickly; float64 where a test asks for it, and a handle on what gets compiled."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 from compilations import watched
+
+# A shell that runs the tests in the background has SIGINT ignored, and processes started here would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
