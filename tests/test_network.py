@@ -77,7 +77,7 @@ def test_remat_changes_neither_values_nor_gradients(reads) -> None:
     params, inputs, target = example(plain)
     want = jax.jit(jax.value_and_grad(plain.loss))(params, inputs, target)
 
-    def rematerialised(net) -> int:  # the gates are, in any case
+    def rematerialised(net) -> int:  # the gates are in any case, see recurrence.activations
         return str(jax.make_jaxpr(jax.grad(net.loss))(params, inputs, target)).count("remat")
 
     for remat in (True, 4):

@@ -1,23 +1,24 @@
-"""tanh, sigmoid and the weighted mean of a gate, with derivatives formed from what the backward pass keeps anyway.
+"""tanh, sigmoid and the gru's weighted mean, with derivatives formed from what the backward pass keeps anyway.
 
 JAX's own keep more beside the values: tanh 1 - y, sigmoid y(1 - y), in all an lstm 12 arrays at every step instead
-of 7. That is memory, and the time to write and read it.
+of 7. That is memory, and the time to write and read it. In reverse JAX's tanh also cancels where y is near -1: in
+float32 its slope at -4.5 is 1e-4 off, relatively.
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from bptt_jax.step import Array
 
-# Keeps the arguments, forms the rest again. In a loop over time the compiler cannot merge that with the first run.
+# Only the arguments are kept, the rest is formed again. `prevent_cse` is not needed: through time, the forward and
+# the backward pass are two loops; elsewhere a compiler that merges them keeps what it then need not compute.
 _keep_arguments = partial(jax.checkpoint, prevent_cse=False)
 
 
-def _with_slope(function: Callable[[Array], Array], slope: Callable[[Array], Array]) -> Any:
+def _with_slope(function: Callable[[Array], Array], slope: Callable[[Array], Array]) -> Callable[[Array], Array]:
     """`function` with the derivative ``slope(y)`` at y = function(x)."""
 
     @jax.custom_jvp
@@ -36,7 +37,7 @@ def _with_slope(function: Callable[[Array], Array], slope: Callable[[Array], Arr
     return activation
 
 
-# Not 1 - y^2 and y - y^2: 1 - y is exact where y is near 1.
+# In factors, for 1 - y and 1 + y are exact near 1 and -1, where 1 - y * y and y - y * y cancel.
 tanh = _with_slope(jnp.tanh, lambda y: (1 - y) * (1 + y))
 sigmoid = _with_slope(jax.nn.sigmoid, lambda y: y * (1 - y))
 
