@@ -3,7 +3,8 @@
 Ours is `bptt_jax.jacobians`, which unrolls the cell and differentiates its step. By hand are the closed formulas of
 the three cells in JAX, after the same unrolling. PyTorch is `torch.func.vmap` of `jacfwd` and of `jacrev`, on its
 own number of threads and on one, of which the fastest counts; it is given the states, so that its loop over time
-is not measured. T is such that the Jacobians fill at most 300 MB. Float32; answers are compared before times.
+is not measured, and is held against ours at the same given states. T is such that the Jacobians fill at most
+300 MB. Float32; answers are compared before times.
 """
 
 from collections.abc import Callable
@@ -11,7 +12,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import peers
 from measure import (
     Claim,
@@ -26,6 +26,8 @@ from measure import (
 from peers import closed_jacobians
 
 import bptt_jax as bptt
+from bptt_jax.recurrence.jacobians import jacobians_at
+from bptt_jax.step import prepend
 
 INPUT_SIZE = 16
 FULL: dict[str, Any] = {
@@ -36,6 +38,7 @@ FULL: dict[str, Any] = {
     "repeats": 7,
 }
 QUICK = FULL | {"hidden": [16, 32], "length": 100, "repeats": 3}
+AT_STATES = "ours, states given"
 TORCH_AIM, HAND_AIM = 5.0, 1.5
 DEVIATION = 1e-4
 
@@ -50,15 +53,16 @@ def measure(name: str, hidden: int, torch_peer: Any, s: dict[str, Any]) -> dict[
     jobs = {
         "ours": partial(bptt.jacobians, cell.step),
         "by hand": partial(closed_jacobians.JACOBIANS[name], cell.step),
+        AT_STATES: partial(jacobians_at, cell.step),
     }
+    before = prepend(state0, bptt.unroll(cell.step, params, state0, xs))
     runs: dict[str, Callable[[], Any]] = {}
     compile_seconds = {}
     for label, job in jobs.items():
-        executable, compile_seconds[label] = compiled(job, params, state0, xs)
-        runs[label] = partial(executable, params, state0, xs)
+        arguments = params, before if label == AT_STATES else state0, xs
+        executable, compile_seconds[label] = compiled(job, *arguments)
+        runs[label] = partial(executable, *arguments)
     if torch_peer is not None:
-        states = bptt.unroll(cell.step, params, state0, xs)
-        before = jax.tree.map(lambda h0, h: jnp.concatenate([h0[None], h[:-1]]), state0, states)
         vectors = jax.vmap(lambda h: bptt.ravel_state(h)[0])(before)
         for mode in torch_peer.MODES:
             runs[f"torch {mode}"] = torch_peer.jacobians(name, mode, params, vectors, xs)
@@ -73,8 +77,12 @@ def measure(name: str, hidden: int, torch_peer: Any, s: dict[str, Any]) -> dict[
         "cell": name,
         "N": hidden,
         "T": length,
-        "ours_ms": 1e3 * times["ours"],
-        "ratios": {label: t / times["ours"] for label, t in times.items() if label != "ours"},
+        "ms": {label: 1e3 * t for label, t in times.items()},
+        "ratios": {
+            label: t / times[AT_STATES if label.startswith("torch") else "ours"]
+            for label, t in times.items()
+            if label not in ("ours", AT_STATES)
+        },
         "deviations": deviations,
         "compile_seconds": compile_seconds,
     }
@@ -92,10 +100,17 @@ def main() -> None:
     labels = ("by hand", *(f"torch {mode}{n}" for mode in ("jacfwd", "jacrev") for n in ("", ", 1 thread")))
     absent = "no torch" if missing else None
     print_table(
-        "Time of the peer over ours (above 1: ours is faster)",
-        ("cell", "N", "T", "ours, ms", *labels),
+        "Time of the peer over ours, PyTorch's over ours at given states (above 1: ours is faster)",
+        ("cell", "N", "T", "ours, ms", f"{AT_STATES}, ms", *labels),
         [
-            (r["cell"], r["N"], r["T"], r["ours_ms"], *(r["ratios"].get(label, absent) for label in labels))
+            (
+                r["cell"],
+                r["N"],
+                r["T"],
+                r["ms"]["ours"],
+                r["ms"][AT_STATES],
+                *(r["ratios"].get(label, absent) for label in labels),
+            )
             for r in rows
         ],
     )

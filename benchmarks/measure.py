@@ -201,3 +201,11 @@ def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) 
     lines = ["| " + " | ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in cells]
     lines.insert(1, "|" + "|".join("-" * (w + 1) + ":" for w in widths) + "|")
     print(f"\n{title}\n\n" + "\n".join(lines) + "\n", flush=True)
+
+
+def print_rows(title: str, rows: Sequence[Mapping[str, Any]], *precise: str) -> None:
+    """`print_table` of dictionaries with the same keys; numbers under `precise` ones with five digits after the
+    point, and no column where the first row has nothing to say."""
+    keys = [k for k in rows[0] if rows[0][k] != ""]
+    cells = [[f"{r[k]:.5f}" if k in precise and r[k] is not None else r[k] for k in keys] for r in rows]
+    print_table(title, keys, cells)

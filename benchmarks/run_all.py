@@ -29,7 +29,7 @@ SCRIPTS = (
     "adjoint_cost",
     "jacobian_speed",
     "spectra_speed",
-    "lyapunov",
+    "lyapunov_cost",
     "deer",
     "memory",
     "first_result",

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bptt_jax.analysis.host_lapack import host_qr
+from bptt_jax.analysis.host_lapack import host_lq
 from bptt_jax.analysis.products import matmul
 from bptt_jax.step import Array, Params, PyTree, State, Step, ravel_state
 
@@ -99,31 +99,35 @@ def _orthonormalised(frames: Array) -> tuple[Array, Array, Array]:
     that is no more than what rounding leaves of zero.
     """
     finite = jnp.all(jnp.isfinite(frames), axis=(1, 2), keepdims=True)
-    q, r = orthonormal(jnp.where(finite, frames, 0).mT)  # a bad frame never reaches LAPACK
-    lengths = jnp.abs(jnp.diagonal(r, axis1=1, axis2=2))
+    l, q = orthonormal(jnp.where(finite, frames, 0))  # a bad frame never reaches LAPACK
+    lengths = jnp.abs(jnp.diagonal(l, axis1=1, axis2=2))
     growth = jnp.where(lengths == 0, -jnp.inf, jnp.log(jnp.where(lengths == 0, 1, lengths)))
-    zero = lengths <= 4 * float(jnp.finfo(r.dtype).eps) * jnp.max(lengths, axis=1, keepdims=True)
-    return q.mT, jnp.where(finite[..., 0], growth, jnp.nan), zero & finite[..., 0]
+    zero = lengths <= 4 * float(jnp.finfo(l.dtype).eps) * jnp.max(lengths, axis=1, keepdims=True)
+    return q, jnp.where(finite[..., 0], growth, jnp.nan), zero & finite[..., 0]
 
 
-def orthonormal(matrices: Array) -> tuple[Array, Array]:
-    """Q ``[..., M, N]`` with orthonormal columns and upper triangular R of real ``[..., M, N]``, M >= N."""
-    rows, columns = matrices.shape[-2:]
-    q, r = _large_qr(matrices) if rows * columns >= _LARGE else jnp.linalg.qr(matrices)
-    return q, r
+def orthonormal(frames: Array) -> tuple[Array, Array]:
+    """A = L Q for real ``[..., M, N]``, M <= N: L ``[..., M, M]`` lower triangular, Q with orthonormal rows."""
+    rows, columns = frames.shape[-2:]
+    return _large_lq(frames) if rows * columns >= _LARGE else _lq(frames)
+
+
+def _lq(frames: Array) -> tuple[Array, Array]:
+    q, r = jnp.linalg.qr(frames.mT)
+    return r.mT, q.mT
 
 
 @jax.custom_jvp
-def _large_qr(matrices: Array) -> tuple[Array, Array]:
-    return jax.lax.platform_dependent(matrices, cpu=host_qr, default=lambda a: tuple(jnp.linalg.qr(a)))
+def _large_lq(frames: Array) -> tuple[Array, Array]:
+    return jax.lax.platform_dependent(frames, cpu=host_lq, default=_lq)
 
 
-@_large_qr.defjvp
-def _large_qr_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Any, Any]:
-    # From dA = dQ R + Q dR with an antisymmetric Q^T dQ and an upper triangular dR.
-    q, r = _large_qr(*primals)
-    change = jax.lax.linalg.triangular_solve(r, tangents[0])  # dA R^-1
-    inside = matmul(q.mT, change)
-    lower = jnp.tril(inside, -1)
-    turn = lower - lower.mT
-    return (q, r), (change - matmul(q, inside - turn), matmul(inside - turn, r))
+@_large_lq.defjvp
+def _large_lq_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Any, Any]:
+    # From dA = dL Q + L dQ with a lower triangular dL and an antisymmetric dQ Q^T.
+    l, q = _large_lq(*primals)
+    change = jax.lax.linalg.triangular_solve(l, tangents[0], left_side=True, lower=True)  # L^-1 dA
+    inside = matmul(change, q.mT)
+    upper = jnp.triu(inside, 1)
+    turn = upper - upper.mT
+    return (l, q), (matmul(l, inside - turn), change - matmul(inside - turn, q))

@@ -67,13 +67,13 @@ def host_eig(matrices: Array) -> tuple[Array, Array]:
     return values, vectors
 
 
-def host_qr(matrices: Array) -> tuple[Array, Array]:
-    """Real ``[..., M, N]``, M >= N, to Q ``[..., M, N]`` and R ``[..., N, N]``.
+def host_lq(matrices: Array) -> tuple[Array, Array]:
+    """Real ``[..., M, N]``, M <= N, to lower triangular L ``[..., M, M]`` and orthonormal rows Q ``[..., M, N]``.
 
-    For the platform "cpu" alone. By LAPACK's geqrf and orgqr.
+    For the platform "cpu" alone. By LAPACK's geqrf and orgqr of the transpose, which is what lies in memory.
     """
-    q, r = _QR(matrices)
-    return q, r
+    l, q = _LQ(matrices)
+    return l, q
 
 
 def _singular_values(matrices: np.ndarray) -> tuple[np.ndarray]:
@@ -117,22 +117,30 @@ def _eigenvalues(matrices: np.ndarray) -> tuple[np.ndarray]:
     return (values[0] + 1j * values[1] if kind in "fd" else values[0],)
 
 
-def _qr(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _lq(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     # NumPy's is in double precision whatever comes.
     count, rows, columns = matrices.shape
     kind = {"f": "s", "d": "d"}[matrices.dtype.char]
     factorise, assemble = _lapack(f"{kind}geqrf"), _lapack(f"{kind}orgqr")
-    transposed = np.array(matrices.swapaxes(1, 2), order="C")  # columns are rows there
-    r, scales = np.empty((count, columns, columns), matrices.dtype), np.empty(columns, matrices.dtype)
-    work = np.empty(64 * columns, matrices.dtype)  # a block of 64 columns is the most that LAPACK takes at a time
-    m, n, length, info = (np.array([k], np.intc) for k in (rows, columns, work.size, 0))
-    m_, n_ = m.ctypes.data, n.ctypes.data
-    rest = scales.ctypes.data, work.ctypes.data, length.ctypes.data, info.ctypes.data
-    for matrix, upper in zip(transposed, r, strict=True):
-        factorise(m_, n_, matrix.ctypes.data, m_, *rest)
-        upper[...] = np.triu(matrix[:, :columns].T)
-        assemble(m_, n_, n_, matrix.ctypes.data, m_, *rest)
-    return transposed.swapaxes(1, 2), r
+    q = matrices.copy()
+    l, lower = np.zeros((count, rows, rows), matrices.dtype), _lower(rows)
+    space = np.empty(65 * rows, matrices.dtype)  # a block of 64 is the most that LAPACK takes at a time
+    numbers = np.array([columns, rows, 64 * rows, 0], np.intc)
+    # Once each: they cost more than small matrices.
+    scales, m = space.ctypes.data, numbers.ctypes.data
+    n, length, info = (m + k * numbers.itemsize for k in (1, 2, 3))
+    rest = scales, scales + rows * space.itemsize, length, info
+    for matrix, triangle in zip(q, l, strict=True):
+        start = matrix.ctypes.data
+        factorise(m, n, start, m, *rest)
+        np.copyto(triangle, matrix[:, :rows], where=lower)
+        assemble(m, n, n, start, m, *rest)
+    return l, q
+
+
+@cache
+def _lower(rows: int) -> np.ndarray:
+    return np.tri(rows, dtype=bool)
 
 
 @cache
@@ -384,4 +392,4 @@ _SINGULAR_VALUES = _on_host(_singular_values, lambda dtype, m, n: [(np.finfo(dty
 _EIGENVALUES = _on_host(_eigenvalues, lambda dtype, m, n: [(np.result_type(dtype, np.complex64), n)])
 _SVD = _on_host(_svd, lambda dtype, m, n: [(dtype, m, min(m, n)), (dtype, min(m, n)), (dtype, min(m, n), n)])
 _EIG = _on_host(_eig, lambda dtype, m, n: [(d := np.result_type(dtype, np.complex64), n), (d, n, n)])
-_QR = _on_host(_qr, lambda dtype, m, n: [(dtype, m, n), (dtype, n, n)])
+_LQ = _on_host(_lq, lambda dtype, m, n: [(dtype, m, m), (dtype, m, n)])

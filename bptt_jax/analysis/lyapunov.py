@@ -209,11 +209,8 @@ def _exponents(
     state0 = check_step(step, params, state0, xs)
     xs = jax.tree.map(jnp.asarray, xs)
     start, unravel = ravel_state(state0)
-    frame = orthonormal(
-        jax.random.normal(
-            jax.random.key(0), (start.size, num), max(start.dtype, jnp.dtype(jnp.float32), key=lambda d: d.itemsize)
-        )
-    )[0].T
+    kind = max(start.dtype, jnp.dtype(jnp.float32), key=lambda d: d.itemsize)
+    _, frame = orthonormal(jax.random.normal(jax.random.key(0), (start.size, num), kind).T)
     length = -(-(steps - warmup) // segments)
     later = -(-(steps - warmup) // length) - 1
     first = steps - later * length
