@@ -73,6 +73,7 @@ def relative_error(got: Any, expected: Any) -> float:
     """Largest deviation over all leaves, relative to the largest entry of each leaf."""
 
     def of_leaf(a: Any, b: Any) -> float:
+        a = a.cpu() if hasattr(a, "cpu") else a  # PyTorch's may lie on a GPU
         a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
         return float(np.max(np.abs(a - b)) / max(np.max(np.abs(b)), np.finfo(np.float64).tiny))
 

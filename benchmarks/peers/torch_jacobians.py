@@ -4,10 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 import torch
 from torch.func import jacfwd, jacrev, vmap
 from torch.nn.functional import linear
+
+from peers.torch_device import done, moved
 
 THREADS = torch.get_num_threads()
 MODES = {"jacfwd": jacfwd, "jacrev": jacrev}
@@ -39,13 +40,13 @@ def jacobians(
     cell: str, mode: str, params: Any, states: jax.Array, xs: jax.Array, threads: int = THREADS
 ) -> Callable[[], Any]:
     """``() -> [T, D, D]`` at the states (as vectors) from which each step starts."""
-    weights = {name: torch.from_numpy(np.array(w)) for name, w in params._asdict().items()}
-    h, x = torch.from_numpy(np.array(states)), torch.from_numpy(np.array(xs))
+    weights = {name: moved(w) for name, w in params._asdict().items()}
+    h, x = moved(states), moved(xs)
     of_all = vmap(MODES[mode](STEPS[cell], argnums=1), in_dims=(None, 0, 0))
 
     def run() -> Any:
         torch.set_num_threads(threads)
         with torch.no_grad():
-            return of_all(weights, h, x)
+            return done(of_all(weights, h, x))
 
     return run

@@ -1,4 +1,4 @@
-"""Lyapunov exponents with PyTorch, by Jacobians coded by hand or by `torch.func.jacrev`."""
+"""Lyapunov exponents with PyTorch on the CPU, by Jacobians coded by hand or by `torch.func.jacrev`."""
 
 import time
 from collections.abc import Callable

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from peers import TrainingStep
+from peers.torch_device import done, moved
 
 THREADS = torch.get_num_threads()
 LAYERS = {"rnn": torch.nn.RNN, "gru": torch.nn.GRU, "lstm": torch.nn.LSTM}
@@ -23,7 +24,8 @@ def training_step(cell: str, params: Any, xs: jax.Array, threads: int = THREADS)
     with torch.no_grad():
         for own, weight in zip(layer.parameters(), weights, strict=True):
             own.copy_(torch.from_numpy(np.array(weight)))
-    inputs = torch.from_numpy(np.array(xs))
+    inputs = moved(xs)
+    layer.to(inputs.device)
 
     def run() -> Any:
         torch.set_num_threads(threads)
@@ -31,10 +33,10 @@ def training_step(cell: str, params: Any, xs: jax.Array, threads: int = THREADS)
         outputs, _ = layer(inputs)
         loss = outputs.square().mean()
         loss.backward()
-        return loss.detach(), [p.grad for p in layer.parameters()]
+        return done((loss.detach(), [p.grad for p in layer.parameters()]))
 
     def as_ours(g: Any) -> Any:
-        inward, recurrent, bias, second_bias = (a.numpy() for a in g)
+        inward, recurrent, bias, second_bias = (a.cpu().numpy() for a in g)
         own = (recurrent, inward, bias)
         return type(params)(*own, second_bias[2 * size :]) if cell == "gru" else type(params)(*own)
 

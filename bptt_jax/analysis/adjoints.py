@@ -65,7 +65,8 @@ def adjoints(
     ``lambda_t = J_{t+1}^T lambda_{t+1} + dl/dh_t``, with ``dl/dh_t`` the immediate derivative of the loss: the
     total derivatives, in the convention of `jax.grad` for complex states too. The recursion carries a mantissa
     and a power of two, so it neither underflows nor overflows at any length. The differentials of all steps are
-    kept from the forward pass, the parameters' gradient is one contraction after the scan.
+    kept from the forward pass, the parameters' gradient is one contraction after the scan. Products of matrices are
+    in the precision that JAX is set to, as in `jax.grad`.
 
     Args:
       step, params, state0, xs, length: as for `bptt_jax.unroll`.

@@ -61,7 +61,9 @@ def carry(
     huge = float(jnp.finfo(vectors.dtype).max) ** 0.25
 
     def along(vector: Array, frame: Array, x: PyTree) -> tuple[Array, Array]:
-        vector, push = jax.linearize(lambda v: ravel_state(step(params, unravel(v), x))[0], vector)
+        # Not in the reduced precision of GPUs and TPUs: the shorter directions would drown in its rounding.
+        with jax.default_matmul_precision("highest"):
+            vector, push = jax.linearize(lambda v: ravel_state(step(params, unravel(v), x))[0], vector)
         return vector, jax.vmap(push)(frame.astype(vector.dtype)).astype(frame.dtype)
 
     def body(carry: Any, inputs: Any) -> tuple[Any, tuple[Array, Array, Array]]:

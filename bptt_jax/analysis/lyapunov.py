@@ -159,7 +159,8 @@ def lyapunov_exponents(
     by Householder's QR: after 64 steps at the latest, and the sooner the faster its directions grow apart, so that
     most of the digits remain. A direction that is shrunk, relative to the largest, by the precision (5e-7 in
     float32) counts as mapped to zero, -inf, if that happens more than once and at more than 1 % of the
-    orthonormalisations. The frame starts at random, always the same; it needs a warm-up as much as the state does.
+    orthonormalisations. Products of matrices, the step's too, are in full precision on every device. The frame
+    starts at random, always the same; it needs a warm-up as much as the state does.
 
     Args:
       step, params, state0, xs, length: as for `bptt_jax.unroll`.
@@ -253,7 +254,8 @@ def _side_by_side(
     eps = float(jnp.finfo(begun.frames.dtype).eps)
 
     def to_next(vector: Array, segment: PyTree) -> tuple[Array, Array]:
-        end = ravel_state(final_state(step, params, unravel(vector), segment, length=length))[0]
+        with jax.default_matmul_precision("highest"):  # as `carry`, so that the pieces fit
+            end = ravel_state(final_state(step, params, unravel(vector), segment, length=length))[0]
         return end, end
 
     but_last = jax.tree.map(lambda a: a[:-1], xs)

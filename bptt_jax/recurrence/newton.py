@@ -236,8 +236,7 @@ def _evaluate(step: Step, params: Params, starts: State, xs: PyTree) -> Array:
 
 def _full(step: Step, params: Params, starts: State, xs: PyTree) -> tuple[Array, Array]:
     """``[T, D, D]``, all Jacobians J; and ``[T, D]``, ``|J| |h|``."""
-    with jax.default_matmul_precision("highest"):
-        factors = jacobians_at(step, params, starts, xs)
+    factors = jacobians_at(step, params, starts, xs)
     vectors = jax.vmap(lambda h: ravel_state(h)[0])(starts)
     return factors, jnp.einsum("tij,tj->ti", jnp.abs(factors), jnp.abs(vectors))
 
