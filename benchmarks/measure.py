@@ -28,6 +28,9 @@ from bptt_jax.files import write_json, written
 
 RESULTS = Path(__file__).parent / "results"
 
+# By default GPUs multiply float32 in reduced precision, each library in its own: answers could not be compared.
+jax.config.update("jax_default_matmul_precision", "float32")
+
 
 def parser(description: str | None) -> argparse.ArgumentParser:
     """A command line with what every benchmark has: --quick and --out."""

@@ -2,7 +2,7 @@
 
 Runs every benchmark of speed, memory and scale, each in a process of its own, and gathers what they claim into one
 JSON file, one table in Markdown and one figure. With names, only those are run, and what the others have left in
-the folder is gathered too, if it was measured on the same processor with the same version of JAX. A benchmark that
+the folder is gathered too, if it was measured on the same device and processor with the same JAX. A benchmark that
 fails is named, the others run all the same, and the exit status is 1.
 
     python benchmarks/run_all.py
@@ -44,11 +44,11 @@ def run(name: str, quick: bool, out: Path) -> bool:
     return done.returncode == 0
 
 
-def claims_of(path: Path, about: dict[str, Any]) -> list[Claim]:
+def claims_of(path: Path, about: dict[str, Any], just_run: bool) -> list[Claim]:
     """Of one result, if there is one and it was measured here."""
     content = json.loads(path.read_text()) if path.exists() else {}
     same = all(content.get("environment", {}).get(key) == about[key] for key in ("device", "processor", "jax"))
-    return [Claim(**claim) for claim in content.get("claims", ())] if same else []
+    return [Claim(**claim) for claim in content.get("claims", ())] if same or just_run else []
 
 
 def markdown(claims: list[Claim], about: dict[str, Any], failed: list[str]) -> str:
@@ -94,7 +94,12 @@ def main() -> None:
     names = a.names or SCRIPTS
     failed = [name for name in names if not run(name, a.quick, a.out)]
     about = environment()
-    claims = [claim for name in SCRIPTS if name not in failed for claim in claims_of(a.out / f"{name}.json", about)]
+    claims = [
+        claim
+        for name in SCRIPTS
+        if name not in failed
+        for claim in claims_of(a.out / f"{name}.json", about, name in names)
+    ]
     text = markdown(claims, about, failed)
     print("\n" + text)
     write(a.out / "summary.md", lambda path: path.write_text(text))
