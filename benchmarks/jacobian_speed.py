@@ -3,8 +3,8 @@
 Ours is `bptt_jax.jacobians`, which unrolls the cell and differentiates its step. By hand are the closed formulas of
 the three cells in JAX, after the same unrolling. PyTorch is `torch.func.vmap` of `jacfwd` and of `jacrev`, on its
 own number of threads and on one, of which the fastest counts; it is given the states, so that its loop over time
-is not measured, and is held against ours at the same given states. T is such that the Jacobians fill at most
-300 MB. Float32; answers are compared before times.
+is not measured, and is held against ours at the same given states (`jacobians_at`, of which `jacobians` is made).
+T is such that the Jacobians fill at most 300 MB. Float32; answers are compared before times.
 """
 
 from collections.abc import Callable
@@ -120,7 +120,11 @@ def main() -> None:
         claim = partial(Claim, "Jacobians", f"{r['cell']} {r['N']}")
         claims.append(claim("time over by hand", 1 / r["ratios"]["by hand"], HAND_AIM, True))
         if not missing:
-            claims.append(claim("torch.func's time over ours", min(r["ratios"][k] for k in labels[1:]), TORCH_AIM))
+            claims.append(
+                claim(
+                    "torch.func's time over ours, states given", min(r["ratios"][k] for k in labels[1:]), TORCH_AIM
+                )
+            )
     print_claims(claims)
     save(a.out, "jacobian_speed", s | {"input_size": INPUT_SIZE}, {"rows": rows, "missing": missing}, claims)
 

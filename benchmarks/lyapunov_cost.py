@@ -70,7 +70,8 @@ def cost(modules: dict[str, Any], name: str, size: int, num: int | None, c: dict
     always, seldom = np.ones(c["steps"], bool), np.any(np.asarray(spectrum.growth) != 0, axis=1)
     theirs = recursions(modules, name, params, xs, frame, always)
     fewer = {f"{k}, seldom": run for k, run in recursions(modules, name, params, xs, frame, seldom).items()}
-    answers = {k: float(np.max(np.abs(run() - np.asarray(spectrum.exponents)))) for k, run in theirs.items()}
+    found = {k: run() for k, run in (theirs | fewer).items()}
+    answers = {k: float(np.max(np.abs(a - np.asarray(spectrum.exponents)))) for k, a in found.items()}
     if max(answers.values(), default=0) > 2e-3:
         raise SystemExit(f"{name} {size}: exponents differ from those by hand by {answers}")
     threads = modules["PyTorch"].quickest_threads(theirs["PyTorch"]) if "PyTorch" in theirs else None
@@ -140,7 +141,7 @@ def main() -> None:
         )
         for r in costs
         for k in ("NumPy / ours", "PyTorch / ours")
-        if r[k] is not None
+        if r[k] is not None and (k.startswith("PyTorch") or jax.default_backend() == "cpu")
     ]
     if jax.default_backend() != "cpu":
         claims += [

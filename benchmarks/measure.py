@@ -2,7 +2,8 @@
 
 Medians of interleaved repeats: the candidates take turns, so that a disturbance of the machine hits all of them.
 Compilation is timed apart from running, and every result is waited for. Times depend on the machine; ratios
-within one run are what to compare.
+within one run are what to compare. Products of float32 are in full precision for all: on a GPU that is not what a
+user who has set nothing trains with, for whom all candidates would be faster.
 """
 
 import argparse
@@ -209,7 +210,7 @@ def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) 
 
 def print_rows(title: str, rows: Sequence[Mapping[str, Any]], *precise: str) -> None:
     """`print_table` of dictionaries with the same keys; numbers under `precise` ones with five digits after the
-    point, and no column where the first row has nothing to say."""
+    point. Columns that are "" in the first row are left out."""
     keys = [k for k in rows[0] if rows[0][k] != ""]
     cells = [[f"{r[k]:.5f}" if k in precise and r[k] is not None else r[k] for k in keys] for r in rows]
     print_table(title, keys, cells)

@@ -45,7 +45,7 @@ def run(name: str, quick: bool, out: Path) -> bool:
 
 
 def claims_of(path: Path, about: dict[str, Any], just_run: bool) -> list[Claim]:
-    """Of one result, if there is one and it was measured here."""
+    """Of one result, if there is one and it was measured just now, or before on the same hardware."""
     content = json.loads(path.read_text()) if path.exists() else {}
     same = all(content.get("environment", {}).get(key) == about[key] for key in ("device", "processor", "jax"))
     return [Claim(**claim) for claim in content.get("claims", ())] if same or just_run else []

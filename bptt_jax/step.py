@@ -5,6 +5,7 @@ state is any pytree of floating (or complex) arrays, the input any pytree, ``Non
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -73,6 +74,12 @@ def ravel_state(state: State) -> tuple[Array, Callable[[Array], State]]:
         )
 
     return vector, unravel
+
+
+def full_precision() -> AbstractContextManager[Any]:
+    """For what is traced within. GPUs and TPUs multiply float32 in reduced precision by default, with three digits;
+    a precision that a step names by itself stays."""
+    return jax.default_matmul_precision("highest")
 
 
 def prepend(state0: State, states: State) -> State:

@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 import bptt_jax as bptt
 from bptt_jax.analysis import host_lapack
-from bptt_jax.analysis.frames import _large_lq
+from bptt_jax.analysis.frames import orthonormal
 
 RNG = np.random.default_rng(0)
 
@@ -85,18 +85,19 @@ def test_factors_are_what_they_should_be(kind, shape, x64):
     np.testing.assert_allclose(square.astype(x.dtype) @ x, values[..., None, :] * x, **tolerance)
 
 
-def test_derivative_of_the_orthonormalisation(x64):
-    a, w, v = jnp.asarray(RNG.standard_normal((3, 90, 100)))
+@pytest.mark.parametrize(("rows", "columns"), [(5, 8), (6, 6), (90, 100)])  # these by LAPACK on the host
+def test_derivative_of_the_orthonormalisation(rows, columns, x64):
+    a, w, v = jnp.asarray(RNG.standard_normal((3, rows, columns)))
 
     def some(lq, a):
         l, q = lq(a)
-        return jnp.sum(w * q) + jnp.sum(v[:, :90] * l)
+        return jnp.sum(w * q) + jnp.sum(v[:, :rows] * l)
 
     def of_jax(a):
         q, r = jnp.linalg.qr(a.T)
         return r.T, q.T
 
-    got, expected = (jax.jit(jax.grad(partial(some, lq)))(a) for lq in (_large_lq, of_jax))
+    got, expected = (jax.jit(jax.grad(partial(some, lq)))(a) for lq in (orthonormal, of_jax))
     np.testing.assert_allclose(got, expected, atol=1e-9)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 import bptt_jax as bptt
 from bptt_jax.analysis import matrix_free
+from bptt_jax.analysis.frames import orthonormal
 from bptt_jax.recurrence.jacobians import jacobians_at
 
 XS = jnp.ones((6, 2))
@@ -39,6 +40,10 @@ def parts(name):
     return cell.step, cell.init(jax.random.key(0), 2), cell.initial_state()
 
 
+def total(states):
+    return jnp.sum(jax.tree.leaves(states)[0])
+
+
 def at_states(function, step, params, state0, xs, **options):
     states = jax.tree.map(lambda h: jnp.stack([h] * len(xs)), state0)
     return function(step, params, states, xs, **options)
@@ -49,6 +54,9 @@ EXACT = {
     "singular values": partial(at_states, matrix_free.singular_values_at, num=1),
     "eigenvalues": partial(at_states, matrix_free.eigenvalues_at, num=1),
     "singular values of the product": partial(bptt.product_singular_values, num=1),
+    "flow": partial(bptt.gradient_flow, loss=total),
+    "flow, leading values": partial(bptt.gradient_flow, loss=total, num=1),
+    "parallel time": lambda *arguments: bptt.deer(*arguments).states,
     "exponents": bptt.lyapunov_exponents,
     "exponents in segments": partial(bptt.lyapunov_exponents, segments=2),
 }
@@ -63,6 +71,12 @@ def test_whatever_must_be_exact_is_in_full_precision(what, name):
     found = products(program.jaxpr)
     assert len(found) > 0
     assert set(found) == {(jax.lax.Precision.HIGHEST,) * 2}
+
+
+@pytest.mark.parametrize("size", [3, 100])  # by JAX, by LAPACK on the host
+def test_derivatives_of_orthonormal_frames_are_in_full_precision(size):
+    program = jax.make_jaxpr(partial(jax.jvp, orthonormal))((jnp.eye(size),), (jnp.eye(size),))
+    assert set(products(program.jaxpr)) == {(jax.lax.Precision.HIGHEST,) * 2}
 
 
 @pytest.mark.parametrize("function", [bptt.unroll, bptt.jacobians])

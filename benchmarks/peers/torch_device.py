@@ -9,11 +9,11 @@ import torch
 ON_GPU = jax.default_backend() == "gpu"
 if ON_GPU and not torch.cuda.is_available():
     raise ModuleNotFoundError("PyTorch without CUDA would run beside JAX on a GPU", name="torch with CUDA")
-torch.backends.cudnn.allow_tf32 = False
+torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
 
 
 def moved(array: Any) -> torch.Tensor:
-    """A copy there."""
+    """A copy on that device."""
     tensor = torch.from_numpy(np.array(array))
     return tensor.cuda() if ON_GPU else tensor
 

@@ -1,6 +1,5 @@
-"""Lyapunov exponents with PyTorch on the CPU, by Jacobians coded by hand or by `torch.func.jacrev`."""
+"""Lyapunov exponents with PyTorch, by Jacobians coded by hand or by `torch.func.jacrev`."""
 
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -8,8 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 import torch
+from measure import seconds
 
 from peers import qr_recursion
+from peers.torch_device import moved
 
 THREADS = torch.get_num_threads()
 
@@ -17,8 +18,8 @@ THREADS = torch.get_num_threads()
 def recursion(
     cell: str, params: Any, xs: jax.Array, frame: jax.Array, when: np.ndarray, jacrev: bool = False
 ) -> Callable[[], np.ndarray]:
-    """``() -> exponents``; `frame` ``[D, num]``, `when` ``[T]``: whether QR follows on the step."""
-    weights, inputs, columns = jax.tree.map(lambda a: torch.from_numpy(np.array(a)), (params, xs, frame))
+    """``() -> exponents``, descending; `frame` ``[D, num]``, `when` ``[T]``: whether QR follows on the step."""
+    weights, inputs, columns = jax.tree.map(moved, (params, xs, frame))
 
     def automatic(h: Any, x: Any) -> Any:
         j, new = torch.func.jacrev(lambda h: (qr_recursion.step(torch, cell, weights, h, x)[0],) * 2, has_aux=True)(
@@ -27,8 +28,12 @@ def recursion(
         return new, j
 
     advance = automatic if jacrev else partial(qr_recursion.step_and_jacobian, torch, cell, weights)
-    start = torch.zeros(len(frame))
-    return lambda: qr_recursion.exponents(torch, advance, start, inputs, columns, when)
+    start = 0 * columns[:, 0]
+
+    def run() -> np.ndarray:
+        return np.sort(qr_recursion.exponents(torch, advance, start, inputs, columns, when).cpu().numpy())[::-1]
+
+    return run
 
 
 def quickest_threads(run: Callable[[], Any]) -> int:
@@ -37,12 +42,7 @@ def quickest_threads(run: Callable[[], Any]) -> int:
     for threads in {1, THREADS}:
         torch.set_num_threads(threads)
         run()
-        tries = []
-        for _ in range(3):
-            start = time.perf_counter()
-            run()
-            tries.append(time.perf_counter() - start)
-        times[threads] = min(tries)
+        times[threads] = min(seconds(run) for _ in range(3))
     best = min(times, key=times.__getitem__)
     torch.set_num_threads(best)
     return best

@@ -24,6 +24,7 @@ from bptt_jax.step import (
     check_arguments,
     check_positive_int,
     check_share,
+    full_precision,
     ravel_state,
 )
 
@@ -190,7 +191,8 @@ def gradient_flow(
     """Measures what backpropagation through time does to the gradient of one sequence.
 
     Streams: memory is O(T * D + chunk * D^2), never T Jacobians at once; with `num` O(T * D) and a constant, beside
-    the parameters and their gradient.
+    the parameters and their gradient. Products of matrices, the step's and the loss's too, are in full precision on
+    every device.
 
     Args:
       step, params, state0, xs, length: as for `bptt_jax.unroll`.
@@ -228,7 +230,8 @@ def gradient_flow(
     stride = check_positive_int("stride", stride)
     if num is not None:
         num = matrix_free.check_num(num, state0)
-    return _gradient_flow(step, params, state0, xs, check_fraction(fraction), loss, steps, stride, num)
+    with full_precision():
+        return _gradient_flow(step, params, state0, xs, check_fraction(fraction), loss, steps, stride, num)
 
 
 def check_fraction(fraction: float | Array) -> Array | np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 
 from bptt_jax.analysis.host_lapack import host_lq
 from bptt_jax.analysis.products import matmul
-from bptt_jax.step import Array, Params, PyTree, State, Step, ravel_state
+from bptt_jax.step import Array, Params, PyTree, State, Step, full_precision, ravel_state
 
 _LONGEST = 64  # steps between two orthonormalisations, at most
 _FORGETS = 0.03  # of a faster pace, at every orthonormalisation after the first few
@@ -61,8 +61,8 @@ def carry(
     huge = float(jnp.finfo(vectors.dtype).max) ** 0.25
 
     def along(vector: Array, frame: Array, x: PyTree) -> tuple[Array, Array]:
-        # Not in the reduced precision of GPUs and TPUs: the shorter directions would drown in its rounding.
-        with jax.default_matmul_precision("highest"):
+        # In less, the shorter directions would drown in its rounding.
+        with full_precision():
             vector, push = jax.linearize(lambda v: ravel_state(step(params, unravel(v), x))[0], vector)
         return vector, jax.vmap(push)(frame.astype(vector.dtype)).astype(frame.dtype)
 
@@ -108,10 +108,13 @@ def _orthonormalised(frames: Array) -> tuple[Array, Array, Array]:
     return q, jnp.where(finite[..., 0], growth, jnp.nan), zero & finite[..., 0]
 
 
+@jax.custom_jvp
 def orthonormal(frames: Array) -> tuple[Array, Array]:
     """A = L Q for real ``[..., M, N]``, M <= N: L ``[..., M, M]`` lower triangular, Q with orthonormal rows."""
     rows, columns = frames.shape[-2:]
-    return _large_lq(frames) if rows * columns >= _LARGE else _lq(frames)
+    if rows * columns < _LARGE:
+        return _lq(frames)
+    return jax.lax.platform_dependent(frames, cpu=host_lq, default=_lq)
 
 
 def _lq(frames: Array) -> tuple[Array, Array]:
@@ -119,15 +122,10 @@ def _lq(frames: Array) -> tuple[Array, Array]:
     return r.mT, q.mT
 
 
-@jax.custom_jvp
-def _large_lq(frames: Array) -> tuple[Array, Array]:
-    return jax.lax.platform_dependent(frames, cpu=host_lq, default=_lq)
-
-
-@_large_lq.defjvp
-def _large_lq_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Any, Any]:
+@orthonormal.defjvp
+def _orthonormal_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Any, Any]:
     # From dA = dL Q + L dQ with a lower triangular dL and an antisymmetric dQ Q^T.
-    l, q = _large_lq(*primals)
+    l, q = orthonormal(*primals)
     change = jax.lax.linalg.triangular_solve(l, tangents[0], left_side=True, lower=True)  # L^-1 dA
     inside = matmul(change, q.mT)
     upper = jnp.triu(inside, 1)

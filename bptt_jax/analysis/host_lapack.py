@@ -122,25 +122,20 @@ def _lq(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     count, rows, columns = matrices.shape
     kind = {"f": "s", "d": "d"}[matrices.dtype.char]
     factorise, assemble = _lapack(f"{kind}geqrf"), _lapack(f"{kind}orgqr")
-    q = matrices.copy()
-    l, lower = np.zeros((count, rows, rows), matrices.dtype), _lower(rows)
-    space = np.empty(65 * rows, matrices.dtype)  # a block of 64 is the most that LAPACK takes at a time
+    q, l = matrices.copy(), np.zeros((count, rows, rows), matrices.dtype)
+    lower = np.tri(rows, dtype=bool)
+    space = np.empty(65 * rows, matrices.dtype)  # the reflectors' scales, and blocks of up to 64 columns
     numbers = np.array([columns, rows, 64 * rows, 0], np.intc)
-    # Once each: they cost more than small matrices.
-    scales, m = space.ctypes.data, numbers.ctypes.data
-    n, length, info = (m + k * numbers.itemsize for k in (1, 2, 3))
-    rest = scales, scales + rows * space.itemsize, length, info
-    for matrix, triangle in zip(q, l, strict=True):
-        start = matrix.ctypes.data
-        factorise(m, n, start, m, *rest)
-        np.copyto(triangle, matrix[:, :rows], where=lower)
-        assemble(m, n, n, start, m, *rest)
+    # Addresses, each taken once: that costs as much as a small matrix.
+    at_q, at_space, at_m = q.ctypes.data, space.ctypes.data, numbers.ctypes.data
+    at_n, at_length, at_info = (at_m + k * numbers.itemsize for k in (1, 2, 3))
+    rest = at_space, at_space + rows * space.itemsize, at_length, at_info
+    for k in range(count):
+        matrix = at_q + k * q.strides[0]
+        factorise(at_m, at_n, matrix, at_m, *rest)
+        np.copyto(l[k], q[k, :, :rows], where=lower)
+        assemble(at_m, at_n, at_n, matrix, at_m, *rest)
     return l, q
-
-
-@cache
-def _lower(rows: int) -> np.ndarray:
-    return np.tri(rows, dtype=bool)
 
 
 @cache

@@ -20,6 +20,7 @@ from bptt_jax.step import (
     check_arguments,
     check_positive_int,
     check_step,
+    full_precision,
     ravel_state,
 )
 
@@ -254,7 +255,7 @@ def _side_by_side(
     eps = float(jnp.finfo(begun.frames.dtype).eps)
 
     def to_next(vector: Array, segment: PyTree) -> tuple[Array, Array]:
-        with jax.default_matmul_precision("highest"):  # as `carry`, so that the pieces fit
+        with full_precision():  # as `carry`, so that the pieces fit
             end = ravel_state(final_state(step, params, unravel(vector), segment, length=length))[0]
         return end, end
 

@@ -30,14 +30,13 @@ from bptt_jax.step import (
     check_arguments,
     check_positive_int,
     check_step,
+    full_precision,
     prepend,
     ravel_state,
 )
 
 # Numbers in the bases of all Krylov spaces that are built at one time: 128 MB in float32.
 _BASIS_NUMBERS = 1 << 25
-# What Krylov spaces are built of; GPUs and TPUs multiply float32 in reduced precision by default.
-_FULL_PRECISION = partial(jax.default_matmul_precision, "highest")
 
 
 class LeadingValues(NamedTuple):
@@ -225,7 +224,7 @@ def _product_singular_values(
     step: Step, params: Params, state0: State, xs: PyTree, steps: int, num: int
 ) -> LeadingLogValues:
     state0 = check_step(step, params, state0, xs)
-    with _FULL_PRECISION():
+    with full_precision():
         along = linearize(step, params, state0, xs, steps)
     first = jnp.zeros((), int)
     return _log_values(along, state0, first, first, num)
@@ -237,7 +236,7 @@ def _at(
     def one(inputs: tuple[State, PyTree]) -> LeadingValues:
         state, x = inputs
         vector, unravel = ravel_state(state)
-        with _FULL_PRECISION():
+        with full_precision():
             _, differential = jax.linearize(lambda v: ravel_state(step(params, unravel(v), x))[0], vector)
         return of(differential, vector, num)
 

@@ -20,6 +20,7 @@ from bptt_jax.step import (
     check_leaves,
     check_positive_int,
     check_step,
+    full_precision,
     prepend,
     ravel_state,
 )
@@ -226,11 +227,11 @@ def _relative(difference: Array, size: Array) -> Array:
     return jnp.max(jnp.where(jnp.isnan(ratio), jnp.inf, ratio))
 
 
-# Under vmap over time the step's products with vectors become products of matrices, which GPUs and TPUs multiply in
-# reduced precision by default: consistent in themselves, but not with the sequential evaluation.
+# Under vmap over time the step's products with vectors become products of matrices: in reduced precision consistent
+# in themselves, but not with the sequential evaluation.
 def _evaluate(step: Step, params: Params, starts: State, xs: PyTree) -> Array:
     """``[T, D]``: the step from each of the states `starts`."""
-    with jax.default_matmul_precision("highest"):
+    with full_precision():
         return jax.vmap(lambda h, x: ravel_state(step(params, h, x))[0])(starts, xs)
 
 
@@ -238,7 +239,8 @@ def _full(step: Step, params: Params, starts: State, xs: PyTree) -> tuple[Array,
     """``[T, D, D]``, all Jacobians J; and ``[T, D]``, ``|J| |h|``."""
     factors = jacobians_at(step, params, starts, xs)
     vectors = jax.vmap(lambda h: ravel_state(h)[0])(starts)
-    return factors, jnp.einsum("tij,tj->ti", jnp.abs(factors), jnp.abs(vectors))
+    with full_precision():
+        return factors, jnp.einsum("tij,tj->ti", jnp.abs(factors), jnp.abs(vectors))
 
 
 def _diagonals(step: Step, params: Params, starts: State, xs: PyTree) -> tuple[Array, Array]:
@@ -251,7 +253,7 @@ def _diagonals(step: Step, params: Params, starts: State, xs: PyTree) -> tuple[A
             direction = jnp.zeros_like(vector).at[i].set(1)
             return jax.jvp(lambda v: ravel_state(step(params, unravel(v), x))[0], (vector,), (direction,))[1]
 
-        with jax.default_matmul_precision("highest"):
+        with full_precision():
             columns = jax.vmap(at)(starts, xs)
         return felt + jnp.abs(columns) * jnp.abs(vectors[:, i, None]), columns[:, i]
 
