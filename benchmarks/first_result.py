@@ -44,7 +44,7 @@ AIMS = {"import": 0.15, "cold": 40.0, "warm": 20.0}
 
 def python(*arguments: str, **environment: str) -> str:
     done = subprocess.run(
-        [sys.executable, *arguments], env=os.environ | environment, capture_output=True, text=True, check=True
+        [sys.executable, *arguments], env=os.environ | environment, stdout=subprocess.PIPE, text=True, check=True
     )
     return done.stdout
 
