@@ -110,8 +110,9 @@ def test_flossing_is_the_mean_square_of_the_exponents(x64) -> None:
     np.testing.assert_allclose(jax.grad(penalty)(rates, 3), 2 * logs / rates / 3, rtol=1e-6)
 
 
-def test_flossing_brings_exponents_to_zero() -> None:
-    """Engelken 2023: after some tens of descents the first exponents are near zero."""
+def test_flossing_brings_exponents_to_zero(x64) -> None:
+    """Engelken 2023: after some tens of descents the first exponents are near zero. In single precision the way
+    down depends on the rounding."""
     xs = jax.random.normal(jax.random.key(1), (60, 4))
     cell = bptt.rnn(16, gain=0.5)
     params = cell.init(jax.random.key(0), 4)
@@ -121,7 +122,7 @@ def test_flossing_brings_exponents_to_zero() -> None:
 
     value_and_grad = jax.jit(jax.value_and_grad(penalty))
     before = float(penalty(params))
-    for _ in range(60):
+    for _ in range(100):
         _, gradient = value_and_grad(params)
         params = jax.tree.map(lambda p, g: p - 0.1 * g, params, gradient)
     after = bptt.lyapunov_exponents(cell.step, params, cell.initial_state(), xs, num=4, warmup=10).exponents
