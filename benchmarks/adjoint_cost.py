@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from measure import Claim, interleaved_medians, parser, print_claims, print_table, relative_error, save
+from measure import Claim, interleaved_medians, parser, print_claims, print_rows, relative_error, save
 
 import bptt_jax as bptt
 
@@ -100,7 +100,7 @@ def main() -> None:
     title = (
         f"T = {s['length']}, batch {s['batch']}, medians of at least {s['repeats']} repeats; ratios are to plain"
     )
-    print_table(title, list(rows[0]), [list(row.values()) for row in rows])
+    print_rows(title, rows)
     claims = [
         Claim(
             "adjoints",

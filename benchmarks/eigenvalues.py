@@ -32,7 +32,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from measure import compiled, parser, print_table, save, seconds, write
+from measure import compiled, parser, print_rows, save, seconds, write
 
 import bptt_jax as bptt
 from bptt_jax.recurrence.jacobians import jacobians_at
@@ -176,7 +176,7 @@ def main() -> None:
         {"stage": stage, "compile_s": c, "matrices_per_s": 1 / t, "share": t / sum(per_matrix.values())}
         for (stage, t), c in zip(per_matrix.items(), compile_seconds, strict=True)
     ]
-    print_table("Stages", list(rows[0]), [list(row.values()) for row in rows])
+    print_rows("Stages", rows)
     radius, norm = np.abs(ev[..., 0]), sv[..., 0]
     print(f"spectral radius {radius.mean():.3f} +- {radius.std():.3f}, norm {norm.mean():.3f} +- {norm.std():.3f}")
 

@@ -44,7 +44,7 @@ from measure import (
     parser,
     peak_above_now,
     print_claims,
-    print_table,
+    print_rows,
     relative_error,
     save,
 )
@@ -316,25 +316,25 @@ def main() -> None:
     s = QUICK if a.quick else FULL
     flow = [measure_flow(hidden, length, s["stride"]) for hidden, length in s["flow"]]
     title = f"gradient_flow, rnn; peak with spectra of every {s['stride']}th step (the same chunk of matrices)"
-    print_table(title, list(flow[0]), [list(row.values()) for row in flow])
+    print_rows(title, flow)
     largest = flow[-1]["peak_above_trajectory_MB"]
     print(f"D = {flow[-1]['D']}, T = {flow[-1]['T']}: {largest:.0f} MB above the trajectory, aim: {AIM_MB}")
     rows = measure_unroll(s)
     title = (
         f"gradient through time, rnn, N = {s['hidden']}; time_ratio: remat / plain, {s['repeats']} or more by turns"
     )
-    print_table(title, list(rows[0]), [list(row.values()) for row in rows])
+    print_rows(title, rows)
     exponents = fit_exponents(rows, s["hidden"])
     title = "exponents of temp against T: all; rest, without constants, returned states, copied inputs"
-    print_table(title, list(exponents[0]), [list(e.values()) for e in exponents])
+    print_rows(title, exponents)
     training = measure_training(s["hidden"], s["repeats"], s["training"])
     title = f"one update of training, lstm, N = {s['hidden']}, Adam; aim for the time ratio: 1.5"
-    print_table(title, list(training[0]), [list(row.values()) for row in training])
+    print_rows(title, training)
     matrix_free = measure_matrix_free(**s["matrix_free"])
     title = f"gradient_flow, rnn, leading values only; aim for the peak: {MATRIX_FREE_AIM_MB:.0f} MB"
-    print_table(title, list(matrix_free), [list(matrix_free.values())])
+    print_rows(title, [matrix_free])
     large = measure_large(s["large"])
-    print_table(f"aim for each: {LARGE_AIM_MB:.0f} MB", list(large[0]), [list(row.values()) for row in large])
+    print_rows(f"aim for each: {LARGE_AIM_MB:.0f} MB", large)
     results = {
         "gradient_flow": flow,
         "unroll": rows,

@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from measure import parser, print_table, relative_error, save, seconds
+from measure import parser, print_rows, relative_error, save, seconds
 
 import bptt_jax as bptt
 from bptt_jax.training.network import NetworkParams, network
@@ -116,10 +116,9 @@ def main() -> None:
     arguments = parser(__doc__).parse_args()
     s = QUICK if arguments.quick else FULL
     rows = [measure(case, s) for case in s["cases"]]
-    print_table(
+    print_rows(
         f"One probe in {PERIOD} updates: cost of the monitor, relative to the same loop without it",
-        list(rows[0]),
-        [list(row.values()) for row in rows],
+        rows,
     )
     save(arguments.out, "monitor", s, rows)
 

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from measure import in_child, parser, print_table, relative_error, save, seconds
+from measure import in_child, parser, print_rows, relative_error, save, seconds
 
 import bptt_jax as bptt
 from bptt_jax.training.loop import train
@@ -139,7 +139,7 @@ def main() -> None:
         for name in SETTINGS
     ]
     title = "Speed: of one device, all on the same cores; error: relative to the largest entry of each result"
-    print_table(title, list(rows[0]), [list(row.values()) for row in rows])
+    print_rows(title, rows)
     save(a.out, "scaling", s, {"rows": rows})
     if not all(r["error"] <= AIM for r in rows):
         raise SystemExit("the results differ")

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 import optax
-from measure import compiled, interleaved_medians, parser, print_table, relative_error, save
+from measure import compiled, interleaved_medians, parser, print_rows, relative_error, save
 
 import bptt_jax as bptt
 from bptt_jax.training.loop import init_state, make_update
@@ -97,11 +97,10 @@ def main() -> None:
     arguments = parser(__doc__).parse_args()
     s = QUICK if arguments.quick else FULL
     rows = [measure(case, s) for case in s["cases"]]
-    print_table(
+    print_rows(
         f"An update in a Python loop over one scanned; {s['seeds']} seeds by vmap, an update of a seed over one "
         f"alone; medians of {s['repeats']} or more by turns",
-        list(rows[0]),
-        [list(row.values()) for row in rows],
+        rows,
     )
     save(arguments.out, "training", s, rows)
 
