@@ -20,10 +20,10 @@ import optax
 from measure import parser, print_table, save, write
 
 import bptt_jax as bptt
-from bptt_jax.training.loop import train
-from bptt_jax.training.network import network
-from bptt_jax.training.records import Record
-from bptt_jax.training.tasks import adding
+from bptt_jax.experiments.loop import train
+from bptt_jax.experiments.network import network
+from bptt_jax.experiments.records import Record
+from bptt_jax.experiments.tasks import adding
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -67,7 +67,7 @@ def run(name: str, length: int, s: dict[str, Any]) -> dict[str, Any]:
     start = time.perf_counter()
     done = train(
         net,
-        bptt.clipped(rmsprop, s["max_norm"]) if name in ("rnn", "irnn") else rmsprop,
+        bptt.with_clipping(rmsprop, s["max_norm"]) if name in ("rnn", "irnn") else rmsprop,
         seeds=range(s["seeds"]),
         **{k: s[k] for k in ("updates", "chunk", "batch")},
     )

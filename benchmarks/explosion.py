@@ -1,6 +1,6 @@
 """What does one line of clipping do for a recurrent network whose gradients explode?
 
-The same network, seed, batches and rate, by plain SGD, without and with ``bptt.clipped(..., max_norm=1)``
+The same network, seed, batches and rate, by plain SGD, without and with ``bptt.with_clipping(..., max_norm=1)``
 (Pascanu, Mikolov, Bengio 2013, arXiv:1211.5063): a growing network whose loss is NaN at the second update; the
 same at another task, thrown off so far that it never learns; and an orthogonal one whose loss is thrown about.
 Clipping nearly every update amounts to a smaller rate, so plain SGD with smaller rates is in the table too. Beside
@@ -18,10 +18,10 @@ import optax
 from measure import parser, print_table, save, write
 
 import bptt_jax as bptt
-from bptt_jax.training.loop import init_state, train
-from bptt_jax.training.network import Network, network
-from bptt_jax.training.records import Metrics, describe
-from bptt_jax.training.tasks import adding, temporal_order
+from bptt_jax.experiments.loop import init_state, train
+from bptt_jax.experiments.network import Network, network
+from bptt_jax.experiments.records import Metrics, describe
+from bptt_jax.experiments.tasks import adding, temporal_order
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -128,7 +128,7 @@ def main() -> None:
         sgd = optax.sgd(scene.rate)
         row: dict[str, Any] = {"scene": scene.name, "rate": scene.rate, "baseline": scene.network.task.baseline}
         row |= verdict(scene.network, s)
-        row |= {"plain": run(scene, sgd, s), "clipped": run(scene, bptt.clipped(sgd, s["max_norm"]), s)}
+        row |= {"plain": run(scene, sgd, s), "clipped": run(scene, bptt.with_clipping(sgd, s["max_norm"]), s)}
         for divisor in s["divisors"]:
             row[f"plain, rate / {divisor}"] = run(scene, optax.sgd(scene.rate / divisor), s)
         names = [k for k in row if isinstance(row[k], dict)]

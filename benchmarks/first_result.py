@@ -29,7 +29,7 @@ print(middle - start, time.perf_counter() - middle)
 COMPILED = """
 import sys
 import jax
-from bptt_jax.__main__ import main
+from bptt_jax.cli.main import main
 seen = []
 jax.monitoring.register_event_duration_secs_listener(
     lambda event, seconds, **_: seen.append(seconds) if event.endswith("backend_compile_duration") else None

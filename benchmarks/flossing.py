@@ -73,7 +73,7 @@ def floss(cell: bptt.Cell, starts: list[Any], num: int, f: dict[str, Any]) -> tu
 
         def penalty(params: Any) -> Any:
             xs = signs(key, f["steps"] + f["warmup"], 1)
-            return bptt.flossing(cell.step, params, cell.initial_state(), xs, num=num, warmup=f["warmup"])
+            return bptt.flossing_penalty(cell.step, params, cell.initial_state(), xs, num=num, warmup=f["warmup"])
 
         value, gradient = jax.value_and_grad(penalty)(params)
         updates, state = optimizer.update(gradient, state)
@@ -95,7 +95,7 @@ def measure(cell: bptt.Cell, networks: dict[str, Any], num: int, m: dict[str, An
         spectrum = bptt.lyapunov_exponents(cell.step, params, start, xs, warmup=m["warmup"])
         on = bptt.final_state(cell.step, params, start, xs[: m["warmup"]])
         jacobians = bptt.jacobians(cell.step, params, on, xs[m["warmup"] : m["warmup"] + m["short"]])
-        return spectrum.exponents, bptt.singular_values(bptt.product(jacobians).matrix)
+        return spectrum.exponents, bptt.singular_values(bptt.jacobian_product(jacobians).matrix)
 
     found = {}
     with jax.enable_x64(True):
@@ -118,7 +118,7 @@ def measure(cell: bptt.Cell, networks: dict[str, Any], num: int, m: dict[str, An
 def learn(cell: bptt.Cell, starts: dict[str, list[Any]], delay: int, s: dict[str, Any]) -> dict[str, Any]:
     """The delayed copy from several initial weights side by side: loss and share of errors on fresh sequences."""
     length = 2 * delay + 10
-    optimizer = bptt.clipped(optax.adam(s["rate"]), s["max_norm"])
+    optimizer = bptt.with_clipping(optax.adam(s["rate"]), s["max_norm"])
 
     def scores(params: Any, key: Any, batch: int) -> tuple[Any, Any]:
         rnn, (weights, bias) = params

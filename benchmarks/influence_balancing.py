@@ -17,8 +17,8 @@ import numpy as np
 from measure import parser, print_table, save, write
 
 import bptt_jax as bptt
+from bptt_jax.experiments.influence_balancing import influence_balancing
 from bptt_jax.step import Array
-from bptt_jax.training.influence_balancing import influence_balancing
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -21,9 +21,9 @@ import optax
 from measure import parser, print_table, save, write
 
 import bptt_jax as bptt
-from bptt_jax.training.loop import init_state, train
-from bptt_jax.training.network import Network, NetworkParams, network
-from bptt_jax.training.tasks import random_permutation
+from bptt_jax.experiments.loop import init_state, train
+from bptt_jax.experiments.network import Network, NetworkParams, network
+from bptt_jax.experiments.tasks import random_permutation
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -93,7 +93,7 @@ def before_training(cell: bptt.Cell, s: dict[str, Any]) -> dict[str, float]:
 def learn(cell: bptt.Cell, length: int, s: dict[str, Any]) -> dict[str, Any]:
     """For every seed the number of updates until success, -1 if there was none; the horizon of those that did."""
     net = network(cell, random_permutation(length))
-    optimizer = bptt.clipped(optax.adam(s["rate"]), s["max_norm"])
+    optimizer = bptt.with_clipping(optax.adam(s["rate"]), s["max_norm"])
     options = {k: s[k] for k in ("updates", "batch", "chunk")}
     states = train(net, optimizer, seeds=range(s["seeds"]), **options).states
     solved_at = np.asarray(states.solved_at)

@@ -220,7 +220,7 @@ def long_products(steps: int, size: int) -> list[dict[str, Any]]:
             {
                 "factors": name,
                 "log norm": float(expected[0]),
-                "product": error(norms(bptt.product(factors)), expected[0]),
+                "product": error(norms(bptt.jacobian_product(factors)), expected[0]),
                 "product_log_norms": error(np.asarray(bptt.product_log_norms(factors))[marks], expected),
                 "suffix_products": error(norms(jax.tree.map(lambda a: a[marks], suffix)), expected),
                 "prefix_products": error(norms(jax.tree.map(lambda a: a[-1], prefix)), expected[0]),

@@ -6,8 +6,8 @@
     power law beside the theory, 1 and 1/2; and the time that the recomputation costs, plain and remat by turns.
     What `unroll` returns is O(T) whatever is done, and so is the copy of the inputs that segments of unequal length
     cost: exponents are fitted with and without these.
-(c) one whole update of training an lstm with `bptt_jax.training.loop` at lengths up to T = 100,000: how much memory
-    and time, plain and with ``remat=True``, where both fit.
+(c) one whole update of training an lstm with `bptt_jax.experiments.loop` at lengths up to T = 100,000: how much
+    memory and time, plain and with ``remat=True``, where both fit.
 (d) ``gradient_flow(..., num=4)``, which forms no D x D matrix: at D = 8192, T = 100, where the Jacobians alone
     would take 27 GB, aimed at less than 24 GiB. Log norms of the products of the last 1 and of the last 10
     Jacobians, and the singular values of the last, are compared with ARPACK's (through SciPy, in double precision,
@@ -51,9 +51,9 @@ from measure import (
 from scipy.sparse.linalg import LinearOperator, svds
 
 import bptt_jax as bptt
-from bptt_jax.training.loop import init_state, make_update
-from bptt_jax.training.network import network
-from bptt_jax.training.tasks import adding
+from bptt_jax.experiments.loop import init_state, make_update
+from bptt_jax.experiments.network import network
+from bptt_jax.experiments.tasks import adding
 
 MB = 1e6
 INPUT_SIZE = 8
@@ -169,7 +169,7 @@ def measure_unroll(s: dict[str, Any]) -> list[dict[str, Any]]:
 def update_of(remat: bool, hidden: int, length: int, batch: int) -> tuple[Callable[..., Any], Any]:
     """One update of an lstm that learns to add, and the state that it starts from."""
     net = network(bptt.lstm(hidden), adding(length), remat=remat)
-    optimizer = bptt.clipped(optax.adam(1e-3), 1.0)
+    optimizer = bptt.with_clipping(optax.adam(1e-3), 1.0)
     return make_update(net, optimizer, batch=batch), init_state(net, optimizer, 0)
 
 

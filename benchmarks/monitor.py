@@ -24,8 +24,8 @@ import optax
 from measure import parser, print_rows, relative_error, save, seconds
 
 import bptt_jax as bptt
-from bptt_jax.training.network import NetworkParams, network
-from bptt_jax.training.tasks import adding
+from bptt_jax.experiments.network import NetworkParams, network
+from bptt_jax.experiments.tasks import adding
 
 CELLS: dict[str, Callable[[int], bptt.Cell]] = {"rnn": bptt.rnn, "gru": bptt.gru, "lstm": bptt.lstm}
 PERIOD, UPDATES = 100, range(95, 105)  # the default of `every`, and what is timed

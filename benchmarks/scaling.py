@@ -25,9 +25,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from measure import in_child, parser, print_rows, relative_error, save, seconds
 
 import bptt_jax as bptt
-from bptt_jax.training.loop import train
-from bptt_jax.training.network import network
-from bptt_jax.training.tasks import adding
+from bptt_jax.experiments.loop import train
+from bptt_jax.experiments.network import network
+from bptt_jax.experiments.tasks import adding
 
 FULL: dict[str, Any] = {
     "hidden": 32,
@@ -80,7 +80,7 @@ def work(s: dict[str, Any]) -> tuple[Results, Times]:
     ends: list[float] = []
     done = train(
         network(bptt.gru(s["train_hidden"]), adding(s["train_length"])),
-        bptt.clipped(optax.sgd(0.05), 1.0),
+        bptt.with_clipping(optax.sgd(0.05), 1.0),
         updates=s["chunk"] * (1 + s["repeats"]),
         seeds=range(s["seeds"]),
         chunk=s["chunk"],

@@ -17,9 +17,9 @@ import optax
 from measure import parser, print_table, save, write
 
 import bptt_jax as bptt
-from bptt_jax.training.loop import omega_penalty, train
-from bptt_jax.training.network import network
-from bptt_jax.training.tasks import temporal_order
+from bptt_jax.experiments.loop import network_omega_penalty, train
+from bptt_jax.experiments.network import network
+from bptt_jax.experiments.tasks import temporal_order
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -63,8 +63,8 @@ def run(method: str, init: str, length: int, s: dict[str, Any]) -> dict[str, Any
     start = time.perf_counter()
     done = train(
         net,
-        sgd if method == "SGD" else bptt.clipped(sgd, s["max_norm"]),
-        penalty=omega_penalty(net, s["omega"], version="code") if method == "SGD-CR" else None,
+        sgd if method == "SGD" else bptt.with_clipping(sgd, s["max_norm"]),
+        penalty=network_omega_penalty(net, s["omega"], version="code") if method == "SGD-CR" else None,
         updates=s["updates"][str(length)],
         seeds=range(s["seeds"]),
         batch=s["batch"],

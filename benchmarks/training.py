@@ -1,6 +1,6 @@
 """How much faster is training scanned on the device than a Python loop over the same jitted update?
 
-The update is one and the same pure function (`bptt_jax.training.loop.make_update`: a fresh batch, the gradient
+The update is one and the same pure function (`bptt_jax.experiments.loop.make_update`: a fresh batch, the gradient
 through time, clipping, Adam): jitted and called from Python, without waiting for a result before the next call
 ("python") or reading the loss of every update, as a log or a progress bar does ("reading"), or scanned n times
 within one program. All end with the same parameters, which is checked first. Aim: never slower, at least 5 times
@@ -16,10 +16,10 @@ import optax
 from measure import compiled, interleaved_medians, parser, print_rows, relative_error, save
 
 import bptt_jax as bptt
-from bptt_jax.training.loop import init_state, make_update
-from bptt_jax.training.network import network
-from bptt_jax.training.records import TrainState
-from bptt_jax.training.tasks import adding
+from bptt_jax.experiments.loop import init_state, make_update
+from bptt_jax.experiments.network import network
+from bptt_jax.experiments.records import TrainState
+from bptt_jax.experiments.tasks import adding
 
 CELLS: dict[str, Callable[[int], bptt.Cell]] = {"rnn": bptt.rnn, "gru": bptt.gru, "lstm": bptt.lstm}
 # cell, units, T, batch, updates in a repeat
@@ -43,7 +43,7 @@ QUICK = FULL | {"cases": [["rnn", 8, 10, 1, 1000], ["gru", 16, 20, 4, 100]], "re
 def measure(case: list[Any], s: dict[str, Any]) -> dict[str, Any]:
     kind, hidden, length, batch, n = case
     net = network(CELLS[kind](hidden), adding(length))
-    optimizer = bptt.clipped(optax.adam(s["rate"]), 1.0)
+    optimizer = bptt.with_clipping(optax.adam(s["rate"]), 1.0)
     update = make_update(net, optimizer, batch=batch)
     start = init_state(net, optimizer, 0)
     starts = jax.vmap(partial(init_state, net, optimizer))(jax.numpy.arange(s["seeds"]))

@@ -5,12 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 from bptt_jax.analysis.adjoints import (
     Adjoints,
-    ParallelAdjoints,
     TemporalContributions,
     adjoints,
-    parallel_adjoints,
     temporal_contributions,
 )
+from bptt_jax.analysis.estimators import TruncationBias, rtrl_gradient, tbptt_gradient, truncation_bias
 from bptt_jax.analysis.flow import GradientFlow, gradient_flow
 from bptt_jax.analysis.influence import InfluenceMap, influence_map
 from bptt_jax.analysis.lyapunov import LyapunovSpectrum, lyapunov_exponents
@@ -21,54 +20,48 @@ from bptt_jax.analysis.matrix_free import (
     leading_singular_values,
     product_singular_values,
 )
+from bptt_jax.analysis.monitor import Monitor, MonitorRecord, MonitorWarning
 from bptt_jax.analysis.nonfinite import NonFinite
-from bptt_jax.analysis.predictability import ParallelPrediction, predict_parallel
-from bptt_jax.analysis.products import (
+from bptt_jax.cells import initializers
+from bptt_jax.cells.adapters import from_equinox, from_haiku, from_linen, from_nnx
+from bptt_jax.cells.gated import GRUParams, LSTMParams, LSTMState, gru, lstm
+from bptt_jax.cells.linear import LRUParams, MinGRUParams, lru, min_gru
+from bptt_jax.cells.simple import RNNParams, rnn
+from bptt_jax.cells.stack import stack
+from bptt_jax.linalg.products import (
     LogScaled,
+    jacobian_product,
     prefix_products,
-    product,
     product_log_norms,
     suffix_products,
 )
-from bptt_jax.analysis.spectra import (
+from bptt_jax.linalg.spectra import (
     condition_number,
     eigenvalues,
     singular_values,
     spectral_norm,
     spectral_radius,
 )
-from bptt_jax.recurrence import initializers
-from bptt_jax.recurrence.adapters import from_equinox, from_haiku, from_linen, from_nnx
-from bptt_jax.recurrence.cells import (
-    GRUParams,
-    LSTMParams,
-    LSTMState,
-    RNNParams,
-    gru,
-    lstm,
-    rnn,
-)
+from bptt_jax.parallel.adjoints import ParallelAdjoints, parallel_adjoints
+from bptt_jax.parallel.deer import DeerSolution, deer
+from bptt_jax.parallel.diagonal import unroll_linear
+from bptt_jax.parallel.prediction import ParallelPrediction, predict_parallel
+from bptt_jax.recurrence.diagonal import DiagonalStep
 from bptt_jax.recurrence.jacobians import jacobians
-from bptt_jax.recurrence.linear import DiagonalStep, unroll_linear
-from bptt_jax.recurrence.linear_cells import LRUParams, MinGRUParams, lru, min_gru
-from bptt_jax.recurrence.newton import NewtonTrajectory, deer
-from bptt_jax.recurrence.stacked import stacked
 from bptt_jax.recurrence.unroll import final_state, unroll
-from bptt_jax.remedies.regularizers import flossing, omega, omega_terms
-from bptt_jax.remedies.truncation import TruncationBias, rtrl_gradient, tbptt_gradient, truncation_bias
+from bptt_jax.remedies.regularizers import flossing_penalty, omega_penalty, omega_terms
 from bptt_jax.step import Cell, Step, ravel_state
-from bptt_jax.training.monitor import Monitor, MonitorRecord, MonitorWarning
 
 if TYPE_CHECKING:
-    from bptt_jax.plots import plot_gradient_flow, plot_influence_map, plot_training
+    from bptt_jax.plots.figures import plot_gradient_flow, plot_influence_map, plot_training
     from bptt_jax.remedies.clipping import (
         autoclip,
         clip_adjoints,
         clip_by_global_norm,
         clip_records,
-        clipped,
         skip_records,
         skip_updates,
+        with_clipping,
         zclip,
     )
 
@@ -80,19 +73,20 @@ _ON_FIRST_USE = {
             "clip_adjoints",
             "clip_by_global_norm",
             "clip_records",
-            "clipped",
+            "with_clipping",
             "skip_records",
             "skip_updates",
             "zclip",
         ),
         "bptt_jax.remedies.clipping",
     ),
-    **dict.fromkeys(("plot_gradient_flow", "plot_influence_map", "plot_training"), "bptt_jax.plots"),
+    **dict.fromkeys(("plot_gradient_flow", "plot_influence_map", "plot_training"), "bptt_jax.plots.figures"),
 }
 
 __all__ = [
     "Adjoints",
     "Cell",
+    "DeerSolution",
     "DiagonalStep",
     "GRUParams",
     "GradientFlow",
@@ -108,7 +102,6 @@ __all__ = [
     "Monitor",
     "MonitorRecord",
     "MonitorWarning",
-    "NewtonTrajectory",
     "NonFinite",
     "ParallelAdjoints",
     "ParallelPrediction",
@@ -121,12 +114,11 @@ __all__ = [
     "clip_adjoints",
     "clip_by_global_norm",
     "clip_records",
-    "clipped",
     "condition_number",
     "deer",
     "eigenvalues",
     "final_state",
-    "flossing",
+    "flossing_penalty",
     "from_equinox",
     "from_haiku",
     "from_linen",
@@ -135,6 +127,7 @@ __all__ = [
     "gru",
     "influence_map",
     "initializers",
+    "jacobian_product",
     "jacobians",
     "leading_eigenvalues",
     "leading_singular_values",
@@ -142,7 +135,7 @@ __all__ = [
     "lstm",
     "lyapunov_exponents",
     "min_gru",
-    "omega",
+    "omega_penalty",
     "omega_terms",
     "parallel_adjoints",
     "plot_gradient_flow",
@@ -150,7 +143,6 @@ __all__ = [
     "plot_training",
     "predict_parallel",
     "prefix_products",
-    "product",
     "product_log_norms",
     "product_singular_values",
     "ravel_state",
@@ -161,13 +153,14 @@ __all__ = [
     "skip_updates",
     "spectral_norm",
     "spectral_radius",
-    "stacked",
+    "stack",
     "suffix_products",
     "tbptt_gradient",
     "temporal_contributions",
     "truncation_bias",
     "unroll",
     "unroll_linear",
+    "with_clipping",
     "zclip",
 ]
 

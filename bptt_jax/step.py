@@ -13,6 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
+from bptt_jax.checks import (
+    at_path,
+    call_user_function,
+    check_function,
+    check_leaves,
+    check_positive_int,
+    check_scalar,
+    describe_shapes,
+)
+
 Array: TypeAlias = jax.Array
 PyTree: TypeAlias = Any
 Params: TypeAlias = Any
@@ -20,8 +30,6 @@ State: TypeAlias = Any
 Input: TypeAlias = Any
 Step: TypeAlias = Callable[[Params, State, Input], State]
 Loss: TypeAlias = Callable[[State], Array]
-
-_LARGEST = 2**31 - 1  # sizes and steps are counted in 32 bits
 
 
 class Cell(NamedTuple):
@@ -122,7 +130,7 @@ def check_arguments(
     for path, leaf in jax.tree_util.tree_leaves_with_path(state0):
         if not _is_differentiable(leaf):
             raise TypeError(
-                f"{_at('state0', path)}: expected floating numbers, got {jnp.result_type(leaf)}; "
+                f"{at_path('state0', path)}: expected floating numbers, got {jnp.result_type(leaf)}; "
                 "a state is differentiated, so counters and flags belong into xs"
             )
     if sum(np.size(leaf) for leaf in jax.tree.leaves(state0)) == 0:
@@ -142,8 +150,8 @@ def check_step(step: Step, params: Params, state0: State, xs: PyTree) -> State:
 
     def called(params: Params, state: State, x: Input) -> State:
         before = jax.tree.leaves((params, state, x))
-        on = f"(params, state, x) on state {_describe(state0)} and x {_describe(x)}"
-        new = result_of("step", on, step, params, state, x)
+        on = f"(params, state, x) on state {describe_shapes(state0)} and x {describe_shapes(x)}"
+        new = call_user_function("step", on, step, params, state, x)
         after = jax.tree.leaves((params, state, x))
         if len(after) != len(before) or any(a is not b for a, b in zip(after, before, strict=True)):
             raise ValueError("step: expected a pure function, got one that writes into its arguments; copy them")
@@ -159,11 +167,11 @@ def check_step(step: Step, params: Params, state0: State, xs: PyTree) -> State:
     for (path, old), out in zip(old_leaves, jax.tree.leaves(new), strict=True):
         if old.shape != out.shape:
             raise ValueError(
-                f"step: must keep the shape of {_at('state', path)}, {list(old.shape)}, got {list(out.shape)}"
+                f"step: must keep the shape of {at_path('state', path)}, {list(old.shape)}, got {list(out.shape)}"
             )
         if old.dtype != out.dtype:
             raise TypeError(
-                f"step: must keep the dtype of {_at('state', path)}, {old.dtype}, got {out.dtype}; "
+                f"step: must keep the dtype of {at_path('state', path)}, {old.dtype}, got {out.dtype}; "
                 "cast state0 or the parameters so that they agree"
             )
     return state0
@@ -176,176 +184,9 @@ def check_loss(loss: Loss, states: State) -> None:
     """
 
     def called(states: State) -> Array:
-        return result_of("loss", f"(states) on states {_describe(states)}", loss, states)
+        return call_user_function("loss", f"(states) on states {describe_shapes(states)}", loss, states)
 
     check_scalar("loss", jax.eval_shape(called, states))
-
-
-def result_of(name: str, arguments: str, function: Callable[..., Any], *given: Any) -> Any:
-    """``function(*given)``, a function of the user's that came as `name`.
-
-    Raises:
-      TypeError, ValueError: a leaf of the result is no array of numbers. What the function itself raises passes
-        through, with a note that says with which `arguments` it was called.
-    """
-    try:
-        value = function(*given)
-    except Exception as error:
-        error.add_note(f"raised by {name}{arguments}")
-        raise
-    check_leaves(f"the result of {name}", value)
-    return value
-
-
-def check_scalar(name: str, value: Any) -> None:
-    """Raises TypeError or ValueError unless `value`, of the function `name`, is one real floating number."""
-    if not jax.tree_util.all_leaves([value]):
-        raise TypeError(f"{name}: must return one number, got {jax.tree.structure(value)}")
-    if jnp.shape(value) != ():
-        raise ValueError(
-            f"{name}: must return a scalar, got shape {list(jnp.shape(value))}; reduce it to one number"
-        )
-    if not jnp.issubdtype(jnp.result_type(value), jnp.floating):
-        raise TypeError(f"{name}: must return a real floating number, got {jnp.result_type(value)}")
-
-
-def check_positive_int(name: str, value: Any) -> int:
-    """Returns `value` if it is a Python (or NumPy) integer of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name}: expected an integer known before compilation, got {_type(value)}")
-    if value < 1:
-        raise ValueError(f"{name}: expected at least 1, got {value}")
-    if value > _LARGEST:
-        raise ValueError(f"{name}: expected at most {_LARGEST}, got {value}")
-    return int(value)
-
-
-def check_number(name: str, value: Any, expected: str, holds: Callable[[Any], Any]) -> Any:
-    """Returns `value` if it is one real number for which `holds`; of a traced one that is checked when it runs."""
-    message = f"{name}: expected {expected}"
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number, np.ndarray, jax.Array)):
-        raise TypeError(f"{message}, got {_type(value)}")
-    if jnp.shape(value) != () or jnp.iscomplexobj(value):
-        raise ValueError(f"{message}, got {value}")
-    if isinstance(value, jax.core.Tracer):  # under optax.inject_hyperparams, say
-        import equinox as eqx  # costs 0.25 s, more than the rest of this package: only where it is used
-
-        return eqx.error_if(value, ~holds(value), message)
-    if not holds(value):
-        raise ValueError(f"{message}, got {value}")
-    return value
-
-
-def check_positive(name: str, value: Any) -> Any:
-    """Returns `value` if it is one number above 0."""
-    return check_number(name, value, "a number above 0", lambda v: v > 0)
-
-
-def check_finite(name: str, value: Any) -> Any:
-    """Returns `value` if it is one finite number."""
-    return check_number(name, value, "a finite number", lambda v: abs(v) < float("inf"))
-
-
-def check_share(name: str, value: Any) -> Any:
-    """Returns `value` if it is one number between 0 and 1."""
-    return check_number(name, value, "a number between 0 and 1", lambda v: (v > 0) & (v < 1))
-
-
-def check_choice(name: str, value: Any, first: Any, second: Any) -> Any:
-    """Returns `value` if it is one of the two."""
-    if not any(type(value) is type(choice) and value == choice for choice in (first, second)):
-        raise ValueError(f"{name}: expected {first!r} or {second!r}, got {value!r}")
-    return value
-
-
-def check_key(name: str, key: Any) -> Any:
-    """Returns `key` if it is one random key, of either kind that JAX has."""
-    if not isinstance(key, (jax.Array, np.ndarray)):
-        raise TypeError(f"{name}: expected a random key, as jax.random.key(0) gives, got {_type(key)}")
-    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        single = key.shape == ()
-    else:
-        single = key.dtype == jnp.uint32 and key.shape in ((2,), (4,))
-    if not single:
-        raise ValueError(f"{name}: expected one random key, as jax.random.key(0) gives, got {_describe(key)}")
-    return key
-
-
-def check_shape(shape: Any) -> Any:
-    """Returns `shape` if it is a sequence of integers of at least 1."""
-    if not isinstance(shape, (tuple, list)):
-        raise TypeError(f"shape: expected a tuple of integers, got {_type(shape)}")
-    return [check_positive_int("shape", n) for n in shape]
-
-
-def check_floating(name: str, dtype: Any) -> jnp.dtype:
-    """The floating type that JAX makes of `dtype`; its own by default, double only if that is switched on."""
-    try:
-        found = jax.dtypes.canonicalize_dtype(float if dtype is None else dtype)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name}: expected a floating type, got {dtype!r}") from None
-    if not jnp.issubdtype(found, jnp.floating):
-        raise TypeError(f"{name}: expected a floating type, got {found}")
-    return found
-
-
-def check_matrices(name: str, matrices: Any, *, square: bool, ndim: int | None = None) -> Array:
-    """Returns `matrices` as a floating array of at least single precision, for LAPACK knows no other."""
-    check_leaves(name, matrices)
-    if not (hasattr(matrices, "ndim") and hasattr(matrices, "dtype")):
-        raise TypeError(f"{name}: expected an array, got {_type(matrices)}")
-    if matrices.ndim < 2 or (ndim is not None and matrices.ndim != ndim):
-        expected = "[..., M, N]" if ndim is None else "[T, D, D]"
-        raise ValueError(f"{name}: expected shape {expected}, got {list(matrices.shape)}")
-    if square and matrices.shape[-1] != matrices.shape[-2]:
-        raise ValueError(f"{name}: expected square matrices, got {list(matrices.shape)}")
-    if 0 in matrices.shape:
-        raise ValueError(f"{name}: expected no empty axis, got {list(matrices.shape)}")
-    dtype = jnp.result_type(matrices)
-    wide = jnp.issubdtype(dtype, jnp.complexfloating) or dtype == jnp.float64
-    return jnp.asarray(matrices, dtype if wide else jnp.float32)
-
-
-def check_function(name: str, function: Any, signature: str) -> None:
-    """Raises TypeError unless `function` is a hashable callable."""
-    if not callable(function):
-        raise TypeError(f"{name}: expected a function {signature}, got {_type(function)}")
-    try:
-        hash(function)
-    except TypeError:
-        raise TypeError(
-            f"{name}: expected a hashable function, since it is compiled once and looked up again, got "
-            f"{_type(function)}; wrap it in a function {signature}, an Equinox module in bptt_jax.from_equinox"
-        ) from None
-
-
-def check_leaves(name: str, tree: PyTree, *, keys: bool = True) -> None:
-    """Raises TypeError or ValueError unless all leaves are numbers or arrays of them, taken by JAX as they are.
-
-    `keys`: or random keys, which inputs may be.
-    """
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if isinstance(leaf, jax.Array):
-            if not isinstance(leaf, jax.core.Tracer) and leaf.is_deleted():
-                raise ValueError(
-                    f"{_at(name, path)}: expected an array, got one whose buffer was deleted or donated"
-                )
-            if not (keys or jnp.issubdtype(leaf.dtype, jnp.number) or leaf.dtype == bool):
-                raise TypeError(f"{_at(name, path)}: expected an array of numbers, got {leaf.dtype}")
-            continue
-        numbers = isinstance(leaf, (np.ndarray, np.generic, bool, int, float, complex))
-        numbers = numbers and not isinstance(leaf, np.ma.MaskedArray)  # its mask would be lost
-        dtype = np.asarray(leaf).dtype if numbers else np.dtype(object)
-        if dtype.kind in "OSUMmV" and not jnp.issubdtype(dtype, jnp.floating):
-            raise TypeError(f"{_at(name, path)}: expected an array of numbers, got {_type(leaf)}")
-        if dtype.char in "gG" or not dtype.isnative:  # JAX would refuse the former, and misread the latter
-            expected = "numbers of at most 64 bits in this machine's byte order"
-            raise TypeError(f"{_at(name, path)}: expected {expected}, got {dtype.str}; cast them by astype")
-        if dtype.kind in "iu" and jnp.result_type(leaf).itemsize < dtype.itemsize and np.size(leaf):
-            limits = jnp.iinfo(jnp.result_type(leaf))
-            if not limits.min <= np.min(leaf) <= np.max(leaf) <= limits.max:  # JAX would drop the upper bits
-                expected = f"integers from {limits.min} to {limits.max}, since 64 bits are switched off in JAX"
-                raise ValueError(f"{_at(name, path)}: expected {expected}, got {np.min(leaf)} to {np.max(leaf)}")
 
 
 def _check_length(xs: PyTree, length: int | None) -> int:
@@ -358,8 +199,8 @@ def _check_length(xs: PyTree, length: int | None) -> int:
         return length
     for path, leaf in leaves:
         if np.ndim(leaf) == 0:
-            raise ValueError(f"{_at('xs', path)}: expected time as the first axis, got a scalar")
-    lengths = {_at("xs", path): np.shape(leaf)[0] for path, leaf in leaves}
+            raise ValueError(f"{at_path('xs', path)}: expected time as the first axis, got a scalar")
+    lengths = {at_path("xs", path): np.shape(leaf)[0] for path, leaf in leaves}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"xs: expected one number of steps in all leaves, got {lengths}")
     steps = next(iter(lengths.values()))
@@ -368,17 +209,3 @@ def _check_length(xs: PyTree, length: int | None) -> int:
     if length is not None and length != steps:
         raise ValueError(f"length: expected {steps}, the first axis of xs, got {length}")
     return steps
-
-
-def _at(name: str, path: Any) -> str:
-    return name + jax.tree_util.keystr(path)
-
-
-def _type(value: Any) -> str:
-    return "None" if value is None else type(value).__name__
-
-
-def _describe(tree: PyTree) -> str:
-    return str(jax.tree.map(lambda a: f"{jnp.result_type(a)}[{','.join(map(str, jnp.shape(a)))}]", tree)).replace(
-        "'", ""
-    )

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 import bptt_jax as bptt
-from bptt_jax.training.tasks import adding
+from bptt_jax.experiments.tasks import adding
 
 cell, task = bptt.rnn(32), adding(30)
 optimizer = optax.adam(3e-3)

@@ -10,7 +10,7 @@ import optax
 from flax import nnx
 
 import bptt_jax as bptt
-from bptt_jax.training.tasks import adding
+from bptt_jax.experiments.tasks import adding
 
 task = adding(30)
 sample = jax.jit(task.sample, static_argnums=1)

@@ -9,11 +9,11 @@ import optax
 from tensorboardX import SummaryWriter
 
 import bptt_jax as bptt
-from bptt_jax.training.network import network
-from bptt_jax.training.tasks import adding
+from bptt_jax.experiments.network import network
+from bptt_jax.experiments.tasks import adding
 
 net = network(bptt.rnn(32), adding(30))
-optimizer = bptt.clipped(optax.sgd(0.05), max_norm=1.0)
+optimizer = bptt.with_clipping(optax.sgd(0.05), max_norm=1.0)
 sample = jax.jit(net.task.sample, static_argnums=1)
 
 

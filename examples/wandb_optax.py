@@ -12,8 +12,8 @@ import optax
 import wandb
 
 import bptt_jax as bptt
-from bptt_jax.training.network import network
-from bptt_jax.training.tasks import adding
+from bptt_jax.experiments.network import network
+from bptt_jax.experiments.tasks import adding
 
 net = network(bptt.lstm(16), adding(30))
 optimizer = optax.adam(3e-3)

@@ -24,12 +24,12 @@ from flax import linen
 from spoilers import KINDS, XS, H, Spoiler, W, batch_loss, coefficients, loss, step
 
 import bptt_jax as bptt
-from bptt_jax.__main__ import main
+from bptt_jax.cli.main import main
+from bptt_jax.experiments import loop, tasks
+from bptt_jax.experiments import text as texts
+from bptt_jax.experiments.influence_balancing import influence_balancing
+from bptt_jax.experiments.network import network
 from bptt_jax.remedies.regularizers import OmegaTerms
-from bptt_jax.training import loop, tasks
-from bptt_jax.training import text as texts
-from bptt_jax.training.influence_balancing import influence_balancing
-from bptt_jax.training.network import network
 
 PACKAGE, TESTS = str(Path(bptt.__file__).parent), str(Path(__file__).parent)
 Outcome = Literal["refused", "answered", "wrong"]
@@ -190,7 +190,7 @@ TARGETS: list[Target] = [
     ),
     recurrence("predict_parallel"),
     recurrence("omega_terms", loss=LOSS),
-    recurrence("flossing", num=NUM, warmup=(1, "warmup")),
+    recurrence("flossing_penalty", num=NUM, warmup=(1, "warmup")),
     recurrence("tbptt_gradient", loss=LOSS, k1=(1, "integer"), k2=(2, "integer")),
     recurrence("truncation_bias", loss=LOSS, longest=(2, "optional integer")),
     recurrence("rtrl_gradient", loss=LOSS),
@@ -214,7 +214,7 @@ TARGETS: list[Target] = [
     ),
     *(
         Target(f"bptt.{name}", getattr(bptt, name), {"jacobians": JS}, {"jacobians": "jacobians"})
-        for name in ("product", "product_log_norms", "prefix_products", "suffix_products")
+        for name in ("jacobian_product", "product_log_norms", "prefix_products", "suffix_products")
     ),
     Target(
         "bptt.parallel_adjoints",
@@ -296,8 +296,8 @@ TARGETS: list[Target] = [
         },
     ),
     Target(
-        "bptt.stacked",
-        lambda steps, output: bptt.unroll(bptt.stacked(*steps, output=output), ({"w": W}, {"w": W}), (H, H), XS),
+        "bptt.stack",
+        lambda steps, output: bptt.unroll(bptt.stack(*steps, output=output), ({"w": W}, {"w": W}), (H, H), XS),
         {"steps": (step, step), "output": lambda h: h},
         {"steps": "layers", "output": "output"},
     ),
@@ -326,8 +326,8 @@ TARGETS: list[Target] = [
         {"inner": "anything", "max_norm": "above zero", "max_in_a_row": "integer", "updates": "skipped updates"},
     ),
     Target(
-        "bptt.clipped",
-        clip(bptt.clipped),
+        "bptt.with_clipping",
+        clip(bptt.with_clipping),
         {"optimizer": optax.sgd(0.1), "max_norm": 0.1, "max_in_a_row": 3, "updates": {"w": W}},
         {
             "optimizer": "anything",
@@ -343,7 +343,10 @@ TARGETS: list[Target] = [
         {"step": "step", "max_norm": "threshold", "max_value": "threshold"},
     ),
     Target(
-        "bptt.omega", bptt.omega, {"terms": TERMS, "version": "paper"}, {"terms": "anything", "version": "choice"}
+        "bptt.omega_penalty",
+        bptt.omega_penalty,
+        {"terms": TERMS, "version": "paper"},
+        {"terms": "anything", "version": "choice"},
     ),
     Target(
         "bptt.Monitor",

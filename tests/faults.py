@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 
 import bptt_jax as bptt
-from bptt_jax.__main__ import main
-from bptt_jax.training.runfolder import OtherRun, RunFolder, read_state
+from bptt_jax.cli.main import main
+from bptt_jax.experiments.runfolder import OtherRun, RunFolder, read_state
 
 DIAGNOSE = ["diagnose", "--cells", "rnn", "--gain", "1", "--hidden", "2", "--length", "4", "--batch", "1"]
 TRAIN = ["train", "adding", "--length", "4", "--cell", "rnn", "--hidden", "2", "--optimizer", "sgd", "--chunk", "1"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import bptt_jax as bptt
-from bptt_jax.recurrence import activations
+from bptt_jax.cells import activations
 
 PAIRS = [(activations.tanh, jnp.tanh), (activations.sigmoid, jax.nn.sigmoid)]
 both = pytest.mark.parametrize(("ours", "theirs"), PAIRS, ids=["tanh", "sigmoid"])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from oracles import relative_error
 
-from bptt_jax.recurrence.affine import affine_scan
+from bptt_jax.linalg.affine import affine_scan
 
 D = 3
 RTOL = 1e-12  # float64, some tens of roundings

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import bptt_jax as bptt
-from bptt_jax.analysis import batched_spectra, spectra
-from bptt_jax.analysis.batched_spectra import batched_eigenvalues, batched_singular_values
-from bptt_jax.analysis.host_lapack import host_eigenvalues, host_singular_values
+from bptt_jax.linalg import batched_spectra, spectra
+from bptt_jax.linalg.batched_spectra import batched_eigenvalues, batched_singular_values
+from bptt_jax.linalg.host_lapack import host_eigenvalues, host_singular_values
 
 RNG = np.random.default_rng(0)
 N = 24

@@ -15,9 +15,9 @@ from bptt_jax.remedies.clipping import (
     clip_adjoints,
     clip_by_global_norm,
     clip_records,
-    clipped,
     skip_records,
     skip_updates,
+    with_clipping,
     zclip,
 )
 
@@ -209,7 +209,7 @@ def test_a_skipped_nan_does_not_spoil_derivatives() -> None:
 
 
 def test_clipped_chain_survives_everything_and_tells() -> None:
-    transformation = clipped(optax.sgd(1.0), 2.0)
+    transformation = with_clipping(optax.sgd(1.0), 2.0)
     out, state = run(transformation, SIZES, "scan")
     for size, got in zip(SIZES, out, strict=True):
         want = -min(size, 2.0) * DIRECTION if math.isfinite(size) else np.zeros(3)
@@ -312,7 +312,7 @@ def test_thresholds_may_be_traced_and_a_bad_one_is_found_when_it_runs() -> None:
 
 
 def test_extra_arguments_reach_the_optimiser() -> None:
-    transformation = clipped(optax.contrib.reduce_on_plateau(), 1.0)
+    transformation = with_clipping(optax.contrib.reduce_on_plateau(), 1.0)
     with jax.numpy_dtype_promotion("standard"):
         updates, _ = transformation.update(
             gradient(0.5), transformation.init(gradient(1.0)), value=jnp.float32(1.0)

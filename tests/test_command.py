@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bptt_jax.__main__ import main
-from bptt_jax.command import diagnose
+from bptt_jax.cli import diagnose
+from bptt_jax.cli.main import main
 
 SMALL = ["diagnose", "--hidden", "8", "--length", "20", "--batch", "2"]
 STEP = """
@@ -60,7 +60,7 @@ def test_what_was_compiled_is_kept(default_run, tmp_path) -> None:
     kept = [path.name for path in Path(os.environ["XDG_CACHE_HOME"]).glob("bptt_jax/*/*")]
     assert any(name.startswith("jit_") for name in kept)
     program = (
-        "import jax, bptt_jax.__main__ as m; m.main = lambda: print(jax.config.jax_compilation_cache_dir); m.run()"
+        "import jax, bptt_jax.cli.main as m; m.main = lambda: print(jax.config.jax_compilation_cache_dir); m.run()"
     )
     (tmp_path / "file").touch()
     own = str(tmp_path / "own")

@@ -17,9 +17,9 @@ import sys, tempfile
 import jax, jax.numpy as jnp, numpy as np, optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import bptt_jax as bptt
-from bptt_jax.training.loop import train
-from bptt_jax.training.network import network
-from bptt_jax.training.tasks import Batch, adding
+from bptt_jax.experiments.loop import train
+from bptt_jax.experiments.network import network
+from bptt_jax.experiments.tasks import Batch, adding
 
 jax.config.update("jax_disable_most_optimizations", True)
 """
@@ -46,7 +46,7 @@ task = adding(6)._replace(name="sums", sample=sums, whole=sums(jax.random.key(9)
 net = network(bptt.rnn(3), task)
 
 def trained(mesh, updates=20, **more):
-    optimizer = bptt.clipped(optax.sgd(0.05, momentum=0.9), 1.0)
+    optimizer = bptt.with_clipping(optax.sgd(0.05, momentum=0.9), 1.0)
     return train(net, optimizer, updates=updates, batch=4, seeds=range(4), chunk=10, mesh=mesh, **more)
 
 def compare(got, expected, name):
@@ -189,7 +189,7 @@ import sys
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import bptt_jax as bptt
-from bptt_jax.analysis.host_lapack import host_lq
+from bptt_jax.linalg.host_lapack import host_lq
 
 DIRECT = lambda a: jnp.linalg.svd(a, compute_uv=False), lambda a: jnp.linalg.qr(a)[1], jnp.linalg.eigvals
 OURS = bptt.singular_values, lambda a: host_lq(a.mT)[0].mT, bptt.eigenvalues

@@ -26,7 +26,7 @@ def examples() -> list[doctest.DocTest]:
     modules = [
         importlib.import_module(module.name)
         for module in pkgutil.walk_packages(bptt.__path__, "bptt_jax.")
-        if module.name != "bptt_jax.__main__"  # sets OPENBLAS_NUM_THREADS
+        if module.name != "bptt_jax.cli.main"  # sets OPENBLAS_NUM_THREADS
     ]
     return [test for m in modules for test in finder.find(m, extraglobs=NAMESPACE) if test.examples]
 
@@ -45,7 +45,7 @@ def test_the_main_functions_have_examples() -> None:
     shown = {test.name.split(".")[-1] for test in EXAMPLES}
     functions = {name for name, of in PUBLIC.items() if isinstance(of, types.FunctionType)}
     assert functions - shown <= {
-        "omega_terms",  # shown with `omega`
+        "omega_terms",  # shown with `omega_penalty`
         "clip_records",
         "skip_records",
         "from_nnx",  # shown in the README, where their libraries are installed

@@ -12,8 +12,8 @@ import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import bptt_jax as bptt
-from bptt_jax.analysis import host_lapack
 from bptt_jax.analysis.frames import orthonormal
+from bptt_jax.linalg import host_lapack
 
 RNG = np.random.default_rng(0)
 

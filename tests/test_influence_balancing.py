@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import bptt_jax as bptt
-from bptt_jax.training.influence_balancing import influence_balancing
+from bptt_jax.experiments.influence_balancing import influence_balancing
 
 STEPS = 600
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bptt_jax.analysis import krylov, logscale
+from bptt_jax.linalg import krylov, logscale
 
 D, NUM = 120, 4
 

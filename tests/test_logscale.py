@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from oracles import users_jit
 
-from bptt_jax.analysis import logscale
+from bptt_jax.linalg import logscale
 
 DTYPES = ["float16", "bfloat16", "float32", "float64"]
 

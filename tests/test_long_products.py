@@ -59,5 +59,5 @@ def test_log_norms(factors: np.ndarray) -> None:
         close(log_norms[t], suffix[t])
         close(norm(suffixes, t), suffix[t])
         close(norm(prefixes, t), prefix[t])
-    whole = bptt.product(jacobians)
+    whole = bptt.jacobian_product(jacobians)
     close(float(whole.log_scale) + math.log(np.linalg.norm(np.asarray(whole.matrix), 2)), suffix[0])

@@ -10,16 +10,16 @@ import optax
 import pytest
 
 import bptt_jax as bptt
-from bptt_jax.training.loop import (
+from bptt_jax.experiments.loop import (
     evaluate,
     init_state,
     make_update,
-    omega_penalty,
+    network_omega_penalty,
     train,
 )
-from bptt_jax.training.network import network
-from bptt_jax.training.records import Metrics, describe
-from bptt_jax.training.tasks import Batch, Task, adding, memorization
+from bptt_jax.experiments.network import network
+from bptt_jax.experiments.records import Metrics, describe
+from bptt_jax.experiments.tasks import Batch, Task, adding, memorization
 
 SEEDS, UPDATES = (3, 8), 39
 
@@ -459,7 +459,7 @@ def test_clipped_and_skipped_shares_are_counts() -> None:
     seen = []
     done = train(
         net,
-        bptt.clipped(optax.sgd(0.01), 1.5),
+        bptt.with_clipping(optax.sgd(0.01), 1.5),
         updates=36,
         batch=1,
         seeds=SEEDS,
@@ -564,9 +564,9 @@ def test_omega_penalty_by_hand(version) -> None:
 
             return bptt.omega_terms(net.cell.step, cell, jnp.zeros(3), inputs, loss)
 
-        return 0.7 * bptt.omega(jax.vmap(terms)(*data), version=version)
+        return 0.7 * bptt.omega_penalty(jax.vmap(terms)(*data), version=version)
 
-    penalty = omega_penalty(net, 0.7, version=version)
+    penalty = network_omega_penalty(net, 0.7, version=version)
     got, gradient = jax.jit(jax.value_and_grad(penalty))(params, data)
     want, cell_gradient = jax.jit(jax.value_and_grad(by_hand))(params.cell)
     np.testing.assert_allclose(got, want, rtol=1e-5)
@@ -586,7 +586,7 @@ def test_omega_penalty_from_jacobians_and_adjoints() -> None:
         deltas = bptt.adjoints(net.cell.step, params.cell, jnp.zeros(3), inputs, of_states).adjoints
         for J, d in zip(np.asarray(jacobians, np.float64), np.asarray(deltas, np.float64), strict=True):
             total += (np.sum((J.T @ d) ** 2) / np.sum(d**2) - 1) ** 2
-    got = jax.jit(omega_penalty(net, 3.0))(params, data)
+    got = jax.jit(network_omega_penalty(net, 3.0))(params, data)
     np.testing.assert_allclose(got, 3.0 * total / 2, rtol=1e-4)
 
 
@@ -594,7 +594,7 @@ def test_training_with_omega_moves_by_its_gradient() -> None:
     """One step of plain descent with it and without: they differ by its gradient, the recorded losses do not."""
     data = _sums(jax.random.key(4), 3)
     net = NET._replace(task=NET.task._replace(sample=lambda key, batch: data))
-    penalty = omega_penalty(net, 2.0)
+    penalty = network_omega_penalty(net, 2.0)
     state = init_state(net, optax.sgd(1.0), 1)
     plain, of_plain = jax.jit(make_update(net, optax.sgd(1.0), batch=3))(state)
     both, of_both = jax.jit(make_update(net, optax.sgd(1.0), batch=3, penalty=penalty))(state)
@@ -628,14 +628,14 @@ def test_a_batch_that_is_skipped_now_and_then_loses_nothing() -> None:
         return Batch(jnp.where(data.targets[:, None, None] > 1.4, jnp.nan, data.inputs), data.targets)
 
     net = NET._replace(task=SUMS._replace(sample=sample))
-    done = train(net, bptt.clipped(optax.sgd(0.01), 1.0), updates=12, batch=1, chunk=1)
+    done = train(net, bptt.with_clipping(optax.sgd(0.01), 1.0), updates=12, batch=1, chunk=1)
     assert int(done.states.updates[0]) == 12
     chunks = [r for r in done.records if "event" not in r]
     bad = [r["non_finite"][0] for r in chunks]
     assert 0 < sum(bad) < 12
     assert bad == [round(r["skipped"][0]) for r in chunks]
     seen = []
-    whole = train(net, bptt.clipped(optax.sgd(0.01), 1.0), updates=12, batch=1, chunk=12, observe=seen.append)
+    whole = train(net, bptt.with_clipping(optax.sgd(0.01), 1.0), updates=12, batch=1, chunk=12, observe=seen.append)
     (record,) = [r for r in whole.records if "event" not in r]
     losses = np.asarray(seen[0].loss)[:, 0]
     assert record["non_finite"] == [sum(bad)]

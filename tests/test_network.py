@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import bptt_jax as bptt
-from bptt_jax.training.network import Network, NetworkParams, Readout, apply_readout, network
-from bptt_jax.training.tasks import Task, adding, memorization
+from bptt_jax.experiments.network import Network, NetworkParams, Readout, apply_readout, network
+from bptt_jax.experiments.tasks import Task, adding, memorization
 
 TASKS = {"last": adding(7), "all": memorization(2, values=2, positions=2)}
 CELLS = {"rnn": bptt.rnn(3), "lstm": bptt.lstm(3)}

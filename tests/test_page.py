@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 import bptt_jax as bptt
-from bptt_jax.__main__ import main
-from bptt_jax.command import diagnose
-from bptt_jax.command.page import page
-from bptt_jax.plots import plot_parts
+from bptt_jax.cli import diagnose
+from bptt_jax.cli.main import main
+from bptt_jax.cli.page import page
+from bptt_jax.plots.figures import plot_parts
 
 GAINS = {
     "</title><script>alert(1)</script>": 0.5,

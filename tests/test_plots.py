@@ -9,7 +9,7 @@ import pytest
 from matplotlib.colors import to_rgb
 
 import bptt_jax as bptt
-from bptt_jax.plots import plot_parts, plot_training
+from bptt_jax.plots.figures import plot_parts, plot_training
 
 LENGTH = 24
 

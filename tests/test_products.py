@@ -8,7 +8,7 @@ from oracles import cell_example, linear_step, users_jit
 
 import bptt_jax as bptt
 
-product, product_log_norms = users_jit(bptt.product), users_jit(bptt.product_log_norms)
+jacobian_product, product_log_norms = users_jit(bptt.jacobian_product), users_jit(bptt.product_log_norms)
 
 
 def repeated(matrix, count, dtype=jnp.float32):
@@ -30,7 +30,7 @@ def test_against_float64(dtype):
     eps = 60 * jnp.finfo(dtype).eps
     assert got.dtype == dtype
     np.testing.assert_allclose(got, norms[::-1], rtol=eps, atol=eps)
-    whole = product(jnp.asarray(factors, dtype))
+    whole = jacobian_product(jnp.asarray(factors, dtype))
     assert 0.5 <= np.max(np.abs(whole.matrix)) < 1
     scale = np.exp(np.float64(whole.log_scale) - norms[-1])
     expected = expected / np.linalg.norm(expected, 2)
@@ -39,7 +39,7 @@ def test_against_float64(dtype):
 
 def test_later_steps_stand_on_the_left():
     first, second = np.asarray([[1.0, 2.0], [0.0, 1.0]]), np.asarray([[1.0, 0.0], [3.0, 1.0]])
-    got = product(np.stack([first, second]))
+    got = jacobian_product(np.stack([first, second]))
     np.testing.assert_allclose(value(got), second @ first, rtol=1e-6)
 
 
@@ -49,7 +49,7 @@ def test_four_thousand_powers_of_two(factor, expected):
     got = product_log_norms(jacobians)
     np.testing.assert_allclose(got[0], expected, rtol=1e-6)
     np.testing.assert_allclose(got, np.arange(4000, 0, -1) * np.log(abs(factor)), rtol=1e-6)
-    whole = product(jacobians)
+    whole = jacobian_product(jacobians)
     np.testing.assert_allclose(whole.log_scale + np.log(whole.matrix[0, 0]), expected, rtol=1e-6)
 
 
@@ -92,7 +92,7 @@ def test_zero_is_minus_infinity_and_never_nan():
     nilpotent = repeated([[0, 1], [0, 0]], 5)
     got = product_log_norms(nilpotent)
     np.testing.assert_array_equal(got, [-np.inf] * 4 + [0])
-    whole = product(nilpotent)
+    whole = jacobian_product(nilpotent)
     assert whole.log_scale == -np.inf
     assert not np.any(whole.matrix)
 
@@ -124,7 +124,7 @@ def test_subspace_of_unequal_rates():
 def test_complex_half_and_integer_matrices():
     i = repeated([[2j]], 3, jnp.complex64)
     np.testing.assert_allclose(product_log_norms(i), np.log([8, 4, 2]), rtol=1e-6)
-    np.testing.assert_allclose(value(product(i)), [[-8j]], rtol=1e-6)
+    np.testing.assert_allclose(value(jacobian_product(i)), [[-8j]], rtol=1e-6)
     for dtype in (jnp.bfloat16, jnp.int32):
         got = product_log_norms(repeated([[2]], 3, dtype))
         assert got.dtype == jnp.float32
@@ -138,7 +138,7 @@ def test_iid_gaussian_matrices():
     """
     steps, n = 20_000, 10
     factors = np.random.default_rng(0).standard_normal((steps, n, n)).astype(np.float32) / np.float32(np.sqrt(n))
-    whole = product(factors)
+    whole = jacobian_product(factors)
     rate = (float(whole.log_scale) + np.log(np.linalg.norm(whole.matrix, 2))) / steps
     assert abs(rate - -0.05166) < 3 * np.sqrt(0.0553 / steps)
 
@@ -147,7 +147,7 @@ def test_jacobians_of_a_linear_step():
     """The whole way: the step, its Jacobians, their product, against a matrix power."""
     a = np.asarray([[0.3, 0.8], [-0.5, 0.6]])
     jacobians = bptt.jacobians(linear_step, jnp.asarray(a, jnp.float32), jnp.ones(2), length=50)
-    np.testing.assert_allclose(value(product(jacobians)), np.linalg.matrix_power(a, 50), rtol=1e-4)
+    np.testing.assert_allclose(value(jacobian_product(jacobians)), np.linalg.matrix_power(a, 50), rtol=1e-4)
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 40])
@@ -158,7 +158,7 @@ def test_prefixes_and_suffixes_are_the_sequential_products(dtype, length):
     # Identities in place of the others cost no rounding, and one compilation serves every length.
     present = np.stack([np.tri(length, dtype=bool), np.tri(length, dtype=bool).T])[..., None, None]
     parts = jnp.where(present, factors, jnp.eye(3, dtype=dtype))
-    wanted = jax.jit(jax.vmap(jax.vmap(bptt.product)))(parts)
+    wanted = jax.jit(jax.vmap(jax.vmap(bptt.jacobian_product)))(parts)
     eps = length * float(jnp.finfo(dtype).eps)
     assert prefixes.matrix.dtype == prefixes.log_scale.dtype == dtype
     for got, matrix, log_scale in zip((prefixes, suffixes), *wanted, strict=True):

@@ -2,7 +2,7 @@
 
 import math
 
-from bptt_jax.training.progress import progress_bar
+from bptt_jax.experiments.progress import progress_bar
 
 
 def record(updates: int, **other) -> dict:

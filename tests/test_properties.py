@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from oracles import Example, perturbation_gradients, relative_error, users_jit, weighted_loss
 
 import bptt_jax as bptt
-from bptt_jax.analysis import logscale
+from bptt_jax.linalg import logscale
 
 # Every example compiles: few of them, always the same, however long they take.
 compiled = partial(settings, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

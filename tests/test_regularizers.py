@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import bptt_jax as bptt
-from bptt_jax.remedies.regularizers import OmegaTerms, omega, omega_terms
+from bptt_jax.remedies.regularizers import OmegaTerms, omega_penalty, omega_terms
 
 N, T, B = 5, 7, 3
 
@@ -40,7 +40,7 @@ def _reference(weights, states, deltas):
 
 def test_value_and_immediate_gradient() -> None:
     cell, params, xs = _setting()
-    value, grad = jax.value_and_grad(lambda p: omega(_terms(p, xs)))(params)
+    value, grad = jax.value_and_grad(lambda p: omega_penalty(_terms(p, xs)))(params)
     expected, expected_grad = [], []
     for x in xs:
         done = bptt.adjoints(cell.step, params, cell.initial_state(), x, _loss)
@@ -58,10 +58,10 @@ def test_released_code_divides_by_the_number_of_valid_steps() -> None:
     _, params, xs = _setting()
     terms = _terms(params, xs)
     assert bool(terms.valid.all())
-    assert float(omega(terms, version="code")) == pytest.approx(float(omega(terms)) / T, rel=1e-5)
+    assert float(omega_penalty(terms, version="code")) == pytest.approx(float(omega_penalty(terms)) / T, rel=1e-5)
     partly = OmegaTerms(jnp.array([[1.0, 2.0], [3.0, 4.0]]), jnp.array([[True, False], [True, True]]))
-    assert float(omega(partly, version="code")) == pytest.approx(8 / 3)
-    assert float(omega(partly)) == pytest.approx(5)
+    assert float(omega_penalty(partly, version="code")) == pytest.approx(8 / 3)
+    assert float(omega_penalty(partly)) == pytest.approx(5)
 
 
 def test_valid_are_error_signals_of_at_least_1e_10() -> None:
@@ -76,7 +76,7 @@ def test_zero_error_signals_add_nothing_and_break_nothing() -> None:
 
     def penalty(p):
         terms = omega_terms(cell.step, p, cell.initial_state(), xs[0], lambda s: jnp.sum(s[2] ** 2))
-        return omega(terms), terms
+        return omega_penalty(terms), terms
 
     (value, terms), grad = jax.value_and_grad(penalty, has_aux=True)(params)
     np.testing.assert_array_equal(terms.terms[3:], 0)
@@ -89,12 +89,12 @@ def test_orthogonal_linear_network_has_no_penalty() -> None:
     cell = bptt.rnn(N, activation=jax.nn.identity, recurrent_init=jax.nn.initializers.orthogonal())
     params = cell.init(jax.random.key(0), 2)
     terms = omega_terms(cell.step, params, cell.initial_state(), jnp.ones((T, 2)), _loss)
-    assert float(omega(terms)) == pytest.approx(0, abs=1e-9)
+    assert float(omega_penalty(terms)) == pytest.approx(0, abs=1e-9)
 
 
 def test_bad_version() -> None:
     with pytest.raises(ValueError, match="version: expected 'paper' or 'code', got 'theirs'"):
-        omega(OmegaTerms(jnp.ones(2), jnp.ones(2, bool)), version="theirs")  # type: ignore[arg-type]
+        omega_penalty(OmegaTerms(jnp.ones(2), jnp.ones(2, bool)), version="theirs")  # type: ignore[arg-type]
 
 
 def test_flossing_is_the_mean_square_of_the_exponents(x64) -> None:
@@ -102,7 +102,7 @@ def test_flossing_is_the_mean_square_of_the_exponents(x64) -> None:
     rates = jnp.asarray([0.5, 2.0, 0.9])
 
     def penalty(d, num):
-        return bptt.flossing(lambda d, h, x: d * h, d, jnp.ones(3), num=num, length=400, warmup=300)
+        return bptt.flossing_penalty(lambda d, h, x: d * h, d, jnp.ones(3), num=num, length=400, warmup=300)
 
     logs = np.log(np.asarray(rates))
     assert float(penalty(rates, 3)) == pytest.approx(np.mean(logs**2), rel=1e-9)
@@ -118,7 +118,7 @@ def test_flossing_brings_exponents_to_zero(x64) -> None:
     params = cell.init(jax.random.key(0), 4)
 
     def penalty(params):
-        return bptt.flossing(cell.step, params, cell.initial_state(), xs, num=4, warmup=10)
+        return bptt.flossing_penalty(cell.step, params, cell.initial_state(), xs, num=4, warmup=10)
 
     value_and_grad = jax.jit(jax.value_and_grad(penalty))
     before = float(penalty(params))

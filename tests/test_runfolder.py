@@ -20,10 +20,10 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 import bptt_jax as bptt
-from bptt_jax.training.loop import init_state, train
-from bptt_jax.training.network import network
-from bptt_jax.training.runfolder import OtherRun, RunFolder, read_settings, read_state
-from bptt_jax.training.tasks import Batch, adding
+from bptt_jax.experiments.loop import init_state, train
+from bptt_jax.experiments.network import network
+from bptt_jax.experiments.runfolder import OtherRun, RunFolder, read_settings, read_state
+from bptt_jax.experiments.tasks import Batch, adding
 
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of what orbax has not finished
 
@@ -235,7 +235,7 @@ def small():
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Makes a run of `updates` in a new or given folder; "whole" is one of 12 that nothing interrupts."""
-    net, optimizer = small(), bptt.clipped(optax.sgd(0.1, momentum=0.9), 1.0)
+    net, optimizer = small(), bptt.with_clipping(optax.sgd(0.1, momentum=0.9), 1.0)
 
     def run(folder, updates=12, report=None):
         probes = {"bias": lambda params, data: params.readout.bias[0]}
@@ -324,12 +324,12 @@ jax.config.update("jax_compilation_cache_dir", sys.argv[2])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 import bptt_jax as bptt
-from bptt_jax.training.loop import train
-from bptt_jax.training.network import network
-from bptt_jax.training.tasks import adding
+from bptt_jax.experiments.loop import train
+from bptt_jax.experiments.network import network
+from bptt_jax.experiments.tasks import adding
 
 net = network(bptt.gru(4), adding(10))
-optimizer = bptt.clipped(optax.sgd(0.1), 1.0)
+optimizer = bptt.with_clipping(optax.sgd(0.1), 1.0)
 train(net, optimizer, updates=250, batch=2, seeds=(0, 1), chunk=5, folder=Path(sys.argv[1]))
 """
 
@@ -370,7 +370,7 @@ def test_killed_at_any_moment_it_ends_as_if_it_had_never_been(tmp_path) -> None:
     moments = random.Random(0)
     kills, in_writing, looked = 0, 0, 0
     net = network(bptt.gru(4), adding(10))
-    optimizer = bptt.clipped(optax.sgd(0.1), 1.0)
+    optimizer = bptt.with_clipping(optax.sgd(0.1), 1.0)
     example = jax.vmap(lambda seed: init_state(net, optimizer, seed))(jnp.arange(2, dtype=jnp.int32))
     for attempt in range(KILLS):
         process = subprocess.Popen(command(killed), env=environment, stderr=subprocess.DEVNULL)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import bptt_jax as bptt
-from bptt_jax.analysis.spectra import spectral_norm, spectral_radius
+from bptt_jax.linalg.spectra import spectral_norm, spectral_radius
 
 RNG = np.random.default_rng(0)
 SQUARE = RNG.standard_normal((6, 5, 5))

@@ -153,8 +153,16 @@ BAD = [
     (lambda: bptt.eigenvalues(XS), ValueError, "matrices: expected square matrices, got [4, 3]"),
     (lambda: bptt.spectral_radius(XS), ValueError, "matrices: expected square matrices, got [4, 3]"),
     (lambda: bptt.product_log_norms(np.eye(3)), ValueError, "jacobians: expected shape [T, D, D], got [3, 3]"),
-    (lambda: bptt.product(np.ones((2, 3, 4))), ValueError, "jacobians: expected square matrices, got [2, 3, 4]"),
-    (lambda: bptt.product(np.ones((0, 3, 3))), ValueError, "jacobians: expected no empty axis, got [0, 3, 3]"),
+    (
+        lambda: bptt.jacobian_product(np.ones((2, 3, 4))),
+        ValueError,
+        "expected square matrices, got [2, 3, 4]",
+    ),
+    (
+        lambda: bptt.jacobian_product(np.ones((0, 3, 3))),
+        ValueError,
+        "expected no empty axis, got [0, 3, 3]",
+    ),
     # cells
     (lambda: bptt.rnn(0), ValueError, "hidden_size: expected at least 1, got 0"),
     (lambda: bptt.gru(2.5), TypeError, "hidden_size: expected an integer…got float"),

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bptt_jax.training.tasks import (
+from bptt_jax.experiments.tasks import (
     Task,
     adding,
     characters,

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from bptt_jax.training.text import corpus, english_text, read_text, windows
+from bptt_jax.experiments.text import corpus, english_text, read_text, windows
 
 
 def test_english_text_is_english_and_long() -> None:

@@ -15,11 +15,11 @@ import optax
 import pytest
 
 import bptt_jax as bptt
-from bptt_jax.__main__ import main
-from bptt_jax.command import train
-from bptt_jax.command.report import BadArgument
-from bptt_jax.training import tasks
-from bptt_jax.training.network import NetworkParams
+from bptt_jax.cli import train
+from bptt_jax.cli.main import main
+from bptt_jax.cli.report import BadArgument
+from bptt_jax.experiments import tasks
+from bptt_jax.experiments.network import NetworkParams
 
 SMALL = [
     "train",
@@ -170,7 +170,7 @@ def test_omega_is_the_codes_of_the_bare_step(x64, clip) -> None:
         loss = bare.loss_of_states(params, target)
         return bptt.omega_terms(bare.cell.step, params.cell, bare.cell.initial_state(), inputs, loss)
 
-    expected = 4 * bptt.omega(jax.vmap(terms)(*data), version="code")
+    expected = 4 * bptt.omega_penalty(jax.vmap(terms)(*data), version="code")
     assert job.penalty is not None
     assert float(job.penalty(NetworkParams(*params), data)) == pytest.approx(float(expected))
 

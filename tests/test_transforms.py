@@ -101,7 +101,7 @@ OF_WEIGHTS = {
     "from_nnx": from_nnx,
     "from_linen": from_linen,
     "from_haiku": from_haiku,
-    "stacked": lambda w: bptt.stacked(step, step)((w, w.T), (w[0], w[1]), w[1]),
+    "stacked": lambda w: bptt.stack(step, step)((w, w.T), (w[0], w[1]), w[1]),
     "rnn": cell(bptt.rnn),
     "gru": cell(bptt.gru),
     "lstm": cell(bptt.lstm),
@@ -116,7 +116,7 @@ OF_MATRICES = {
     "spectral_norm": bptt.spectral_norm,
     "spectral_radius": bptt.spectral_radius,
     "condition_number": bptt.condition_number,
-    "product": lambda w: bptt.product(jnp.stack([w, w + 1, w])),
+    "jacobian_product": lambda w: bptt.jacobian_product(jnp.stack([w, w + 1, w])),
     "product_log_norms": lambda w: bptt.product_log_norms(jnp.stack([w, w + 1, w])),
     "prefix_products": lambda w: bptt.prefix_products(jnp.stack([w, w + 0.9, w])),
     "parallel_adjoints": lambda w: bptt.parallel_adjoints(jnp.stack([w, w + 1, w]), jnp.stack([w[0], w[1], w[0]])),
@@ -131,8 +131,8 @@ def test_every_public_function_is_here():
         name
         for name in bptt.__all__
         if inspect.isfunction(getattr(bptt, name))
-        and getattr(bptt, name).__module__.split(".")[1] in ("step", "recurrence", "analysis")
-        and not getattr(bptt, name).__module__.endswith("initializers")
+        and getattr(bptt, name).__module__.split(".")[1] in ("step", "linalg", "recurrence", "cells", "analysis", "parallel")
+        and not getattr(bptt, name).__module__.endswith(("initializers", "estimators"))
     }
     assert functions <= set(FUNCTIONS)
 

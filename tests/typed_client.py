@@ -25,7 +25,7 @@ def contract(key: jax.Array) -> None:
         assert_type(other, bptt.Cell)
     assert_type(cell.init(key, 3), Any)  # a pytree: what it holds is the cell's business
     assert_type(bptt.lstm(8).step, Step)
-    assert_type(bptt.stacked(step, cell.step), Step)
+    assert_type(bptt.stack(step, cell.step), Step)
     assert_type(bptt.clip_adjoints(step, max_norm=1.0), Step)
     assert_type(bptt.ravel_state(key)[0], jax.Array)
     assert_type(bptt.LSTMState(key, key).c, jax.Array)
@@ -38,7 +38,7 @@ def measure(w: jax.Array, h0: jax.Array, xs: jax.Array) -> None:
         assert_type(spectrum(xs), jax.Array)
     assert_type(bptt.condition_number(xs), jax.Array)
     assert_type(bptt.product_log_norms(xs), jax.Array)
-    for products in (bptt.product, bptt.prefix_products, bptt.suffix_products):
+    for products in (bptt.jacobian_product, bptt.prefix_products, bptt.suffix_products):
         assert_type(products(xs), bptt.LogScaled)
     assert_type(bptt.adjoints(leaky, w, h0, xs, last).log_norms, jax.Array)
     assert_type(bptt.temporal_contributions(leaky, w, h0, xs, last), bptt.TemporalContributions)
@@ -60,8 +60,8 @@ def measure(w: jax.Array, h0: jax.Array, xs: jax.Array) -> None:
 
 def mend(w: jax.Array, h0: jax.Array, xs: jax.Array) -> None:
     assert_type(bptt.truncation_bias(leaky, w, h0, xs, last), bptt.TruncationBias)
-    assert_type(bptt.omega(bptt.omega_terms(leaky, w, h0, xs, last), version="code"), jax.Array)
-    assert_type(bptt.flossing(leaky, w, h0, xs, num=1), jax.Array)
+    assert_type(bptt.omega_penalty(bptt.omega_terms(leaky, w, h0, xs, last), version="code"), jax.Array)
+    assert_type(bptt.flossing_penalty(leaky, w, h0, xs, num=1), jax.Array)
     for record in bptt.clip_records(()):
         assert_type(record.share, jax.Array)
     assert_type(bptt.initializers.chrono(100)(w, (4, 8)), jax.Array)

@@ -6,8 +6,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bptt_jax.analysis import logscale, matrix_free
+from bptt_jax.analysis import matrix_free
 from bptt_jax.analysis.adjoints import Backward, backward
+from bptt_jax.linalg import logscale
 from bptt_jax.recurrence.linearization import Linearization
 from bptt_jax.step import Array, Loss, Params, PyTree, State, Step, prepend, ravel_state
 

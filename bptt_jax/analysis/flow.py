@@ -8,25 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bptt_jax.analysis import logscale, matrix_free, verdict
+from bptt_jax.analysis import matrix_free, verdict
 from bptt_jax.analysis.adjoints import contributions
 from bptt_jax.analysis.error_signal import carry_back, horizon, slope
-from bptt_jax.analysis.products import identity, suffix_log_norms
-from bptt_jax.analysis.spectra import eigenvalues, singular_values
+from bptt_jax.checks import check_positive_int, check_share
+from bptt_jax.linalg import logscale
+from bptt_jax.linalg.products import identity, suffix_log_norms
+from bptt_jax.linalg.spectra import eigenvalues, singular_values
 from bptt_jax.recurrence.jacobians import jacobian_at, jacobians_at
-from bptt_jax.step import (
-    Array,
-    Loss,
-    Params,
-    PyTree,
-    State,
-    Step,
-    check_arguments,
-    check_positive_int,
-    check_share,
-    full_precision,
-    ravel_state,
-)
+from bptt_jax.step import Array, Loss, Params, PyTree, State, Step, check_arguments, full_precision, ravel_state
 
 # Numbers in one chunk of Jacobians: 2 MB in float32, of which some ten copies live at a time.
 _CHUNK_NUMBERS = 1 << 19

@@ -7,23 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bptt_jax.analysis import logscale
-from bptt_jax.analysis.products import identity, matmul
-from bptt_jax.analysis.spectra import spectral_norm
+from bptt_jax.checks import check_positive_int
+from bptt_jax.linalg import logscale
+from bptt_jax.linalg.products import identity, matmul
+from bptt_jax.linalg.spectra import spectral_norm
 from bptt_jax.recurrence.jacobians import jacobian_at
 from bptt_jax.recurrence.unroll import unroll
-from bptt_jax.step import (
-    Array,
-    Params,
-    PyTree,
-    State,
-    Step,
-    check_arguments,
-    check_positive_int,
-    check_step,
-    prepend,
-    ravel_state,
-)
+from bptt_jax.step import Array, Params, PyTree, State, Step, check_arguments, check_step, prepend, ravel_state
 
 
 class InfluenceMap(NamedTuple):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bptt_jax.analysis.frames import Carried, carry, orthonormal
+from bptt_jax.checks import check_positive_int
 from bptt_jax.recurrence.unroll import final_state
 from bptt_jax.step import (
     Array,
@@ -18,7 +19,6 @@ from bptt_jax.step import (
     State,
     Step,
     check_arguments,
-    check_positive_int,
     check_step,
     full_precision,
     ravel_state,

@@ -11,8 +11,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bptt_jax.analysis import logscale
-from bptt_jax.analysis.krylov import (
+from bptt_jax.checks import check_positive_int
+from bptt_jax.linalg import logscale
+from bptt_jax.linalg.krylov import (
     Product,
     eigen_steps,
     eigenpairs,
@@ -28,7 +29,6 @@ from bptt_jax.step import (
     State,
     Step,
     check_arguments,
-    check_positive_int,
     check_step,
     full_precision,
     prepend,

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bptt_jax.analysis import logscale
 from bptt_jax.analysis.adjoints import backward
+from bptt_jax.linalg import logscale
 from bptt_jax.step import Array, Loss, Params, PyTree, State, Step
 
 _LED_TO = 10  # steps reported before it

@@ -7,7 +7,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from bptt_jax.step import Params, PyTree, State, Step, check_arguments, check_positive_int, check_step
+from bptt_jax.checks import check_positive_int
+from bptt_jax.step import Params, PyTree, State, Step, check_arguments, check_step
 
 
 def unroll(

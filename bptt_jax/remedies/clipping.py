@@ -16,20 +16,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bptt_jax.analysis import logscale
-from bptt_jax.step import (
-    Array,
-    Input,
-    Params,
-    PyTree,
-    State,
-    Step,
-    check_function,
-    check_leaves,
-    check_positive,
-    check_positive_int,
-    check_share,
-)
+from bptt_jax.checks import check_function, check_leaves, check_positive, check_positive_int, check_share
+from bptt_jax.linalg import logscale
+from bptt_jax.step import Array, Input, Params, PyTree, State, Step
 
 
 class ClipRecord(NamedTuple):
@@ -298,7 +287,7 @@ def skip_updates(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def clipped(
+def with_clipping(
     optimizer: optax.GradientTransformation, max_norm: float, *, max_in_a_row: int = 10
 ) -> optax.GradientTransformationExtraArgs:
     """A sound chain in one line.
@@ -310,7 +299,7 @@ def clipped(
       TypeError, ValueError: an argument is out of its range.
 
     Example:
-      >>> optimizer = bptt.clipped(optax.sgd(1.0), max_norm=1.0)
+      >>> optimizer = bptt.with_clipping(optax.sgd(1.0), max_norm=1.0)
       >>> updates, state = optimizer.update(jnp.array([3e20, 4e20]), optimizer.init(jnp.zeros(2)))
       >>> updates
       Array([-0.6, -0.8], dtype=float32)

@@ -6,24 +6,15 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bptt_jax.analysis import logscale
 from bptt_jax.analysis.adjoints import backward
 from bptt_jax.analysis.lyapunov import lyapunov_exponents
-from bptt_jax.step import (
-    Array,
-    Loss,
-    Params,
-    PyTree,
-    State,
-    Step,
-    check_arguments,
-    check_choice,
-    check_positive_int,
-)
+from bptt_jax.checks import check_choice, check_positive_int
+from bptt_jax.linalg import logscale
+from bptt_jax.step import Array, Loss, Params, PyTree, State, Step, check_arguments
 
 
 class OmegaTerms(NamedTuple):
-    """The summands of `omega`, one for each step; leaves ``[T]``, or ``[B, T]`` after ``jax.vmap``.
+    """The summands of `omega_penalty`, one for each step; leaves ``[T]``, or ``[B, T]`` after ``jax.vmap``.
 
     Attributes:
       terms: ``(||J_t^T delta_t||^2 / ||delta_t||^2 - 1)^2`` with ``delta_t = dL/dh_t``; 0 where delta_t is zero.
@@ -49,7 +40,8 @@ def omega_terms(
       step, params, state0, xs, loss, length: as for `bptt_jax.adjoints`.
 
     Returns:
-      `OmegaTerms`, to be differentiated with respect to `params`. ``jax.vmap`` over sequences, then `omega`.
+      `OmegaTerms`, to be differentiated with respect to `params`; ``jax.vmap`` over sequences, then
+      `omega_penalty`.
 
     Raises:
       TypeError, ValueError: an argument breaks the contract.
@@ -58,7 +50,7 @@ def omega_terms(
     return _omega_terms(step, params, state0, xs, loss, steps)
 
 
-def omega(terms: OmegaTerms, *, version: Literal["paper", "code"] = "paper") -> Array:
+def omega_penalty(terms: OmegaTerms, *, version: Literal["paper", "code"] = "paper") -> Array:
     """The penalty from its terms, of one sequence or a batch.
 
     Args:
@@ -78,7 +70,7 @@ def omega(terms: OmegaTerms, *, version: Literal["paper", "code"] = "paper") -> 
       >>> terms = bptt.omega_terms(step, 0.5, jnp.zeros(1), jnp.ones((4, 1)), lambda states: states[-1, 0])
       >>> terms.terms  # (0.5^2 - 1)^2 each
       Array([0.562, 0.562, 0.562, 0.562], dtype=float32)
-      >>> [round(float(bptt.omega(terms, version=version)), 3) for version in ("paper", "code")]
+      >>> [round(float(bptt.omega_penalty(terms, version=version)), 3) for version in ("paper", "code")]
       [2.25, 0.562]
     """
     if not isinstance(terms, OmegaTerms):
@@ -89,7 +81,7 @@ def omega(terms: OmegaTerms, *, version: Literal["paper", "code"] = "paper") -> 
     return jnp.sum(jnp.where(terms.valid, terms.terms, 0)) / count
 
 
-def flossing(
+def flossing_penalty(
     step: Step,
     params: Params,
     state0: State,
@@ -116,7 +108,7 @@ def flossing(
 
     Example:
       >>> step = lambda w, h, x: w * h
-      >>> round(float(bptt.flossing(step, 0.5, jnp.ones(1), length=50, num=1)), 3)  # log(2)^2
+      >>> round(float(bptt.flossing_penalty(step, 0.5, jnp.ones(1), length=50, num=1)), 3)  # log(2)^2
       0.48
     """
     num = check_positive_int("num", num)

@@ -1,0 +1,1 @@
+"""Cells, their initialisers, layers of them, and cells and weights of other libraries."""

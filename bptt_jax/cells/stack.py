@@ -1,0 +1,95 @@
+"""Layers of steps as one step."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+
+from bptt_jax.cells.gated import LSTMState
+from bptt_jax.step import Input, Params, PyTree, State, Step
+
+Output = Callable[[State], Input]
+
+
+def stack(*steps: Step, output: Output | Sequence[Output] | None = None) -> Step:
+    """Layers as one step: at every instant the input of a layer is the new output of the layer below.
+
+    The deep recurrence of Graves et al. 2013 (arXiv:1303.5778, eq. 10)::
+
+        h_k^1 = step^1(params^1, h_{k-1}^1, x_k),     h_k^n = step^n(params^n, h_{k-1}^n, output(h_k^{n-1}))
+
+    The Jacobian is block lower triangular: a layer does not act on those below. As for any step, make it once, not
+    inside the loop that calls.
+
+    Args:
+      steps: the layers, from the input upwards.
+      output: reads a layer's output from its state, one function for all layers or one for each (that of the
+        uppermost is never called). Needed where a layer below another has a state of several arrays and is not
+        `bptt_jax.lstm`, as ``lambda state: state[0]`` for the ``(h, c)`` of Equinox or ``lambda carry: carry[1]``
+        for the ``(c, h)`` of Flax. By default a state that is one array is the output, and of an `LSTMState` its h.
+
+    Returns:
+      A step whose parameters and state are tuples, one entry for each layer.
+
+    Raises:
+      TypeError, ValueError: there are no layers; one is no function, or `output` neither one function nor one for
+        each; when the step is called, the parameters or the state are not one for each layer, or `output` is
+        missing where it is needed.
+
+    Example:
+      >>> lower, upper = bptt.lstm(4), bptt.rnn(2)
+      >>> step = bptt.stack(lower.step, upper.step)
+      >>> params = lower.init(jax.random.key(0), 3), upper.init(jax.random.key(1), 4)
+      >>> h0 = lower.initial_state(), upper.initial_state()
+      >>> jax.tree.map(jnp.shape, bptt.unroll(step, params, h0, jnp.ones((5, 3))))
+      (LSTMState(h=(5, 4), c=(5, 4)), (5, 2))
+    """
+    if not steps:
+        raise ValueError("steps: expected at least one layer, got none")
+    for k, layer in enumerate(steps):
+        if not callable(layer):
+            raise TypeError(
+                f"steps[{k}]: expected a function step(params, state, x) -> state, got {type(layer).__name__}"
+            )
+    outputs = _outputs(output, len(steps))
+
+    def stacked_step(params: Params, state: State, x: Input) -> State:
+        _check_layers("params", params, len(steps))
+        _check_layers("state", state, len(steps))
+        new: list[State] = []
+        for k, layer in enumerate(steps):
+            if k > 0:
+                x = outputs[k - 1](new[-1])
+            new.append(layer(params[k], state[k], x))
+        return tuple(new)
+
+    return stacked_step
+
+
+def _outputs(output: Output | Sequence[Output] | None, layers: int) -> Sequence[Output]:
+    if output is None:
+        return [_hidden] * layers
+    if callable(output):
+        return [output] * layers
+    if not isinstance(output, Sequence) or not all(map(callable, output)):
+        raise TypeError(f"output: expected a function of a layer's state, or one for each layer, got {output!r}")
+    if len(output) != layers:
+        raise ValueError(f"output: expected one function for each of {layers} layers, got {len(output)}")
+    return output
+
+
+def _hidden(state: State) -> Input:
+    if isinstance(state, LSTMState):
+        return state.h
+    if not jax.tree_util.all_leaves([state]):
+        raise TypeError(
+            "output: expected a function that reads a layer's output from its state, since a state is "
+            f"{jax.tree.structure(state)}, got None"
+        )
+    return state
+
+
+def _check_layers(name: str, layers: PyTree, count: int) -> None:
+    if not isinstance(layers, (tuple, list)):
+        raise TypeError(f"{name}: expected a tuple of {count}, one for each layer, got {type(layers).__name__}")
+    if len(layers) != count:
+        raise ValueError(f"{name}: expected {count}, one for each layer, got {len(layers)}")

@@ -1,0 +1,196 @@
+"""What a bad argument gets: every fault that can be known before anything is compiled, named with what came.
+
+A static fault raises TypeError or ValueError; of a traced value, `equinox.error_if` raises when it runs.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+LARGEST = 2**31 - 1  # sizes and steps are counted in 32 bits
+
+
+def call_user_function(name: str, arguments: str, function: Callable[..., Any], *given: Any) -> Any:
+    """``function(*given)``, a function of the user's that came as `name`.
+
+    Raises:
+      TypeError, ValueError: a leaf of the result is no array of numbers. What the function itself raises passes
+        through, with a note that says with which `arguments` it was called.
+    """
+    try:
+        value = function(*given)
+    except Exception as error:
+        error.add_note(f"raised by {name}{arguments}")
+        raise
+    check_leaves(f"the result of {name}", value)
+    return value
+
+
+def check_scalar(name: str, value: Any) -> None:
+    """Raises TypeError or ValueError unless `value`, of the function `name`, is one real floating number."""
+    if not jax.tree_util.all_leaves([value]):
+        raise TypeError(f"{name}: must return one number, got {jax.tree.structure(value)}")
+    if jnp.shape(value) != ():
+        raise ValueError(
+            f"{name}: must return a scalar, got shape {list(jnp.shape(value))}; reduce it to one number"
+        )
+    if not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+        raise TypeError(f"{name}: must return a real floating number, got {jnp.result_type(value)}")
+
+
+def check_positive_int(name: str, value: Any) -> int:
+    """Returns `value` if it is a Python (or NumPy) integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name}: expected an integer known before compilation, got {type_name(value)}")
+    if value < 1:
+        raise ValueError(f"{name}: expected at least 1, got {value}")
+    if value > LARGEST:
+        raise ValueError(f"{name}: expected at most {LARGEST}, got {value}")
+    return int(value)
+
+
+def check_number(name: str, value: Any, expected: str, holds: Callable[[Any], Any]) -> Any:
+    """Returns `value` if it is one real number for which `holds`; of a traced one that is checked when it runs."""
+    message = f"{name}: expected {expected}"
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number, np.ndarray, jax.Array)):
+        raise TypeError(f"{message}, got {type_name(value)}")
+    if jnp.shape(value) != () or jnp.iscomplexobj(value):
+        raise ValueError(f"{message}, got {value}")
+    if isinstance(value, jax.core.Tracer):  # under optax.inject_hyperparams, say
+        import equinox as eqx  # costs 0.25 s, more than the rest of this package: only where it is used
+
+        return eqx.error_if(value, ~holds(value), message)
+    if not holds(value):
+        raise ValueError(f"{message}, got {value}")
+    return value
+
+
+def check_positive(name: str, value: Any) -> Any:
+    """Returns `value` if it is one number above 0."""
+    return check_number(name, value, "a number above 0", lambda v: v > 0)
+
+
+def check_finite(name: str, value: Any) -> Any:
+    """Returns `value` if it is one finite number."""
+    return check_number(name, value, "a finite number", lambda v: abs(v) < float("inf"))
+
+
+def check_share(name: str, value: Any) -> Any:
+    """Returns `value` if it is one number between 0 and 1."""
+    return check_number(name, value, "a number between 0 and 1", lambda v: (v > 0) & (v < 1))
+
+
+def check_choice(name: str, value: Any, first: Any, second: Any) -> Any:
+    """Returns `value` if it is one of the two."""
+    if not any(type(value) is type(choice) and value == choice for choice in (first, second)):
+        raise ValueError(f"{name}: expected {first!r} or {second!r}, got {value!r}")
+    return value
+
+
+def check_key(name: str, key: Any) -> Any:
+    """Returns `key` if it is one random key, of either kind that JAX has."""
+    if not isinstance(key, (jax.Array, np.ndarray)):
+        raise TypeError(f"{name}: expected a random key, as jax.random.key(0) gives, got {type_name(key)}")
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        single = key.shape == ()
+    else:
+        single = key.dtype == jnp.uint32 and key.shape in ((2,), (4,))
+    if not single:
+        raise ValueError(f"{name}: expected one random key, as jax.random.key(0) gives, got {describe_shapes(key)}")
+    return key
+
+
+def check_shape(shape: Any) -> Any:
+    """Returns `shape` if it is a sequence of integers of at least 1."""
+    if not isinstance(shape, (tuple, list)):
+        raise TypeError(f"shape: expected a tuple of integers, got {type_name(shape)}")
+    return [check_positive_int("shape", n) for n in shape]
+
+
+def check_floating(name: str, dtype: Any) -> jnp.dtype:
+    """The floating type that JAX makes of `dtype`; its own by default, double only if that is switched on."""
+    try:
+        found = jax.dtypes.canonicalize_dtype(float if dtype is None else dtype)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}: expected a floating type, got {dtype!r}") from None
+    if not jnp.issubdtype(found, jnp.floating):
+        raise TypeError(f"{name}: expected a floating type, got {found}")
+    return found
+
+
+def check_matrices(name: str, matrices: Any, *, square: bool, ndim: int | None = None) -> Array:
+    """Returns `matrices` as a floating array of at least single precision, for LAPACK knows no other."""
+    check_leaves(name, matrices)
+    if not (hasattr(matrices, "ndim") and hasattr(matrices, "dtype")):
+        raise TypeError(f"{name}: expected an array, got {type_name(matrices)}")
+    if matrices.ndim < 2 or (ndim is not None and matrices.ndim != ndim):
+        expected = "[..., M, N]" if ndim is None else "[T, D, D]"
+        raise ValueError(f"{name}: expected shape {expected}, got {list(matrices.shape)}")
+    if square and matrices.shape[-1] != matrices.shape[-2]:
+        raise ValueError(f"{name}: expected square matrices, got {list(matrices.shape)}")
+    if 0 in matrices.shape:
+        raise ValueError(f"{name}: expected no empty axis, got {list(matrices.shape)}")
+    dtype = jnp.result_type(matrices)
+    wide = jnp.issubdtype(dtype, jnp.complexfloating) or dtype == jnp.float64
+    return jnp.asarray(matrices, dtype if wide else jnp.float32)
+
+
+def check_function(name: str, function: Any, signature: str) -> None:
+    """Raises TypeError unless `function` is a hashable callable."""
+    if not callable(function):
+        raise TypeError(f"{name}: expected a function {signature}, got {type_name(function)}")
+    try:
+        hash(function)
+    except TypeError:
+        raise TypeError(
+            f"{name}: expected a hashable function, since it is compiled once and looked up again, got "
+            f"{type_name(function)}; wrap it in a function {signature}, an Equinox module in bptt_jax.from_equinox"
+        ) from None
+
+
+def check_leaves(name: str, tree: Any, *, keys: bool = True) -> None:
+    """Raises TypeError or ValueError unless all leaves are numbers or arrays of them, taken by JAX as they are.
+
+    `keys`: or random keys, which inputs may be.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if isinstance(leaf, jax.Array):
+            if not isinstance(leaf, jax.core.Tracer) and leaf.is_deleted():
+                raise ValueError(
+                    f"{at_path(name, path)}: expected an array, got one whose buffer was deleted or donated"
+                )
+            if not (keys or jnp.issubdtype(leaf.dtype, jnp.number) or leaf.dtype == bool):
+                raise TypeError(f"{at_path(name, path)}: expected an array of numbers, got {leaf.dtype}")
+            continue
+        numbers = isinstance(leaf, (np.ndarray, np.generic, bool, int, float, complex))
+        numbers = numbers and not isinstance(leaf, np.ma.MaskedArray)  # its mask would be lost
+        dtype = np.asarray(leaf).dtype if numbers else np.dtype(object)
+        if dtype.kind in "OSUMmV" and not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(f"{at_path(name, path)}: expected an array of numbers, got {type_name(leaf)}")
+        if dtype.char in "gG" or not dtype.isnative:  # JAX would refuse the former, and misread the latter
+            expected = "numbers of at most 64 bits in this machine's byte order"
+            raise TypeError(f"{at_path(name, path)}: expected {expected}, got {dtype.str}; cast them by astype")
+        if dtype.kind in "iu" and jnp.result_type(leaf).itemsize < dtype.itemsize and np.size(leaf):
+            limits = jnp.iinfo(jnp.result_type(leaf))
+            if not limits.min <= np.min(leaf) <= np.max(leaf) <= limits.max:  # JAX would drop the upper bits
+                expected = f"integers from {limits.min} to {limits.max}, since 64 bits are switched off in JAX"
+                got = f"{np.min(leaf)} to {np.max(leaf)}"
+                raise ValueError(f"{at_path(name, path)}: expected {expected}, got {got}")
+
+
+def at_path(name: str, path: Any) -> str:
+    return name + jax.tree_util.keystr(path)
+
+
+def type_name(value: Any) -> str:
+    return "None" if value is None else type(value).__name__
+
+
+def describe_shapes(tree: Any) -> str:
+    return str(jax.tree.map(lambda a: f"{jnp.result_type(a)}[{','.join(map(str, jnp.shape(a)))}]", tree)).replace(
+        "'", ""
+    )

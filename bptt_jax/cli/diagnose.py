@@ -1,0 +1,375 @@
+"""The job of ``bptt-jax diagnose``: gradient flows side by side, of several recurrences on real text, or of a
+trained network and the untrained one that it was."""
+
+import importlib
+import importlib.util
+import inspect
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from bptt_jax.analysis.flow import GradientFlow, gradient_flow
+from bptt_jax.cells.gated import gru, lstm
+from bptt_jax.cells.simple import rnn
+from bptt_jax.cli import train
+from bptt_jax.cli.report import BadArgument, provenance
+from bptt_jax.experiments.network import NetworkParams, Readout, apply_readout
+from bptt_jax.experiments.text import Corpus, corpus, english_text, read_text, windows
+from bptt_jax.files import plain
+from bptt_jax.step import Array, Cell, Params, PyTree, State, Step
+
+LossOfStates = Callable[[PyTree, State, Array], Array]
+Measure = Callable[..., GradientFlow]
+
+# Steps whose spectra are computed, spread over the sequence: enough for the quantiles of a figure.
+_SPECTRA = 20
+# Sequences measured at once; progress is reported between groups.
+_GROUP = 4
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that the outcome depends on; with a checkpoint, `loss` names the task of the run."""
+
+    checkpoint: str | None
+    text: str | None
+    embed: int | None
+    cells: tuple[str, ...]
+    gain: tuple[float, ...]
+    hidden: int
+    length: int
+    batch: int
+    loss: str
+    step: str | None
+    float64: bool
+    seed: int
+
+
+class Recurrence(NamedTuple):
+    """One recurrence to look at.
+
+    Attributes:
+      name: in table and figure.
+      gated: whether its step has a forget or update gate; None if unknown.
+      step, params, state0: as for `bptt_jax.unroll`.
+      loss, readout_weights: ``loss(weights, states, targets) -> scalar``, of one sequence.
+    """
+
+    name: str
+    gated: bool | None
+    step: Step
+    params: Params
+    state0: State
+    loss: LossOfStates
+    readout_weights: PyTree
+
+
+class Data(NamedTuple):
+    """``inputs [B, T, I]`` and ``targets``: of a text ``[B, T]``, codes of the next characters; of a task, its own.
+    `vocabulary`: the text's characters, in the order of their codes.
+    """
+
+    vocabulary: str | None
+    inputs: Array
+    targets: Array
+
+
+def prepare(settings: Settings) -> tuple[Data, list[Recurrence]]:
+    """Everything that can fail for an argument, before anything is computed.
+
+    Raises:
+      BadArgument: a text that cannot be read or is too short, a step that cannot be made, no checkpoint.
+    """
+    if settings.checkpoint is not None:
+        return _trained(settings, Path(settings.checkpoint))
+    try:
+        source = english_text() if settings.text is None else read_text(settings.text)
+        codes = corpus(source)
+        data = _data(settings, codes)
+    except (OSError, ValueError) as error:
+        message = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.strerror else error
+        raise BadArgument(f"--text: {message}" if settings.text is not None else f"{message}; see --text") from None
+    keys = iter(jax.random.split(jax.random.key(settings.seed + 1), 64))
+    size, symbols = data.inputs.shape[-1], len(codes.vocabulary)
+    loss = _text_loss(apply_readout, settings.loss)
+    recurrences = [
+        _recurrence(name, gated, cell.step, cell.init(key, size), cell.initial_state(), loss, symbols, key)
+        for (name, gated, cell), key in zip(_cells(settings), keys, strict=False)
+    ]
+    if settings.step is not None:
+        step, params, state0, readout = _load(settings.step, size)
+        name = settings.step.rpartition(":")[2]
+        if name in {r.name for r in recurrences}:
+            name = settings.step
+        made = _recurrence(name, None, step, params, state0, loss, symbols, next(keys))
+        if readout is not None:
+            made = made._replace(
+                loss=_text_loss(lambda _, state: readout(state), settings.loss), readout_weights=()
+            )
+        recurrences.append(made)
+    return data, recurrences
+
+
+def compile_all(recurrences: list[Recurrence], data: Data) -> Iterator[tuple[Recurrence, Measure]]:
+    """Each recurrence with its compiled measurement, in order; compilation runs ahead on other threads.
+
+    Recurrences that differ in their numbers alone share one. Only compilation is threaded: two loops of LAPACK
+    calls at once in one process can block each other.
+
+    Raises:
+      BadArgument: a step breaks the contract, or raises.
+    """
+    group = _group(data)
+    pool = ThreadPoolExecutor(2)
+    jobs: dict[Any, Future[Measure]] = {}
+    for r in recurrences:
+        if (r.step, r.loss) not in jobs:
+            example = (r.params, r.state0, r.readout_weights, data.inputs[:group], data.targets[:group])
+            jobs[r.step, r.loss] = pool.submit(_compile, r.step, r.loss, *example)
+    try:
+        for r in recurrences:
+            try:
+                compiled = jobs[r.step, r.loss].result()
+            except Exception as error:  # whatever a step of the user's raises
+                raise BadArgument(f"{r.name}: {_one_line(error)}") from error
+            yield r, compiled
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def measure(recurrence: Recurrence, compiled: Measure, data: Data, advance: Callable[[int], None]) -> GradientFlow:
+    """The gradient flow of every sequence; `advance` is told how many more are done."""
+    group, parts = _group(data), []
+    for i in range(0, len(data.targets), group):
+        batch = data.inputs[i : i + group], data.targets[i : i + group]
+        part = compiled(recurrence.params, recurrence.state0, recurrence.readout_weights, *batch)
+        parts.append(jax.block_until_ready(part))
+        advance(group)
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+
+def title(settings: Settings, data: Data) -> str:
+    """Of the figure."""
+    if settings.checkpoint is not None:
+        return f"{settings.batch} sequences of the task {settings.loss}, T = {data.inputs.shape[1]}"
+    where = "at the last step" if settings.loss == "last" else "of all steps"
+    return f"{settings.batch} sequences of {settings.length} characters, cross-entropy {where}"
+
+
+def record(
+    settings: Settings, data: Data, flows: dict[str, GradientFlow], gated: dict[str, bool | None]
+) -> dict[str, Any]:
+    """Everything in plain JSON types; NaN and infinities are the strings that ``float`` reads back."""
+    return plain(
+        {
+            "settings": asdict(settings),
+            "vocabulary": data.vocabulary,
+            **provenance(),
+            "units": "log norms in nats, rates in nats per step backwards, horizons in steps",
+            "recurrences": {name: _numbers(flow, gated[name]) for name, flow in flows.items()},
+        }
+    )
+
+
+def _data(settings: Settings, text: Corpus) -> Data:
+    symbols = len(text.vocabulary)
+
+    @jax.jit
+    def draw(key: Array, codes: Array) -> tuple[Array, Array]:
+        k_windows, k_embed = jax.random.split(key)
+        inputs, targets = windows(k_windows, codes, settings.batch, settings.length)
+        if settings.embed is None:
+            return jax.nn.one_hot(inputs, symbols), targets
+        # Entries of variance 1: a vector of them drives each unit as strongly as its lecun-normal weights expect.
+        return jax.random.normal(k_embed, (symbols, settings.embed))[inputs], targets
+
+    return Data(text.vocabulary, *draw(jax.random.key(settings.seed), text.codes))
+
+
+def _cells(settings: Settings) -> list[tuple[str, bool, Cell]]:
+    made: list[tuple[str, bool, Cell]] = []
+    for name in settings.cells:
+        if name == "rnn":
+            made += [(f"rnn (gain {g:.12g})", False, rnn(settings.hidden, gain=g)) for g in settings.gain]
+        elif name == "gru":
+            made.append(("gru", True, gru(settings.hidden)))
+        else:
+            made.append(("lstm", True, lstm(settings.hidden)))
+    return made
+
+
+def _recurrence(
+    name: str,
+    gated: bool | None,
+    step: Step,
+    params: Params,
+    state0: State,
+    loss: LossOfStates,
+    symbols: int,
+    key: Array,
+) -> Recurrence:
+    leaves = jax.tree.leaves(state0)
+    if not leaves:
+        raise BadArgument(f"--step: {name} returned an empty state0")
+    size = int(np.size(leaves[0]))
+    # Larger than the readout of a network that is to be trained, so that the first loss says something.
+    weights = jax.random.normal(jax.random.fold_in(key, 1), (symbols, size)) / math.sqrt(size)
+    return Recurrence(name, gated, step, params, state0, loss, Readout(weights, jnp.zeros(symbols, weights.dtype)))
+
+
+def _text_loss(readout: Callable[[PyTree, State], Array], which: str) -> LossOfStates:
+    """Of the next character, in nats: at the last step, or the mean of all."""
+
+    def last(weights: PyTree, states: State, targets: Array) -> Array:
+        logits = readout(weights, jax.tree.map(lambda a: a[-1], states))
+        return optax.softmax_cross_entropy_with_integer_labels(logits, targets[-1])
+
+    def mean(weights: PyTree, states: State, targets: Array) -> Array:
+        logits = jax.vmap(partial(readout, weights))(states)
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, targets))
+
+    return last if which == "last" else mean
+
+
+def _trained(settings: Settings, folder: Path) -> tuple[Data, list[Recurrence]]:
+    """The networks of a training run, as they began and as they are, on fresh sequences of their task."""
+    # Jacobians are those of the step as it is, not of one that clips on its way back.
+    run = replace(train.read(folder), clip_adjoints=None, remat=False)
+    try:
+        job = train.prepare(run)
+        first, now = train.states(job, run, folder)
+    except BadArgument:
+        raise
+    except (KeyError, TypeError, ValueError) as error:  # settings that no run could have had
+        raise BadArgument(f"{folder}: its settings are damaged: {_one_line(error)}") from None
+    net, seeds = job.network, [int(s) for s in first.seed]
+    task = job.validation or net.task
+    inputs, targets = task.sample(jax.random.key(settings.seed), settings.batch)
+
+    def loss(weights: Readout, states: State, targets: Array) -> Array:
+        return net.loss_of_states(NetworkParams(None, weights), targets)(states)
+
+    recurrences = []
+    for i, seed in enumerate(seeds):
+        of_seed = "" if len(seeds) == 1 else f", seed {seed}"
+        for name, state in (("untrained", first), (f"{int(now.updates[i])} updates", now)):
+            params = jax.tree.map(lambda a, i=i: a[i], state.params)
+            recurrences.append(
+                Recurrence(
+                    f"{run.cell}, {name}{of_seed}",
+                    run.cell != "rnn",
+                    net.cell.step,
+                    params.cell,
+                    net.cell.initial_state(),
+                    loss,
+                    params.readout,
+                )
+            )
+    return Data(None, inputs, targets), recurrences
+
+
+def _group(data: Data) -> int:
+    batch = len(data.targets)
+    return next(g for g in range(min(_GROUP, batch), 0, -1) if batch % g == 0)
+
+
+def _compile(step: Step, loss: LossOfStates, *example: PyTree) -> Measure:
+    stride = max(1, example[-2].shape[1] // _SPECTRA)
+
+    def measure(params: Params, state0: State, weights: PyTree, inputs: Array, targets: Array) -> GradientFlow:
+        def flow(xs: Array, target: Array) -> GradientFlow:
+            return gradient_flow(
+                step, params, state0, xs, lambda states: loss(weights, states, target), stride=stride
+            )
+
+        return jax.vmap(flow)(inputs, targets)
+
+    return jax.jit(measure).lower(*example).compile()
+
+
+def _load(spec: str, input_size: int) -> tuple[Step, Params, State, Callable[[State], Array] | None]:
+    place, colon, name = spec.rpartition(":")
+    if not (place and colon and name):
+        raise BadArgument(f"--step: expected FILE_OR_MODULE:FACTORY, got {spec!r}")
+    factory = getattr(_module(place), name, None)
+    if not callable(factory):
+        raise BadArgument(f"--step: {place} has no function {name}")
+    try:
+        made = factory(input_size) if _takes_argument(factory) else factory()
+    except Exception as error:
+        raise BadArgument(f"--step: {name} raised {_one_line(error)}") from error
+    if not (isinstance(made, tuple) and len(made) in (3, 4)):
+        raise BadArgument(f"--step: {name} must return (step, params, state0) or (step, params, state0, readout)")
+    step, params, state0, *rest = made
+    return step, params, state0, rest[0] if rest else None
+
+
+def _module(place: str) -> ModuleType:
+    try:
+        if not place.endswith(".py"):
+            sys.path.insert(0, os.getcwd())
+            return importlib.import_module(place)
+        if not Path(place).is_file():
+            raise BadArgument(f"--step: {place}: no such file")
+        spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # dataclasses look themselves up there
+        sys.path.insert(0, str(Path(place).resolve().parent))
+        spec.loader.exec_module(module)
+        return module
+    except BadArgument:
+        raise
+    except Exception as error:
+        raise BadArgument(f"--step: importing {place} raised {_one_line(error)}") from error
+
+
+def _takes_argument(factory: Callable[..., Any]) -> bool:
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return any(p.kind in kinds for p in inspect.signature(factory).parameters.values())
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _numbers(flow: GradientFlow, gated: bool | None) -> dict[str, Any]:
+    def over_batch(values: Any) -> dict[str, list[float]]:
+        q = np.quantile(np.asarray(values, np.float64), [0.1, 0.5, 0.9], axis=0, method="inverted_cdf")
+        return {"q10": q[0].tolist(), "median": q[1].tolist(), "q90": q[2].tolist()}
+
+    singular = np.moveaxis(np.asarray(flow.singular_values, np.float64), 1, 0)
+    singular = singular.reshape(singular.shape[0], -1)
+    levels = {"min": 0.0, "q10": 0.1, "median": 0.5, "q90": 0.9, "max": 1.0}
+    return {
+        **flow.summary(),
+        "advice": flow.advice(gated=gated),
+        "per_step": {
+            name: over_batch(getattr(flow, name))
+            for name in (
+                "adjoint_log_norms",
+                "product_log_norms",
+                "error_log_gains",
+                "contribution_log_norms",
+                "contribution_shares",
+            )
+        },
+        "spectra_steps": np.asarray(flow.spectra_steps)[0].tolist(),
+        "singular_values": {k: np.quantile(singular, q, axis=1).tolist() for k, q in levels.items()},
+        "eigenvalues_of_first_sequence": [
+            [[z.real, z.imag] for z in row] for row in np.asarray(flow.eigenvalues)[0].tolist()
+        ],
+    }

@@ -1,0 +1,367 @@
+"""The command ``bptt-jax``."""
+
+import argparse
+import contextlib
+import os
+import platform
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+# numpy's, loaded by now, is not the OpenBLAS that jaxlib calls for spectra; that one comes with its first use and
+# must not start threads of its own inside a loop over small matrices: two to four times slower, and two such
+# loops at once can block each other for good.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import jax
+import numpy as np
+
+from bptt_jax.checks import check_positive_int
+from bptt_jax.cli import diagnose, train
+from bptt_jax.cli.page import page
+from bptt_jax.cli.report import COLUMNS, BadArgument, rows
+from bptt_jax.experiments.progress import progress_bar
+from bptt_jax.files import write_json, written
+
+_DIAGNOSE_EXAMPLES = """\
+examples:
+  bptt-jax diagnose
+  bptt-jax diagnose --cells gru lstm --length 1000 --batch 4
+  bptt-jax diagnose --cells rnn --gain 0.9 1 1.1 --text novel.txt --loss all
+  bptt-jax diagnose --step my_cell.py:make --hidden 128 --out results
+  bptt-jax diagnose --checkpoint train-adding --batch 8 --html
+
+A FACTORY(input_size) returns (step, params, state0), or (step, params, state0, readout), where
+step(params, state, x) -> state is pure and readout(state) gives one logit for each character of the text.
+"""
+_TRAIN_EXAMPLES = """\
+examples:
+  bptt-jax train adding --cell lstm --length 200 --chrono
+  bptt-jax train temporal-order --cell rnn --init sparse --omega 4 --optimizer sgd --rate 0.01 --seeds 5
+  bptt-jax train characters --text novel.txt --cell gru --hidden 256 --updates 5000
+
+Interrupted or killed, the same command goes on from the last checkpoint; --updates may be raised.
+"""
+
+
+_INTERRUPTED, _TERMINATED = 130, 143
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see --help)\n")
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, as of a queue whose time is over: ends as an interrupt does."""
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise _Terminated
+
+
+def run() -> int:
+    """`main`, where programs once compiled are kept for the next time, in the user's cache folder."""
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]  # not the user's own
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = caches / "bptt_jax" / platform.node()  # another machine's processor may lack instructions
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            jax.config.update("jax_compilation_cache_dir", str(folder))
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    signal.signal(signal.SIGTERM, _terminate)
+    status = main()
+    if status in (_INTERRUPTED, _TERMINATED):
+        # What is still being computed would call Python for its spectra, and Python's end would wait for it.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command. Exit status: 0; 1 if it cannot write; 2 for a bad argument; 130 if interrupted, 143 if
+    terminated."""
+    arguments = _parser().parse_args(argv)
+    name = f"bptt-jax {arguments.command}"
+    try:
+        return {"diagnose": _diagnose, "train": _train}[arguments.command](arguments)
+    except BadArgument as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"{name}: could not write the results: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt as stop:
+        left = {"diagnose": "no file was written", "train": "the same command resumes from the last checkpoint"}
+        terminated = isinstance(stop, _Terminated)
+        ended, status = ("terminated", _TERMINATED) if terminated else ("interrupted", _INTERRUPTED)
+        print(f"{name}: {ended}; {left[arguments.command]}", file=sys.stderr)
+        return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="bptt-jax", description="See what backpropagation through time does to gradients.")
+    jobs = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    _add_diagnose(jobs)
+    _add_train(jobs)
+    return parser
+
+
+def _add_diagnose(jobs: Any) -> None:
+    job = jobs.add_parser(
+        "diagnose",
+        help="measure the gradient flow of recurrences on text, side by side",
+        description="Measures, for several recurrences at their initialisation on real text, how the gradient of "
+        "the next character's cross-entropy flows back through time; or, with --checkpoint, for a trained network "
+        "on its task. Writes flow.png and flow.json, with --html a page too.",
+        epilog=_DIAGNOSE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = job.add_argument
+    add("--cells", nargs="+", choices=("rnn", "gru", "lstm"), help="default: all three; with --step none")
+    add("--gain", nargs="+", type=_positive_float, help="recurrent gains of rnn (0.5 2)")
+    add("--hidden", type=_positive_int, help="units (64)")
+    add("--length", type=_positive_int, help="time steps (200)")
+    add("--batch", type=_positive_int, default=16, help="sequences (16)")
+    add("--loss", choices=("last", "all"), help="cross-entropy at the last step (default), or the mean of all")
+    add("--text", metavar="FILE", help="UTF-8 text (default: Python's help texts, some 450 kB of English)")
+    add("--embed", type=_positive_int, metavar="SIZE", help="random embeddings of this size instead of one-hot")
+    add("--step", metavar="FILE_OR_MODULE:FACTORY", help="a recurrent step of your own")
+    add(
+        "--checkpoint", metavar="FOLDER", help="of bptt-jax train: its networks, untrained and trained, on its task"
+    )
+    add("--float64", action="store_true", help="compute in double precision")
+    add("--seed", type=_seed, default=0, help="of texts and weights (0)")
+    add("--out", type=Path, default=Path("."), metavar="FOLDER", help="where flow.png and flow.json go (.)")
+    add("--html", action="store_true", help="also write flow.html: figures, numbers and what to try on one page")
+
+
+def _add_train(jobs: Any) -> None:
+    job = jobs.add_parser(
+        "train",
+        help="train a recurrence on one of the field's tasks",
+        description="Trains a recurrence with an affine readout on a task until it is solved. Writes train.png and "
+        "train.json, log.jsonl as it goes, and a checkpoint after every chunk of updates.",
+        epilog=_TRAIN_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = job.add_argument
+    add("task", metavar="TASK", choices=train.LENGTHS, help=", ".join(train.LENGTHS))
+    add(
+        "--length", type=_positive_int, help="time steps, or of the memory tasks the delay (100; temporal order 50)"
+    )
+    add("--text", metavar="FILE", help="of characters: UTF-8 text (default: Python's help texts)")
+    add("--cell", choices=("rnn", "gru", "lstm"), default="lstm", help="recurrence (default: lstm)")
+    add("--hidden", type=_positive_int, default=64, help="units (64)")
+    add("--activation", choices=train.ACTIVATIONS, help="activation of rnn (default: tanh)")
+    add("--gain", type=_positive_float, help="factor of the recurrent weights of rnn (default: 1)")
+    add("--init", choices=train.RECURRENT, help="recurrent weights (rnn: normal; gru, lstm: orthogonal)")
+    add("--chrono", action="store_true", help="gate biases for memories as long as the whole sequence")
+    add("--optimizer", choices=train.OPTIMIZERS, default="adam", help="optimiser (default: adam)")
+    add("--rate", type=_positive_float, default=1e-3, help="learning rate (0.001)")
+    add(
+        "--clip",
+        type=_nonnegative_float,
+        default=1.0,
+        metavar="NORM",
+        help="clip the gradient's norm (default: 1; 0: never)",
+    )
+    add("--clip-adjoints", type=_positive_float, metavar="NORM", help="clip dL/dh_t at every step on its way back")
+    add(
+        "--omega",
+        type=_nonnegative_float,
+        default=0.0,
+        metavar="WEIGHT",
+        help="Pascanu's regulariser as in his code (0; his is 4)",
+    )
+    add("--updates", type=_positive_int, default=5000, help="at most (5000)")
+    add("--batch", type=_positive_int, default=20, help="sequences of an update (20)")
+    add("--seeds", type=_positive_int, default=1, help="independent runs, side by side (1)")
+    add("--chunk", type=_positive_int, default=100, help="updates between evaluations and checkpoints (100)")
+    add("--remat", action="store_true", help="memory O(sqrt(T)) in the backward pass (Omega's aside)")
+    add("--float64", action="store_true", help="compute in double precision")
+    add("--out", type=Path, metavar="FOLDER", help="of the run (default: train-TASK)")
+
+
+def _diagnose(arguments: argparse.Namespace) -> int:
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        from bptt_jax.plots.figures import plot_gradient_flow, plot_parts
+    except ImportError:
+        raise BadArgument("needs matplotlib and rich: python -m pip install 'bptt_jax[plot]'") from None
+    settings = _diagnose_settings(arguments)
+    out = _writable(arguments.out)
+    if settings.float64:
+        jax.config.update("jax_enable_x64", True)
+    data, recurrences = diagnose.prepare(settings)
+    gated = {r.name: r.gated for r in recurrences}
+    flows = {}
+    log = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=log, disable=not log.is_terminal, transient=True) as progress:
+        task = progress.add_task("compiling", total=settings.batch * len(recurrences))
+        for i, (recurrence, compiled) in enumerate(diagnose.compile_all(recurrences, data)):
+            name = recurrence.name
+            progress.update(task, description=f"measuring {name}")
+            if not log.is_terminal:
+                print(f"measuring {name} ({i + 1} of {len(recurrences)})", file=sys.stderr, flush=True)
+            flows[name] = diagnose.measure(recurrence, compiled, data, lambda n: progress.advance(task, n))
+    title, numbers = diagnose.title(settings, data), diagnose.record(settings, data, flows, gated)
+    drawn = {name.replace("$", r"\$"): flow for name, flow in flows.items()}  # no name is mathematics
+    figure = plot_gradient_flow(drawn, title=title)
+    names = ["flow.png", "flow.json", *(["flow.html"] if arguments.html else [])]
+    with contextlib.ExitStack() as files:
+        figure.savefig(files.enter_context(written(out / "flow.png")), dpi=120)
+        if arguments.html:
+            norms, spectra = plot_parts(drawn)
+            text = page(title, numbers, norms, list(spectra.values()))
+            # A file name that is not Unicode, which UTF-8 could not hold, is shown by its bytes.
+            path = files.enter_context(written(out / "flow.html"))
+            path.write_text(text, encoding="utf-8", errors="backslashreplace")
+        write_json(out / "flow.json", numbers)
+    Console(width=None if sys.stdout.isatty() else 132).print(_table(numbers))
+    *first, last = (str(out / name) for name in names)
+    print(f"wrote {', '.join(first)} and {last}")
+    return 0
+
+
+def _diagnose_settings(arguments: argparse.Namespace) -> diagnose.Settings:
+    given = {k: v for k, v in vars(arguments).items() if k not in ("command", "out", "html")}
+    if arguments.checkpoint is not None:
+        others = ("cells", "gain", "hidden", "length", "loss", "text", "embed", "step", "float64")
+        if wrong := [f"--{k}" for k in others if given[k]]:
+            raise BadArgument(f"--checkpoint: the run has its own settings; drop {', '.join(wrong)}")
+        run = train.read(Path(arguments.checkpoint))
+        return diagnose.Settings(
+            **given
+            | {"cells": (run.cell,), "gain": (), "hidden": run.hidden, "length": run.length, "loss": run.task}
+            | {"float64": run.float64}
+        )
+    cells = given["cells"] or ([] if given["step"] else ["rnn", "gru", "lstm"])
+    defaults = {"gain": [0.5, 2.0], "hidden": 64, "length": 200, "loss": "last"}
+    given |= {k: v for k, v in defaults.items() if given[k] is None}
+    given |= {"cells": tuple(dict.fromkeys(cells)), "gain": tuple(dict.fromkeys(given["gain"]))}
+    return diagnose.Settings(**given)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    try:
+        from rich.console import Console
+
+        from bptt_jax.plots.figures import plot_training
+    except ImportError:
+        raise BadArgument("needs matplotlib and rich: python -m pip install 'bptt_jax[plot,train]'") from None
+    options = {k: v for k, v in vars(arguments).items() if k not in ("command", "out", "updates")}
+    options["length"] = arguments.length or train.LENGTHS[arguments.task]
+    settings = train.Settings(**options)
+    if settings.float64:
+        jax.config.update("jax_enable_x64", True)
+    job = train.prepare(settings)
+    out = _writable(arguments.out or Path(f"train-{arguments.task}"))
+    with progress_bar(arguments.updates) as report:
+        done = train.run(job, settings, arguments.updates, out, report)
+    task = job.network.task
+    title = f"{settings.cell} of {settings.hidden} units, {settings.task}, T = {task.length}"
+    figure = plot_training(done.records, baseline=task.baseline, title=title)
+    numbers = train.record(job, settings, done)
+    with written(out / "train.png") as temporary:
+        figure.savefig(temporary, dpi=120)
+        write_json(out / "train.json", numbers)
+    Console(width=None if sys.stdout.isatty() else 132).print(_training_table(numbers))
+    print(f"wrote {out / 'train.png'} and {out / 'train.json'}; see bptt-jax diagnose --checkpoint {out}")
+    return 0
+
+
+def _training_table(numbers: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    title = f"trivial loss {numbers['trivial_loss']:.4g}; solved: {numbers['criterion']}"
+    table = Table(title=title, title_justify="left", title_style="")
+    for name in ("seed", "updates", "solved at", "loss", "error", "gradient norm", "clipped", "skipped"):
+        table.add_column(name, justify="right", no_wrap=True)
+
+    def share(value: float | None) -> str:
+        return "-" if value is None else f"{value:.1%}"
+
+    for s in numbers["seeds"]:
+        table.add_row(
+            str(s["seed"]),
+            str(s["updates"]),
+            "-" if s["solved_at"] is None else str(s["solved_at"]),
+            f"{s['validation_loss']:.4g}",
+            f"{s['validation_error']:.2%}",
+            f"{np.exp(s['gradient_log_norm']):.3g}",
+            share(s["clipped"]),
+            share(s["skipped"]),
+        )
+    return table
+
+
+def _table(numbers: dict[str, Any]) -> Any:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(show_lines=True)
+    for name in COLUMNS[:-1]:
+        table.add_column(name, justify="left" if name in ("cell", "verdict") else "right", no_wrap=True)
+    table.add_column(COLUMNS[-1])
+    for row in rows(numbers["recurrences"]):
+        table.add_row(*map(escape, row))
+    return table
+
+
+def _writable(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with written(folder / ".bptt-jax-probe"):
+            pass
+        (folder / ".bptt-jax-probe").unlink()
+    except OSError as error:
+        raise BadArgument(f"--out: {folder}: {error.strerror}") from None
+    return folder
+
+
+def _number(kind: type, text: str) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected {'an integer' if kind is int else 'a number'}, got {text!r}"
+        ) from None
+
+
+def _positive_int(text: str) -> int:
+    value = _number(int, text)
+    try:
+        return check_positive_int("", value)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix(": ")) from None
+
+
+def _positive_float(text: str) -> float:
+    value = _number(float, text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a positive number, got {text}")
+    return value
+
+
+def _nonnegative_float(text: str) -> float:
+    return 0.0 if _number(float, text) == 0 else _positive_float(text)
+
+
+def _seed(text: str) -> int:
+    value = _number(int, text)
+    if not 0 <= value < 2**31:
+        raise argparse.ArgumentTypeError(f"expected 0 to 2147483647, got {text}")
+    return value

@@ -1,0 +1,175 @@
+"""The page of ``bptt-jax diagnose --html``: one file with everything in it, no script, nothing fetched."""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from bptt_jax.cli.report import COLUMNS, rows
+
+_STYLE = Path(__file__).with_name("page.css")
+_PAGE = """\
+<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Gradient flow: {title}</title>
+<style>
+{style}</style>
+</head>
+<body>
+<header>
+<h1>Gradient flow</h1>
+<p>{title}</p>
+</header>
+<main>
+<ul class="verdicts" aria-label="Verdicts">
+{verdicts}
+</ul>
+{norms}
+<h2 id="numbers">Numbers</h2>
+<div class="scroll" role="region" aria-labelledby="numbers" tabindex="0">
+{numbers}
+</div>
+<h2>Each recurrence, and what to try</h2>
+{sections}
+<h2>Settings</h2>
+{settings}
+<h2>What the numbers mean</h2>
+<dl>
+{meanings}
+</dl>
+</main>
+</body>
+</html>
+"""
+_JACOBIAN = "dh<sub>t</sub>/dh<sub>t-1</sub>"
+_MEANINGS = {
+    "error signal": "The derivative of the loss with respect to the last state that the loss reads, followed back "
+    "through the Jacobians alone, so that later losses do not hide its decay.",
+    "growth rate": "Slope of the logarithm of the error signal's norm, in nats per step backwards in time: mean ± "
+    "standard deviation over the sequences. At -0.1, 10 % is lost at every step; above 0, the signal grows.",
+    "horizon": "How many steps back a thousandth of the error signal still arrives: median over the sequences. "
+    "Beyond the sequence it is extrapolated by the growth rate; inf where the signal does not shrink.",
+    "verdict": "Vanishing: less than a thousandth arrives at the first state. Exploding: a gradient exceeds a "
+    "thousand times what the losses put in. Steady: neither. Non-finite: something is NaN or infinite. Of several "
+    "sequences, the most frequent verdict; a single one that is not finite decides.",
+    "spectral norm and radius": "Largest singular value, and largest modulus of an eigenvalue, of the Jacobian of "
+    f"one step, {_JACOBIAN}: mean over steps and sequences. The norm bounds what one step can do to the signal; "
+    "the radius alone says little, for products of matrices can grow while every eigenvalue is inside the unit "
+    "circle.",
+    "loss": "Mean over the sequences.",
+}
+
+
+def page(title: str, record: Mapping[str, Any], norms: Any, spectra: Sequence[tuple[Any, Any]]) -> str:
+    """An HTML document; the same arguments give the same text.
+
+    Args:
+      title: what was measured.
+      record: of `bptt_jax.cli.diagnose.record`.
+      norms, spectra: figures of `bptt_jax.plots.figures.plot_parts`, `spectra` in the order of the recurrences.
+    """
+    recurrences = record["recurrences"]
+    told = "; ".join(f"{name}: {s['verdict']}" for name, s in recurrences.items())
+    caption = "Norm of dL/dh<sub>t</sub> against time t: median of the sequences, and a band for the middle 80 %."
+    sections = map(_section, range(len(recurrences)), recurrences.items(), spectra)
+    computed = {**record["versions"], "device": record["device"]}
+    return _PAGE.format(
+        title=escape(title),
+        style=_STYLE.read_text(encoding="utf-8"),
+        verdicts="\n".join(map(_verdict, range(len(recurrences)), recurrences.items())),
+        norms=_figure(norms, "norms", f"Gradient norm against time. {told}", caption),
+        numbers=_numbers(recurrences),
+        sections="\n".join(sections),
+        settings=_pairs("Of the command, as in flow.json", _options(record)) + _pairs("Computed with", computed),
+        meanings="\n".join(f"<dt>{name}</dt>\n<dd>{meaning}</dd>" for name, meaning in _MEANINGS.items()),
+    )
+
+
+def _verdict(i: int, recurrence: tuple[str, Mapping[str, Any]]) -> str:
+    name, s = recurrence
+    count, total = s["verdicts"][s["verdict"]], sum(s["verdicts"].values())
+    return (
+        f'<li class="{s["verdict"]}"><a href="#recurrence-{i}">{escape(name)}</a><br>'
+        f"<strong>{s['verdict']}</strong> ({count} of {total})</li>"
+    )
+
+
+def _numbers(recurrences: Mapping[str, Any]) -> str:
+    """The command's table but for what to try."""
+    head = "".join(f'<th scope="col">{_lines(name)}</th>' for name in COLUMNS[:-1])
+    body = "\n".join(
+        f'<tr><th scope="row">{_lines(name)}</th>{"".join(f"<td>{_lines(cell)}</td>" for cell in cells[:-1])}</tr>'
+        for name, *cells in rows(recurrences)
+    )
+    return (
+        '<table class="numbers">\n'
+        "<caption>Mean over the sequences, ± standard deviation; horizon: median</caption>\n"
+        f"<thead>\n<tr>{head}</tr>\n</thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+    )
+
+
+def _section(i: int, recurrence: tuple[str, Mapping[str, Any]], figures: tuple[Any, Any]) -> str:
+    name, s = recurrence
+    tries = "\n".join(f"<li>{escape(text)}</li>" for text in s["advice"])
+    singular = f"Singular values of {_JACOBIAN} over time, all sequences together. Red line: 1."
+    plane = f"Eigenvalues of {_JACOBIAN}, a sample of them, and the unit circle."
+    return f"""\
+<section class="{s["verdict"]}" aria-labelledby="recurrence-{i}">
+<h3 id="recurrence-{i}">{escape(name)}: <strong>{s["verdict"]}</strong></h3>
+{f"<ul>{chr(10)}{tries}{chr(10)}</ul>" if tries else "<p>Nothing to mend at this length.</p>"}
+<div class="spectra">
+{_figure(figures[0], f"singular-{i}", f"Singular values of {name}", singular)}
+{_figure(figures[1], f"plane-{i}", f"Eigenvalues of {name}", plane)}
+</div>
+</section>"""
+
+
+def _options(record: Mapping[str, Any]) -> dict[str, str]:
+    def shown(value: Any) -> str:
+        if isinstance(value, list):
+            return ", ".join(map(shown, value)) or "none"
+        if isinstance(value, bool):
+            return "yes" if value else "no"
+        return "not given" if value is None else str(value)
+
+    options = {name: shown(value) for name, value in record["settings"].items()}
+    if record["vocabulary"] is not None:
+        options["characters of the text"] = f"{len(record['vocabulary'])} different ones"
+    return options
+
+
+def _pairs(caption: str, values: Mapping[str, str]) -> str:
+    body = "\n".join(f'<tr><th scope="row">{escape(k)}</th><td>{escape(v)}</td></tr>' for k, v in values.items())
+    return f'<table class="settings">\n<caption>{caption}</caption>\n<tbody>\n{body}\n</tbody>\n</table>\n'
+
+
+def _lines(text: str) -> str:
+    return escape(text).replace("\n", "<br>")
+
+
+def _figure(figure: Any, key: str, label: str, caption: str) -> str:
+    """Inline SVG whose colours follow the page's: each can be set by a property named after it.
+
+    Args:
+      key: what the identifiers in the SVG begin with, so that no two figures share one.
+      label: for those who do not see it.
+    """
+    from matplotlib import rc_context
+
+    written = io.StringIO()
+    with rc_context({"svg.hashsalt": key}):
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(written, format="svg", transparent=True, dpi=200, metadata=nothing)
+    svg = written.getvalue()
+    svg = svg[svg.index("<svg") :]  # after a document type, which would be an address
+    svg = re.sub(r"<!--.*?-->|<style.*?</style>| xmlns(:xlink)?=\"[^\"]*\"", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'( id="| xlink:href="#|url\(#)', rf"\g<1>{key}-", svg).replace(" xlink:href=", " href=")
+    svg = re.sub(r"(?<=: )(#([0-9a-f]{6}))\b", r"var(--c\2, \1)", svg)
+    svg = svg.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)
+    return f"<figure>\n{svg.strip()}\n<figcaption>{caption}</figcaption>\n</figure>"

@@ -1,0 +1,51 @@
+"""What the jobs of the command have in common: how they refuse, the words for numbers, where numbers are from."""
+
+import platform
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from typing import Any
+
+import jax
+
+# Of the table of a diagnosis.
+COLUMNS = (
+    "cell",
+    "loss",
+    "spectral\nnorm",
+    "spectral\nradius",
+    "growth rate\nnats/step back",
+    "horizon\nsteps",
+    "verdict",
+    "what to try",
+)
+
+
+class BadArgument(ValueError):
+    """What the user asked for cannot be done; the message is one line that says why."""
+
+
+def provenance() -> dict[str, Any]:
+    """Device and versions."""
+    device = jax.devices()[0]
+    return {
+        "versions": {
+            "python": platform.python_version(),
+            **{p: version(p) for p in ("bptt_jax", "jax", "jaxlib", "numpy", "optax")},
+        },
+        "device": f"{device.platform}: {device.device_kind}",
+    }
+
+
+def rows(recurrences: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Under `COLUMNS`, a row for each of the recurrences that `bptt_jax.cli.diagnose.record` holds."""
+    for name, s in recurrences.items():
+        yield (
+            name,
+            f"{float(s['loss']['mean']):.3f}",
+            f"{float(s['spectral_norm']['mean']):.3f}",
+            f"{float(s['spectral_radius']['mean']):.3f}",
+            f"{float(s['growth_rate']['mean']):+.4f} ± {float(s['growth_rate']['std']):.4f}",
+            f"{float(s['horizon']['median']):.0f}",
+            f"{s['verdict']}\n({s['verdicts'][s['verdict']]} of {sum(s['verdicts'].values())})",
+            "\n".join(s["advice"]),
+        )

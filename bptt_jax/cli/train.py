@@ -1,0 +1,251 @@
+"""The job of ``bptt-jax train``: network, task and optimiser from plain settings, and a folder for the run."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from bptt_jax.cells.gated import gru, lstm
+from bptt_jax.cells.initializers import chrono, identity, sparse
+from bptt_jax.cells.simple import rnn
+from bptt_jax.cli.report import BadArgument, provenance
+from bptt_jax.experiments import loop, tasks
+from bptt_jax.experiments.network import Network, network
+from bptt_jax.experiments.records import Record, Training, TrainState
+from bptt_jax.experiments.runfolder import OtherRun, read_settings, read_state
+from bptt_jax.experiments.text import english_text, read_text
+from bptt_jax.remedies.clipping import clip_adjoints, with_clipping
+from bptt_jax.step import Cell
+
+# By name, the length that a task has if none is given.
+LENGTHS = {
+    "adding": 100,
+    "multiplication": 100,
+    "temporal-order": 50,
+    "temporal-order-3": 50,
+    "random-permutation": 100,
+    "copy-memory": 100,
+    "memorization": 100,
+    "characters": 100,
+    "digits": 64,
+}
+OPTIMIZERS = {"sgd": optax.sgd, "adam": optax.adam, "rmsprop": optax.rmsprop}
+ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "sigmoid": jax.nn.sigmoid}
+RECURRENT = {
+    "normal": jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal"),
+    "orthogonal": jax.nn.initializers.orthogonal(),
+    "identity": identity(),
+    "sparse": sparse(),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that the outcome depends on, but for the number of updates; None where the cell's own default holds."""
+
+    task: str
+    length: int
+    text: str | None
+    cell: str
+    hidden: int
+    activation: str | None
+    gain: float | None
+    init: str | None
+    chrono: bool
+    optimizer: str
+    rate: float
+    clip: float
+    clip_adjoints: float | None
+    omega: float
+    batch: int
+    seeds: int
+    chunk: int
+    remat: bool
+    float64: bool
+
+
+class Job(NamedTuple):
+    """What `bptt_jax.experiments.loop.train` wants."""
+
+    network: Network
+    optimizer: optax.GradientTransformation
+    penalty: loop.Penalty | None
+    validation: tasks.Task | None
+
+
+def prepare(settings: Settings) -> Job:
+    """Everything that can fail for an argument, before anything is computed.
+
+    Raises:
+      BadArgument: no such task, or at no such length; a text that cannot be read.
+    """
+    task, validation = _task(settings)
+    try:
+        net = network(_cell(settings, task), task, remat=settings.remat)
+    except ValueError as error:
+        raise BadArgument(str(error)) from None
+    # Omega is of the step itself, not of one that clips on its way back.
+    bare = network(_cell(replace(settings, clip_adjoints=None), task), task)
+    optimizer = OPTIMIZERS[settings.optimizer](settings.rate)
+    return Job(
+        net,
+        optimizer if settings.clip == 0 else with_clipping(optimizer, settings.clip),
+        None if settings.omega == 0 else loop.network_omega_penalty(bare, settings.omega, version="code"),
+        validation,
+    )
+
+
+def run(job: Job, settings: Settings, updates: int, folder: Path, report: Callable[[Record], None]) -> Training:
+    """Trains, or goes on with what the folder holds.
+
+    Raises:
+      BadArgument: the folder holds a run of other settings, or orbax-checkpoint is missing.
+    """
+    try:
+        return loop.train(
+            job.network,
+            job.optimizer,
+            updates=updates,
+            batch=settings.batch,
+            seeds=range(settings.seeds),
+            chunk=settings.chunk,
+            penalty=job.penalty,
+            validation=job.validation,
+            folder=folder,
+            settings={"arguments": asdict(settings), "text_sha256": _text_hash(settings)},
+            report=report,
+        )
+    except (OtherRun, ImportError) as error:
+        raise BadArgument(f"--out: {error}" if isinstance(error, OtherRun) else str(error)) from None
+
+
+def read(folder: Path) -> Settings:
+    """The settings of the run that a folder holds.
+
+    Raises:
+      BadArgument: it holds none that this command made.
+    """
+    try:
+        arguments = read_settings(folder)["arguments"]
+        return Settings(**{f.name: arguments[f.name] for f in fields(Settings)})
+    except (KeyError, TypeError):
+        raise BadArgument(f"{folder}: not a run of bptt-jax train") from None
+    except OtherRun as error:
+        raise BadArgument(str(error)) from None
+
+
+def states(job: Job, settings: Settings, folder: Path) -> tuple[TrainState, TrainState]:
+    """As the run began, and as it is now; leaves ``[seeds, ...]``.
+
+    Raises:
+      BadArgument: there is no checkpoint, or it is not of this network.
+    """
+    first = jax.vmap(partial(loop.init_state, job.network, job.optimizer))(
+        jnp.arange(settings.seeds, dtype=jnp.int32)
+    )
+    try:
+        return first, read_state(folder, first)
+    except (OtherRun, ImportError) as error:
+        raise BadArgument(str(error)) from None
+
+
+def record(job: Job, settings: Settings, done: Training) -> dict[str, Any]:
+    """What came of it, for JSON."""
+    chunks = [r for r in done.records if "event" not in r]
+    return {
+        "settings": asdict(settings),
+        **provenance(),
+        "trivial_loss": job.network.task.baseline,
+        "criterion": f"{job.network.task.criterion} below {job.network.task.threshold:g}",
+        "seeds": [
+            {
+                "seed": i,
+                "updates": int(done.states.updates[i]),
+                "solved_at": chunks[-1]["solved_at"][i],
+                **{k: last(chunks, k, i) for k in ("validation_loss", "validation_error", "gradient_log_norm")},
+                **{k: _share(chunks, k, i) for k in ("clipped", "skipped")},
+            }
+            for i in range(settings.seeds)
+        ],
+        "events": done.events,
+    }
+
+
+def last(chunks: list[Record], name: str, seed: int) -> float:
+    """The last value of a seed before it stopped."""
+    return next(float(r[name][seed]) for r in reversed(chunks) if r[name][seed] is not None)
+
+
+def _share(chunks: list[Record], name: str, seed: int) -> float | None:
+    """Of all updates of the seed: chunks are of one length, but for the last."""
+    if chunks[0][name] is None:
+        return None
+    starts = [0, *(r["updates"] for r in chunks)]
+    shares = [(r[name][seed], r["updates"] - start) for r, start in zip(chunks, starts, strict=False)]
+    known = [(share, n) for share, n in shares if share is not None]
+    return float(np.average([s for s, _ in known], weights=[n for _, n in known]))
+
+
+def _text_hash(settings: Settings) -> str | None:
+    """So that a run does not go on with a file that has been edited."""
+    if settings.task != "characters":
+        return None
+    text = english_text() if settings.text is None else read_text(settings.text)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _task(settings: Settings) -> tuple[tasks.Task, tasks.Task | None]:
+    if settings.text is not None and settings.task != "characters":
+        raise BadArgument(f"--text: the task {settings.task} reads none")
+    try:
+        if settings.task == "characters":
+            text = None if settings.text is None else read_text(settings.text)
+            make = partial(tasks.characters, text, length=settings.length)
+            return make(split="train"), make(split="validation")
+        if settings.task == "digits":
+            if settings.length != 64:
+                raise BadArgument("--length: the digits have 64 pixels")
+            return tasks.digits(split="train"), tasks.digits(split="validation")
+        makers: dict[str, Callable[[int], tasks.Task]] = {
+            "adding": tasks.adding,
+            "multiplication": tasks.multiplication,
+            "temporal-order": tasks.temporal_order,
+            "temporal-order-3": partial(tasks.temporal_order, symbols=3),
+            "random-permutation": tasks.random_permutation,
+            "copy-memory": tasks.copy_memory,
+            "memorization": tasks.memorization,
+        }
+        return makers[settings.task](settings.length), None
+    except BadArgument:
+        raise
+    except OSError as error:
+        raise BadArgument(f"--text: {error.filename}: {error.strerror}" if error.strerror else str(error)) from None
+    except (ValueError, ImportError) as error:
+        raise BadArgument(str(error)) from None
+
+
+def _cell(settings: Settings, task: tasks.Task) -> Cell:
+    recurrent: dict[str, Any] = {} if settings.init is None else {"recurrent_init": RECURRENT[settings.init]}
+    gates: dict[str, Any] = {"bias_init": chrono(task.length)} if settings.chrono else {}
+    if settings.cell == "rnn" and settings.chrono:
+        raise BadArgument("--chrono: an rnn has no gates")
+    if settings.cell != "rnn" and (settings.gain, settings.activation) != (None, None):
+        raise BadArgument(f"--gain, --activation: they are of rnn, not of {settings.cell}")
+    match settings.cell:
+        case "rnn":
+            activation = ACTIVATIONS[settings.activation or "tanh"]
+            cell = rnn(settings.hidden, activation=activation, gain=settings.gain or 1.0, **recurrent)
+        case "gru":
+            cell = gru(settings.hidden, **recurrent, **gates)
+        case _:
+            cell = lstm(settings.hidden, **recurrent, **gates)
+    if settings.clip_adjoints is None:
+        return cell
+    return cell._replace(step=clip_adjoints(cell.step, max_norm=settings.clip_adjoints))

@@ -1,1 +1,0 @@
-"""Floor 6: the jobs of the command ``bptt-jax``."""

@@ -1,0 +1,1 @@
+"""Tasks, networks, the training loop, run folders."""

@@ -1,0 +1,329 @@
+"""One training loop: scanned in chunks on the device, seeds side by side.
+
+Weights and sequences are functions of the seed and the number of the update, so a run that is stopped and resumed
+from a checkpoint draws what it would have drawn. (An optimiser that draws noise has a key of its own, the same for
+all seeds.)
+"""
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from types import NoneType
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from bptt_jax.checks import call_user_function, check_positive_int, check_scalar
+from bptt_jax.experiments.network import Network, NetworkParams
+from bptt_jax.experiments.records import RECENT, Metrics, Record, Training, TrainState, events_of, record_of, seen
+from bptt_jax.experiments.runfolder import RunFolder
+from bptt_jax.experiments.tasks import Batch, Task
+from bptt_jax.files import plain
+from bptt_jax.linalg import logscale
+from bptt_jax.remedies.clipping import check_optimizer
+from bptt_jax.remedies.regularizers import omega_penalty, omega_terms
+from bptt_jax.step import Array, PyTree
+
+Penalty: TypeAlias = Callable[[NetworkParams, Batch], Array]
+Probe: TypeAlias = Callable[[NetworkParams, Batch], Array]
+
+# Success is judged on as many fresh sequences as Pascanu et al. 2013 take; a tenth of them says when to look.
+_FRESH, _SCREENED = 10_000, 1_000
+_PIECE, _PIECE_STEPS = 250, 1_000_000  # sequences evaluated at once, and their steps
+
+
+def init_state(network: Network, optimizer: optax.GradientTransformation, seed: Array | int) -> TrainState:
+    """The state before the first update; ``jax.vmap`` over `seed` for several."""
+    seed = jnp.asarray(seed, jnp.int32)
+    params = network.init(_key(seed, 0, 0))
+    none = jnp.full(RECENT, jnp.nan, _loss_dtype(network, params))
+    return TrainState(
+        seed,
+        jnp.zeros((), jnp.int32),
+        params,
+        optimizer.init(params),
+        jnp.ones((), bool),
+        jnp.full((), -1, jnp.int32),
+        Metrics(none, jnp.full(RECENT, jnp.nan, jnp.float32)),
+    )
+
+
+def make_update(
+    network: Network, optimizer: optax.GradientTransformation, *, batch: int, penalty: Penalty | None = None
+) -> Callable[[TrainState], tuple[TrainState, Metrics]]:
+    """One update as a pure function, to be scanned, jitted or vmapped; arguments as for `train`."""
+
+    def update(state: TrainState) -> tuple[TrainState, Metrics]:
+        data = network.task.sample(_key(state.seed, 1, state.updates), batch)
+
+        def objective(params: NetworkParams) -> tuple[Array, Array]:
+            loss = jnp.mean(jax.vmap(partial(network.loss, params))(*data))
+            if penalty is None:
+                return loss, loss
+            return loss + _called("penalty", penalty, params, data), loss
+
+        gradient, loss = jax.grad(objective, has_aux=True)(state.params)
+        gradient = jax.tree.map(jnp.conj, gradient)  # of complex parameters, the direction of ascent
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        moved = state._replace(
+            updates=state.updates + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state
+        )
+        return moved, Metrics(loss, logscale.log_norm(gradient).astype(jnp.float32))
+
+    return update
+
+
+def network_omega_penalty(network: Network, weight: float, *, version: str = "paper") -> Penalty:
+    """`bptt_jax.omega_penalty` of a network, as a penalty for `train`: `weight` times it, of the batch's sequences.
+
+    The network's step must be the bare one: a step wrapped by `bptt_jax.clip_adjoints` has no Jacobians of its own.
+    Version "code" divides by the number of steps, and the paper's weights are for it. Its backward pass keeps
+    O(T), whether or not the network is rematerialised.
+    """
+
+    def penalty(params: NetworkParams, data: Batch) -> Array:
+        def terms(inputs: PyTree, target: Array) -> Any:
+            loss = network.loss_of_states(params, target)
+            return omega_terms(network.cell.step, params.cell, network.cell.initial_state(), inputs, loss)
+
+        return weight * omega_penalty(jax.vmap(terms)(*data), version=version)  # type: ignore[arg-type]
+
+    return penalty
+
+
+def evaluate(network: Network, params: NetworkParams, key: Array, count: int) -> tuple[Array, Array]:
+    """Mean loss and mean error over all sequences of the task, if they are finitely many, else over fresh ones.
+
+    Args:
+      network, params: what is evaluated, on ``network.task``.
+      key: of the fresh sequences.
+      count: how many of them; rounded up to whole pieces, of at most 250 and a million steps at once (for
+        each seed, where vmapped over seeds).
+
+    Returns:
+      Two scalars.
+    """
+    task, count = network.task, check_positive_int("count", count)
+
+    def one(inputs: PyTree, target: Array) -> tuple[Array, Array]:
+        outputs = network.outputs(params, inputs)
+        return task.loss(outputs, target), task.error(outputs, target)
+
+    piece = max(1, min(_PIECE, count, _PIECE_STEPS // task.length))
+    if task.whole is not None:
+        each = jax.lax.map(lambda data: one(*data), task.whole, batch_size=piece)
+    else:
+        keys = jax.random.split(key, -(-count // piece))
+        each = jax.lax.map(lambda k: jax.vmap(one)(*task.sample(k, piece)), keys)
+    return jnp.mean(each[0]), jnp.mean(each[1])
+
+
+def train(
+    network: Network,
+    optimizer: optax.GradientTransformation,
+    *,
+    updates: int,
+    batch: int = 20,
+    seeds: Sequence[int] = (0,),
+    chunk: int = 100,
+    penalty: Penalty | None = None,
+    probes: Mapping[str, Probe] | None = None,
+    validation: Task | None = None,
+    mesh: Mesh | None = None,
+    folder: Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    report: Callable[[Record], None] | None = None,
+    observe: Callable[[Metrics], None] | None = None,
+) -> Training:
+    """Trains a network on its task until every seed has solved it, is lost, or `updates` are made.
+
+    The updates of a chunk are one program on the device. After each, 1000 fresh sequences (or all, where the task
+    has finitely many) are evaluated, a cost to weigh against the chunk's own; if they meet the task's criterion of
+    success, 10,000 others decide, and are what is recorded. A seed stops when it succeeds, and when it is lost:
+    its parameters are not finite, or none of the last 100 losses is. Its numbers are None from then on; the others
+    go on.
+
+    Args:
+      network: from `bptt_jax.experiments.network.network`; its task is what is learned.
+      optimizer: from Optax, or `bptt_jax.with_clipping`, ...
+      updates: how many at most, in all: a run resumed from `folder` makes the rest.
+      batch: fresh sequences for each update.
+      seeds: of independent runs, vmapped.
+      chunk: updates between evaluations, log lines and checkpoints.
+      penalty: ``penalty(params, batch) -> scalar``, added to the loss; `network_omega_penalty`, for one.
+      probes: by name, ``probe(params, batch) -> scalar``, computed after each chunk on the next update's batch,
+        and recorded.
+      validation: the task that is evaluated, if not the network's own: its "validation" split.
+      mesh: the seeds are spread over its devices, as many on each; they may belong to several processes
+        (`jax.distributed`), all of which make this call. Then records are the same in all, and the arrays of
+        `Training.states` global ones. Equal to one device up to rounding; to itself, resumed, bit for bit.
+      folder: where ``log.jsonl`` and ``checkpoints/`` are kept, one after each chunk. If a run is there, it is
+        resumed from its last whole checkpoint, and ends bit for bit as if it had never been stopped. (Where
+        `updates` was no multiple of `chunk` and is raised later, it has been evaluated there as well.)
+      settings: what the run depends on, in JSON types: written to ``settings.json``; a folder with others is
+        refused. Batch, seeds, chunk and the task's name and length are always among them; functions (the cell, the
+        optimiser and its rate, the penalty) cannot be compared, so name here what tells them apart.
+      report: called with every record (see `Training`).
+      observe: called after each chunk with the `Metrics` of all its updates, leaves ``[n, S]``; NaN for a seed that
+        had stopped.
+
+    Returns:
+      A `Training`.
+
+    Raises:
+      TypeError, ValueError: an argument is out of range; the seeds do not divide among the devices; `folder` is
+        given and the mesh has devices of several processes.
+      OtherRun: a ValueError; `folder` holds a run of other settings.
+      ImportError: `folder` is given and orbax-checkpoint is missing.
+    """
+    updates, chunk = check_positive_int("updates", updates), check_positive_int("chunk", chunk)
+    batch = check_positive_int("batch", batch)
+    _check_kinds(network, optimizer, penalty, probes, validation, folder, settings, report, observe)
+    if not isinstance(seeds, Sequence) or not all(hasattr(s, "__index__") for s in seeds):
+        raise TypeError(f"seeds: expected a sequence of integers, got {seeds!r}")
+    task, seeds = network.task, [operator.index(s) for s in seeds]
+    if not seeds or len(set(seeds)) < len(seeds) or not all(0 <= s < 2**31 for s in seeds):
+        raise ValueError(f"seeds: expected different integers from 0 to 2147483647, got {seeds}")
+    seeds_axis, whole = _spread_over(mesh, len(seeds), folder)
+    judge = task if validation is None else validation
+    for name in ("input_size", "output_size", "reads"):
+        if getattr(judge, name) != getattr(task, name):
+            wanted, got = getattr(task, name), getattr(judge, name)
+            raise ValueError(f"validation: expected a task whose {name} is {wanted!r}, got {got!r}")
+    identity = {"task": task.name, "length": task.length, "batch": batch, "seeds": seeds, "chunk": chunk}
+    if taken := identity.keys() & (settings or {}).keys():
+        raise ValueError(f"settings: expected other names than {', '.join(sorted(identity))}, got {min(taken)}")
+    init = jax.vmap(partial(init_state, network, optimizer))
+    update = jax.vmap(make_update(network, optimizer, batch=batch, penalty=penalty))
+    screen = partial(_judge, network._replace(task=judge), count=_SCREENED)
+    confirm = jax.jit(jax.vmap(partial(_judge, network._replace(task=judge), count=_FRESH)))
+
+    def probe(state: TrainState) -> dict[str, Array]:
+        data = task.sample(_key(state.seed, 1, state.updates), batch)
+        return {name: _called(f"probes[{name!r}]", f, state.params, data) for name, f in (probes or {}).items()}
+
+    @partial(jax.jit, static_argnums=1)
+    def advance(states: TrainState, n: int) -> tuple[TrainState, Metrics, Any, Any]:
+        moved, metrics = jax.lax.scan(lambda s, _: update(s), states, length=n)
+        moved = jax.vmap(_watched, in_axes=(0, 1))(moved, metrics)
+        states = jax.vmap(lambda s, old, new: jax.tree.map(partial(jnp.where, s.running), new, old))(
+            states, states, moved
+        )
+        if seeds_axis is not None:
+            states = jax.lax.with_sharding_constraint(states, seeds_axis)
+        return states, metrics, jax.vmap(screen)(states), jax.vmap(probe)(states)
+
+    # Whatever is wrong with penalty and probes comes out before anything is compiled.
+    jax.eval_shape(lambda seeds: jax.vmap(probe)(update(init(seeds))[0]), np.asarray(seeds, np.int32))
+    states = jax.jit(init, out_shardings=seeds_axis)(np.asarray(seeds, np.int32))
+    records: list[Record] = []
+    with nullcontext() if folder is None else RunFolder(folder, {**(settings or {}), **identity}) as store:
+        if store is not None:
+            states, records = store.restore(states)
+        while (done := int(jnp.max(states.updates))) < updates and bool(jnp.any(states.running)):
+            before = seen(states)
+            states, metrics, (loss, error), probed = advance(states, min(chunk - done % chunk, updates - done))
+            passed = states.running & judge.solved(loss, error)
+            if judge.whole is None and bool(jnp.any(passed)):
+                loss, error = (jnp.where(passed, a, b) for a, b in zip(confirm(states), (loss, error), strict=True))
+                passed &= judge.solved(loss, error)
+            states = states._replace(
+                solved_at=jnp.where(passed, states.updates, states.solved_at), running=states.running & ~passed
+            )
+            everything = before, seen(states), metrics, loss, error, probed
+            before, after, metrics, loss, error, probed = whole(everything)
+            new = plain(events_of(before, after, metrics, task.baseline))
+            new.append(plain(record_of(before, after, metrics, loss, error, probed)))
+            if store is not None:
+                store.keep(int(jnp.max(states.updates)), states, new)
+            records += new
+            if observe is not None:
+                observe(Metrics(*(jnp.where(before.running[None], m, jnp.nan) for m in metrics)))
+            for record in new if report is not None else ():
+                report(record)  # type: ignore[misc]
+    return Training(states, records)
+
+
+def _called(name: str, function: Penalty | Probe, params: NetworkParams, data: Batch) -> Array:
+    """Its value, one number; what it raises passes through, with a note."""
+    value = call_user_function(name, "(params, batch)", function, params, data)
+    check_scalar(name, value)
+    return value
+
+
+def _check_kinds(
+    network: Any,
+    optimizer: Any,
+    penalty: Any,
+    probes: Any,
+    validation: Any,
+    folder: Any,
+    settings: Any,
+    report: Any,
+    observe: Any,
+) -> None:
+    """Raises TypeError unless each argument of `train` is of its kind."""
+    check_optimizer("optimizer", optimizer)
+    kinds: dict[str, tuple[Any, Any]] = {
+        "network": (network, Network),
+        "validation": (validation, (Task, NoneType)),
+        "probes": (probes, (Mapping, NoneType)),
+        "folder": (folder, (str, Path, NoneType)),
+        "settings": (settings, (Mapping, NoneType)),
+    }
+    for name, (value, kind) in kinds.items():
+        if not isinstance(value, kind):
+            first = kind[0] if isinstance(kind, tuple) else kind
+            raise TypeError(f"{name}: expected a {first.__name__}, got {type(value).__name__}")
+    functions = {"penalty": penalty, "report": report, "observe": observe}
+    functions |= {f"probes[{name!r}]": f for name, f in (probes or {}).items()}
+    for name, function in functions.items():
+        if not (callable(function) or (function is None and name in ("penalty", "report", "observe"))):
+            raise TypeError(f"{name}: expected a function, got {type(function).__name__}")
+
+
+def _key(seed: Array, stream: int, count: Array | int) -> Array:
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), count)
+
+
+def _loss_dtype(network: Network, params: NetworkParams) -> Any:
+    example = jax.eval_shape(lambda: network.task.sample(jax.random.key(0), 1))
+    first = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), example)
+    return jax.eval_shape(network.loss, params, *first).dtype
+
+
+def _judge(network: Network, state: TrainState, *, count: int) -> tuple[Array, Array]:
+    stream = 2 if count == _SCREENED else 3
+    return evaluate(network, state.params, _key(state.seed, stream, state.updates), count)
+
+
+def _watched(state: TrainState, metrics: Metrics) -> TrainState:
+    """With the recent metrics brought up to date, and stopped if it is lost."""
+    finite = [jnp.all(jnp.isfinite(a)) for a in jax.tree.leaves(state.params)]
+    recent = jax.tree.map(lambda old, new: jnp.concatenate([old, new])[-RECENT:], state.recent, metrics)
+    hopeless = (state.updates >= RECENT) & ~jnp.any(jnp.isfinite(recent.loss))
+    lost = ~jnp.all(jnp.stack(finite)) | hopeless
+    return state._replace(recent=recent, running=state.running & ~lost)
+
+
+def _spread_over(
+    mesh: Mesh | None, seeds: int, folder: Path | None
+) -> tuple[NamedSharding | None, Callable[[PyTree], PyTree]]:
+    """The sharding of a leading axis of so many seeds, and what makes arrays so spread whole in every process."""
+    if mesh is None:
+        return None, lambda tree: tree
+    if not isinstance(mesh, Mesh):
+        raise TypeError(f"mesh: expected a jax.sharding.Mesh, got {type(mesh).__name__}")
+    if seeds % mesh.size:
+        raise ValueError(f"seeds: expected a multiple of the mesh's {mesh.size} devices, got {seeds}")
+    if folder is not None and mesh.is_multi_process:
+        raise ValueError("folder: expected None where the mesh has devices of several processes")
+    mesh = Mesh(mesh.devices, mesh.axis_names)  # its axes "auto", whatever they were: the compiler's to divide
+    whole = jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    return NamedSharding(mesh, PartitionSpec(mesh.axis_names)), whole

@@ -1,0 +1,163 @@
+"""What is seen of a training: the state of a run, its metrics, and what the log says of a chunk of updates."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import optax
+
+from bptt_jax.experiments.network import NetworkParams
+from bptt_jax.remedies.clipping import clip_records, skip_records
+from bptt_jax.step import Array
+
+Record: TypeAlias = dict[str, Any]
+
+RECENT = 100  # updates against which a jump of the loss is seen
+_JUMP = 3.0
+_LED_TO = 10  # updates reported before an event
+
+
+class Metrics(NamedTuple):
+    """Of one update: the mean loss of its batch, and the natural log of its gradient's global norm, unclipped."""
+
+    loss: Array
+    gradient_log_norm: Array
+
+
+class TrainState(NamedTuple):
+    """All that a run goes on from; of several seeds every leaf has a leading axis.
+
+    Attributes:
+      seed: int32, of weights, batches and validation.
+      updates: how many were made, int32.
+      params, opt_state: of network and optimiser.
+      running: False once solved or lost.
+      solved_at: the update after which the criterion was first seen to be met; -1 before.
+      recent: `Metrics` of the latest 100 updates; NaN where there were none.
+    """
+
+    seed: Array
+    updates: Array
+    params: NetworkParams
+    opt_state: optax.OptState
+    running: Array
+    solved_at: Array
+    recent: Metrics
+
+
+class Training(NamedTuple):
+    """A finished run.
+
+    Attributes:
+      states: the last `TrainState`, leaves ``[S, ...]``.
+      records: what the log holds, in order, in plain JSON types (non-finite numbers are the strings that ``float``
+        reads). Of each chunk, lists by seed, None for a seed that had stopped: "updates" (the number of the last
+        one), "seeds", "loss" (mean), "gradient_log_norm" (median, natural log) and its "_max", all three of what
+        is finite, "non_finite" (how many losses are not), "clipped" and "skipped" (shares of the chunk's updates;
+        None where nothing keeps a record), "validation_loss" and "_error", "solved_at", "probes". Of each event,
+        the first of its kind in a chunk: "event" ("non-finite", "jump" or "lost"), "seed", "updates" (the number of
+        the update; of a seed that is lost, the first of the chunk's last stretch without a finite loss), "loss",
+        and of the ten updates before, "losses_before" and "gradient_log_norms_before".
+    """
+
+    states: TrainState
+    records: list[Record]
+
+    @property
+    def events(self) -> list[Record]:
+        """The records of what went wrong."""
+        return [r for r in self.records if "event" in r]
+
+
+def describe(event: Record) -> str:
+    """An event in one line."""
+    norms = " ".join(f"{np.exp(np.float64(n)):.3g}" for n in event["gradient_log_norms_before"])
+    what = {
+        "non-finite": f"the loss is {event['loss']}",
+        "jump": f"the loss jumps to {float(event['loss']):.3g}, above the trivial one and more than three times "
+        f"the largest of the last {min(RECENT, event['updates'] - 1)}",
+        "lost": f"lost: its parameters, or all of its last {RECENT} losses, are not finite",
+    }[event["event"]]
+    return f"seed {event['seed']}, update {event['updates']}: {what}; gradient norms before: {norms or 'none'}"
+
+
+def seen(state: TrainState) -> TrainState:
+    """Without what no record is made of: the parameters, and all of the optimiser's state but its own records."""
+    records = {"clipped": clip_records(state.opt_state), "skipped": skip_records(state.opt_state)}
+    return state._replace(params=None, opt_state=records)  # type: ignore[arg-type]
+
+
+def record_of(
+    before: TrainState, after: TrainState, metrics: Metrics, loss: Array, error: Array, probed: dict[str, Array]
+) -> Record:
+    """Of a chunk, as `Training` describes it."""
+    was = np.asarray(before.running)
+
+    def of_running(values: Any) -> list[Any]:
+        return [v if r else None for v, r in zip(np.asarray(values).tolist(), was, strict=True)]
+
+    def shares(kind: str) -> list[Any] | None:
+        # Where several of a kind act in sequence, the share cannot tell whose it is; it is cut at the whole.
+        pairs = list(zip(before.opt_state[kind], after.opt_state[kind], strict=True))
+        made = np.maximum(np.asarray(after.updates - before.updates), 1)
+        acted = sum(np.asarray(b.acted) - np.asarray(a.acted) for a, b in pairs)
+        return of_running(np.minimum(acted / made, 1)) if pairs else None
+
+    losses, norms = (np.asarray(m, np.float64) for m in metrics)
+
+    def of_finite(summary: Callable[[np.ndarray], Any], values: np.ndarray) -> list[Any]:
+        finite = (column[column < np.inf] for column in values.T)  # -inf is the log of the norm 0
+        return of_running([float(summary(f)) if f.size else math.nan for f in finite])
+
+    return {
+        "updates": int(np.max(after.updates)),
+        "seeds": np.asarray(after.seed).tolist(),
+        "loss": of_finite(np.mean, losses),
+        "gradient_log_norm": of_finite(partial(np.quantile, q=0.5, method="inverted_cdf"), norms),
+        "gradient_log_norm_max": of_finite(np.max, norms),
+        "non_finite": of_running(np.sum(~np.isfinite(losses), axis=0)),
+        "clipped": shares("clipped"),
+        "skipped": shares("skipped"),
+        "validation_loss": of_running(loss),
+        "validation_error": of_running(error),
+        "solved_at": [n if n >= 0 else None for n in np.asarray(after.solved_at).tolist()],
+        "probes": {name: of_running(values) for name, values in probed.items()},
+    }
+
+
+def events_of(before: TrainState, after: TrainState, metrics: Metrics, baseline: float) -> list[Record]:
+    """The first loss of the chunk that is not finite, the first that jumps, and seeds that are lost, by update."""
+    found = []
+    n = len(metrics.loss)
+    for i in np.flatnonzero(before.running):
+        losses, norms = (
+            np.concatenate([np.asarray(r)[i], np.asarray(m)[:, i]])
+            for r, m in zip(before.recent, metrics, strict=True)
+        )
+        windows = np.lib.stride_tricks.sliding_window_view(losses[:-1], RECENT)
+        largest = np.max(np.where(np.isfinite(windows), windows, -np.inf), axis=1)
+        latest = losses[RECENT:]
+        # A small loss that triples is noise; one that does so and is worse than the trivial predictor's is not.
+        jumps = np.isfinite(latest) & np.isfinite(largest) & (latest > np.maximum(_JUMP * largest, baseline))
+        kinds = [("non-finite", np.flatnonzero(~np.isfinite(latest))), ("jump", np.flatnonzero(jumps))]
+        if not after.running[i] and after.solved_at[i] < 0:
+            good = np.flatnonzero(np.isfinite(latest))
+            kinds.append(("lost", np.array([min(good[-1] + 1 if good.size else 0, n - 1)])))
+        for kind, at in kinds:
+            if at.size:
+                k = int(at[0])
+                led_to = slice(RECENT + k - _LED_TO, RECENT + k)
+                known = min(_LED_TO, int(before.updates[i]) + k)
+                found.append(
+                    {
+                        "event": kind,
+                        "seed": int(before.seed[i]),
+                        "updates": int(before.updates[i]) + k + 1,
+                        "loss": float(latest[k]),
+                        "losses_before": losses[led_to][_LED_TO - known :].tolist(),
+                        "gradient_log_norms_before": norms[led_to][_LED_TO - known :].tolist(),
+                    }
+                )
+    return sorted(found, key=lambda event: event["updates"])

@@ -1,0 +1,68 @@
+"""Affine recurrences ``h_t = A_t h_{t-1} + b_t`` in parallel over time, by associative scan (Blelloch 1990)."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+def affine_scan(factors: Array, offsets: Array, *, reverse: bool = False) -> Array:
+    """All h_t of ``h_t = A_t h_{t-1} + b_t``, from ``h_0 = 0``: a start belongs into b_1.
+
+    The derivatives are affine recurrences too and are solved as such, one scan each, instead of differentiating the
+    rounds of the scan.
+
+    Args:
+      factors: A, ``[T, D, D]``, or ``[T, D]`` for diagonal ones; the first is never used.
+      offsets: b, ``[T, D]``.
+      reverse: go backwards in time, ``h_t = A_t h_{t+1} + b_t``; then the last factor is never used.
+
+    Returns:
+      ``[T, D]``, in the order of time. O(log T) rounds; T D^2 numbers for full factors.
+    """
+    diagonal = factors.ndim == 2
+
+    def matvec(h: Array) -> Array:
+        return h - carried(factors, h, reverse=reverse)
+
+    def solve(_: object, b: Array) -> Array:
+        return _scan(factors, b, reverse)
+
+    def transpose_solve(_: object, b: Array) -> Array:
+        # (I - A S)^T = I - S^T A^T: the factor of the next instant, transposed, and the other way in time.
+        following = _before(factors if diagonal else factors.mT, not reverse)
+        return _scan(following, b, not reverse)
+
+    return jax.lax.custom_linear_solve(matvec, offsets, solve, transpose_solve)
+
+
+def carried(factors: Array, h: Array, *, reverse: bool = False) -> Array:
+    """``A_t h_{t-1}`` for all t, zero for the first: what the recurrence adds to its offsets."""
+    return _apply(factors, _before(h, reverse))
+
+
+@partial(jax.jit, static_argnames="reverse")
+def _scan(factors: Array, offsets: Array, reverse: bool) -> Array:
+    def combine(near: tuple[Array, Array], far: tuple[Array, Array]) -> tuple[Array, Array]:
+        a, b = near
+        return _compose(far[0], a), _apply(far[0], b) + far[1]
+
+    return jax.lax.associative_scan(combine, (factors, offsets), reverse=reverse)[1]
+
+
+def _before(a: Array, reverse: bool) -> Array:
+    """What stands one instant earlier in the order of the recursion; zero at its beginning."""
+    zero = jnp.zeros_like(a[:1])
+    return jnp.concatenate([a[1:], zero] if reverse else [zero, a[:-1]])
+
+
+# GPUs and TPUs multiply float32 in reduced precision by default.
+def _apply(factors: Array, h: Array) -> Array:
+    if factors.ndim == h.ndim:
+        return factors * h
+    return jnp.einsum("...ij,...j->...i", factors, h, precision=jax.lax.Precision.HIGHEST)
+
+
+def _compose(far: Array, near: Array) -> Array:
+    return far * near if far.ndim == 2 else jnp.matmul(far, near, precision=jax.lax.Precision.HIGHEST)

@@ -1,0 +1,202 @@
+"""Leading singular values and eigenvalues of a linear map that is known by its products with vectors alone.
+
+Golub-Kahan bidiagonalisation (Golub, Kahan 1965) and Arnoldi's method (Arnoldi 1951), both with full
+reorthogonalisation. A start vector sees one direction of every eigenspace, and none outside of the range: where the
+space is exhausted, both go on with a random vector orthogonal to all before, not coupled to them. So multiple
+values are counted (all of an orthogonal matrix are 1) and missing ones are zero.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bptt_jax.linalg import logscale
+from bptt_jax.linalg.host_lapack import host_eig, host_svd
+from bptt_jax.linalg.products import matmul
+
+# Steps beyond two for each value that is asked for. At the soft edge of an infinite random square matrix m steps
+# leave the largest singular value short by a share of pi^2 / (2 (2m + 1)^2), here 1e-3; of D = 2000 by 1e-6.
+_SINGULAR_STEPS = 30
+# No polynomial singles out the rim of a disc: eigenvalues that fill one take many more.
+_EIGEN_STEPS = 100
+
+# A vector, to its image as (mantissa, exponent): see `logscale`.
+Product = Callable[[Array], tuple[Array, Array]]
+
+
+class SingularTriplets(NamedTuple):
+    """``A right_i ~ values_i left_i``, descending. What follows is all of it times ``2^exponent`` but the vectors.
+
+    Attributes:
+      values: ``[num]``.
+      errors: ``[num]``: within this of each there is a singular value of A.
+      left, right: ``[num, D]``, unit vectors.
+      exponent: int32.
+    """
+
+    values: Array
+    errors: Array
+    left: Array
+    right: Array
+    exponent: Array
+
+
+class Eigenpairs(NamedTuple):
+    """``A vectors_i ~ values_i vectors_i``, by descending modulus; values and errors are times ``2^exponent``.
+
+    Attributes:
+      values: ``[m]``, complex.
+      errors: ``[m]``: ``||A x - value x||``; the value is exact for a matrix as near to A as this.
+      vectors: ``[m, D]``, complex unit vectors.
+      exponent: int32.
+    """
+
+    values: Array
+    errors: Array
+    vectors: Array
+    exponent: Array
+
+
+def singular_steps(num: int, size: int) -> int:
+    """Dimension of the two Krylov spaces; at `size` all is exact."""
+    return min(size, 2 * num + _SINGULAR_STEPS)
+
+
+def eigen_steps(num: int, size: int) -> int:
+    """Dimension of the Krylov space; at `size` all is exact."""
+    return min(size, 2 * num + _EIGEN_STEPS)
+
+
+def singular_triplets(push: Product, pull: Product, size: int, dtype: jnp.dtype, num: int) -> SingularTriplets:
+    """The leading singular values of a real linear map.
+
+    Args:
+      push, pull: the map and its transpose, ``[size] -> [size]`` of `dtype`.
+      num: how many, at most `size`.
+
+    Returns:
+      `SingularTriplets`; values and errors are NaN if the map is not finite.
+    """
+    steps = singular_steps(num, size)
+    random = _random_vectors(2 * steps + 1, size, dtype)
+    start, unit = random[-1], _unit_exponent(push, random[-1])
+
+    def body(k: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
+        left, right, diagonal, upper, v, largest = carry
+        right = right.at[k].set(v)
+        u, alpha, _, largest = _orthonormal(left, _scaled(push, unit, v), largest, random[2 * k])
+        left = left.at[k].set(u)
+        v, beta, _, largest = _orthonormal(right, _scaled(pull, unit, u), largest, random[2 * k + 1])
+        return left, right, diagonal.at[k].set(alpha), upper.at[k].set(beta), v, largest
+
+    basis, numbers = jnp.zeros((steps, size), dtype), jnp.zeros(steps, dtype)
+    carry = (basis, basis, numbers, numbers, start, jnp.zeros((), dtype))
+    left, right, diagonal, upper, _, largest = jax.lax.fori_loop(0, steps, body, carry)
+    bidiagonal = jnp.diag(diagonal) + jnp.diag(upper[:-1], 1)
+    bad = ~jnp.isfinite(largest)
+    x, values, y = _svd(jnp.where(bad, 0, bidiagonal))
+    errors = jnp.abs(upper[-1] * x[-1]) + _rounding(values[0], size)
+    values, errors = (jnp.where(bad, jnp.nan, a[:num]) for a in (values, errors))
+    return SingularTriplets(values, errors, matmul(x[:, :num].T, left), matmul(y[:num], right), unit)
+
+
+def eigenpairs(push: Product, size: int, dtype: jnp.dtype, num: int) -> Eigenpairs:
+    """The leading eigenvalues of a real linear map, and all others that the Krylov space holds.
+
+    Args:
+      push: the map, ``[size] -> [size]`` of `dtype`.
+      num: how many are wanted, at most `size`: the Krylov space is chosen by it.
+
+    Returns:
+      `Eigenpairs`; values and errors are NaN if the map is not finite.
+    """
+    steps = eigen_steps(num, size)
+    random = _random_vectors(steps + 1, size, dtype)
+    start, unit = random[-1], _unit_exponent(push, random[-1])
+
+    def body(k: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
+        basis, hessenberg, v, largest = carry
+        basis = basis.at[k].set(v)
+        v, length, along, largest = _orthonormal(basis, _scaled(push, unit, v), largest, random[k])
+        # The next row is zero in `along`, since the basis is zero there.
+        hessenberg = hessenberg.at[:-1, k].set(along).at[k + 1, k].set(length)
+        return basis, hessenberg, v, largest
+
+    carry = (
+        jnp.zeros((steps, size), dtype),
+        jnp.zeros((steps + 1, steps), dtype),
+        start,
+        jnp.zeros((), dtype),
+    )
+    basis, hessenberg, _, largest = jax.lax.fori_loop(0, steps, body, carry)
+    bad = ~jnp.isfinite(largest)
+    values, vectors = _eig(jnp.where(bad, 0, hessenberg[:-1]))
+    # Stable, so that conjugate pairs keep LAPACK's order.
+    order = jnp.argsort(-jnp.abs(values), stable=True)
+    values, vectors = values[order], vectors[:, order]
+    errors = jnp.abs(hessenberg[-1, -1]) * jnp.abs(vectors[-1]) + _rounding(largest, size)
+    values, errors = (jnp.where(bad, jnp.nan, a) for a in (values, errors))
+    return Eigenpairs(values, errors, matmul(vectors.T, basis.astype(vectors.dtype)), unit)
+
+
+def _svd(matrix: Array) -> tuple[Array, ...]:
+    def of_jax(matrix: Array) -> tuple[Array, ...]:
+        return tuple(jnp.linalg.svd(matrix, full_matrices=False))
+
+    return jax.lax.platform_dependent(matrix, cpu=host_svd, default=of_jax)
+
+
+def _eig(matrix: Array) -> tuple[Array, ...]:
+    def of_jax(matrix: Array) -> tuple[Array, ...]:
+        return tuple(jnp.linalg.eig(matrix))
+
+    return jax.lax.platform_dependent(matrix, cpu=host_eig, default=of_jax)
+
+
+def _orthonormal(basis: Array, image: Array, largest: Array, spare: Array) -> tuple[Array, Array, Array, Array]:
+    """The part of `image` that is orthogonal to the rows of `basis`, as a unit vector, and its length.
+
+    Then the coefficients of the rest, and the largest image so far. A part within the rounding of that one has no
+    direction: its length counts as zero and the `spare` vector takes its place.
+    """
+
+    def project(vector: Array) -> tuple[Array, Array, Array]:
+        along = matmul(basis, vector)
+        vector = vector - matmul(along, basis)
+        return vector, jnp.linalg.norm(vector), along
+
+    largest = jnp.maximum(largest, jnp.linalg.norm(image))
+    vector, length, along = project(image)
+    lost = length <= 10 * jnp.finfo(basis.dtype).eps * largest
+    length = jnp.where(lost, 0, length)
+    vector = jnp.where(lost, spare, vector / jnp.where(lost, 1, length))
+    vector, norm, again = project(vector)
+    along = along + length * again
+    vector, norm, _ = project(vector / norm)
+    return vector / norm, length, along, largest
+
+
+def _unit_exponent(push: Product, vector: Array) -> Array:
+    """The power of two that the image of a random vector has: in this unit no square overflows."""
+    _, e = logscale.normalize(*push(vector))
+    return jnp.where(e == logscale.ZERO_EXPONENT, 0, e)
+
+
+def _scaled(product: Product, unit: Array, vector: Array) -> Array:
+    mantissa, e = product(vector)
+    return logscale.shift(mantissa, e - unit)
+
+
+def _rounding(norm: Array, size: int) -> Array:
+    """What a product with a vector carries of rounding, about."""
+    return jnp.finfo(norm.dtype).eps * jnp.sqrt(jnp.asarray(size, norm.dtype)) * norm
+
+
+def _random_vectors(count: int, size: int, dtype: jnp.dtype) -> Array:
+    # All at a time, and not as a constant, which the compiler would evaluate.
+    seed = jax.lax.optimization_barrier(jnp.zeros((), jnp.uint32))
+    vectors = jax.random.normal(jax.random.key(seed), (count, size), dtype)
+    return vectors / jnp.linalg.norm(vectors, axis=1, keepdims=True)

@@ -1,0 +1,197 @@
+"""Singular values and eigenvalues of stacks of matrices: arrays in, arrays out.
+
+Half precision is computed in single, integers as floating numbers. A matrix with a NaN or an infinity gives NaN
+and leaves the others of its stack alone (LAPACK is never shown it). Every routine is backward stable: singular
+values, however small, err by a modest multiple of the rounding of the largest, eigenvalues by that of the norm
+times their condition number.
+"""
+
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bptt_jax.checks import check_matrices
+from bptt_jax.linalg.batched_spectra import batched_eigenvalues, batched_singular_values
+from bptt_jax.linalg.host_lapack import host_eigenvalues, host_singular_values
+
+
+def singular_values(matrices: Array) -> Array:
+    """Singular values, descending.
+
+    Args:
+      matrices: ``[..., M, N]``, real or complex.
+
+    Returns:
+      ``[..., min(M, N)]``, real.
+
+    Raises:
+      TypeError, ValueError: `matrices` is no array of numbers with at least two axes, none of them empty.
+
+    Example:
+      >>> bptt.singular_values(jnp.array([[0.0, 2.0], [0.0, 0.0]]))
+      Array([2., 0.], dtype=float32)
+    """
+    return _singular_values(check_matrices("matrices", matrices, square=False))
+
+
+def eigenvalues(matrices: Array) -> Array:
+    """Eigenvalues by descending modulus; the two of a conjugate pair stand together, positive angle first.
+
+    Args:
+      matrices: ``[..., N, N]``, real or complex, not necessarily normal.
+
+    Returns:
+      ``[..., N]``, complex.
+
+    Raises:
+      TypeError, ValueError: as for `singular_values`, or the matrices are not square.
+
+    Example:
+      >>> quarter_turn = jnp.array([[0.0, -1.0], [1.0, 0.0]])
+      >>> bptt.eigenvalues(quarter_turn).imag
+      Array([ 1., -1.], dtype=float32)
+    """
+    return _eigenvalues(check_matrices("matrices", matrices, square=True))
+
+
+def spectral_norm(matrices: Array) -> Array:
+    """The largest singular value, ``||A||_2``: ``[..., M, N] -> [...]``. Raises as `singular_values`.
+
+    Example:
+      >>> round(float(bptt.spectral_norm(jnp.array([[0.0, 2.0], [0.0, 0.0]]))), 3)
+      2.0
+    """
+    return singular_values(matrices)[..., 0]
+
+
+def spectral_radius(matrices: Array) -> Array:
+    """The largest modulus of an eigenvalue: ``[..., N, N] -> [...]``. Raises as `eigenvalues`.
+
+    Example:
+      >>> round(float(bptt.spectral_radius(jnp.array([[0.0, 2.0], [0.0, 0.0]]))), 3)
+      0.0
+    """
+    return jnp.abs(eigenvalues(matrices)[..., 0])
+
+
+def condition_number(matrices: Array) -> Array:
+    """``sigma_max / sigma_min``: ``[..., M, N] -> [...]``, inf for a singular matrix, the zero matrix included.
+
+    Raises as `singular_values`.
+
+    Example:
+      >>> round(float(bptt.condition_number(jnp.array([[4.0, 0.0], [0.0, 1.0]]))), 3)
+      4.0
+    """
+    values = singular_values(matrices)
+    largest, smallest = values[..., 0], values[..., -1]
+    return jnp.where(smallest == 0, jnp.inf, largest / jnp.where(smallest == 0, 1, smallest))
+
+
+@jax.jit
+def _singular_values(matrices: Array) -> Array:
+    safe, bad = _without_nonfinite(matrices)
+    return jnp.where(bad, jnp.nan, _svd(safe))
+
+
+@jax.jit
+def _eigenvalues(matrices: Array) -> Array:
+    safe, bad = _without_nonfinite(matrices)
+    values = _eigvals(safe)
+    # Stable, so that conjugate pairs, whose moduli are equal to the last bit, keep LAPACK's order.
+    order = jnp.argsort(-jnp.abs(values), axis=-1, stable=True)
+    return jnp.where(bad, jnp.nan, jnp.take_along_axis(values, order, axis=-1))
+
+
+def _without_nonfinite(matrices: Array) -> tuple[Array, Array]:
+    bad = ~jnp.all(jnp.isfinite(matrices), axis=(-2, -1), keepdims=True)
+    return jnp.where(bad, 0, matrices), bad[..., 0]
+
+
+class _Route(NamedTuple):
+    """Which stacks go to a routine.
+
+    Attributes:
+      platform: "cpu", "gpu" or "any".
+      sizes: of the shorter side of a matrix.
+      fewest: matrices in the stack, those of `jax.vmap` included.
+    """
+
+    platform: str
+    sizes: range
+    fewest: int
+    routine: Callable[[Array], Array]
+
+
+def _svd_of_jax(matrices: Array) -> Array:
+    return jnp.linalg.svd(matrices, compute_uv=False)
+
+
+_ANY = range(1, 1 << 31)
+# The first row that fits. On a GPU, jnp.linalg takes matrices one by one (singular values from 33 x 33 on), and
+# the batched routines need so many launches that a few matrices are not worth it. The rows for "cpu" were measured
+# (benchmarks/spectra_speed.py); those for "gpu" were not: they come from counting launches and memory traffic.
+_ROUTES = {
+    "singular values": (
+        _Route("cpu", _ANY, 1, host_singular_values),
+        _Route("gpu", range(33, 1025), 8, batched_singular_values),
+        _Route("any", _ANY, 1, _svd_of_jax),
+    ),
+    "eigenvalues": (
+        _Route("cpu", range(1, 25), 1, jnp.linalg.eigvals),  # too small for BLAS to divide them among threads
+        _Route("cpu", _ANY, 1, host_eigenvalues),
+        _Route("gpu", range(1, 1025), 64, batched_eigenvalues),
+        _Route("any", _ANY, 1, jnp.linalg.eigvals),
+    ),
+}
+
+
+def _routine(job: str, platform: str, shape: tuple[int, ...]) -> Callable[[Array], Array]:
+    size, count = min(shape[-2:]), math.prod(shape[:-2])
+    fit = (r for r in _ROUTES[job] if r.platform in (platform, "any") and size in r.sizes and count >= r.fewest)
+    return next(fit).routine
+
+
+@cache
+def _gpu_is_here() -> bool:
+    try:
+        return len(jax.devices("gpu")) > 0
+    except RuntimeError:
+        return False
+
+
+def _whole_stack(job: str) -> Callable[[Array], Array]:
+    """The routine for its stack. Mapped axes join the stack: they have their say in the route, and a loop that ends
+    when the last matrix has converged would otherwise copy all of them at every turn."""
+
+    @jax.custom_batching.custom_vmap
+    def compute(matrices: Array) -> Array:
+        # All alternatives are traced, the batched ones for a tenth of a second: only where they can be run.
+        platforms = {"cpu": "cpu"} | ({"cuda": "gpu", "rocm": "gpu"} if _gpu_is_here() else {})
+        routines = {name: _routine(job, platform, matrices.shape) for name, platform in platforms.items()}
+        return jax.lax.platform_dependent(matrices, **routines, default=_routine(job, "any", matrices.shape))
+
+    @compute.def_vmap
+    def _(size: int, batched: list[bool], matrices: Array) -> tuple[Array, bool]:
+        return compute(matrices), True
+
+    return compute
+
+
+_svd = jax.custom_jvp(_whole_stack("singular values"))
+_eigvals = jax.custom_jvp(_whole_stack("eigenvalues"))
+
+
+@_svd.defjvp
+def _svd_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    return jax.jvp(_svd_of_jax, primals, tangents)
+
+
+@_eigvals.defjvp
+def _eigvals_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    return jax.jvp(jnp.linalg.eigvals, primals, tangents)

@@ -1,0 +1,1 @@
+"""Parallel over time: Newton on whole trajectories, diagonal recurrences, and whether it will pay."""

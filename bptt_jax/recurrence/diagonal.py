@@ -1,0 +1,61 @@
+"""Steps that are linear in the state, unit by unit."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bptt_jax.checks import check_function, check_leaves
+from bptt_jax.step import Input, Params, State
+
+
+@dataclass(frozen=True)
+class DiagonalStep:
+    """A step ``h_t = a_t * h_{t-1} + b_t``, elementwise, whose coefficients do not depend on the state.
+
+    It is a `Step` like any other, and `unroll_linear` evaluates it in parallel. Two of the same function are equal
+    and share what JAX has compiled, so define it once, at the top of a module; it can be used as a decorator.
+
+    Attributes:
+      coefficients: pure function ``(params, x) -> (a, b)``, each of the structure of the state, with leaves of its
+        shape or broadcast to it.
+
+    Raises:
+      TypeError: `coefficients` is no function.
+    """
+
+    coefficients: Callable[[Params, Input], tuple[State, State]]
+
+    def __post_init__(self) -> None:
+        check_function("coefficients", self.coefficients, "coefficients(params, x) -> (a, b)")
+
+    def __call__(self, params: Params, state: State, x: Input) -> State:
+        a, b = self.at(params, state, x)
+        return jax.tree.map(lambda h, a, b: a * h + b, state, a, b)
+
+    def at(self, params: Params, state: State, x: Input) -> tuple[State, State]:
+        """The coefficients, of which the leaves may still want to be broadcast to those of the state.
+
+        Raises:
+          TypeError, ValueError: they are not two of the state's structure, or do not go into its shapes.
+        """
+        pair = self.coefficients(params, x)
+        if not (isinstance(pair, tuple) and len(pair) == 2):  # an array of two rows would come apart unnoticed
+            raise TypeError(f"coefficients: expected a pair (a, b), got {type(pair).__name__}")
+        for name, tree in zip("ab", pair, strict=True):
+            check_leaves(f"coefficients, {name}", tree)
+            expected: Any = jax.tree.structure(state)
+            if expected != jax.tree.structure(tree):
+                got = jax.tree.structure(tree)
+                raise ValueError(f"coefficients: expected {name} of the state's structure, {expected}, got {got}")
+            for h, leaf in zip(jax.tree.leaves(state), jax.tree.leaves(tree), strict=True):
+                shape, got = jnp.shape(h), jnp.shape(leaf)
+                if len(got) > len(shape) or any(
+                    m not in (1, n) for m, n in zip(got[::-1], shape[::-1], strict=False)
+                ):
+                    raise ValueError(
+                        f"coefficients: expected {name} of the state's shape, {list(shape)}, got {list(got)}"
+                    )
+        return pair

@@ -1,1 +1,0 @@
-"""Tasks, the networks that learn them, and the loop that trains."""

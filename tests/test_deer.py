@@ -1,0 +1,324 @@
+"""The parallel evaluation against the sequential one; what it says where it does not arrive."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracles import EXAMPLES, cell_example, linear_step, losses, relative_error, weighted_loss
+
+import bptt_jax as bptt
+from bptt_jax.parallel import deer as newton
+
+deer = jax.jit(bptt.deer, static_argnames=("step", "length", "jacobian", "damped", "max_iterations"))
+VARIANTS = {"full": {}, "diagonal": {"jacobian": "diagonal"}, "damped": {"damped": True}}
+
+
+def random_network(gain: float, size: int = 30, steps: int = 200):
+    """``s' = W tanh(s)`` from a uniform start, and a uniform guess (Gonzalez et al. 2025, arXiv:2508.16817)."""
+    keys = jax.random.split(jax.random.key(10), 3)
+    weights = gain * jax.random.normal(keys[0], (size, size)) / math.sqrt(size)
+    state0, guess = (jax.random.uniform(k, (size,), minval=-1, maxval=1) for k in keys[1:])
+    return network_step, weights, state0, jnp.broadcast_to(guess, (steps, size))
+
+
+def network_step(w, s, x):
+    return w @ jnp.tanh(s)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_equals_the_sequential_evaluation(x64, name, variant) -> None:
+    e = EXAMPLES[name](jnp.float64)
+    found = deer(*e[:4], length=e.length, **VARIANTS[variant])
+    assert found.converged
+    assert relative_error(found.states, bptt.unroll(*e[:4], length=e.length)) < 1e-13
+    assert float(found.residual) <= 100 * np.finfo(np.float64).eps
+    made = np.isfinite(found.residuals)
+    assert int(made.sum()) == int(found.iterations)
+    assert made[: int(found.iterations)].all()
+
+
+@pytest.mark.parametrize("name", ["rnn", "gru", "lstm"])
+def test_long_sequences_in_a_few_iterations(x64, name) -> None:
+    cell = getattr(bptt, name)(12)
+    params, xs = cell.init(jax.random.key(0), 2), jax.random.normal(jax.random.key(1), (3000, 2))
+    arguments = (cell.step, jax.tree.map(lambda a: 0.7 * a, params), cell.initial_state(), xs)
+    found = deer(*arguments)
+    assert found.converged
+    assert int(found.iterations) <= 10
+    assert relative_error(found.states, bptt.unroll(*arguments)) < 1e-12
+    # Newton's: the number of right digits doubles, where it is not yet at the end of them.
+    rms = np.asarray(found.residuals)[: int(found.iterations)]
+    middle = np.flatnonzero((rms[:-1] < 1e-2) & (rms[1:] > 1e-14))
+    assert (rms[middle + 1] < 10 * rms[middle] ** 1.5).all()
+
+
+def test_a_linear_recurrence_takes_one_iteration(x64) -> None:
+    a = 0.9 * jnp.asarray(np.linalg.qr(np.random.default_rng(0).standard_normal((4, 4)))[0])
+    xs = jax.random.normal(jax.random.key(0), (500, 4))
+    found = deer(linear_step, a, jnp.ones(4), xs)
+    assert found.converged
+    # A second one, if the roundings fall so, has no more than those to mend.
+    assert float(found.residuals[0]) < 1e-15
+    assert int(found.iterations) <= 2
+    assert relative_error(found.states, bptt.unroll(linear_step, a, jnp.ones(4), xs)) < 1e-13
+
+
+def test_every_iteration_makes_one_more_state_exact(x64) -> None:
+    """Whatever the Jacobians: here of 1e6, whose products leave the range of float64 after 51 steps."""
+
+    def step(p, h, x):
+        return jnp.sin(p * h)
+
+    state0, guess = jnp.asarray([0.3, -0.2]), 0.1 * jnp.ones((200, 2))
+    for options in VARIANTS.values():
+        for most in (150, 201):
+            found = deer(step, 1e6, state0, length=200, guess=guess, max_iterations=most, **options)
+            assert not found.converged
+            assert (float(found.residual) <= 100 * np.finfo(np.float64).eps) == (most > 200)
+
+
+def test_stopped_before_the_end_it_has_not_converged(x64) -> None:
+    """Even where what is left would do little harm: here it shrinks a hundredfold at every iteration."""
+    a = jnp.asarray([[0.5, 0.005], [0.005, 0.5]])
+    left = set()
+    for most in range(8, 20):
+        found = deer(linear_step, a, jnp.ones(2), length=60, jacobian="diagonal", max_iterations=most)
+        holds = float(found.residual) <= 100 * np.finfo(np.float64).eps
+        assert bool(found.converged) == holds == bool(np.isfinite(found.error))
+        assert np.isnan(found.states).all() != holds
+        left.add("none" if holds else "little" if found.residual < 1e-9 else "much")
+    assert left == {"none", "little", "much"}
+
+
+def test_gain_decides(x64) -> None:
+    """3 to 4 iterations below a gain of 1, many where the exponent is positive: Gonzalez et al. 2025."""
+
+    def iterations(gain: float) -> int:
+        step, weights, state0, guess = random_network(gain, size=60, steps=400)
+        found = deer(step, weights, state0, length=400, guess=guess, max_iterations=60)
+        rms = np.asarray(found.residuals)
+        return int(np.argmax(rms**2 <= 1e-10)) + 1 if (rms**2 <= 1e-10).any() else 61
+
+    assert iterations(0.5) in (2, 3, 4)
+    assert iterations(0.8) in (3, 4, 5)
+    assert iterations(2.0) > 40
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_chaos_is_not_taken_for_a_result(x64, variant) -> None:
+    """Even at T iterations, where every equation holds: two roundings apart, trajectories part within 100 steps."""
+    step, weights, state0, guess = random_network(3.0, size=32, steps=150)
+    options = {"length": 150, "guess": guess, **VARIANTS[variant]}
+    for most in (20, 151):
+        found = deer(step, weights, state0, max_iterations=most, **options)
+        assert not found.converged
+        assert np.isnan(found.states).all()
+    assert float(found.residual) <= 100 * np.finfo(np.float64).eps
+    assert float(found.error) > 1e-6
+
+
+def pulse(at: int, size: float) -> np.ndarray:
+    xs = np.full(60, 0.0)
+    xs[at] = size
+    return xs
+
+
+LARGE_NUMBERS = {
+    "start": (lambda p, h, x: jnp.tanh(1.5 * h), lambda big: jnp.asarray([big]), None),
+    "start, by vmap": (lambda p, h, x: jnp.tanh(h) + 0.1, lambda big: jnp.asarray([big]), None),
+    "beside": (
+        lambda p, h, x: jnp.stack([jnp.tanh(1.5 * h[0] + 0.1), h[1] + 1]),
+        lambda big: jnp.asarray([-0.01, big]),
+        None,
+    ),
+    "pulse": (lambda p, h, x: jnp.tanh(3 * h) + x, lambda big: jnp.asarray([-0.5]), pulse),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("name", LARGE_NUMBERS)
+def test_a_large_number_does_not_cover_the_others(dtype, name, variant) -> None:
+    """Whatever is taken for a result agrees with the sequential one, entry by entry."""
+    step, start, inputs = LARGE_NUMBERS[name]
+    for big in (1e4, 1e7) if dtype == jnp.float32 else (1e8, 1e14):
+        state0 = start(jnp.asarray(big, dtype))
+        xs = None if inputs is None else jnp.asarray(inputs(20, big), dtype)
+        found = deer(step, None, state0, xs, length=60, **VARIANTS[variant])
+        assert int(found.iterations) > 0
+        if name != "pulse" or variant == "full":
+            assert found.converged
+        if found.converged:
+            exact = bptt.unroll(step, None, state0, xs, length=60)
+            np.testing.assert_allclose(found.states, exact, rtol=3e-4 if dtype == jnp.float32 else 1e-8)
+
+
+def test_error_is_how_far_roundings_grow(x64) -> None:
+    """A scalar that doubles: one rounding at each of T steps, carried on, is a random sum of size 2^T."""
+    found = deer(lambda p, h, x: p * h + x, 2.0, jnp.ones(()), jnp.zeros(20))
+    # Relative to twice the state, which doubles too: |sum of +-1| over 20, at most, at least the last of them.
+    assert 0.3 < float(found.error) / np.finfo(np.float64).eps <= 20
+    unstable = deer(lambda p, h, x: p * h + x, 2.0, jnp.zeros(()), jnp.zeros(60).at[0].set(1.0).at[1].set(-2.0))
+    # 1, then exactly 0 for ever: rounding errors double 58 times while the state does not.
+    assert not unstable.converged
+    assert float(unstable.error) > 1
+
+
+def test_error_does_not_depend_on_the_chunks_of_time(x64, monkeypatch) -> None:
+    found = {}
+    for numbers in (1 << 22, 9 * 4, 9 * 7, 1):  # all at once; 4 at a time, 3 in the last; 7; one by one
+        monkeypatch.setattr(newton, "_CHUNK_NUMBERS", numbers)
+        e = cell_example("rnn", jnp.float64, steps=23)
+
+        def fresh(p, h, x, step=e.step):
+            return step(p, h, x)  # looked up by identity, another one is compiled anew
+
+        exact = deer(fresh, *e[1:4], jacobian="diagonal")  # ends with a residual of 0
+        found[numbers] = float(exact.error)
+    np.testing.assert_allclose(list(found.values()), found[1 << 22], rtol=1e-10)
+
+
+def test_damping_tames_what_overshoots(x64) -> None:
+    """A contracting recurrence (-0.09 nats per step) whose Jacobians far from the trajectory expand."""
+    e = cell_example("gru", jnp.float64, n=16, steps=500)
+    assert bptt.predict_parallel(*e[:4]).verdict == "parallel"
+    plain, damped = (deer(*e[:4], damped=damped, max_iterations=90) for damped in (False, True))
+    assert float(plain.residuals[0]) > 1e10
+    assert not plain.converged
+    assert damped.converged
+    assert relative_error(damped.states, bptt.unroll(*e[:4])) < 1e-12
+
+
+def test_trajectories_that_are_not_finite_do_not_converge() -> None:
+    found = deer(lambda p, h, x: p * h * h, jnp.float32(2), jnp.float32(3), length=40)
+    assert not found.converged
+    assert np.isnan(found.states).all()
+    nan = deer(linear_step, jnp.eye(2), jnp.ones(2), jnp.ones((5, 2)).at[2].set(jnp.nan), max_iterations=9)
+    assert not nan.converged
+    assert nan.residual == np.inf
+    assert int(nan.iterations) == 9
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_single_precision(variant) -> None:
+    e = cell_example("gru", jnp.float32, steps=100)
+    found = bptt.deer(*e[:4], **VARIANTS[variant])
+    assert found.converged
+    assert found.states.dtype == jnp.float32
+    assert relative_error(found.states, bptt.unroll(*e[:4])) < 3e-5
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_half_precision_is_right_or_nan(variant) -> None:
+    """Its roundings, carried along, are above half of its digits after a few steps."""
+    easy = bptt.deer(linear_step, 0.5 * jnp.eye(2, dtype=jnp.bfloat16), jnp.ones(2, jnp.bfloat16), length=4)
+    assert easy.converged
+    assert easy.states.dtype == jnp.bfloat16
+    e = cell_example("gru", jnp.bfloat16, steps=100)
+    found = bptt.deer(*e[:4], **VARIANTS[variant])
+    assert not found.converged
+    assert np.isnan(found.states.astype(np.float32)).all()
+
+
+def test_a_guess_saves_iterations(x64) -> None:
+    e = cell_example("lstm", jnp.float64, steps=100)
+    cold = deer(*e[:4])
+    moved = jax.tree.map(lambda a: a * (1 + 1e-9), e.params)
+    warm = deer(e.step, moved, *e[2:4], guess=cold.states)
+    assert int(warm.iterations) < int(cold.iterations)
+    assert relative_error(warm.states, bptt.unroll(e.step, moved, *e[2:4])) < 1e-13
+    done = deer(*e[:4], guess=cold.states)
+    assert int(done.iterations) <= 2
+    assert done.converged
+    # A guess that is not finite is no worse than another bad one.
+    assert deer(*e[:4], guess=jax.tree.map(lambda a: a * jnp.nan, cold.states)).converged
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_gradients_are_those_of_unroll_and_of_the_parallel_adjoint(x64, name) -> None:
+    e = EXAMPLES[name](jnp.float64)
+    steps = e.length or len(e.xs)
+    loss = weighted_loss(losses(steps, jnp.float64)["all"])
+
+    def of(evaluate):
+        def total(params, state0):
+            return loss(evaluate(e.step, params, state0, e.xs, length=e.length))
+
+        return jax.jit(jax.grad(total, argnums=(0, 1), allow_int=True))(e.params, e.state0)
+
+    def floats(tree):
+        return [a for a in jax.tree.leaves(tree) if a.dtype != jax.dtypes.float0]
+
+    got = of(lambda *args, **options: bptt.deer(*args, **options).states)
+    assert relative_error(floats(got), floats(of(bptt.unroll))) < 1e-12
+    known = bptt.adjoints(*e[:4], loss, length=e.length)
+    immediate = jax.tree.map(jnp.conj, jax.grad(loss)(known.states))
+    vectors = jax.vmap(lambda h: bptt.ravel_state(h)[0])
+    parallel = bptt.parallel_adjoints(bptt.jacobians(*e[:4], length=e.length), vectors(immediate))
+    assert relative_error(parallel.adjoints, vectors(jax.tree.map(jnp.conj, known.adjoints))) < 1e-12
+    np.testing.assert_allclose(parallel.log_norms, known.log_norms, atol=1e-12)
+    state0_grad = bptt.ravel_state(jax.tree.map(jnp.conj, known.state0_grad))[0]
+    assert relative_error(parallel.state0_grad, state0_grad) < 1e-12
+
+
+def test_second_derivatives_and_inputs(x64) -> None:
+    e = cell_example("rnn", jnp.float64)
+
+    def of(evaluate):
+        def total(h0, xs):
+            return jnp.sum(jnp.sin(evaluate(e.step, e.params, h0, xs)))
+
+        return jax.jit(jax.hessian(total, argnums=(0, 1)))(e.state0, e.xs)
+
+    assert relative_error(of(lambda *args: bptt.deer(*args).states), of(bptt.unroll)) < 1e-11
+
+
+def test_the_gradient_is_parallel_too(x64) -> None:
+    """No loop over time in the backward pass: of all loops, only Newton's while remains, in the forward pass."""
+    e = cell_example("rnn", jnp.float64)
+    _, pull = jax.vjp(lambda p: bptt.deer(e.step, p, *e[2:4]).states, e.params)
+    assert "scan[" not in str(jax.make_jaxpr(pull)(jnp.ones((7, 3))))
+    assert "while[" not in str(jax.make_jaxpr(pull)(jnp.ones((7, 3))))
+    _, sequential = jax.vjp(lambda p: bptt.unroll(e.step, p, *e[2:4]), e.params)
+    assert "scan[" in str(jax.make_jaxpr(sequential)(jnp.ones((7, 3))))
+
+
+def test_gradients_where_it_has_not_converged_are_nan(x64) -> None:
+    step, weights, state0, _ = random_network(3.0, size=10, steps=50)
+    gradient = jax.jit(jax.grad(lambda w: jnp.sum(bptt.deer(step, w, state0, length=50, max_iterations=2).states)))(
+        weights
+    )
+    assert np.isnan(gradient).all()
+
+
+def test_memory_of_the_diagonal_variant() -> None:
+    """T Jacobians of this size are 1 GiB."""
+    cell = bptt.rnn(512)
+    params = jax.eval_shape(lambda key: cell.init(key, 2), jax.random.key(0))
+    shapes = (params, jax.ShapeDtypeStruct((512,), jnp.float32), jax.ShapeDtypeStruct((1024, 2), jnp.float32))
+
+    def memory(jacobian):
+        run = jax.jit(lambda p, h, xs: bptt.deer(cell.step, p, h, xs, jacobian=jacobian))
+        return run.lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+
+    assert memory("full") > 1 << 30
+    assert memory("diagonal") < 1 << 28
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"jacobian": "dense"}, ValueError, "jacobian: expected 'full' or 'diagonal', got 'dense'"),
+        ({"damped": 0.5}, TypeError, "damped: expected True or False, got float"),
+        ({"max_iterations": 0}, ValueError, "max_iterations: expected at least 1"),
+        ({"guess": np.zeros((4, 3), np.float32)}, ValueError, "guess: expected the trajectory's"),
+        ({"guess": {"h": 1.0}}, ValueError, "guess: expected the trajectory's"),
+        ({"length": 3}, ValueError, "length: expected 7"),
+    ],
+)
+def test_bad_arguments(options, error, message) -> None:
+    e = cell_example("rnn", jnp.float32)
+    with pytest.raises(error, match=message):
+        bptt.deer(*e[:4], **options)

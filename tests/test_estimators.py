@@ -1,0 +1,147 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bptt_jax as bptt
+from bptt_jax.analysis.estimators import rtrl_gradient, tbptt_gradient, truncation_bias
+
+LENGTH = 13
+
+
+def _setting(cell):
+    params = cell.init(jax.random.key(0), 3)
+    xs = jax.random.normal(jax.random.key(1), (LENGTH, 3))
+    return cell.step, params, cell.initial_state(), xs
+
+
+def _every_state(states):
+    return jnp.sum(jnp.sin(jnp.arange(1, LENGTH + 1)) @ jax.tree.leaves(states)[0] ** 2)
+
+
+def _vector(tree) -> np.ndarray:
+    return np.concatenate([np.ravel(np.asarray(a, np.float64)) for a in jax.tree.leaves(tree)])
+
+
+def _by_definition(step, params, state0, xs, loss, k1, k2) -> np.ndarray:
+    """Williams and Peng by stop_gradient: every window is re-run from a state that is cut off."""
+    states = bptt.unroll(step, params, state0, xs)
+    immediate = jax.grad(loss)(states)
+    starts = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), state0, states)
+    total = 0.0
+    ends = sorted({*range(k1, LENGTH + 1, k1), LENGTH})
+    for i, end in enumerate(ends):
+        begin, fresh_from = max(0, end - k2), ends[i - 1] if i else 0
+
+        def window(p, begin=begin, end=end, fresh_from=fresh_from):
+            h = jax.tree.map(lambda a: jax.lax.stop_gradient(a[begin]), starts)
+            value = 0.0
+            for t in range(begin, end):
+                h = step(p, h, xs[t])
+                if t >= fresh_from:
+                    products = jax.tree.map(lambda d, a, t=t: jnp.vdot(d[t], a), immediate, h)
+                    value += sum(jax.tree.leaves(products))
+            return value
+
+        total = total + _vector(jax.grad(window)(params))
+    return total
+
+
+@pytest.mark.parametrize("cell", [bptt.rnn(4), bptt.lstm(3)], ids=["rnn", "lstm"])
+@pytest.mark.parametrize(("k1", "k2"), [(1, 1), (1, 4), (5, 5), (3, 7), (4, 4), (20, 20)])
+def test_tbptt_is_that_of_williams_and_peng(cell, k1, k2) -> None:
+    setting = _setting(cell)
+    got = _vector(tbptt_gradient(*setting, _every_state, k1=k1, k2=k2))
+    want = _by_definition(*setting, _every_state, k1, k2)
+    np.testing.assert_allclose(got, want, atol=2e-5 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("cell", [bptt.rnn(4), bptt.gru(3), bptt.lstm(3)], ids=["rnn", "gru", "lstm"])
+def test_full_windows_and_rtrl_equal_full_bptt(cell) -> None:
+    setting = _setting(cell)
+    full = _vector(bptt.adjoints(*setting, _every_state).params_grad)
+    for k1 in (1, 5, LENGTH):
+        got = _vector(tbptt_gradient(*setting, _every_state, k1=k1, k2=LENGTH))
+        np.testing.assert_allclose(got, full, atol=1e-5 * np.abs(full).max())
+    got = _vector(rtrl_gradient(*setting, _every_state))
+    np.testing.assert_allclose(got, full, atol=1e-5 * np.abs(full).max())
+
+
+def test_rtrl_with_integer_parameters_complex_state_and_no_inputs() -> None:
+    def step(p, z, x):
+        turn = jax.lax.complex(jnp.cos(p["angle"]), jnp.sin(p["angle"]))
+        return p["w"].astype(z.dtype) * z * turn + p["steps"].astype(z.dtype)
+
+    params = {"w": jnp.float32(0.8), "angle": jnp.float32(0.3), "steps": jnp.int32(1)}
+
+    def loss(z):
+        return jnp.sum(jnp.abs(z) ** 2) + jnp.sum(z.imag)
+
+    state0 = jnp.ones(2, jnp.complex64)
+    got = rtrl_gradient(step, params, state0, None, loss, length=6)
+    want = bptt.adjoints(step, params, state0, None, loss, length=6).params_grad
+    assert got["steps"] is None
+    for name in ("w", "angle"):
+        np.testing.assert_allclose(got[name], want[name], rtol=1e-5)
+
+
+def test_complex_parameters_have_the_gradients_of_jax() -> None:
+    """dL/dx - i dL/dy of a + iy, whichever way it is computed."""
+    with jax.enable_x64(True):
+        xs = jnp.exp(jnp.asarray(np.arange(7)[:, None] * [1j, 2j]))
+        setting = lambda a, z, x: a * z + jnp.conj(a) * x, jnp.array([0.4 + 0.5j, 0.7 - 0.2j]), xs[0], xs
+
+        def loss(z):
+            return jnp.sum(jnp.abs(z) ** 2) + jnp.sum(z.imag)
+
+        want = jax.grad(lambda a: loss(bptt.unroll(setting[0], a, *setting[2:])))(setting[1])
+        np.testing.assert_allclose(rtrl_gradient(*setting, loss), want, rtol=1e-12)
+        np.testing.assert_allclose(tbptt_gradient(*setting, loss, k1=3, k2=7), want, rtol=1e-12)
+
+
+def test_truncation_bias_is_that_of_every_window() -> None:
+    setting = _setting(bptt.gru(3))
+    full = _vector(bptt.adjoints(*setting, _every_state).params_grad)
+    bias = truncation_bias(*setting, _every_state)
+    np.testing.assert_array_equal(bias.windows, np.arange(1, LENGTH + 1))
+    for k in (1, 2, 7, LENGTH):
+        cut = _vector(tbptt_gradient(*setting, _every_state, k1=1, k2=k))
+        error = np.linalg.norm(cut - full) / np.linalg.norm(full)
+        cosine = cut @ full / np.linalg.norm(cut) / np.linalg.norm(full)
+        np.testing.assert_allclose(bias.relative_error[k - 1], error, rtol=1e-3, atol=2e-6)
+        np.testing.assert_allclose(bias.cosine[k - 1], cosine, atol=1e-5)
+    short = truncation_bias(*setting, _every_state, longest=3)
+    np.testing.assert_allclose(short.cosine, bias.cosine[:3], rtol=1e-6)
+
+
+def test_influence_balancing() -> None:
+    """Tallec and Ollivier's system: truncation has the wrong sign up to 40 steps (published values, float64)."""
+    with jax.enable_x64(True):
+        a = 0.5 * jnp.eye(23) + 0.5 * jnp.eye(23, k=1)
+        sign = jnp.where(jnp.arange(23) < 10, 1.0, -1.0)
+
+        def step(theta, s, x):
+            return a @ s + theta * sign
+
+        theta = jnp.float64(1.0)
+        fixed = jnp.linalg.solve(jnp.eye(23) - a, theta * sign)
+        published = {1: 1, 10: 10, 20: 16.476, 30: 9.870, 40: 0.566, 41: -0.219, 50: -4.753, 2000: -6}
+        for window, value in published.items():
+            got = tbptt_gradient(step, theta, fixed, None, lambda s: s[-1, 0], k1=1, k2=window, length=2000)
+            assert float(got) == pytest.approx(value, abs=6e-4)
+        assert float(rtrl_gradient(step, theta, fixed, None, lambda s: s[-1, 0], length=2000)) == pytest.approx(-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"k1": 0, "k2": 3}, ValueError, "k1: expected at least 1, got 0"),
+        ({"k1": 4, "k2": 3}, ValueError, "k2: expected at least k1 = 4, or losses are dropped, got 3"),
+        ({"k1": 2.0, "k2": 3}, TypeError, "k1: expected an integer"),
+    ],
+)
+def test_bad_windows(options, error, message) -> None:
+    with pytest.raises(error, match=message):
+        tbptt_gradient(*_setting(bptt.rnn(4)), _every_state, **options)
+    with pytest.raises(ValueError, match="longest: expected at least 1"):
+        truncation_bias(*_setting(bptt.rnn(4)), _every_state, longest=0)

@@ -1,0 +1,104 @@
+"""Layers as one step, against one layer after the other over the whole sequence."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracles import I, N, T, cell_example, cell_params, relative_error
+
+import bptt_jax as bptt
+
+
+def test_layers_one_after_the_other(x64):
+    """The states of layer n are those of its own step over the outputs of layer n - 1; so are the gradients."""
+    bottom, middle, top = (cell_example(name, jnp.float64) for name in ("gru", "lstm", "rnn"))
+    step = bptt.stack(bottom.step, middle.step, top.step)
+    params = (bottom.params, *(cell_params(name, jnp.float64, inputs=N, seed=7) for name in ("lstm", "rnn")))
+    state0 = (bottom.state0, middle.state0, top.state0)
+
+    def layer_by_layer(params, state0):
+        first = bptt.unroll(bottom.step, params[0], state0[0], bottom.xs)
+        second = bptt.unroll(middle.step, params[1], state0[1], first)
+        return first, second, bptt.unroll(top.step, params[2], state0[2], second.h)
+
+    def loss(states):
+        return jnp.sum(states[2][-1]) + jnp.sum(jnp.square(states[1].c))
+
+    @jax.jit
+    def both(params, state0):
+        got = jax.value_and_grad(
+            lambda p, h: (lambda s: (loss(s), s))(bptt.unroll(step, p, h, bottom.xs)), (0, 1), True
+        )
+        expected = jax.value_and_grad(lambda p, h: (lambda s: (loss(s), s))(layer_by_layer(p, h)), (0, 1), True)
+        return got(params, state0), expected(params, state0), bptt.jacobians(step, params, state0, bottom.xs)
+
+    got, expected, jacobians = both(params, state0)
+    assert jax.tree.structure(got) == jax.tree.structure(expected)
+    assert relative_error(got, expected) < 1e-13
+    size = np.cumsum([0, N, 2 * N, N])
+    for row in range(3):  # block lower triangular, and every block below the diagonal is there
+        for column in range(3):
+            block = jacobians[:, size[row] : size[row + 1], size[column] : size[column + 1]]
+            assert bool(np.any(block)) == (column <= row)
+
+
+def test_output_says_what_a_layer_hands_on():
+    """Of Equinox's ``(h, c)`` h, of a Flax-like ``(c, h)`` h too, and the top is never asked."""
+
+    def carry_step(params, carry, x):
+        return 0.5 * carry[0] + params * x, jnp.tanh(carry[1] + x)
+
+    cell = eqx.filter_eval_shape(eqx.nn.LSTMCell, I, N, key=jax.random.key(0))
+    rng = np.random.default_rng(0)
+    cell = jax.tree.map(lambda a: jnp.asarray(rng.standard_normal(a.shape), jnp.float32), cell)
+    equinox_step, params = bptt.from_equinox(cell)
+    top = cell_example("rnn", jnp.float32)
+    state0 = ((jnp.zeros(N), jnp.zeros(N)), (jnp.zeros(N), jnp.full(N, 0.1)), top.state0)
+    x, w = jnp.ones(I), cell_params("rnn", jnp.float32, inputs=N)
+
+    def never(state):
+        raise AssertionError
+
+    step = bptt.stack(equinox_step, carry_step, top.step, output=[lambda s: s[0], lambda s: s[1], never])
+    got = step((params, jnp.float32(2), w), state0, x)
+    lower = cell(x, state0[0])
+    between = carry_step(jnp.float32(2), state0[1], lower[0])
+    assert relative_error(got, (lower, between, top.step(w, top.state0, between[1]))) == 0
+    alike = bptt.stack(carry_step, carry_step, output=lambda s: s[1])
+    got = alike((jnp.float32(1), jnp.float32(2)), (state0[1], state0[1]), jnp.ones(N))
+    between = carry_step(jnp.float32(1), state0[1], jnp.ones(N))
+    assert relative_error(got, (between, carry_step(jnp.float32(2), state0[1], between[1]))) == 0
+
+
+def test_one_layer_and_stacks_of_stacks():
+    step, params, state0, xs, _ = cell_example("rnn", jnp.float32)
+    deeper = cell_params("rnn", jnp.float32, inputs=N)
+    assert relative_error(bptt.stack(step)((params,), (state0,), xs[0]), step(params, state0, xs[0])) == 0
+    nested = bptt.stack(bptt.stack(step, step), step, output=lambda states: states[-1])
+    flat = bptt.stack(step, step, step)(*(((a, b, b)) for a, b in ((params, deeper), (state0, state0))), xs[0])
+    got = nested(((params, deeper), deeper), ((state0, state0), state0), xs[0])
+    assert relative_error(got, flat) == 0
+
+
+def test_wrong_arguments():
+    step, params, h, xs, _ = cell_example("rnn", jnp.float32)
+    two = bptt.stack(step, step)
+    for make, error, message in (
+        (lambda: bptt.stack(), ValueError, "steps: expected at least one layer, got none"),
+        (lambda: bptt.stack(step, bptt.rnn(3)), TypeError, r"steps\[1\]: expected a function step.* got Cell"),
+        (lambda: bptt.stack(step, output=3), TypeError, "output: expected a function of a layer's state.* got 3"),
+        (lambda: bptt.stack(step, output=[None]), TypeError, r"output: expected a function .* got \[None\]"),
+        (lambda: bptt.stack(step, output=[max, max]), ValueError, "output: expected one function for each of 1"),
+        (lambda: bptt.unroll(two, params, (h, h), xs), ValueError, "params: expected 2, one for each layer, got 3"),
+        (lambda: bptt.unroll(two, (params, params), h, xs), TypeError, "state: expected a tuple of 2, .* got "),
+        (lambda: bptt.unroll(two, (params, params), (h,), xs), ValueError, "state: expected 2, .* got 1"),
+    ):
+        with pytest.raises(error, match=message):
+            make()
+
+    def pair_step(params, state, x):
+        return state
+
+    with pytest.raises(TypeError, match=r"output: expected a function that reads a layer's output .* got None"):
+        bptt.unroll(bptt.stack(pair_step, step), ((), params), ((h, h), h), jnp.ones((T, N)))
