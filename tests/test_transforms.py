@@ -101,7 +101,7 @@ OF_WEIGHTS = {
     "from_nnx": from_nnx,
     "from_linen": from_linen,
     "from_haiku": from_haiku,
-    "stacked": lambda w: bptt.stack(step, step)((w, w.T), (w[0], w[1]), w[1]),
+    "stack": lambda w: bptt.stack(step, step)((w, w.T), (w[0], w[1]), w[1]),
     "rnn": cell(bptt.rnn),
     "gru": cell(bptt.gru),
     "lstm": cell(bptt.lstm),
