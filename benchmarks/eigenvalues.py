@@ -145,7 +145,9 @@ def main() -> None:
         rows = np.minimum(np.arange(i * chunk, (i + 1) * chunk), total - 1)
         return jax.tree.map(lambda leaf: leaf[rows], (starts, inputs))
 
-    jacobians, jacobians_compile = compiled(lambda p, h, x: jacobians_at(cell.step, p, h, x), params, *at(0))
+    jacobians, jacobians_compile = compiled(
+        lambda p, h, x: jacobians_at(cell.step, p, h, x, "forward"), params, *at(0)
+    )
     matrices = jacobians(params, *at(0))
     check(matrices[:CHECKED])
     singular_values, sv_compile = compiled(bptt.singular_values, matrices)

@@ -95,7 +95,7 @@ def measure(cell: bptt.Cell, networks: dict[str, Any], num: int, m: dict[str, An
         spectrum = bptt.lyapunov_exponents(cell.step, params, start, xs, warmup=m["warmup"])
         on = bptt.final_state(cell.step, params, start, xs[: m["warmup"]])
         jacobians = bptt.jacobians(cell.step, params, on, xs[m["warmup"] : m["warmup"] + m["short"]])
-        return spectrum.exponents, bptt.singular_values(bptt.jacobian_product(jacobians).matrix)
+        return spectrum.exponents, bptt.singular_values(bptt.jacobian_product(jacobians).mantissa)
 
     found = {}
     with jax.enable_x64(True):

@@ -211,7 +211,7 @@ def long_products(steps: int, size: int) -> list[dict[str, Any]]:
         return float(np.max(np.abs(np.asarray(got, np.float64) - expected) / np.maximum(np.abs(expected), 1)))
 
     def norms(p: Any) -> Any:
-        return p.log_scale + jnp.log(jnp.linalg.norm(p.matrix, 2, axis=(-2, -1)))
+        return p.log_scale + jnp.log(jnp.linalg.norm(p.mantissa, 2, axis=(-2, -1)))
 
     for name, factors in long_factors(steps, size).items():
         expected = by_hand_log_norms(np.asarray(factors, np.float64), marks)

@@ -28,8 +28,9 @@ from bptt_jax.cells.gated import GRUParams, LSTMParams, LSTMState, gru, lstm
 from bptt_jax.cells.linear import LRUParams, MinGRUParams, lru, min_gru
 from bptt_jax.cells.simple import RNNParams, rnn
 from bptt_jax.cells.stack import stack
+from bptt_jax.checks import RecompilationWarning
+from bptt_jax.linalg.logscale import LogScaled
 from bptt_jax.linalg.products import (
-    LogScaled,
     jacobian_product,
     prefix_products,
     product_log_norms,
@@ -50,7 +51,7 @@ from bptt_jax.recurrence.diagonal import DiagonalStep
 from bptt_jax.recurrence.jacobians import jacobians
 from bptt_jax.recurrence.unroll import final_state, unroll
 from bptt_jax.remedies.regularizers import flossing_penalty, omega_penalty, omega_terms
-from bptt_jax.step import Cell, Step, ravel_state
+from bptt_jax.step import Cell, Sequence, Step, ravel_state
 
 if TYPE_CHECKING:
     from bptt_jax.plots.figures import plot_gradient_flow, plot_influence_map, plot_training
@@ -106,6 +107,8 @@ __all__ = [
     "ParallelAdjoints",
     "ParallelPrediction",
     "RNNParams",
+    "RecompilationWarning",
+    "Sequence",
     "Step",
     "TemporalContributions",
     "TruncationBias",

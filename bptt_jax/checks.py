@@ -3,8 +3,11 @@
 A static fault raises TypeError or ValueError; of a traced value, `equinox.error_if` raises when it runs.
 """
 
+import warnings
+import weakref
 from collections.abc import Callable
-from typing import Any
+from types import CodeType
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +15,41 @@ import numpy as np
 from jax import Array
 
 LARGEST = 2**31 - 1  # sizes and steps are counted in 32 bits
+_REPEATED = 3  # functions of one code from which on it is no longer taken for chance
+
+
+class RecompilationWarning(UserWarning):
+    """A function is made anew for every call, so that everything that it is part of is compiled anew."""
+
+
+class _Seen(NamedTuple):
+    latest: Callable[[], Any]  # a weak reference
+    times: int
+
+
+_seen: dict[CodeType, _Seen] = {}
+
+
+def notice_new_function(name: str, function: Callable[..., Any], remedy: str) -> None:
+    """Warns, once for each piece of code, of a function that is made anew for every call.
+
+    What JAX has compiled is looked up by the function itself. Within a function that is being traced nothing is
+    looked up, so a new one does no harm there.
+    """
+    code = getattr(function, "__code__", None)
+    if code is None or isinstance(jnp.zeros(()), jax.core.Tracer):
+        return
+    seen = _seen.get(code, _Seen(lambda: None, 0))
+    if seen.times >= _REPEATED or seen.latest() is function:
+        return
+    _seen[code] = _Seen(weakref.ref(function), seen.times + 1)
+    if seen.times + 1 == _REPEATED:
+        warnings.warn(
+            f"{name}: {code.co_name} ({code.co_filename}, line {code.co_firstlineno}) is made anew at every call, "
+            f"so everything is compiled anew each time; define it once, outside the loop that calls; {remedy}",
+            RecompilationWarning,
+            stacklevel=4,
+        )
 
 
 def call_user_function(name: str, arguments: str, function: Callable[..., Any], *given: Any) -> Any:

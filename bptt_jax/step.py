@@ -1,17 +1,24 @@
 """The contract that everything else stands on: a recurrent step is a pure function.
 
-``h_k = step(params, h_{k-1}, x_k)`` sees one sequence at one instant; batches are ``jax.vmap`` outside. The
-state is any pytree of floating (or complex) arrays, the input any pytree, ``None`` for an autonomous step.
+A *step* is ``h_k = step(params, h_{k-1}, x_k)``: one sequence at one instant; batches are ``jax.vmap`` outside. A
+*cell* is a step with an initialiser and an initial state. A *recurrence* is a step bound to its parameters, its
+initial state and its sequence of inputs, checked once: what every analysis takes.
+
+The state is any pytree. Its floating and complex leaves are differentiated and counted (D numbers, a complex one as
+two); all others (counters, flags, random keys) pass through. The input is any pytree, None for an autonomous step.
 """
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import KW_ONLY, dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
+from jaxtyping import Bool
 
 from bptt_jax.checks import (
     at_path,
@@ -19,8 +26,8 @@ from bptt_jax.checks import (
     check_function,
     check_leaves,
     check_positive_int,
-    check_scalar,
     describe_shapes,
+    type_name,
 )
 
 Array: TypeAlias = jax.Array
@@ -29,7 +36,7 @@ Params: TypeAlias = Any
 State: TypeAlias = Any
 Input: TypeAlias = Any
 Step: TypeAlias = Callable[[Params, State, Input], State]
-Loss: TypeAlias = Callable[[State], Array]
+Loss: TypeAlias = Callable[..., Any]
 
 
 class Cell(NamedTuple):
@@ -46,30 +53,219 @@ class Cell(NamedTuple):
     step: Step
 
 
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("xs", "mask", "resets", "reset_state"),
+    meta_fields=("length",),
+)
+@dataclass(frozen=True, eq=False)
+class Sequence:
+    """Inputs with padding and new beginnings; stands wherever `xs` stands, as a pytree.
+
+    Every function gives of it what it gives of its pieces run alone. Under `jax.vmap` all leaves have the batch as
+    their first axis; a `reset_state` that all share wants ``in_axes=(Sequence(0, resets=0, reset_state=None),)``.
+
+    Attributes:
+      xs: inputs, leaves ``[T, ...]``; None for an autonomous step.
+      length: T, where no other field tells it.
+      mask: ``[T]`` of booleans: False is padding. There the state is held and the step counts for nothing; what
+        the padding contains, NaN included, does not matter. None: every step is real.
+      resets: ``[T]`` of booleans: True is a new beginning: before that step the state becomes `reset_state`. A
+        reset in the padding takes place before the next real step. None: there is none.
+      reset_state: like the state; by default `state0`. The two differ where a stream carries its state from batch
+        to batch while an episode begins from zeros.
+
+    Example:
+      >>> step = lambda w, h, x: w * h + x
+      >>> padded = bptt.Sequence(jnp.ones((4, 1)), mask=jnp.array([True, True, False, False]))
+      >>> bptt.unroll(step, 0.5, jnp.zeros(1), padded).ravel()
+      Array([1. , 1.5, 1.5, 1.5], dtype=float32)
+      >>> episodes = bptt.Sequence(jnp.ones((4, 1)), resets=jnp.array([False, False, True, False]))
+      >>> bptt.unroll(step, 0.5, jnp.zeros(1), episodes).ravel()
+      Array([1. , 1.5, 1. , 1.5], dtype=float32)
+    """
+
+    xs: PyTree = None
+    _: KW_ONLY
+    length: int | None = None
+    mask: Array | None = None
+    resets: Array | None = None
+    reset_state: State = None
+
+
+class Instant(NamedTuple):
+    """What one step is given beside the state; leaves ``[T, ...]`` for all of them.
+
+    Attributes:
+      x: the input; in padding that of the first real step, so that what stands there can do no harm.
+      real: False in padding; None if there is no padding.
+      reset: whether the state is reset before; None if it never is.
+    """
+
+    x: Input
+    real: Array | None
+    reset: Array | None
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("params", "state0", "instants", "reset_state", "spare"),
+    meta_fields=("step", "length", "resets_to_start", "checked"),
+)
+@dataclass(frozen=True, eq=False)
+class Recurrence:
+    """A step bound to its parameters, initial state and sequence: made by `bind`, and whole after `check_step`.
+
+    Attributes:
+      step: of one sequence at one instant.
+      params: its parameters.
+      state0: h_0.
+      instants: `Instant` with leaves ``[T, ...]``.
+      reset_state: what a reset makes of the state; None if there are no resets.
+      spare: in padding the step is carried out for nothing, from this state, the first real step's, which can do no
+        harm; None if there is no padding.
+      length: T, padding included.
+      resets_to_start: whether `reset_state` is `state0`.
+      checked: whether `check_step` has been here.
+    """
+
+    step: Step
+    params: Params
+    state0: State
+    instants: Instant
+    reset_state: State
+    spare: State
+    length: int
+    resets_to_start: bool
+    checked: bool
+
+    @property
+    def size(self) -> int:
+        """D: floating numbers of the state, a complex one counted as two."""
+        return state_size(self.state0)
+
+    @property
+    def real(self) -> Bool[Array, " T"]:
+        """False in padding."""
+        real = self.instants.real
+        return jnp.ones(self.length, bool) if real is None else real
+
+    @property
+    def resets(self) -> Bool[Array, " T"]:
+        """Whether the state is reset before the step."""
+        resets = self.instants.reset
+        return jnp.zeros(self.length, bool) if resets is None else resets
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether there is neither padding nor a reset."""
+        return self.instants.real is None and self.instants.reset is None
+
+    def begin(self, state: State, at: Instant) -> State:
+        """The state that the step starts from: after a reset, if there is one."""
+        start = state if at.reset is None else choose(at.reset, self.reset_state, state)
+        return start if at.real is None else choose(at.real, start, self.spare)
+
+    def advance(self, state: State, at: Instant) -> State:
+        """The next state: reset, step, or hold."""
+        new = self.step(self.params, self.begin(state, at), at.x)
+        return new if at.real is None else choose(at.real, new, state)
+
+    def starts(self, states: State) -> State:
+        """What each step starts from, leaves ``[T, ...]``, given h_1 .. h_T."""
+        before = prepend(self.state0, states)
+        return before if self.is_plain else jax.vmap(self.begin)(before, self.instants)
+
+    def stretch(self, state: State, instants: Instant, length: int) -> "Recurrence":
+        """A part of it: from a state of its own through `length` of its instants."""
+        return replace(self, state0=state, instants=instants, length=length)
+
+
+def bind(step: Step, params: Params, state0: State, xs: PyTree = None, length: int | None = None) -> Recurrence:
+    """The recurrence of these arguments, all that can be checked without calling the step being checked.
+
+    Raises:
+      TypeError: `step` is no hashable callable; a leaf is no array; a mask or resets are no booleans.
+      ValueError: the state holds no floating number; T is missing, zero, or not the same everywhere.
+    """
+    check_function("step", step, "step(params, state, x) -> state")
+    sequence = xs if isinstance(xs, Sequence) else Sequence(xs)
+    for name, tree in (("params", params), ("state0", state0), ("xs", sequence.xs)):
+        check_leaves(name, tree)
+    if state_size(state0) == 0:
+        got = describe_shapes(state0) if jax.tree.leaves(state0) else "an empty state"
+        raise ValueError(f"state0: expected at least one floating number, got {got}")
+    steps = _check_length(sequence, length)
+    reset_state = sequence.reset_state
+    if reset_state is not None:
+        check_leaves("reset_state", reset_state)
+        _check_like_state("reset_state", reset_state, state0)
+        if sequence.resets is None:
+            raise ValueError("reset_state: expected resets [T] beside it, got None")
+    instants = Instant(sequence.xs, sequence.mask, sequence.resets)
+    return Recurrence(step, params, state0, instants, reset_state, None, steps, reset_state is None, False)
+
+
+def check_step(recurrence: Recurrence) -> Recurrence:
+    """Calls the step on abstract values; returns the recurrence whole, to be traced. Once for each.
+
+    Raises:
+      TypeError, ValueError: the step returns another structure, shape or dtype than it was given, or changes its
+        arguments. What the step itself raises passes through, with a note that says on which shapes.
+    """
+    if recurrence.checked:
+        return recurrence
+    recurrence = _whole(recurrence)
+    params, state0, xs = recurrence.params, recurrence.state0, recurrence.instants.x
+    x = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), xs)
+
+    def called(params: Params, state: State, x: Input) -> State:
+        before = jax.tree.leaves((params, state, x))
+        on = f"(params, state, x) on state {describe_shapes(state0)} and x {describe_shapes(x)}"
+        new = call_user_function("step", on, recurrence.step, params, state, x)
+        after = jax.tree.leaves((params, state, x))
+        if len(after) != len(before) or any(a is not b for a, b in zip(after, before, strict=True)):
+            raise ValueError("step: expected a pure function, got one that writes into its arguments; copy them")
+        return new
+
+    try:
+        new = jax.eval_shape(called, params, state0, x)
+        _check_new_state(new, state0)
+    except Exception as error:
+        if _is_batch(recurrence.step, params, state0, x):
+            raise ValueError(
+                f"xs: expected one sequence [T, ...], got {describe_shapes(xs)}, of which step takes one axis "
+                "less: a batch; jax.vmap over its first axis"
+            ) from error
+        raise
+    return recurrence
+
+
 def ravel_state(state: State) -> tuple[Array, Callable[[Array], State]]:
     """The state as one real vector of length D, and the way back.
 
     The order is `jax.flatten_util.ravel_pytree`'s; a complex leaf counts as its real part followed by its
-    imaginary part.
+    imaginary part. Leaves that are no floating numbers (counters, flags, random keys) are left out.
 
     Args:
       state: pytree of arrays.
 
     Returns:
-      ``(vector [D], unravel)`` with ``unravel(vector)`` equal to ``state``.
+      ``(vector [D], unravel)`` with ``unravel(vector)`` equal to ``state``; what was left out is put back.
 
     Raises:
-      TypeError, ValueError: a leaf is no array of numbers.
+      TypeError, ValueError: a leaf is no array of numbers and no random key.
 
     Example:
-      >>> vector, unravel = bptt.ravel_state({"h": jnp.zeros(2), "c": jnp.ones(1)})
+      >>> vector, unravel = bptt.ravel_state({"h": jnp.zeros(2), "c": jnp.ones(1), "steps": jnp.asarray(3)})
       >>> vector
       Array([1., 0., 0.], dtype=float32)
       >>> unravel(vector)["h"].shape
       (2,)
     """
-    check_leaves("state", state, keys=False)
-    leaves, treedef = jax.tree.flatten(state)
+    check_leaves("state", state)
+    part, merge = differentiable_part(state)
+    leaves, treedef = jax.tree.flatten(part)
     is_complex = [jnp.iscomplexobj(leaf) for leaf in leaves]
     vector, unravel_parts = ravel_pytree(
         [(leaf.real, leaf.imag) if c else leaf for leaf, c in zip(leaves, is_complex, strict=True)]
@@ -77,9 +273,8 @@ def ravel_state(state: State) -> tuple[Array, Callable[[Array], State]]:
 
     def unravel(vector: Array) -> State:
         parts = unravel_parts(vector)
-        return jax.tree.unflatten(
-            treedef, [jax.lax.complex(*p) if c else p for p, c in zip(parts, is_complex, strict=True)]
-        )
+        joined = [jax.lax.complex(*p) if c else p for p, c in zip(parts, is_complex, strict=True)]
+        return merge(jax.tree.unflatten(treedef, joined))
 
     return vector, unravel
 
@@ -91,20 +286,33 @@ def full_precision() -> AbstractContextManager[Any]:
 
 
 def prepend(state0: State, states: State) -> State:
-    """The states that each step started from: h_0 .. h_{T-1}, leaves ``[T, ...]``."""
-    return jax.tree.map(lambda h0, h: jnp.concatenate([h0[None], h[:-1]]), state0, states)
+    """h_0 .. h_{T-1}, leaves ``[T, ...]``, given h_0 and h_1 .. h_T."""
+    return jax.tree.map(lambda h0, h: jnp.concatenate([jnp.asarray(h0)[None], h[:-1]]), state0, states)
 
 
-def _is_differentiable(leaf: Any) -> bool:
-    return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+def choose(which: Array, a: PyTree, b: PyTree) -> PyTree:
+    """`a` where `which`, a scalar, is True, else `b`."""
+    return jax.tree.map(lambda a, b: jnp.where(which, a, b), a, b)
 
 
-def differentiable_part(params: Params) -> tuple[Params, Callable[[Params], Params]]:
-    """The parameters with None at what is not floating, and the way back: ``merge(part)`` is like `params`."""
-    leaves, treedef = jax.tree.flatten(params)
-    moves = [_is_differentiable(leaf) for leaf in leaves]
+def is_differentiable(leaf: Any) -> bool:
+    """Whether a leaf holds floating or complex numbers."""
+    dtype = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
+    return bool(jnp.issubdtype(dtype, jnp.inexact))
 
-    def merge(part: Params) -> Params:
+
+def state_size(state: State) -> int:
+    """D: floating numbers in a state, a complex one counted as two."""
+    leaves = [leaf for leaf in jax.tree.leaves(state) if is_differentiable(leaf)]
+    return sum(int(np.prod(jnp.shape(leaf))) * (2 if jnp.iscomplexobj(leaf) else 1) for leaf in leaves)
+
+
+def differentiable_part(tree: PyTree) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
+    """The tree with None at what is not floating, and the way back: ``merge(part)`` is like `tree`."""
+    leaves, treedef = jax.tree.flatten(tree)
+    moves = [is_differentiable(leaf) for leaf in leaves]
+
+    def merge(part: PyTree) -> PyTree:
         varied = iter(jax.tree.leaves(part))
         return jax.tree.unflatten(
             treedef, [next(varied) if m else leaf for m, leaf in zip(moves, leaves, strict=True)]
@@ -113,53 +321,66 @@ def differentiable_part(params: Params) -> tuple[Params, Callable[[Params], Para
     return jax.tree.unflatten(treedef, [leaf if m else None for m, leaf in zip(moves, leaves, strict=True)]), merge
 
 
-def check_arguments(
-    step: Step, params: Params, state0: State, xs: PyTree, length: int | None, loss: Loss | None = None
-) -> int:
-    """Checks all that can be checked without calling the step; returns the number of steps T.
+def _whole(recurrence: Recurrence) -> Recurrence:
+    """What is given in words made explicit: padding harmless, resets at real steps, states without weak types."""
+    xs, real, resets = jax.tree.map(jnp.asarray, recurrence.instants)
+    state0 = jax.tree.map(_strong, recurrence.state0)
+    reset_state, spare = recurrence.reset_state, None
+    if resets is not None:
+        resets = resets if real is None else _at_real_steps(resets, real)
+        reset_state = state0 if reset_state is None else jax.tree.map(_like, reset_state, state0)
+    if real is not None:
+        first = jnp.argmax(real)
 
-    Raises:
-      TypeError: `step` or `loss` is no hashable callable; a leaf is no array; the state holds integers.
-      ValueError: the state is empty; T is missing, zero, or not the same in all of `xs`.
-    """
-    check_function("step", step, "step(params, state, x) -> state")
-    if loss is not None:
-        check_function("loss", loss, "loss(states) -> scalar")
-    for name, tree in (("params", params), ("state0", state0), ("xs", xs)):
-        check_leaves(name, tree)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state0):
-        if not _is_differentiable(leaf):
-            raise TypeError(
-                f"{at_path('state0', path)}: expected floating numbers, got {jnp.result_type(leaf)}; "
-                "a state is differentiated, so counters and flags belong into xs"
-            )
-    if sum(np.size(leaf) for leaf in jax.tree.leaves(state0)) == 0:
-        raise ValueError("state0: expected at least one number, got an empty state")
-    return _check_length(xs, length)
+        def harmless(a: Array) -> Array:
+            return jnp.where(real.reshape(-1, *[1] * (a.ndim - 1)), a, a[first])
+
+        xs = jax.tree.map(harmless, xs)
+        spare = state0 if resets is None else choose(resets[first], reset_state, state0)
+    return replace(
+        recurrence,
+        state0=state0,
+        instants=Instant(xs, real, resets),
+        reset_state=reset_state,
+        spare=spare,
+        checked=True,
+    )
 
 
-def check_step(step: Step, params: Params, state0: State, xs: PyTree) -> State:
-    """Calls the step on abstract values; returns `state0` without weak types.
+def _at_real_steps(resets: Array, real: Array) -> Array:
+    """The resets, those in the padding moved to the next real step."""
+    index = jnp.arange(len(resets))
+    last_reset = jax.lax.cummax(jnp.where(resets, index, -1))
+    last_real = jnp.concatenate([jnp.full(1, -1), jax.lax.cummax(jnp.where(real, index, -1))[:-1]])
+    return real & (last_reset > last_real)
 
-    Raises:
-      TypeError, ValueError: the step returns another structure, shape or dtype than it was given, or changes its
-        arguments. What the step itself raises passes through, with a note that says on which shapes.
-    """
-    state0 = jax.tree.map(lambda h: jax.lax.convert_element_type(h, jnp.result_type(h)), state0)
-    x = jax.tree.map(lambda a: jax.ShapeDtypeStruct(jnp.shape(a)[1:], jnp.result_type(a)), xs)
 
-    def called(params: Params, state: State, x: Input) -> State:
-        before = jax.tree.leaves((params, state, x))
-        on = f"(params, state, x) on state {describe_shapes(state0)} and x {describe_shapes(x)}"
-        new = call_user_function("step", on, step, params, state, x)
-        after = jax.tree.leaves((params, state, x))
-        if len(after) != len(before) or any(a is not b for a, b in zip(after, before, strict=True)):
-            raise ValueError("step: expected a pure function, got one that writes into its arguments; copy them")
-        return new
+def _strong(leaf: Any) -> Array:
+    leaf = jnp.asarray(leaf)
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return leaf
+    return jax.lax.convert_element_type(leaf, leaf.dtype)
 
-    new = jax.eval_shape(called, params, state0, x)
+
+def _like(leaf: Any, h: Array) -> Array:
+    leaf = _strong(leaf)
+    return leaf if leaf.dtype == h.dtype else leaf.astype(h.dtype)
+
+
+def _check_new_state(new: State, state0: State) -> None:
     expected: Any = jax.tree.structure(state0)
     if expected != jax.tree.structure(new):
+        if isinstance(new, tuple) and len(new) == 2 and jax.tree.structure(new[0]) == expected:
+            raise ValueError(
+                "step: must return the new state alone, got a pair whose first entry has the structure of state0; "
+                "an output is a function of the states, for the loss"
+            )
+        if isinstance(new, tuple) and len(new) == 2 and jax.tree.structure(new[1]) == expected:
+            raise ValueError(
+                "step: must return the new state alone, got a pair whose second entry has the structure of state0; "
+                "is it called as (params, x, state) -> (output, state)? Wrap it: "
+                "lambda params, state, x: module(params, x, state)[1]"
+            )
         raise ValueError(
             f"step: must return a state of the structure of state0, {expected}, got {jax.tree.structure(new)}"
         )
@@ -174,26 +395,52 @@ def check_step(step: Step, params: Params, state0: State, xs: PyTree) -> State:
                 f"step: must keep the dtype of {at_path('state', path)}, {old.dtype}, got {out.dtype}; "
                 "cast state0 or the parameters so that they agree"
             )
-    return state0
 
 
-def check_loss(loss: Loss, states: State) -> None:
-    """Raises TypeError or ValueError unless ``loss(states)`` is one real floating number.
+def _is_batch(step: Step, params: Params, state0: State, x: Input) -> bool:
+    """Whether the step would work if `x` had one axis less: xs is then [B, T, ...], a batch without `jax.vmap`."""
+    leaves = jax.tree.leaves(x)
+    if not leaves or any(len(leaf.shape) < 2 for leaf in leaves):
+        return False
+    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), x)
+    try:
+        _check_new_state(jax.eval_shape(step, params, state0, one), state0)
+    except Exception:
+        return False
+    return True
 
-    What the loss itself raises passes through, with a note that says on which shapes.
-    """
 
-    def called(states: State) -> Array:
-        return call_user_function("loss", f"(states) on states {describe_shapes(states)}", loss, states)
+def _check_like_state(name: str, tree: PyTree, state0: State) -> None:
+    expected: Any = jax.tree.structure(state0)
+    if jax.tree.structure(tree) != expected:
+        raise ValueError(f"{name}: expected the structure of state0, {expected}, got {jax.tree.structure(tree)}")
+    for (path, h), leaf in zip(jax.tree_util.tree_leaves_with_path(state0), jax.tree.leaves(tree), strict=True):
+        if jnp.shape(h) != jnp.shape(leaf):
+            expected, got = list(jnp.shape(h)), list(jnp.shape(leaf))
+            raise ValueError(f"{at_path(name, path)}: expected the shape of state0, {expected}, got {got}")
 
-    check_scalar("loss", jax.eval_shape(called, states))
 
-
-def _check_length(xs: PyTree, length: int | None) -> int:
+def _check_length(sequence: Sequence, length: int | None) -> int:
     if length is not None:
         length = check_positive_int("length", length)
-    leaves = jax.tree_util.tree_leaves_with_path(xs)
-    if not leaves:
+    if sequence.length is not None:
+        given = check_positive_int("length", sequence.length)
+        if length is not None and length != given:
+            raise ValueError(f"length: expected {given}, that of the Sequence, got {length}")
+        length = given
+    flags = {name: flag for name in ("mask", "resets") if (flag := getattr(sequence, name)) is not None}
+    for name, flag in flags.items():
+        check_leaves(name, flag)
+        if not hasattr(flag, "dtype"):
+            raise TypeError(f"{name}: expected an array of booleans [T], got {type_name(flag)}")
+        if flag.dtype != bool:
+            raise TypeError(f"{name}: expected booleans [T], got {flag.dtype}; compare, as in {name} > 0")
+        if len(flag.shape) != 1:
+            raise ValueError(
+                f"{name}: expected shape [T], got {list(flag.shape)}; for a batch, jax.vmap over its first axis"
+            )
+    leaves = [*jax.tree_util.tree_leaves_with_path(sequence.xs)]
+    if not leaves and not flags:
         if length is None:
             raise ValueError("length: expected the number of steps, since xs is None, got None")
         return length
@@ -201,6 +448,7 @@ def _check_length(xs: PyTree, length: int | None) -> int:
         if np.ndim(leaf) == 0:
             raise ValueError(f"{at_path('xs', path)}: expected time as the first axis, got a scalar")
     lengths = {at_path("xs", path): np.shape(leaf)[0] for path, leaf in leaves}
+    lengths |= {name: flag.shape[0] for name, flag in flags.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"xs: expected one number of steps in all leaves, got {lengths}")
     steps = next(iter(lengths.values()))

@@ -9,6 +9,7 @@ from oracles import EXAMPLES, T, cell_params, floating, relative_error
 import bptt_jax as bptt
 from bptt_jax.recurrence import linearization
 from bptt_jax.recurrence.linearization import linearize
+from bptt_jax.step import bind
 
 
 def jitted(step):
@@ -25,7 +26,7 @@ def test_what_is_kept_at_every_step(name, arrays, wrap):
     params = cell_params(name, jnp.float32, n)
 
     def residuals(params, h, xs):
-        return linearize(wrap(cell.step), params, h, xs, steps).residuals
+        return linearize(bind(wrap(cell.step), params, h, xs)).residuals
 
     kept = jax.eval_shape(residuals, params, cell.initial_state(), jnp.zeros((steps, inputs)))
     shapes = sorted(a.shape for a in jax.tree.leaves(kept))
@@ -41,7 +42,7 @@ def test_what_a_jitted_step_makes_of_its_weights_is_kept_once():
         return jnp.tanh((0.5 * w) @ h + x)
 
     def residuals(w, h, xs):
-        return linearize(step, w, h, xs, steps).residuals
+        return linearize(bind(step, w, h, xs)).residuals
 
     kept = jax.eval_shape(residuals, jnp.zeros((n, n)), jnp.zeros(n), jnp.zeros((steps, n)))
     assert sum(a.size for a in jax.tree.leaves(kept)) <= 5 * steps * n
@@ -57,10 +58,10 @@ def test_a_step_that_does_change_its_weights_keeps_them():
 
     @jax.jit
     def both(h):
-        along = linearize(step, w, h, xs, 3)
+        along = linearize(bind(step, w, h, xs))
         starts = jnp.concatenate([h[None], along.states[:-1]])
         ones = jnp.ones((3, 2))
-        pulled = jax.vmap(along.transpose_state)(along.residuals, ones)
+        pulled = jax.vmap(along.pull)(along.residuals, ones)
         return pulled, jax.vmap(lambda h, x, dh: jax.vjp(lambda h: step(w, h, x), h)[1](dh)[0])(starts, xs, ones)
 
     got, expected = both(jnp.asarray([0.3, -0.1]))
@@ -99,11 +100,11 @@ def test_differentials_against_vjp_and_jvp(name, chunk, few, x64, monkeypatch):
 
     @jax.jit
     def both(direction, cotangents):
-        along = linearize(step, params, state0, xs, T)
+        along = linearize(bind(step, params, state0, xs, T))
         starts = jax.tree.map(lambda h0, h: jnp.concatenate([h0[None], h[:-1]]), state0, along.states)
         got = (
-            jax.vmap(along.transpose_state)(along.residuals, cotangents),
-            along.transpose_params(along.residuals, cotangents),
+            jax.vmap(along.pull)(along.residuals, cotangents),
+            along.pull_params(along.residuals, cotangents),
             jax.vmap(along.push_params, (0, None))(along.residuals, direction),
         )
 

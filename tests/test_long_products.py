@@ -50,7 +50,7 @@ def test_log_norms(factors: np.ndarray) -> None:
         assert float(got) == pytest.approx(expected, rel=1e-4, abs=2e-3)
 
     def norm(product: bptt.LogScaled, t: int) -> float:
-        return float(product.log_scale[t]) + math.log(np.linalg.norm(np.asarray(product.matrix[t]), 2))
+        return float(product.log_scale[t]) + math.log(np.linalg.norm(np.asarray(product.mantissa[t]), 2))
 
     jacobians = jnp.asarray(factors)
     log_norms = np.asarray(bptt.product_log_norms(jacobians))
@@ -60,4 +60,4 @@ def test_log_norms(factors: np.ndarray) -> None:
         close(norm(suffixes, t), suffix[t])
         close(norm(prefixes, t), prefix[t])
     whole = bptt.jacobian_product(jacobians)
-    close(float(whole.log_scale) + math.log(np.linalg.norm(np.asarray(whole.matrix), 2)), suffix[0])
+    close(float(whole.log_scale) + math.log(np.linalg.norm(np.asarray(whole.mantissa), 2)), suffix[0])

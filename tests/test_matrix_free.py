@@ -9,6 +9,7 @@ from oracles import EXAMPLES, T, linear_step, users_jit
 import bptt_jax as bptt
 from bptt_jax.analysis import matrix_free
 from bptt_jax.recurrence.linearization import linearize
+from bptt_jax.step import bind
 
 NUM = 2
 
@@ -21,7 +22,7 @@ def scaling_step(params, h, x):
 def log_norms(step, params, state0, xs=None, length=None):
     """``log ||dh_T/dh_t||`` for all t."""
     steps = length or len(jax.tree.leaves(xs)[0])
-    return matrix_free.suffix_log_norms(linearize(step, params, state0, xs, steps), state0)
+    return matrix_free.suffix_log_norms(linearize(bind(step, params, state0, xs, steps)), state0)
 
 
 @pytest.mark.parametrize("name", ["gru", "tokens", "complex"])

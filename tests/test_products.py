@@ -16,7 +16,7 @@ def repeated(matrix, count, dtype=jnp.float32):
 
 
 def value(scaled):
-    return np.asarray(scaled.matrix) * np.exp(np.asarray(scaled.log_scale))
+    return np.asarray(scaled.mantissa) * np.exp(np.asarray(scaled.log_scale))
 
 
 def test_against_float64(dtype):
@@ -31,10 +31,10 @@ def test_against_float64(dtype):
     assert got.dtype == dtype
     np.testing.assert_allclose(got, norms[::-1], rtol=eps, atol=eps)
     whole = jacobian_product(jnp.asarray(factors, dtype))
-    assert 0.5 <= np.max(np.abs(whole.matrix)) < 1
+    assert 0.5 <= np.max(np.abs(whole.mantissa)) < 1
     scale = np.exp(np.float64(whole.log_scale) - norms[-1])
     expected = expected / np.linalg.norm(expected, 2)
-    np.testing.assert_allclose(np.asarray(whole.matrix, np.float64) * scale, expected, atol=20 * eps)
+    np.testing.assert_allclose(np.asarray(whole.mantissa, np.float64) * scale, expected, atol=20 * eps)
 
 
 def test_later_steps_stand_on_the_left():
@@ -50,7 +50,7 @@ def test_four_thousand_powers_of_two(factor, expected):
     np.testing.assert_allclose(got[0], expected, rtol=1e-6)
     np.testing.assert_allclose(got, np.arange(4000, 0, -1) * np.log(abs(factor)), rtol=1e-6)
     whole = jacobian_product(jacobians)
-    np.testing.assert_allclose(whole.log_scale + np.log(whole.matrix[0, 0]), expected, rtol=1e-6)
+    np.testing.assert_allclose(whole.log_scale + np.log(whole.mantissa[0, 0]), expected, rtol=1e-6)
 
 
 def test_scalar_of_the_oracles():
@@ -94,7 +94,7 @@ def test_zero_is_minus_infinity_and_never_nan():
     np.testing.assert_array_equal(got, [-np.inf] * 4 + [0])
     whole = jacobian_product(nilpotent)
     assert whole.log_scale == -np.inf
-    assert not np.any(whole.matrix)
+    assert not np.any(whole.mantissa)
 
 
 def test_lstm_that_has_closed_every_gate():
@@ -139,7 +139,7 @@ def test_iid_gaussian_matrices():
     steps, n = 20_000, 10
     factors = np.random.default_rng(0).standard_normal((steps, n, n)).astype(np.float32) / np.float32(np.sqrt(n))
     whole = jacobian_product(factors)
-    rate = (float(whole.log_scale) + np.log(np.linalg.norm(whole.matrix, 2))) / steps
+    rate = (float(whole.log_scale) + np.log(np.linalg.norm(whole.mantissa, 2))) / steps
     assert abs(rate - -0.05166) < 3 * np.sqrt(0.0553 / steps)
 
 
@@ -160,12 +160,12 @@ def test_prefixes_and_suffixes_are_the_sequential_products(dtype, length):
     parts = jnp.where(present, factors, jnp.eye(3, dtype=dtype))
     wanted = jax.jit(jax.vmap(jax.vmap(bptt.jacobian_product)))(parts)
     eps = length * float(jnp.finfo(dtype).eps)
-    assert prefixes.matrix.dtype == prefixes.log_scale.dtype == dtype
-    for got, matrix, log_scale in zip((prefixes, suffixes), *wanted, strict=True):
-        scale = np.exp(got.log_scale - log_scale)[:, None, None]
-        np.testing.assert_allclose(got.matrix * scale, matrix, atol=50 * eps)
+    assert prefixes.mantissa.dtype == prefixes.log_scale.dtype == dtype
+    for k, got in enumerate((prefixes, suffixes)):
+        scale = np.exp(got.log_scale - wanted.log_scale[k])[:, None, None]
+        np.testing.assert_allclose(got.mantissa * scale, wanted.mantissa[k], atol=50 * eps)
     np.testing.assert_allclose(
-        suffixes.log_scale + np.log(np.linalg.norm(suffixes.matrix, 2, axis=(1, 2))),
+        suffixes.log_scale + np.log(np.linalg.norm(suffixes.mantissa, 2, axis=(1, 2))),
         product_log_norms(factors),
         rtol=20 * eps, atol=20 * eps,
     )  # fmt: skip
@@ -181,7 +181,7 @@ def test_a_hundred_thousand_factors_in_single_precision(rates):
     exact = np.log(np.asarray(powers, np.float64))[::-1].cumsum(axis=0)[::-1].max(axis=1)
     sequential = product_log_norms(factors)
     parallel = bptt.suffix_products(factors)
-    norms = np.log(np.linalg.norm(np.asarray(parallel.matrix), 2, axis=(1, 2))) + parallel.log_scale
+    norms = np.log(np.linalg.norm(np.asarray(parallel.mantissa), 2, axis=(1, 2))) + parallel.log_scale
     for got in (sequential, norms):
         np.testing.assert_allclose(got[::1000], exact[::1000], rtol=1e-3)
 
@@ -191,11 +191,11 @@ def test_prefixes_of_zero_stay_zero_and_differentiate():
     prefixes, suffixes = bptt.prefix_products(factors), bptt.suffix_products(factors)
     np.testing.assert_array_equal(np.isneginf(prefixes.log_scale), [False, True, True])
     np.testing.assert_array_equal(np.isneginf(suffixes.log_scale), [True, True, False])
-    np.testing.assert_array_equal(prefixes.matrix[1:], 0)
+    np.testing.assert_array_equal(prefixes.mantissa[1:], 0)
 
     def trace(a):
         last = jax.tree.map(lambda x: x[-1], bptt.prefix_products(a))
-        return jnp.trace(last.matrix) * jnp.exp(last.log_scale)
+        return jnp.trace(last.mantissa) * jnp.exp(last.log_scale)
 
     matrices = jax.random.normal(jax.random.key(0), (3, 2, 2))
     plain = jax.grad(lambda a: jnp.trace(a[2] @ a[1] @ a[0]))(matrices)

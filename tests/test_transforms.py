@@ -131,7 +131,8 @@ def test_every_public_function_is_here():
         name
         for name in bptt.__all__
         if inspect.isfunction(getattr(bptt, name))
-        and getattr(bptt, name).__module__.split(".")[1] in ("step", "linalg", "recurrence", "cells", "analysis", "parallel")
+        and getattr(bptt, name).__module__.split(".")[1]
+        in ("step", "linalg", "recurrence", "cells", "analysis", "parallel")
         and not getattr(bptt, name).__module__.endswith(("initializers", "estimators"))
     }
     assert functions <= set(FUNCTIONS)

@@ -1,70 +1,147 @@
 """The error signal dL/dh_t at every step, and what each step adds to the gradient of the parameters."""
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
 
+from bptt_jax.analysis.loss import BoundLoss, LossGradient, bind_loss
 from bptt_jax.linalg import logscale
-from bptt_jax.recurrence.linearization import Linearization, linearize
-from bptt_jax.step import Array, Loss, Params, PyTree, State, Step, check_arguments, check_loss, check_step
+from bptt_jax.linalg.logscale import LogScaled
+from bptt_jax.recurrence.linearization import Linearization, cut, linearize, require_pulls
+from bptt_jax.recurrence.unroll import segment_length, states_of
+from bptt_jax.results import Result, field
+from bptt_jax.step import (
+    Array,
+    Instant,
+    Loss,
+    Params,
+    PyTree,
+    Recurrence,
+    State,
+    Step,
+    bind,
+    check_step,
+    differentiable_part,
+)
 
 
-class Adjoints(NamedTuple):
-    """The backward pass, laid open.
+class Adjoints(Result):
+    """The backward pass, laid open; a pytree of arrays.
+
+    Gradients have the structure of what they belong to, with None at leaves that are no floating numbers; they are
+    in the convention of `jax.grad` for complex numbers too.
 
     Attributes:
       loss: L, a scalar.
+      aux: what the loss returned beside it; None without ``has_aux=True``.
       states: h_1 .. h_T, leaves ``[T, ...]``.
-      adjoints: the total derivatives dL/dh_1 .. dL/dh_T, like `states`. Where one leaves the range of its dtype
-        it is 0 or inf, as in `jax.grad`; `log_norms` is not.
-      log_norms: ``[T]``, natural log of the Euclidean norm of each adjoint; -inf where it is exactly zero.
-      params_grad: dL/dparams, equal to `jax.grad`'s; None at parameters that are not floating.
-      state0_grad: dL/dh_0.
+      scaled: dL/dh_1 .. dL/dh_T in log scale, each with a power of two of its own: `bptt_jax.LogScaled`.
+      params_grad: dL/dparams, equal to `jax.grad`'s.
+      state0_grad: dL/dh_0, with what resets to `state0` add.
+      reset_state_grad: dL/dreset_state; None where no `reset_state` was given.
+      args_grad: dL/dargs; None without `args`.
+      xs_grad: dL/dxs, leaves ``[T, ...]``, zero in padding; None without ``inputs=True``.
     """
 
-    loss: Array
-    states: State
-    adjoints: State
-    log_norms: Array
+    loss: Float[Array, ""] = field(dims=())
+    aux: PyTree
+    states: State = field(dims=("time", ...))
+    scaled: LogScaled
     params_grad: Params
     state0_grad: State
+    reset_state_grad: State
+    args_grad: PyTree
+    xs_grad: PyTree = field(dims=("time", ...))
+
+    @property
+    def adjoints(self) -> State:
+        """The total derivatives dL/dh_1 .. dL/dh_T, leaves ``[T, ...]``. Where one leaves the range of its dtype it
+        is 0 or inf, as in `jax.grad`; `log_norms` and `log_magnitudes` hold there too."""
+        return self.scaled.value
+
+    @property
+    def log_norms(self) -> Float[Array, " T"]:
+        """Natural logarithm of the Euclidean norm of each adjoint; -inf where it is exactly zero."""
+        return self.scaled.log_norm
+
+    @property
+    def leaf_log_norms(self) -> State:
+        """`log_norms` of every leaf of the state by itself: like the state, leaves ``[T]``."""
+        return self.scaled.leaf_log_norms
+
+    @property
+    def log_magnitudes(self) -> State:
+        """Natural logarithm of the modulus of every entry of the adjoints, leaves ``[T, ...]``: by unit."""
+        return self.scaled.log_magnitudes
+
+    @property
+    def xs_log_norms(self) -> Float[Array, " T"]:
+        """Natural logarithm of the norm of dL/dx_t at every step; needs ``inputs=True``."""
+        if self.xs_grad is None:
+            raise ValueError("xs_log_norms: expected adjoints(..., inputs=True), got none of the inputs")
+        return _over(jax.vmap(logscale.log_norm), self.xs_grad, jnp.ndim(self.loss))
+
+    def _headline(self) -> str:
+        first, last = (np.median(np.asarray(self.log_norms)[..., k]) for k in (0, -1))
+        return f"Adjoints of {self.log_norms.shape[-1]} steps: log norm {first:.4g} at h_1, {last:.4g} at h_T"
 
 
-class TemporalContributions(NamedTuple):
+class TemporalContributions(Result):
     """Where in time the gradient of the parameters comes from: ``dL/dparams = sum_t g_t``.
 
     Attributes:
-      log_norms: ``[T]``, natural log of ``||g_t||``, for t = 1 .. T; it holds where float32 underflows.
+      log_norms: ``[T]``, natural log of ``||g_t||``, for t = 1 .. T; it holds where float32 underflows. -inf in
+        padding.
       shares: ``[T]``, signed: ``<g_t, g> / <g, g>`` with g the whole gradient. They sum to 1; NaN if g is zero.
     """
 
-    log_norms: Array
-    shares: Array
+    log_norms: Float[Array, " T"] = field(dims=("time",))
+    shares: Float[Array, " T"] = field(dims=("time",))
 
 
 def adjoints(
-    step: Step, params: Params, state0: State, xs: PyTree, loss: Loss, *, length: int | None = None
+    step: Step,
+    params: Params,
+    state0: State,
+    xs: PyTree,
+    loss: Loss,
+    *,
+    args: PyTree = None,
+    has_aux: bool = False,
+    inputs: bool = False,
+    remat: bool | int = False,
+    length: int | None = None,
 ) -> Adjoints:
-    """dL/dh_t for all t and dL/dparams, in one reverse scan.
+    """dL/dh_t for all t and all gradients, in one forward and one backward pass.
 
     ``lambda_t = J_{t+1}^T lambda_{t+1} + dl/dh_t``, with ``dl/dh_t`` the immediate derivative of the loss: the
-    total derivatives, in the convention of `jax.grad` for complex states too. The recursion carries a mantissa
-    and a power of two, so it neither underflows nor overflows at any length. The differentials of all steps are
-    kept from the forward pass, the parameters' gradient is one contraction after the scan. Products of matrices are
-    in the precision that JAX is set to, as in `jax.grad`.
+    total derivatives. The recursion carries a mantissa and a power of two, so it neither underflows nor overflows
+    at any length. The differentials of all steps are kept from the forward pass, the parameters' gradient is one
+    contraction after the scan. Products of matrices are in the precision that JAX is set to, as in `jax.grad`. Of a
+    step whose derivative is a `jax.custom_vjp` they are those of its backward pass.
 
     Args:
       step, params, state0, xs, length: as for `bptt_jax.unroll`.
-      loss: ``loss(states) -> scalar`` of the whole trajectory. What it closes over counts as constant.
+      loss: ``loss(states) -> scalar`` of the whole trajectory; with `args`, ``loss(states, args)``.
+      args: readout, targets, masks, ...: whatever changes from call to call, traced, so that nothing is compiled
+        anew; its floating leaves get their gradient. What the loss closes over counts as constant.
+      has_aux: whether the loss returns ``(scalar, aux)``.
+      inputs: whether dL/dxs is wanted: of weights in `xs` (layers as time), embeddings, for saliency.
+      remat: keep the states alone and compute the rest again, segment by segment, for one more forward pass: the
+        memory beyond states, adjoints and what the loss makes of them falls from O(T) to O(sqrt(T)). True takes
+        segments of ceil(sqrt(T)) steps, an integer that many.
 
     Returns:
       `Adjoints`. To see a batch as one loss, write the batch into the step (``jax.vmap(step, (None, 0, 0))``);
       for every sequence its own, ``jax.vmap`` this function.
 
     Raises:
-      TypeError, ValueError: an argument breaks the contract, or the loss returns no real scalar.
+      TypeError, ValueError: an argument breaks the contract, the loss returns no real scalar, or the step has no
+        backward pass (a `lax.while_loop` of unknown length).
 
     Example:
       >>> step = lambda w, h, x: w * h + x
@@ -73,13 +150,26 @@ def adjoints(
       Array([0.125, 0.25 , 0.5  , 1.   ], dtype=float32)
       >>> float(found.params_grad)  # of w^3 + w^2 + w + 1
       2.75
+      >>> def loss(states, args):
+      ...     return args["readout"] @ states[-1] - args["target"]
+      >>> args = {"readout": jnp.ones(1), "target": jnp.array(2.0)}
+      >>> bptt.adjoints(step, 0.5, jnp.zeros(1), jnp.ones((4, 1)), loss, args=args).args_grad["readout"]
+      Array([1.875], dtype=float32)
     """
-    steps = check_arguments(step, params, state0, xs, length, loss)
-    return _adjoints(step, params, state0, xs, loss, steps)
+    recurrence = bind(step, params, state0, xs, length)
+    bound = bind_loss(loss, args, has_aux)
+    return _adjoints(recurrence, bound, inputs, segment_length(remat, recurrence.length))
 
 
 def temporal_contributions(
-    step: Step, params: Params, state0: State, xs: PyTree, loss: Loss, *, length: int | None = None
+    step: Step,
+    params: Params,
+    state0: State,
+    xs: PyTree,
+    loss: Loss,
+    *,
+    args: PyTree = None,
+    length: int | None = None,
 ) -> TemporalContributions:
     """Each step's contribution ``g_t = (dh_t/dparams)^T dL/dh_t`` to the gradient of the parameters.
 
@@ -94,98 +184,186 @@ def temporal_contributions(
       >>> bptt.temporal_contributions(step, 0.5, jnp.zeros(1), jnp.ones((4, 1)), last).shares
       Array([0.   , 0.091, 0.273, 0.636], dtype=float32)
     """
-    steps = check_arguments(step, params, state0, xs, length, loss)
-    return _temporal_contributions(step, params, state0, xs, loss, steps)
+    return _temporal_contributions(bind(step, params, state0, xs, length), bind_loss(loss, args))
 
 
 class Backward(NamedTuple):
-    """All that the backward pass knows, in log scale: ``dL/dh_t = mantissas[t] * 2^exponents[t]``."""
+    """All that the backward pass knows.
 
-    linearization: Linearization
-    loss: Array
-    immediate: State
-    mantissas: State
-    exponents: Array
-    state0_grad: State
+    Attributes:
+      along: the linearisation.
+      loss: value and immediate derivatives.
+      signal: dL/dh_1 .. dL/dh_T in log scale, leaves ``[T, ...]``.
+      state0_grad, reset_state_grad: in log scale.
+    """
 
-    @property
-    def adjoints(self) -> State:
-        return jax.vmap(logscale.shift)(self.mantissas, self.exponents)
-
-    @property
-    def log_norms(self) -> Array:
-        return jax.vmap(logscale.log_norm)(self.mantissas, self.exponents)
+    along: Linearization
+    loss: LossGradient
+    signal: LogScaled
+    state0_grad: LogScaled
+    reset_state_grad: LogScaled
 
     @property
-    def scaled_params_grad(self) -> tuple[Params, Array]:
-        """dL/dparams as ``(mantissa, exponent)``: the adjoints are scaled by the largest of them, not to 1."""
-        largest = jnp.max(self.exponents)
-        cotangents = jax.vmap(logscale.shift)(self.mantissas, self.exponents - largest)
-        gradient = self.linearization.transpose_params(self.linearization.residuals, cotangents)
-        return logscale.normalize(gradient, largest)
+    def params_grad(self) -> LogScaled:
+        """dL/dparams in log scale."""
+        return _params_grad(self.along, self.signal)
 
 
-def backward(step: Step, params: Params, state0: State, xs: PyTree, loss: Loss, steps: int) -> Backward:
-    """The reverse scan."""
-    state0 = check_step(step, params, state0, xs)
-    along = linearize(step, params, state0, xs, steps)
-    check_loss(loss, along.states)
-    value, immediate = jax.value_and_grad(loss)(along.states)
-    # Of a loss that is linear in the states this is a constant, T * D zeros mostly, which the compiler would spend
-    # half a minute on to evaluate ahead of time.
-    immediate = jax.lax.optimization_barrier(immediate)
-
-    def body(carry: tuple[State, Array], at_t: PyTree) -> tuple[tuple[State, Array], tuple[State, Array]]:
-        immediate_t, residuals = at_t
-        mantissa, e = logscale.add(*carry, immediate_t)
-        return (along.transpose_state(residuals, mantissa), e), (mantissa, e)
-
-    nothing = jax.tree.map(jnp.zeros_like, state0), jnp.int32(logscale.ZERO_EXPONENT)
-    (mantissa0, e0), (mantissas, exponents) = jax.lax.scan(
-        body, nothing, (immediate, along.residuals), reverse=True
-    )
-    return Backward(along, value, immediate, mantissas, exponents, logscale.shift(mantissa0, e0))
+def backward(recurrence: Recurrence, loss: BoundLoss, *, inputs: bool = False) -> Backward:
+    """The forward pass and the reverse scan, to be traced."""
+    along = linearize(recurrence, inputs=inputs)
+    require_pulls(along, "the error signal")
+    found = loss.differentiate(along.states)
+    end, signal = _send_back(along, found.states, _nothing(along.recurrence))
+    return Backward(along, found, signal, end.to_state, end.to_reset_state)
 
 
-def contributions(done: Backward, scaled_params_grad: tuple[Params, Array]) -> TemporalContributions:
-    """What the steps contribute, after the backward pass."""
-    along = done.linearization
-    whole, e_whole = scaled_params_grad
+def contributions(done: Backward, whole: LogScaled) -> TemporalContributions:
+    """What the steps contribute, after the backward pass; `whole` is the parameters' gradient."""
+    along = done.along
 
-    def at_t(inputs: tuple[PyTree, State, Array]) -> tuple[Array, Array]:
-        residuals, mantissa, e = inputs
-        one = jax.tree.map(lambda a: a[None], (residuals, mantissa))
-        log_norm = logscale.log_norm(along.transpose_params(*one), e)
+    def at_t(inputs: tuple[PyTree, LogScaled]) -> tuple[Array, Array]:
+        residuals, signal = inputs
+        one = jax.tree.map(lambda a: a[None], (residuals, signal.mantissa))
+        log_norm = logscale.log_norm(along.pull_params(*one), signal.exponent)
         # <J_params^T lambda, g> = <lambda, J_params g>: no second gradient of the parameters' size.
         # (A cotangent is the conjugate of the direction that it stands for.)
-        pushed = along.push_params(residuals, jax.tree.map(jnp.conj, whole))
+        pushed = along.push_params(residuals, jax.tree.map(jnp.conj, whole.mantissa))
         products = [
             jnp.sum(jnp.real(a * b), dtype=log_norm.dtype)
-            for a, b in zip(jax.tree.leaves(mantissa), jax.tree.leaves(pushed), strict=True)
+            for a, b in zip(jax.tree.leaves(signal.mantissa), jax.tree.leaves(pushed), strict=True)
         ]
-        return log_norm, logscale.shift(sum(products), e - e_whole)
+        return log_norm, logscale.shift(sum(products), signal.exponent - whole.exponent)
 
-    log_norms, inner = jax.lax.map(at_t, (along.residuals, done.mantissas, done.exponents))
-    total = sum(jnp.sum(jnp.square(jnp.abs(g)), dtype=log_norms.dtype) for g in jax.tree.leaves(whole))
+    log_norms, inner = jax.lax.map(at_t, (along.residuals, done.signal))
+    total = sum(jnp.sum(jnp.square(jnp.abs(g)), dtype=log_norms.dtype) for g in jax.tree.leaves(whole.mantissa))
     return TemporalContributions(log_norms, inner / total)
 
 
-@partial(jax.jit, static_argnames=("step", "loss", "steps"))
-def _adjoints(step: Step, params: Params, state0: State, xs: PyTree, loss: Loss, steps: int) -> Adjoints:
-    done = backward(step, params, state0, xs, loss, steps)
+class _Carried(NamedTuple):
+    """What the reverse scan carries: what has arrived at the state before, and at `reset_state`."""
+
+    to_state: LogScaled
+    to_reset_state: LogScaled
+
+
+def _nothing(recurrence: Recurrence) -> _Carried:
+    state = jax.tree.map(jnp.zeros_like, differentiable_part(recurrence.state0)[0])
+    zero = LogScaled(state, jnp.asarray(logscale.ZERO_EXPONENT, jnp.int32))
+    return _Carried(zero, zero)
+
+
+def _send_back(along: Linearization, immediate: State, later: _Carried) -> tuple[_Carried, LogScaled]:
+    """The reverse scan over the steps of `along`, after which `later` comes."""
+
+    def body(carry: _Carried, at_t: tuple[State, PyTree]) -> tuple[_Carried, LogScaled]:
+        immediate_t, residuals = at_t
+        arrived, to_reset = carry
+        mantissa, e = logscale.add(arrived.mantissa, arrived.exponent, immediate_t)
+        pulled = along.pull(residuals, mantissa)
+        if residuals.reset is not None:
+            stays = jax.tree.map(lambda a: jnp.where(residuals.reset, a, jnp.zeros_like(a)), pulled)
+            to_reset = LogScaled(*logscale.add(to_reset.mantissa, to_reset.exponent, stays, e))
+            to_reset = LogScaled(*logscale.normalize(to_reset.mantissa, to_reset.exponent))
+        return _Carried(LogScaled(cut(residuals, pulled), e), to_reset), LogScaled(mantissa, e)
+
+    return jax.lax.scan(body, later, (immediate, along.residuals), reverse=True)
+
+
+def _params_grad(along: Linearization, signal: LogScaled) -> LogScaled:
+    """The adjoints are scaled by the largest of them, not to 1."""
+    largest = jnp.max(signal.exponent)
+    cotangents = LogScaled(signal.mantissa, signal.exponent - largest).value
+    return LogScaled(*logscale.normalize(along.pull_params(along.residuals, cotangents), largest))
+
+
+def _inputs_grad(along: Linearization, signal: LogScaled) -> PyTree:
+    assert along.pull_inputs is not None
+    found = jax.vmap(along.pull_inputs)(along.residuals, signal.mantissa)
+    return LogScaled(found, signal.exponent).value
+
+
+@partial(jax.jit, static_argnames=("inputs", "segment"))
+def _adjoints(recurrence: Recurrence, loss: BoundLoss, inputs: bool, segment: int | None) -> Adjoints:
+    recurrence = check_step(recurrence)
+    if segment is None:
+        done = backward(recurrence, loss, inputs=inputs)
+        found, states, signal = done.loss, done.along.states, done.signal
+        end, params_grad = _Carried(done.state0_grad, done.reset_state_grad), done.params_grad
+        xs_grad = _inputs_grad(done.along, signal) if inputs else None
+    else:
+        states = states_of(recurrence)
+        found = loss.differentiate(states)
+        end, signal, params_grad, xs_grad = _in_segments(recurrence, states, found.states, inputs, segment)
+    reset_grad = None
+    if recurrence.reset_state is not None:
+        if recurrence.resets_to_start:
+            end = end._replace(to_state=end.to_state + end.to_reset_state)
+        else:
+            reset_grad = end.to_reset_state.value
     return Adjoints(
-        done.loss,
-        done.linearization.states,
-        done.adjoints,
-        done.log_norms,
-        logscale.shift(*done.scaled_params_grad),
-        done.state0_grad,
+        loss=found.value,
+        aux=found.aux,
+        states=states,
+        scaled=signal,
+        params_grad=params_grad.value,
+        state0_grad=end.to_state.value,
+        reset_state_grad=reset_grad,
+        args_grad=found.args,
+        xs_grad=xs_grad,
     )
 
 
-@partial(jax.jit, static_argnames=("step", "loss", "steps"))
-def _temporal_contributions(
-    step: Step, params: Params, state0: State, xs: PyTree, loss: Loss, steps: int
-) -> TemporalContributions:
-    done = backward(step, params, state0, xs, loss, steps)
-    return contributions(done, done.scaled_params_grad)
+def _in_segments(
+    recurrence: Recurrence, states: State, immediate: State, inputs: bool, segment: int
+) -> tuple[_Carried, LogScaled, LogScaled, PyTree]:
+    """The reverse scan, which linearises one segment after the other, given all states.
+
+    Returns:
+      What arrives at the beginning, dL/dh_1 .. dL/dh_T, dL/dparams, and dL/dxs where asked for.
+    """
+    count, rest = divmod(recurrence.length, segment)
+    starts = jax.tree.map(
+        lambda h0, h: jnp.concatenate([h0[None], h[segment - 1 : -1 : segment]]), recurrence.state0, states
+    )
+
+    def back(carry: Any, part: tuple[State, Instant, State], steps: int) -> tuple[Any, tuple[LogScaled, PyTree]]:
+        later, total = carry
+        start, instants, immediate = part
+        along = linearize(recurrence.stretch(start, instants, steps), inputs=inputs)
+        require_pulls(along, "the error signal")
+        earlier, signal = _send_back(along, immediate, later)
+        added = total + _params_grad(along, signal)
+        return (earlier, added.normalized()), (signal, _inputs_grad(along, signal) if inputs else None)
+
+    params = jax.tree.map(jnp.zeros_like, differentiable_part(recurrence.params)[0])
+    carry = _nothing(recurrence), LogScaled(params, jnp.asarray(logscale.ZERO_EXPONENT, jnp.int32))
+    tail: Any = None
+    if rest:
+        last = jax.tree.map(lambda a: a[-1], starts)
+        part = (last, *jax.tree.map(lambda a: a[count * segment :], (recurrence.instants, immediate)))
+        carry, tail = back(carry, part, rest)
+
+    def whole(a: Array) -> Array:
+        return a[: count * segment].reshape(count, segment, *a.shape[1:])
+
+    parts = (jax.tree.map(lambda a: a[:count], starts), *jax.tree.map(whole, (recurrence.instants, immediate)))
+    carry, found = jax.lax.scan(lambda carry, part: back(carry, part, segment), carry, parts, reverse=True)
+    found = jax.tree.map(lambda a: a.reshape(count * segment, *a.shape[2:]), found)
+    if tail is not None:
+        found = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), found, tail)
+    (end, params_grad), (signal, xs_grad) = carry, found
+    return end, signal, params_grad, xs_grad
+
+
+@jax.jit
+def _temporal_contributions(recurrence: Recurrence, loss: BoundLoss) -> TemporalContributions:
+    done = backward(recurrence, loss)
+    return contributions(done, done.params_grad)
+
+
+def _over(function: Any, tree: PyTree, axes: int) -> Any:
+    """`function` over so many leading axes."""
+    for _ in range(axes):
+        function = jax.vmap(function)
+    return function(tree)

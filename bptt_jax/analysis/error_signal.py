@@ -8,9 +8,10 @@ import jax.numpy as jnp
 
 from bptt_jax.analysis import matrix_free
 from bptt_jax.analysis.adjoints import Backward, backward
+from bptt_jax.analysis.loss import BoundLoss
 from bptt_jax.linalg import logscale
 from bptt_jax.recurrence.linearization import Linearization
-from bptt_jax.step import Array, Loss, Params, PyTree, State, Step, prepend, ravel_state
+from bptt_jax.step import Array, PyTree, Recurrence, State, ravel_state
 
 
 class Signal(NamedTuple):
@@ -41,13 +42,12 @@ class Signal(NamedTuple):
     finite: Array
 
 
-def carry_back(step: Step, params: Params, state0: State, xs: PyTree, loss: Loss, steps: int) -> Signal:
+def propagate_error_signal(recurrence: Recurrence, loss: BoundLoss) -> Signal:
     """Follows the error signal of the last state that the loss reads; nothing here is of size D x D."""
-    done = backward(step, params, state0, xs, loss, steps)
-    states = done.linearization.states
-    starts = prepend(jax.tree.map(jnp.asarray, state0), states)
-    log_norms = done.log_norms
-    error, reads, last_read = _error_signal(done.immediate)
+    done = backward(recurrence, loss)
+    states, starts = done.along.states, done.along.starts
+    log_norms, immediate, steps = done.signal.log_norm, done.loss.states, recurrence.length
+    error, reads, last_read = _error_signal(immediate)
     bad_state = ~_finite_by_step(states)
     bad_adjoint = ~(log_norms < jnp.inf)
     return Signal(
@@ -57,11 +57,11 @@ def carry_back(step: Step, params: Params, state0: State, xs: PyTree, loss: Loss
         reads,
         last_read,
         jnp.where(reads, last_read + 1, steps),
-        _error_log_gains(done.linearization, starts, error, last_read),
-        _peak_gain(log_norms, done.immediate),
+        _error_log_gains(done.along, starts, error, last_read),
+        _peak_gain(log_norms, immediate),
         bad_state,
         bad_adjoint,
-        jnp.isfinite(done.loss) & ~jnp.any(bad_state) & ~jnp.any(bad_adjoint),
+        jnp.isfinite(done.loss.value) & ~jnp.any(bad_state) & ~jnp.any(bad_adjoint),
     )
 
 

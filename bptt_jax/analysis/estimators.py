@@ -7,19 +7,20 @@ import jax
 import jax.numpy as jnp
 
 from bptt_jax.analysis.adjoints import adjoints
+from bptt_jax.analysis.loss import BoundLoss, bind_loss
 from bptt_jax.checks import check_positive_int
 from bptt_jax.linalg import logscale
-from bptt_jax.recurrence.linearization import Linearization, linearize
-from bptt_jax.recurrence.unroll import unroll
+from bptt_jax.recurrence.linearization import Linearization, linearize, require_pulls
+from bptt_jax.recurrence.unroll import states_of
 from bptt_jax.step import (
     Array,
     Loss,
     Params,
     PyTree,
+    Recurrence,
     State,
     Step,
-    check_arguments,
-    check_loss,
+    bind,
     check_step,
     differentiable_part,
     ravel_state,
@@ -75,11 +76,12 @@ def tbptt_gradient(
       >>> [float(bptt.tbptt_gradient(*problem, k1=1, k2=k)) for k in (1, 2, 4)]
       [1.75, 2.5, 2.75]
     """
-    steps = check_arguments(step, params, state0, xs, length, loss)
+    recurrence, bound = bind(step, params, state0, xs, length), bind_loss(loss)
+    steps = recurrence.length
     k1, k2 = check_positive_int("k1", k1), check_positive_int("k2", k2)
     if k2 < k1:
         raise ValueError(f"k2: expected at least k1 = {k1}, or losses are dropped, got {k2}")
-    return _tbptt_gradient(step, params, state0, xs, loss, steps, min(k1, steps), min(k2, steps))
+    return _tbptt_gradient(recurrence, bound, min(k1, steps), min(k2, steps))
 
 
 def truncation_bias(
@@ -114,10 +116,11 @@ def truncation_bias(
       >>> bptt.truncation_bias(*problem).relative_error
       Array([0.364, 0.091, 0.   , 0.   ], dtype=float32)
     """
-    steps = check_arguments(step, params, state0, xs, length, loss)
+    recurrence, bound = bind(step, params, state0, xs, length), bind_loss(loss)
+    steps = recurrence.length
     longest = steps if longest is None else min(check_positive_int("longest", longest), steps)
     full = adjoints(step, params, state0, xs, loss, length=steps).params_grad
-    return _truncation_bias(step, params, state0, xs, full, loss, steps, longest)
+    return _truncation_bias(recurrence, bound, full, longest)
 
 
 def rtrl_gradient(
@@ -138,24 +141,19 @@ def rtrl_gradient(
       >>> float(bptt.rtrl_gradient(step, 0.5, jnp.zeros(1), jnp.ones((4, 1)), lambda states: states[-1, 0]))
       2.75
     """
-    steps = check_arguments(step, params, state0, xs, length, loss)
-    return _rtrl_gradient(step, params, state0, xs, loss, steps)
+    return _rtrl_gradient(bind(step, params, state0, xs, length), bind_loss(loss))
 
 
-def _linearized(
-    step: Step, params: Params, state0: State, xs: PyTree, loss: Loss, steps: int
-) -> tuple[Linearization, State]:
-    state0 = check_step(step, params, state0, xs)
-    along = linearize(step, params, state0, xs, steps)
-    check_loss(loss, along.states)
-    return along, jax.grad(loss)(along.states)
+def _linearized(recurrence: Recurrence, loss: BoundLoss) -> tuple[Linearization, State]:
+    along = linearize(recurrence)
+    require_pulls(along, "truncation")
+    return along, loss.differentiate(along.states).states
 
 
-@partial(jax.jit, static_argnames=("step", "loss", "steps", "k1", "k2"))
-def _tbptt_gradient(
-    step: Step, params: Params, state0: State, xs: PyTree, loss: Loss, steps: int, k1: int, k2: int
-) -> Params:
-    along, immediate = _linearized(step, params, state0, xs, loss, steps)
+@partial(jax.jit, static_argnames=("k1", "k2"))
+def _tbptt_gradient(recurrence: Recurrence, loss: BoundLoss, k1: int, k2: int) -> Params:
+    along, immediate = _linearized(recurrence, loss)
+    params, steps = recurrence.params, recurrence.length
     # A window ends after steps k1, 2 k1, .. and after the last; padding in front gives all of them k2 steps.
     ends = jnp.minimum(k1 * (1 + jnp.arange(-(-steps // k1))), steps)
 
@@ -174,23 +172,21 @@ def _tbptt_gradient(
             (residuals_t, immediate_t), age_t, real_t = at_t
             counted = jax.tree.map(lambda d: jnp.where(age_t < fresh, d, 0), immediate_t)
             adjoint = jax.tree.map(lambda a, b: jnp.where(real_t, a + b, 0), later, counted)
-            return along.transpose_state(residuals_t, adjoint), adjoint
+            return along.pull(residuals_t, adjoint), adjoint
 
-        nothing = jax.tree.map(lambda a: jnp.zeros_like(a[0]), along.states)
+        nothing = along.no_cotangents
         _, adjoints = jax.lax.scan(body, nothing, (inside, age, real), reverse=True)
-        return jax.tree.map(jnp.add, total, along.transpose_params(inside[0], adjoints)), None
+        return jax.tree.map(jnp.add, total, along.pull_params(inside[0], adjoints)), None
 
     fresh = jnp.diff(ends, prepend=0)
     nothing = jax.tree.map(jnp.zeros_like, differentiable_part(params)[0])
     return jax.lax.scan(window, nothing, (ends, fresh))[0]
 
 
-@partial(jax.jit, static_argnames=("step", "loss", "steps", "longest"))
-def _truncation_bias(
-    step: Step, params: Params, state0: State, xs: PyTree, full: Params, loss: Loss, steps: int, longest: int
-) -> TruncationBias:
-    along, immediate = _linearized(step, params, state0, xs, loss, steps)
-    pull = jax.vmap(along.transpose_state)
+@partial(jax.jit, static_argnames="longest")
+def _truncation_bias(recurrence: Recurrence, loss: BoundLoss, full: Params, longest: int) -> TruncationBias:
+    along, immediate = _linearized(recurrence, loss)
+    pull = jax.vmap(along.pull)
     log_full = logscale.log_norm(full)
 
     def inner(a: Params, b: Params) -> Array:
@@ -201,7 +197,7 @@ def _truncation_bias(
     def body(carry: tuple[State, Params], _: None) -> tuple[tuple[State, Params], tuple[Array, Array]]:
         # signals[t] is what arrives at h_{t+1} of the loss that lies `lag` steps later.
         signals, total = carry
-        total = jax.tree.map(jnp.add, total, along.transpose_params(along.residuals, signals))
+        total = jax.tree.map(jnp.add, total, along.pull_params(along.residuals, signals))
         error = jnp.exp(logscale.log_norm(jax.tree.map(jnp.subtract, total, full)) - log_full)
         cosine = inner(total, full) / jnp.sqrt(inner(total, total) * inner(full, full))
         earlier = pull(along.residuals, signals)
@@ -213,15 +209,14 @@ def _truncation_bias(
     return TruncationBias(1 + jnp.arange(longest), cosine, error)
 
 
-@partial(jax.jit, static_argnames=("step", "loss", "steps"))
-def _rtrl_gradient(step: Step, params: Params, state0: State, xs: PyTree, loss: Loss, steps: int) -> Params:
-    state0 = check_step(step, params, state0, xs)
-    moving, merge = differentiable_part(params)
+@jax.jit
+def _rtrl_gradient(recurrence: Recurrence, loss: BoundLoss) -> Params:
+    recurrence = check_step(recurrence)
+    step, xs = recurrence.step, recurrence.instants.x
+    moving, merge = differentiable_part(recurrence.params)
     theta, unravel_params = ravel_state(moving)
-    h0, unravel_state = ravel_state(state0)
-    states = unroll(step, params, state0, xs, length=steps)
-    check_loss(loss, states)
-    immediate = _real_vectors(jax.grad(loss)(states))
+    h0, unravel_state = ravel_state(recurrence.state0)
+    immediate = _real_vectors(loss.differentiate(states_of(recurrence)).states)
 
     def body(
         carry: tuple[Array, Array, Array], at_t: tuple[PyTree, Array]

@@ -10,13 +10,25 @@ import numpy as np
 
 from bptt_jax.analysis import matrix_free, verdict
 from bptt_jax.analysis.adjoints import contributions
-from bptt_jax.analysis.error_signal import carry_back, horizon, slope
+from bptt_jax.analysis.error_signal import horizon, propagate_error_signal, slope
+from bptt_jax.analysis.loss import BoundLoss, bind_loss
 from bptt_jax.checks import check_positive_int, check_share
-from bptt_jax.linalg import logscale
 from bptt_jax.linalg.products import identity, suffix_log_norms
 from bptt_jax.linalg.spectra import eigenvalues, singular_values
 from bptt_jax.recurrence.jacobians import jacobian_at, jacobians_at
-from bptt_jax.step import Array, Loss, Params, PyTree, State, Step, check_arguments, full_precision, ravel_state
+from bptt_jax.step import (
+    Array,
+    Loss,
+    Params,
+    PyTree,
+    Recurrence,
+    State,
+    Step,
+    bind,
+    check_step,
+    full_precision,
+    ravel_state,
+)
 
 # Numbers in one chunk of Jacobians: 2 MB in float32, of which some ten copies live at a time.
 _CHUNK_NUMBERS = 1 << 19
@@ -216,12 +228,12 @@ def gradient_flow(
       >>> flow.advice()[0]
       'the signal falls to 0.001 in 10 steps of 20: nothing older is learned'
     """
-    steps = check_arguments(step, params, state0, xs, length, loss)
+    recurrence, bound = bind(step, params, state0, xs, length), bind_loss(loss)
     stride = check_positive_int("stride", stride)
     if num is not None:
         num = matrix_free.check_num(num, state0)
     with full_precision():
-        return _gradient_flow(step, params, state0, xs, check_fraction(fraction), loss, steps, stride, num)
+        return _gradient_flow(recurrence, check_fraction(fraction), bound, stride, num)
 
 
 def check_fraction(fraction: float | Array) -> Array | np.ndarray:
@@ -232,37 +244,31 @@ def check_fraction(fraction: float | Array) -> Array | np.ndarray:
     return np.asarray(fraction, jnp.result_type(float))  # of NumPy: nothing is compiled for it
 
 
-@partial(jax.jit, static_argnames=("step", "loss", "steps", "stride", "num"))
+@partial(jax.jit, static_argnames=("stride", "num"))
 def _gradient_flow(
-    step: Step,
-    params: Params,
-    state0: State,
-    xs: PyTree,
-    fraction: Array | np.ndarray,
-    loss: Loss,
-    steps: int,
-    stride: int,
-    num: int | None,
+    recurrence: Recurrence, fraction: Array | np.ndarray, loss: BoundLoss, stride: int, num: int | None
 ) -> GradientFlow:
     fraction = jnp.asarray(fraction)
-    signal = carry_back(step, params, state0, xs, loss, steps)
+    recurrence = check_step(recurrence)
+    step, params, xs, steps = recurrence.step, recurrence.params, recurrence.instants.x, recurrence.length
+    signal = propagate_error_signal(recurrence, loss)
     done, starts = signal.done, signal.starts
-    params_grad = done.scaled_params_grad
+    params_grad = done.params_grad
     added = contributions(done, params_grad)
     if num is None:
         products = _product_log_norms(step, params, starts, xs, steps)
     else:
-        products = matrix_free.suffix_log_norms(done.linearization, jax.tree.map(lambda a: a[0], starts))
+        products = matrix_free.suffix_log_norms(done.along, jax.tree.map(lambda a: a[0], starts))
     gains = jnp.where(signal.reads, signal.gains, products)
     peak = jnp.where(signal.reads, signal.peak, jnp.max(products))
     rate = slope(gains, signal.back)
-    grad_log_norm = logscale.log_norm(*params_grad)
+    grad_log_norm = params_grad.log_norm
     # Spectra begin when the products are there.
     at = jax.tree.map(lambda a: a[(steps - 1) % stride :: stride], (_after(products, starts), xs))
     sv, ev = spectra_at(step, params, at[0], at[1], num)
     bad_state, bad_adjoint = signal.bad_state, signal.bad_adjoint
     return GradientFlow(
-        loss=done.loss,
+        loss=done.loss.value,
         adjoint_log_norms=signal.adjoint_log_norms,
         product_log_norms=products,
         error_log_gains=gains,
@@ -302,7 +308,7 @@ def _product_log_norms(step: Step, params: Params, starts: State, xs: PyTree, st
         return jax.tree.map(cut, tree)
 
     def body(product: PyTree, inputs: PyTree) -> tuple[PyTree, Array]:
-        return suffix_log_norms(product, jacobians_at(step, params, *inputs))
+        return suffix_log_norms(product, jacobians_at(step, params, *inputs, "forward"))
 
     empty = identity(jnp.zeros((1, example.size, example.size), example.dtype))
     inputs = in_chunks((starts, jax.tree.map(jnp.asarray, xs)))
@@ -319,7 +325,7 @@ def spectra_at(step: Step, params: Params, states: State, xs: PyTree, num: int |
         )
 
     def at(inputs: tuple[State, PyTree]) -> tuple[Array, Array]:
-        jac = jacobian_at(step, params, *inputs)
+        jac = jacobian_at(step, params, *inputs, mode="forward")
         sv = singular_values(jac)
         return sv, eigenvalues(_after(sv, jac))
 

@@ -12,8 +12,9 @@ from bptt_jax.linalg import logscale
 from bptt_jax.linalg.products import identity, matmul
 from bptt_jax.linalg.spectra import spectral_norm
 from bptt_jax.recurrence.jacobians import jacobian_at
-from bptt_jax.recurrence.unroll import unroll
-from bptt_jax.step import Array, Params, PyTree, State, Step, check_arguments, check_step, prepend, ravel_state
+from bptt_jax.recurrence.linearization import differentiation_mode
+from bptt_jax.recurrence.unroll import states_of
+from bptt_jax.step import Array, Params, PyTree, Recurrence, State, Step, bind, check_step, ravel_state
 
 
 class InfluenceMap(NamedTuple):
@@ -59,28 +60,27 @@ def influence_map(
              [ -2.,   0., -inf],
              [ -4.,  -2.,   0.]], dtype=float32)
     """
-    steps = check_arguments(step, params, state0, xs, length)
-    intervals = min(check_positive_int("intervals", intervals), steps)
-    return _influence_map(step, params, state0, xs, steps, intervals)
+    recurrence = bind(step, params, state0, xs, length)
+    return _influence_map(recurrence, min(check_positive_int("intervals", intervals), recurrence.length))
 
 
-@partial(jax.jit, static_argnames=("step", "steps", "intervals"))
-def _influence_map(
-    step: Step, params: Params, state0: State, xs: PyTree, steps: int, intervals: int
-) -> InfluenceMap:
-    state0 = check_step(step, params, state0, xs)
-    starts = prepend(state0, unroll(step, params, state0, xs, length=steps))
+@partial(jax.jit, static_argnames="intervals")
+def _influence_map(recurrence: Recurrence, intervals: int) -> InfluenceMap:
+    recurrence = check_step(recurrence)
+    starts = recurrence.starts(states_of(recurrence))
+    steps, mode = recurrence.length, differentiation_mode(recurrence)
     times = np.arange(intervals + 1) * steps // intervals
     longest = int(np.max(np.diff(times)))
-    size = ravel_state(state0)[0]
+    size = ravel_state(recurrence.state0)[0]
     one = identity(jnp.zeros((1, size.size, size.size), size.dtype))
 
     def interval(begin: Array) -> tuple[Array, Array]:
         def further(carry: tuple[Array, Array], offset: Array) -> tuple[tuple[Array, Array], None]:
             inside = begin[0] + offset < begin[1]
             at = jnp.minimum(begin[0] + offset, steps - 1)
-            state, x = jax.tree.map(lambda a: jnp.asarray(a)[at], (starts, xs))
-            product = logscale.normalize(matmul(jacobian_at(step, params, state, x), carry[0]), carry[1])
+            state, x = jax.tree.map(lambda a: jnp.asarray(a)[at], (starts, recurrence.instants.x))
+            jacobian = jacobian_at(recurrence.step, recurrence.params, state, x, mode)
+            product = logscale.normalize(matmul(jacobian, carry[0]), carry[1])
             return jax.tree.map(partial(jnp.where, inside), product, carry), None
 
         return jax.lax.scan(further, one, jnp.arange(longest))[0]

@@ -16,9 +16,10 @@ from bptt_jax.step import (
     Array,
     Params,
     PyTree,
+    Recurrence,
     State,
     Step,
-    check_arguments,
+    bind,
     check_step,
     full_precision,
     ravel_state,
@@ -189,8 +190,8 @@ def lyapunov_exponents(
       >>> found.exponents
       Array([ 0.693, -0.693], dtype=float32)
     """
-    steps = check_arguments(step, params, state0, xs, length)
-    size = sum(np.size(leaf) * (2 if jnp.iscomplexobj(leaf) else 1) for leaf in jax.tree.leaves(state0))
+    recurrence = bind(step, params, state0, xs, length)
+    steps, size = recurrence.length, recurrence.size
     num = size if num is None else check_positive_int("num", num)
     if num > size:
         raise ValueError(f"num: expected at most D = {size} exponents, got {num}")
@@ -201,16 +202,14 @@ def lyapunov_exponents(
     segments = check_positive_int("segments", segments)
     if segments > steps - warmup:
         raise ValueError(f"segments: expected at most the {steps - warmup} steps after the warm-up, got {segments}")
-    return _exponents(step, params, state0, xs, steps, num, int(warmup), segments)
+    return _exponents(recurrence, num, int(warmup), segments)
 
 
-@partial(jax.jit, static_argnames=("step", "steps", "num", "warmup", "segments"))
-def _exponents(
-    step: Step, params: Params, state0: State, xs: PyTree, steps: int, num: int, warmup: int, segments: int
-) -> LyapunovSpectrum:
-    state0 = check_step(step, params, state0, xs)
-    xs = jax.tree.map(jnp.asarray, xs)
-    start, unravel = ravel_state(state0)
+@partial(jax.jit, static_argnames=("num", "warmup", "segments"))
+def _exponents(recurrence: Recurrence, num: int, warmup: int, segments: int) -> LyapunovSpectrum:
+    recurrence = check_step(recurrence)
+    step, params, xs, steps = recurrence.step, recurrence.params, recurrence.instants.x, recurrence.length
+    start, unravel = ravel_state(recurrence.state0)
     kind = max(start.dtype, jnp.dtype(jnp.float32), key=lambda d: d.itemsize)
     _, frame = orthonormal(jax.random.normal(jax.random.key(0), (start.size, num), kind).T)
     length = -(-(steps - warmup) // segments)

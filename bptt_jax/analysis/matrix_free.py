@@ -21,17 +21,17 @@ from bptt_jax.linalg.krylov import (
     singular_triplets,
 )
 from bptt_jax.recurrence.linearization import Linearization, linearize
-from bptt_jax.recurrence.unroll import unroll
+from bptt_jax.recurrence.unroll import states_of
 from bptt_jax.step import (
     Array,
     Params,
     PyTree,
+    Recurrence,
     State,
     Step,
-    check_arguments,
+    bind,
     check_step,
     full_precision,
-    prepend,
     ravel_state,
 )
 
@@ -96,8 +96,7 @@ def leading_singular_values(
       >>> bptt.leading_singular_values(step, w, jnp.ones(2), length=3, num=1).values.ravel()
       Array([2., 2., 2.], dtype=float32)
     """
-    steps = check_arguments(step, params, state0, xs, length)
-    return _leading(_singular_values_of, step, params, state0, xs, steps, check_num(num, state0))
+    return _leading(_singular_values_of, bind(step, params, state0, xs, length), check_num(num, state0))
 
 
 def leading_eigenvalues(
@@ -128,8 +127,7 @@ def leading_eigenvalues(
       >>> bptt.leading_eigenvalues(step, w, jnp.ones(2), length=3, num=1).values.real.ravel()
       Array([3., 3., 3.], dtype=float32)
     """
-    steps = check_arguments(step, params, state0, xs, length)
-    return _leading(_eigenvalues_of, step, params, state0, xs, steps, check_num(num, state0))
+    return _leading(_eigenvalues_of, bind(step, params, state0, xs, length), check_num(num, state0))
 
 
 def product_singular_values(
@@ -154,8 +152,7 @@ def product_singular_values(
       >>> round(float(found.log_values[0] / jnp.log(2.0)), 3)
       10.0
     """
-    steps = check_arguments(step, params, state0, xs, length)
-    return _product_singular_values(step, params, state0, xs, steps, check_num(num, state0))
+    return _product_singular_values(bind(step, params, state0, xs, length), check_num(num, state0))
 
 
 def check_num(num: int, state0: State) -> int:
@@ -183,7 +180,7 @@ def pull_back(along: Linearization, state: State) -> Callable[[PyTree, Array], A
     def pull(residuals: PyTree, vector: Array) -> Array:
         # The cotangent of x + iy is dL/dx - i dL/dy, while Jacobians act on (x, y).
         cotangent = jax.tree.map(jnp.conj, unravel(vector))
-        return ravel_state(jax.tree.map(jnp.conj, along.transpose_state(residuals, cotangent)))[0]
+        return ravel_state(jax.tree.map(jnp.conj, along.pull(residuals, cotangent)))[0]
 
     return pull
 
@@ -210,24 +207,20 @@ def suffix_log_norms(along: Linearization, state: State) -> Array:
     return jax.lax.map(block, lanes * jnp.arange(count)).reshape(-1)[:steps]
 
 
-@partial(jax.jit, static_argnames=("of", "step", "steps", "num"))
-def _leading(
-    of: Callable[..., LeadingValues], step: Step, params: Params, state0: State, xs: PyTree, steps: int, num: int
-) -> LeadingValues:
-    state0 = check_step(step, params, state0, xs)
-    states = unroll(step, params, state0, xs, length=steps)
-    return _at(of, step, params, prepend(state0, states), xs, num)
+@partial(jax.jit, static_argnames=("of", "num"))
+def _leading(of: Callable[..., LeadingValues], recurrence: Recurrence, num: int) -> LeadingValues:
+    recurrence = check_step(recurrence)
+    starts = recurrence.starts(states_of(recurrence))
+    return _at(of, recurrence.step, recurrence.params, starts, recurrence.instants.x, num)
 
 
-@partial(jax.jit, static_argnames=("step", "steps", "num"))
-def _product_singular_values(
-    step: Step, params: Params, state0: State, xs: PyTree, steps: int, num: int
-) -> LeadingLogValues:
-    state0 = check_step(step, params, state0, xs)
+@partial(jax.jit, static_argnames="num")
+def _product_singular_values(recurrence: Recurrence, num: int) -> LeadingLogValues:
+    recurrence = check_step(recurrence)
     with full_precision():
-        along = linearize(step, params, state0, xs, steps)
+        along = linearize(recurrence)
     first = jnp.zeros((), int)
-    return _log_values(along, state0, first, first, num)
+    return _log_values(along, recurrence.state0, first, first, num)
 
 
 def _at(

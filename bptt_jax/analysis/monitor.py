@@ -13,14 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from bptt_jax.analysis import nonfinite, verdict
-from bptt_jax.analysis.error_signal import carry_back, horizon, slope
+from bptt_jax.analysis.error_signal import horizon, propagate_error_signal, slope
 from bptt_jax.analysis.flow import check_fraction, spectra_at
+from bptt_jax.analysis.loss import BoundLoss, bind_loss
 from bptt_jax.analysis.matrix_free import check_num
 from bptt_jax.analysis.nonfinite import NonFinite
 from bptt_jax.checks import check_choice, check_function, check_leaves, check_positive_int
-from bptt_jax.linalg import logscale
-from bptt_jax.recurrence.unroll import unroll
-from bptt_jax.step import Array, Loss, Params, PyTree, State, Step, check_arguments
+from bptt_jax.recurrence.unroll import states_of
+from bptt_jax.step import Array, Params, PyTree, Recurrence, State, Step, bind, check_step
 
 BatchLoss: TypeAlias = Callable[[Params, State, PyTree], Array]
 
@@ -279,13 +279,13 @@ class Monitor:
         if len(set(sizes.values())) > 1 or 0 in sizes.values():
             raise ValueError(f"batch: expected one number of sequences, at least 1, in all leaves, got {sizes}")
 
-    def _one(self, params: Params, state0: State, xs: PyTree, target: PyTree) -> tuple[Loss, int]:
-        """Loss and length of one sequence."""
+    def _one(self, params: Params, state0: State, xs: PyTree, target: PyTree) -> tuple[Recurrence, BoundLoss]:
+        """Recurrence and loss of one sequence."""
 
         def loss(states: State) -> Array:
             return self._loss(params, states, target)
 
-        return loss, check_arguments(self._step, params, state0, xs, None)
+        return bind(self._step, params, state0, xs), bind_loss(loss)
 
     def _measured(self, params: Params, state0: State, xs: PyTree, targets: PyTree) -> _Measured:
         count, length = jax.tree.leaves(xs)[0].shape[:2]
@@ -297,18 +297,18 @@ class Monitor:
             return state0 if axes[0] is None else jax.tree.map(lambda a: a[cut], state0), xs_part, targets_part
 
         def sequence(state0: State, xs: PyTree, target: PyTree) -> tuple[dict[str, Array], State]:
-            loss, steps = self._one(params, state0, xs, target)
-            signal = carry_back(self._step, params, state0, xs, loss, steps)
-            params_grad = signal.done.scaled_params_grad
+            recurrence, loss = self._one(params, state0, xs, target)
+            signal = propagate_error_signal(check_step(recurrence), loss)
+            params_grad = signal.done.params_grad
             rate = slope(signal.gains, signal.back)
-            out_of_range = nonfinite.nonfinite((signal.done.adjoints, logscale.shift(*params_grad)))
+            out_of_range = nonfinite.nonfinite((signal.done.signal.value, params_grad.value))
             return {
-                "loss": signal.done.loss,
+                "loss": signal.done.loss.value,
                 "growth_rate": rate,
                 "horizon": horizon(signal.gains, signal.back, rate, jnp.asarray(self._fraction)),
                 "end_gain": signal.gains[0],
                 "peak_gain": signal.peak,
-                "params_grad_log_norm": logscale.log_norm(*params_grad),
+                "params_grad_log_norm": params_grad.log_norm,
                 "adjoint_log_norms": signal.adjoint_log_norms,
                 # Of a loss that reads no state there is no signal, hence NaN, which is no fault.
                 "finite": signal.finite & ~(signal.reads & jnp.isnan(signal.gains[0])),
@@ -316,8 +316,8 @@ class Monitor:
             }, signal.starts
 
         def value(state0: State, xs: PyTree, target: PyTree) -> Array:
-            loss, steps = self._one(params, state0, xs, target)
-            return loss(unroll(self._step, params, state0, xs, length=steps))
+            recurrence, loss = self._one(params, state0, xs, target)
+            return loss(states_of(check_step(recurrence)))[0]
 
         found, starts = jax.vmap(sequence, axes)(*part(slice(sampled)))
         chosen = min(self._spectra, length)
@@ -333,8 +333,8 @@ class Monitor:
     def _traced(self, params: Params, state0: State, xs: PyTree, targets: PyTree) -> tuple[Array, nonfinite.Trace]:
         def sequence(item: Any) -> nonfinite.Trace:
             h0, x, target = item if self._state_axis == 0 else (state0, *item)
-            loss, steps = self._one(params, h0, x, target)
-            return nonfinite.trace(self._step, params, h0, x, target, loss, steps)
+            recurrence, loss = self._one(params, h0, x, target)
+            return nonfinite.trace(check_step(recurrence), target, loss)
 
         # One after the other: it must fit where the loop's own update did.
         items = (state0, xs, targets) if self._state_axis == 0 else (xs, targets)

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from bptt_jax.analysis.adjoints import backward
+from bptt_jax.analysis.loss import BoundLoss
 from bptt_jax.linalg import logscale
-from bptt_jax.step import Array, Loss, Params, PyTree, State, Step
+from bptt_jax.linalg.logscale import LogScaled
+from bptt_jax.step import Array, Params, PyTree, Recurrence, State
 
 _LED_TO = 10  # steps reported before it
 
@@ -62,33 +64,34 @@ class Trace(NamedTuple):
     adjoint_log_norms: Array
 
 
-def trace(step: Step, params: Params, state0: State, xs: PyTree, targets: PyTree, loss: Loss, steps: int) -> Trace:
+def trace(recurrence: Recurrence, targets: PyTree, loss: BoundLoss) -> Trace:
     """Forward and backward pass of one sequence, every array looked at; to be jitted and mapped over sequences."""
-    done = backward(step, params, state0, xs, loss, steps)
-    along = done.linearization
+    done = backward(recurrence, loss)
+    along = done.along
 
-    def at_t(inputs: tuple[PyTree, State, Array]) -> tuple[Array, Array]:
-        residuals, mantissa, e = inputs
+    def at_t(inputs: tuple[PyTree, LogScaled]) -> tuple[Array, Array]:
+        residuals, signal = inputs
+        mantissa, e = signal.mantissa, signal.exponent
         # Times a zero that the compiler does not know: what is finite stays zero, the rest becomes NaN.
         nothing = jax.lax.optimization_barrier(jax.tree.map(jnp.zeros_like, mantissa))
-        added = along.transpose_params(*jax.tree.map(lambda a: a[None], (residuals, mantissa)))
-        return jnp.any(nonfinite(along.transpose_state(residuals, nothing))), nonfinite(logscale.shift(added, e))
+        added = along.pull_params(*jax.tree.map(lambda a: a[None], (residuals, mantissa)))
+        return jnp.any(nonfinite(along.pull(residuals, nothing))), nonfinite(logscale.shift(added, e))
 
-    jacobians, contributions = jax.lax.map(at_t, (along.residuals, done.mantissas, done.exponents))
+    jacobians, contributions = jax.lax.map(at_t, (along.residuals, done.signal))
     by_step = jax.vmap(nonfinite)
     return Trace(
-        state0=nonfinite(state0),
-        xs=by_step(xs),
+        state0=nonfinite(recurrence.state0),
+        xs=by_step(recurrence.instants.x),
         targets=nonfinite(targets),
         states=by_step(along.states),
-        loss=~jnp.isfinite(done.loss),
-        immediate=by_step(done.immediate),
+        loss=~jnp.isfinite(done.loss.value),
+        immediate=by_step(done.loss.states),
         jacobians=jacobians,
-        adjoints=by_step(done.adjoints),
+        adjoints=by_step(done.signal.value),
         contributions=contributions,
         state_log_norms=jnp.stack([jax.vmap(logscale.log_norm)(a) for a in jax.tree.leaves(along.states)], axis=1),
         whole_state_log_norms=jax.vmap(logscale.log_norm)(along.states),
-        adjoint_log_norms=done.log_norms,
+        adjoint_log_norms=done.signal.log_norm,
     )
 
 

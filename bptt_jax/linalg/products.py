@@ -1,7 +1,6 @@
 """Products of Jacobians, in log scale: 0.9^5000 is 1e-229, and float32 holds nothing below 1e-45."""
 
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,19 +8,8 @@ from jax import Array
 
 from bptt_jax.checks import check_matrices
 from bptt_jax.linalg import logscale
+from bptt_jax.linalg.logscale import LogScaled
 from bptt_jax.linalg.spectra import spectral_norm
-
-
-class LogScaled(NamedTuple):
-    """A matrix of any size: ``matrix * exp(log_scale)``, the largest entry of `matrix` in [1/2, 1).
-
-    Attributes:
-      matrix: ``[D, D]``; all zero where the product is zero.
-      log_scale: natural logarithm; -inf for a zero matrix.
-    """
-
-    matrix: Array
-    log_scale: Array
 
 
 def jacobian_product(jacobians: Array) -> LogScaled:
@@ -31,14 +19,14 @@ def jacobian_product(jacobians: Array) -> LogScaled:
       jacobians: ``[T, D, D]`` in order of time, as from `bptt_jax.jacobians`.
 
     Returns:
-      A `LogScaled` matrix.
+      The matrix ``[D, D]``, as `LogScaled`.
 
     Raises:
       TypeError, ValueError: `jacobians` is no ``[T, D, D]`` array of numbers.
 
     Example:
       >>> found = bptt.jacobian_product(jnp.full((5000, 1, 1), 0.9))
-      >>> round(float(found.log_scale + jnp.log(found.matrix[0, 0])), 1)  # of 1e-229
+      >>> round(float(found.log_norm), 1)  # of 1e-229
       -526.8
     """
     jacobians = check_matrices("jacobians", jacobians, square=True, ndim=3)
@@ -81,7 +69,7 @@ def prefix_products(jacobians: Array) -> LogScaled:
 
     Example:
       >>> found = bptt.prefix_products(jnp.full((3, 1, 1), 0.5))
-      >>> found.matrix.ravel() * jnp.exp(found.log_scale)
+      >>> found.value.ravel()
       Array([0.5  , 0.25 , 0.125], dtype=float32)
     """
     return _cumulated(check_matrices("jacobians", jacobians, square=True, ndim=3), reverse=False)
@@ -92,7 +80,7 @@ def suffix_products(jacobians: Array) -> LogScaled:
 
     Example:
       >>> found = bptt.suffix_products(jnp.full((3, 1, 1), 0.5))
-      >>> found.matrix.ravel() * jnp.exp(found.log_scale)
+      >>> found.value.ravel()
       Array([0.125, 0.25 , 0.5  ], dtype=float32)
     """
     return _cumulated(check_matrices("jacobians", jacobians, square=True, ndim=3), reverse=True)
@@ -109,8 +97,7 @@ def _cumulated(jacobians: Array, *, reverse: bool) -> LogScaled:
         return normalize(matmul(left[0], right[0]), left[1] + right[1])
 
     matrices, exponents = jax.lax.associative_scan(combine, normalize(jacobians, zeros), reverse=reverse)
-    zero = jnp.all(matrices == 0, axis=(1, 2))
-    return LogScaled(matrices, logscale.to_log(jnp.ones_like(exponents, matrices.real.dtype), exponents, zero=zero))
+    return LogScaled(matrices, exponents)
 
 
 @jax.jit
@@ -118,8 +105,7 @@ def _product(jacobians: Array) -> LogScaled:
     def body(carry: tuple[Array, Array], jacobian: Array) -> tuple[tuple[Array, Array], None]:
         return logscale.normalize(matmul(jacobian, carry[0]), carry[1]), None
 
-    (matrix, e), _ = jax.lax.scan(body, identity(jacobians), jacobians)
-    return LogScaled(matrix, logscale.to_log(jnp.ones((), matrix.real.dtype), e, zero=jnp.all(matrix == 0)))
+    return LogScaled(*jax.lax.scan(body, identity(jacobians), jacobians)[0])
 
 
 @jax.jit

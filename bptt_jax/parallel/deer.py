@@ -14,9 +14,10 @@ from bptt_jax.step import (
     Array,
     Params,
     PyTree,
+    Recurrence,
     State,
     Step,
-    check_arguments,
+    bind,
     check_step,
     full_precision,
     prepend,
@@ -106,29 +107,22 @@ def deer(
       >>> bool(found.converged), int(found.iterations) < 10, found.states.shape
       (True, True, (100, 1))
     """
-    steps = check_arguments(step, params, state0, xs, length)
+    recurrence = bind(step, params, state0, xs, length)
     check_choice("jacobian", jacobian, "full", "diagonal")
     if not isinstance(damped, bool):
         raise TypeError(f"damped: expected True or False, got {type(damped).__name__}")
     max_iterations = check_positive_int("max_iterations", max_iterations)
     check_leaves("guess", guess)
-    return _deer(step, params, state0, xs, guess, steps, jacobian, damped, max_iterations)
+    return _deer(recurrence, guess, jacobian, damped, max_iterations)
 
 
-@partial(jax.jit, static_argnames=("step", "steps", "jacobian", "damped", "max_iterations"))
+@partial(jax.jit, static_argnames=("jacobian", "damped", "max_iterations"))
 def _deer(
-    step: Step,
-    params: Params,
-    state0: State,
-    xs: PyTree,
-    guess: State | None,
-    steps: int,
-    jacobian: str,
-    damped: bool,
-    max_iterations: int,
+    recurrence: Recurrence, guess: State | None, jacobian: str, damped: bool, max_iterations: int
 ) -> DeerSolution:
-    state0 = check_step(step, params, state0, xs)
-    xs = jax.tree.map(jnp.asarray, xs)
+    recurrence = check_step(recurrence)
+    step, params, state0 = recurrence.step, recurrence.params, recurrence.state0
+    xs, steps = recurrence.instants.x, recurrence.length
     fixed = jax.lax.stop_gradient((params, xs))
     h0, unravel = ravel_state(jax.lax.stop_gradient(state0))
     first = jnp.broadcast_to(h0, (steps, h0.size)) if guess is None else _vectors(state0, guess, steps)
@@ -233,7 +227,7 @@ def _evaluate(step: Step, params: Params, starts: State, xs: PyTree) -> Array:
 
 def _full(step: Step, params: Params, starts: State, xs: PyTree) -> tuple[Array, Array]:
     """``[T, D, D]``, all Jacobians J; and ``[T, D]``, ``|J| |h|``."""
-    factors = jacobians_at(step, params, starts, xs)
+    factors = jacobians_at(step, params, starts, xs, "forward")
     vectors = jax.vmap(lambda h: ravel_state(h)[0])(starts)
     with full_precision():
         return factors, jnp.einsum("tij,tj->ti", jnp.abs(factors), jnp.abs(vectors))

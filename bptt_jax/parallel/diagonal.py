@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from bptt_jax.linalg.affine import affine_scan
 from bptt_jax.recurrence.diagonal import DiagonalStep
-from bptt_jax.step import Array, Input, Params, PyTree, State, Step, check_arguments, check_step
+from bptt_jax.step import Array, Input, Params, PyTree, Recurrence, State, Step, bind, check_step
 
 
 def unroll_linear(
@@ -43,13 +43,13 @@ def unroll_linear(
             "step: expected a bptt_jax.DiagonalStep, as lru and min_gru have, got "
             f"{type(step).__name__}; for steps that are not linear in the state there is bptt_jax.deer"
         )
-    steps = check_arguments(step, params, state0, xs, length)
-    return _states(step, params, state0, xs, steps)
+    return _states(step, bind(step, params, state0, xs, length))
 
 
-@partial(jax.jit, static_argnames=("step", "steps"))
-def _states(step: DiagonalStep, params: Params, state0: State, xs: PyTree, steps: int) -> State:
-    state0 = check_step(step, params, state0, xs)
+@partial(jax.jit, static_argnames="step")
+def _states(step: DiagonalStep, recurrence: Recurrence) -> State:
+    recurrence = check_step(recurrence)
+    params, state0, xs, steps = recurrence.params, recurrence.state0, recurrence.instants.x, recurrence.length
 
     def like_state(coefficients: State) -> State:
         return jax.tree.map(lambda h, c: jnp.broadcast_to(c, h.shape).astype(h.dtype), state0, coefficients)

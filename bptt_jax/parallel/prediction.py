@@ -2,12 +2,11 @@
 
 from typing import Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from bptt_jax.analysis.lyapunov import lyapunov_exponents
-from bptt_jax.step import Array, Params, PyTree, State, Step, check_arguments, ravel_state
+from bptt_jax.step import Array, Params, PyTree, State, Step, bind, state_size
 
 _MARGIN = 1.0  # nats over the whole sequence
 
@@ -90,9 +89,9 @@ def predict_parallel(
       >>> [bptt.predict_parallel(step, w, jnp.ones(1), length=100).verdict for w in (0.5, 1.0, 2.0)]
       ['parallel', 'undecided', 'sequential']
     """
-    steps = check_arguments(step, params, state0, xs, length)
+    steps = bind(step, params, state0, xs, length).length
     spectrum = lyapunov_exponents(step, params, state0, xs, length=length, num=1, warmup=steps // 10)
-    size = jax.eval_shape(lambda h: ravel_state(h)[0], state0).size
+    size = state_size(state0)
     return ParallelPrediction(
         spectrum.exponents[0],
         spectrum.standard_errors[0],

@@ -1,14 +1,28 @@
-"""A step linearised along a whole trajectory, so that the backward pass recomputes nothing."""
+"""A recurrence linearised along its whole trajectory, so that the backward pass recomputes nothing."""
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Literal, jaxpr_as_fun
+from jax.extend.core import Literal as JaxprLiteral
+from jax.extend.core import jaxpr_as_fun
 
-from bptt_jax.step import Array, Params, PyTree, State, Step, differentiable_part
+from bptt_jax.step import (
+    Array,
+    Input,
+    Instant,
+    Params,
+    PyTree,
+    Recurrence,
+    State,
+    check_step,
+    choose,
+    differentiable_part,
+)
+
+Mode: TypeAlias = Literal["forward", "reverse"]
 
 # Numbers of state in one contraction on CPU: arrays of that size, in float32, stay in the caches.
 _CHUNK_NUMBERS = 1 << 16
@@ -17,98 +31,193 @@ _FEW_PARAMS = 16
 
 
 class Linearization(NamedTuple):
-    """The differentials of all steps.
+    """The differentials of all steps, each about the state that the step starts from.
+
+    Tangents and cotangents have the structure of what they belong to, with None at leaves that are no floating
+    numbers. "Residuals" are what the differentials need and what changes from step to step. In padding the state is
+    held: its differential with respect to the state is the identity, to all else zero.
 
     Attributes:
-      states: h_1 .. h_T.
-      residuals: what the differentials need and what changes from step to step, leaves ``[T, ...]``.
-      transpose_state: ``(residuals of one step, dL/dh_t) -> (dh_t/dh_{t-1})^T dL/dh_t``.
-      transpose_params: ``(residuals of K steps, dL/dh [K, ...]) -> sum of (dh_t/dparams)^T dL/dh_t`` over K,
-        formed by contractions over many steps instead of K accumulations.
-      push_params: ``(residuals of one step, dparams) -> (dh_t/dparams) dparams``.
+      recurrence: what was linearised, checked.
+      states: h_1 .. h_T, leaves ``[T, ...]``.
+      residuals: leaves ``[T, ...]``.
+      mode: "reverse" if a step has no forward mode, so that its differentials are those of its backward pass.
+      pull: ``(residuals of one step, dL/dh_t) -> (dh_t/dstart)^T dL/dh_t``; see `cut` for what a reset does.
+      pull_params: ``(residuals of K steps, dL/dh [K, ...]) -> sum over K of (dh_t/dparams)^T dL/dh_t``, formed by
+        contractions over many steps instead of K accumulations, where that is possible.
+      pull_inputs: ``(residuals of one step, dL/dh_t) -> (dh_t/dx_t)^T dL/dh_t``; None unless asked for.
+      push: ``(residuals of one step, dstart) -> dh_t``.
+      push_params: ``(residuals of one step, dparams) -> dh_t``.
     """
 
+    recurrence: Recurrence
     states: State
     residuals: PyTree
-    transpose_state: Callable[[PyTree, State], State]
-    transpose_params: Callable[[PyTree, State], Params]
+    mode: Mode
+    pull: Callable[[PyTree, State], State]
+    pull_params: Callable[[PyTree, State], Params]
+    pull_inputs: Callable[[PyTree, State], Input] | None
+    push: Callable[[PyTree, State], State]
     push_params: Callable[[PyTree, Params], State]
 
+    @property
+    def starts(self) -> State:
+        """What each step starts from, leaves ``[T, ...]``."""
+        return self.recurrence.starts(self.states)
 
-def linearize(step: Step, params: Params, state0: State, xs: PyTree, steps: int) -> Linearization:
-    """Unrolls `step` and keeps the differential of every step.
+    @property
+    def no_cotangents(self) -> State:
+        """Zeros like the floating leaves of one state."""
+        return jax.tree.map(jnp.zeros_like, differentiable_part(self.recurrence.state0)[0])
 
-    Parameters that are not floating (integers, flags) are constants: they have None in every gradient.
+
+class _Residuals(NamedTuple):
+    """Of one step; `real` and `reset` as in `Instant`."""
+
+    changing: list[Any]
+    real: Array | None
+    reset: Array | None
+
+
+def cut(residuals: PyTree, cotangent: PyTree) -> PyTree:
+    """What goes on from the start of a step to the state before: nothing across a reset.
+
+    Args:
+      residuals: of one step, from a `Linearization`.
+      cotangent: with respect to what the step starts from; any pytree.
     """
-    differentiable, merge = differentiable_part(params)
+    if residuals.reset is None:
+        return cotangent
+    return jax.tree.map(lambda a: jnp.where(residuals.reset, jnp.zeros_like(a), a), cotangent)
+
+
+def linearize(recurrence: Recurrence, *, mode: Mode | None = None, inputs: bool = False) -> Linearization:
+    """Unrolls a recurrence and keeps the differential of every step.
+
+    Leaves of parameters, state and inputs that are no floating numbers are constants: None in every gradient.
+
+    Args:
+      recurrence: to be traced.
+      mode: how the step is differentiated; None: forward if it can be, for then both directions are at hand.
+      inputs: whether `pull_inputs` is wanted.
+
+    Raises:
+      TypeError: the step cannot be differentiated, or not by `mode`.
+    """
+    recurrence = check_step(recurrence)
+    mode = differentiation_mode(recurrence, mode)
+    params, merge_params = differentiable_part(recurrence.params)
     trees: dict[str, Any] = {}
 
-    def step_and_residuals(params: Params, h: State, x: PyTree) -> tuple[list[Any], list[Any]]:
-        new, differential = jax.linearize(lambda p, h: step(merge(p), h, x), params, h)
+    def step_and_residuals(params: Params, h: State, at: Instant) -> tuple[list[Any], list[Any]]:
+        start, merge_state = differentiable_part(recurrence.begin(h, at))
+        x, merge_x = differentiable_part(at.x) if inputs else (None, lambda _: at.x)
+
+        def moved(params: Params, start: State, x: Input) -> tuple[State, State]:
+            new = recurrence.step(merge_params(params), merge_state(start), merge_x(x))
+            return differentiable_part(new)[0], new
+
+        transform: Any = jax.linearize if mode == "forward" else jax.vjp
+        _, differential, new = transform(moved, params, start, x, has_aux=True)
         residuals, trees["differential"] = jax.tree.flatten(differential)
         new_leaves, trees["state"] = jax.tree.flatten(new)
         return new_leaves, residuals
 
-    x0 = jax.tree.map(lambda a: a[0], xs)
-    jaxpr, outputs = jax.make_jaxpr(step_and_residuals, return_shape=True)(differentiable, state0, x0)
+    first = jax.tree.map(lambda a: a[0], recurrence.instants)
+    jaxpr, outputs = jax.make_jaxpr(step_and_residuals, return_shape=True)(params, recurrence.state0, first)
     n_state = len(outputs[0])
-    n_params = len(jax.tree.leaves(differentiable))
-    n_inputs = len(jaxpr.jaxpr.invars)
-    varies = _depends(jaxpr.jaxpr, [False] * n_params + [True] * (n_inputs - n_params))[n_state:]
+    n_params = len(jax.tree.leaves(params))
+    n_inputs = len(jaxpr.in_avals)
+    varies = _depends(jaxpr, [False] * n_params + [True] * (n_inputs - n_params))[n_state:]
 
-    def evaluate(h: State, x: PyTree) -> tuple[State, list[Any]]:
-        out = jaxpr_as_fun(jaxpr)(*jax.tree.leaves((differentiable, h, x)))
+    def evaluate(h: State, at: Instant) -> tuple[State, list[Any]]:
+        out = jaxpr_as_fun(jaxpr)(*jax.tree.leaves((params, h, at)))
         return jax.tree.unflatten(trees["state"], out[:n_state]), out[n_state:]
 
     # Residuals that no step changes (the weights themselves, mostly) are not stacked T times.
-    fixed = [r for r, v in zip(evaluate(state0, x0)[1], varies, strict=True) if not v]
+    fixed = [r for r, v in zip(evaluate(recurrence.state0, first)[1], varies, strict=True) if not v]
 
-    def body(h_tm1: State, x: PyTree) -> tuple[State, tuple[State, list[Any]]]:
-        h, residuals = evaluate(h_tm1, x)
-        return h, (h, [r for r, v in zip(residuals, varies, strict=True) if v])
+    def body(h_tm1: State, at: Instant) -> tuple[State, tuple[State, _Residuals]]:
+        h, residuals = evaluate(h_tm1, at)
+        if at.real is not None:
+            h = choose(at.real, h, h_tm1)
+        return h, (h, _Residuals([r for r, v in zip(residuals, varies, strict=True) if v], at.real, at.reset))
 
-    _, (states, stacked) = jax.lax.scan(body, state0, xs, length=steps)
+    _, (states, stacked) = jax.lax.scan(body, recurrence.state0, recurrence.instants, length=recurrence.length)
 
-    def differential(residuals: list[Any]) -> Callable[[Params, State], State]:
-        changing, same = iter(residuals), iter(fixed)
+    def differential(residuals: _Residuals) -> Callable[..., Any]:
+        changing, same = iter(residuals.changing), iter(fixed)
         return jax.tree.unflatten(trees["differential"], [next(changing) if v else next(same) for v in varies])
 
-    no_params = jax.tree.map(jnp.zeros_like, differentiable)
-    no_state = jax.tree.map(jnp.zeros_like, state0)
+    zeros = partial(jax.tree.map, jnp.zeros_like)
+    state = zeros(differentiable_part(recurrence.state0)[0])
+    x0 = zeros(differentiable_part(first.x)[0]) if inputs else None
 
-    def transpose_state(residuals: PyTree, cotangent: State) -> State:
-        return jax.linear_transpose(lambda dh: differential(residuals)(no_params, dh), state0)(cotangent)[0]
+    # The bare step, without regard to padding: pushes from all three, pulls to each.
+    if mode == "forward":
 
-    def contract(residuals: PyTree, cotangents: State) -> Params:
+        def push_from(residuals: _Residuals, dp: Params, dh: State, dx: Input) -> State:
+            return differential(residuals)(dp, dh, dx)
+
+        def pull_to(residuals: _Residuals, which: int, cotangent: State) -> PyTree:
+            def push(tangent: PyTree) -> State:
+                tangents = [zeros(params), state, x0]
+                tangents[which] = tangent
+                return differential(residuals)(*tangents)
+
+            return jax.linear_transpose(push, (params, state, x0)[which])(cotangent)[0]
+
+    else:
+
+        def push_from(residuals: _Residuals, dp: Params, dh: State, dx: Input) -> State:
+            return jax.linear_transpose(differential(residuals), state)((dp, dh, dx))[0]
+
+        def pull_to(residuals: _Residuals, which: int, cotangent: State) -> PyTree:
+            return differential(residuals)(cotangent)[which]
+
+    def pull(residuals: _Residuals, cotangent: State) -> State:
+        pulled = pull_to(residuals, 1, cotangent)
+        return pulled if residuals.real is None else choose(residuals.real, pulled, cotangent)
+
+    def push(residuals: _Residuals, tangent: State) -> State:
+        pushed = push_from(residuals, zeros(params), tangent, x0)
+        return pushed if residuals.real is None else choose(residuals.real, pushed, tangent)
+
+    def push_params(residuals: _Residuals, tangent: Params) -> State:
+        return _where_real(residuals, push_from(residuals, tangent, state, x0))
+
+    def pull_inputs(residuals: _Residuals, cotangent: State) -> Input:
+        return _where_real(residuals, pull_to(residuals, 2, cotangent))
+
+    def contract(residuals: _Residuals, cotangents: State) -> Params:
         count = jax.tree.leaves(cotangents)[0].shape[0]
 
         def push(dp: Params) -> State:
-            return jax.vmap(lambda r: differential(r)(dp, no_state), axis_size=count)(residuals)
+            return jax.vmap(lambda r: push_from(r, dp, state, x0), axis_size=count)(residuals)
 
-        return jax.linear_transpose(push, differentiable)(cotangents)[0]
+        return jax.linear_transpose(push, params)(cotangents)[0]
 
-    def contract_by_steps(residuals: PyTree, cotangents: State) -> Params:
-        def body(total: Params, one: tuple[PyTree, State]) -> tuple[Params, None]:
-            gradient = jax.linear_transpose(partial(push_params, one[0]), differentiable)(one[1])[0]
-            return jax.tree.map(jnp.add, total, gradient), None
+    def contract_by_steps(residuals: _Residuals, cotangents: State) -> Params:
+        def body(total: Params, one: tuple[_Residuals, State]) -> tuple[Params, None]:
+            return jax.tree.map(jnp.add, total, pull_to(one[0], 0, one[1])), None
 
-        return jax.lax.scan(body, jax.tree.map(jnp.zeros_like, differentiable), (residuals, cotangents))[0]
+        return jax.lax.scan(body, zeros(params), (residuals, cotangents))[0]
 
-    def contract_by_chunks(residuals: PyTree, cotangents: State) -> Params:
+    def contract_by_chunks(residuals: _Residuals, cotangents: State) -> Params:
         """For CPU: one contraction over all steps of a batch transposes arrays that fit no cache (up to 2x)."""
         leaves = jax.tree.leaves(cotangents)
         count = leaves[0].shape[0]
-        numbers = sum(a.size for a in leaves) // count
-        if sum(p.size for p in jax.tree.leaves(differentiable)) <= _FEW_PARAMS * numbers:
+        numbers = max(1, sum(a.size for a in leaves) // count)
+        if sum(p.size for p in jax.tree.leaves(params)) <= _FEW_PARAMS * numbers:
             return contract_by_steps(residuals, cotangents)
         chunk = max(1, _CHUNK_NUMBERS // numbers)
         if chunk >= count:
             return contract(residuals, cotangents)
         rest = count % chunk
         tail = jax.tree.map(lambda a: a[count - rest :], (residuals, cotangents))
-        start = contract(*tail) if rest else jax.tree.map(jnp.zeros_like, differentiable)
+        start = contract(*tail) if rest else zeros(params)
 
-        def body(total: Params, part: tuple[PyTree, State]) -> tuple[Params, None]:
+        def body(total: Params, part: tuple[_Residuals, State]) -> tuple[Params, None]:
             return jax.tree.map(jnp.add, total, contract(*part)), None
 
         def cut(a: Array) -> Array:
@@ -116,26 +225,131 @@ def linearize(step: Step, params: Params, state0: State, xs: PyTree, steps: int)
 
         return jax.lax.scan(body, start, jax.tree.map(cut, (residuals, cotangents)))[0]
 
-    def transpose_params(residuals: PyTree, cotangents: State) -> Params:
+    def pull_params(residuals: _Residuals, cotangents: State) -> Params:
+        if residuals.real is not None:
+            cotangents = jax.vmap(_where_real)(residuals, cotangents)
+        # The differential of a `cond` cannot be transposed once it is batched; step by step it can.
+        if mode == "reverse" or not _traces(contract, residuals, cotangents):
+            return contract_by_steps(residuals, cotangents)
         return jax.lax.platform_dependent(residuals, cotangents, cpu=contract_by_chunks, default=contract)
 
-    def push_params(residuals: PyTree, dp: Params) -> State:
-        return differential(residuals)(dp, no_state)
+    return Linearization(
+        recurrence,
+        states,
+        stacked,
+        mode,
+        pull,
+        pull_params,
+        pull_inputs if inputs else None,
+        push,
+        push_params,
+    )
 
-    return Linearization(states, stacked, transpose_state, transpose_params, push_params)
+
+def require_pulls(along: Linearization, what: str) -> None:
+    """Raises TypeError, naming `what` needs them, where a step has no backward pass."""
+    one = jax.tree.map(lambda a: a[0], along.residuals)
+    fault = _fault(along.pull, one, along.no_cotangents)
+    if fault is not None:
+        raise TypeError(
+            f"step: {what} needs its backward pass, and it has none ({_short(fault)}); a while_loop of unknown "
+            "length cannot be run backwards: use lax.scan, or lax.fori_loop with bounds that are known before "
+            "compilation. jacobians and lyapunov_exponents go forward and work"
+        ) from fault
+
+
+def require_pushes(along: Linearization, what: str) -> None:
+    """Raises TypeError, naming `what` needs them, where a step has pulls alone."""
+    one = jax.tree.map(lambda a: a[0], along.residuals)
+    fault = _fault(along.push, one, along.no_cotangents)
+    if fault is not None:
+        raise TypeError(
+            f"step: {what} needs its forward mode, and it has none: its backward pass cannot be turned round "
+            f"either ({_short(fault)}); write its derivative as a jax.custom_jvp"
+        ) from fault
+
+
+def differentiation_mode(recurrence: Recurrence, mode: Mode | None = None) -> Mode:
+    """How the step of a checked recurrence is differentiated: as asked for, else forward if it can be.
+
+    Raises:
+      TypeError: the step cannot be differentiated so.
+    """
+    params, merge_params = differentiable_part(recurrence.params)
+    first = jax.tree.map(lambda a: jnp.asarray(a)[0], recurrence.instants)
+    start, merge_state = differentiable_part(recurrence.state0)
+
+    def moved(params: Params, start: State) -> State:
+        return differentiable_part(recurrence.step(merge_params(params), merge_state(start), first.x))[0]
+
+    def forward(params: Params, start: State) -> None:
+        pushed = jax.make_jaxpr(lambda p, h: jax.jvp(moved, (p, h), (p, h))[1])(params, start)
+        if "custom_lin" in _primitives(pushed):  # what stands there complains only when it is compiled
+            raise TypeError("the derivative of a jax.custom_vjp goes backwards alone")
+
+    def reverse(params: Params, start: State) -> Any:
+        return jax.vjp(moved, params, start)[1](start)
+
+    if mode is not None:
+        fault = _fault(forward if mode == "forward" else reverse, params, start)
+        if fault is None:
+            return mode
+        raise TypeError(f'mode: this step cannot be differentiated by "{mode}": {_short(fault)}') from fault
+    fault = _fault(forward, params, start)
+    if fault is None:
+        return "forward"
+    if _fault(reverse, params, start) is None:
+        return "reverse"
+    raise TypeError(f"step: it cannot be differentiated, forwards or backwards: {_short(fault)}") from fault
+
+
+def _fault(function: Callable[..., Any], *arguments: Any) -> Exception | None:
+    """What it raises on abstract values."""
+    try:
+        jax.eval_shape(function, *arguments)
+    except Exception as fault:  # of the user's own code and of JAX's, which raises some five types here
+        return fault
+    return None
+
+
+def _traces(function: Callable[..., Any], *arguments: Any) -> bool:
+    return _fault(function, *arguments) is None
+
+
+def _primitives(jaxpr: Any) -> set[str]:
+    """Names of all primitives, also in jaxprs within."""
+    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+    found = set()
+    for eqn in jaxpr.eqns:
+        found.add(eqn.primitive.name)
+        for value in jax.tree.leaves(eqn.params, is_leaf=lambda v: hasattr(v, "jaxpr") or hasattr(v, "eqns")):
+            if hasattr(value, "jaxpr") or hasattr(value, "eqns"):
+                found |= _primitives(value)
+    return found
+
+
+def _short(fault: Exception) -> str:
+    lines = str(fault).strip().splitlines()
+    return f"{type(fault).__name__}: {lines[0][:200] if lines else ''}"
+
+
+def _where_real(residuals: _Residuals, tree: PyTree) -> PyTree:
+    real = residuals.real
+    return tree if real is None else jax.tree.map(lambda a: jnp.where(real, a, jnp.zeros_like(a)), tree)
 
 
 def _depends(jaxpr: Any, inputs: list[bool]) -> list[bool]:
     """For every output of `jaxpr`, whether it depends on an input that is marked True."""
+    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)  # a closed one; from JAX 0.11 on there is no difference
     marked = {v for v, mark in zip(jaxpr.invars, inputs, strict=True) if mark}
 
     def is_marked(v: Any) -> bool:
-        return not isinstance(v, Literal) and v in marked
+        return not isinstance(v, JaxprLiteral) and v in marked
 
     for eqn in jaxpr.eqns:
         marks = [is_marked(v) for v in eqn.invars]
         if eqn.primitive.name in ("jit", "pjit"):  # a jitted step is looked into, or its weights would be stacked
-            out = _depends(eqn.params["jaxpr"].jaxpr, marks)
+            out = _depends(eqn.params["jaxpr"], marks)
         else:
             out = [any(marks)] * len(eqn.outvars)
         marked.update(v for v, mark in zip(eqn.outvars, out, strict=True) if mark)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from bptt_jax.checks import check_positive_int
-from bptt_jax.step import Params, PyTree, State, Step, check_arguments, check_step
+from bptt_jax.step import Instant, Params, PyTree, Recurrence, State, Step, bind, check_step
 
 
 def unroll(
@@ -26,8 +26,9 @@ def unroll(
     Args:
       step: pure function ``(params, state, x) -> state``.
       params: pytree of arrays.
-      state0: h_0, pytree of floating arrays.
-      xs: inputs, leaves ``[T, ...]``; None for an autonomous step, which then receives None.
+      state0: h_0, pytree of arrays, of which the floating ones are differentiated.
+      xs: inputs, leaves ``[T, ...]``; None for an autonomous step, which then receives None. Or a
+        `bptt_jax.Sequence`, with padding and resets.
       length: T, needed where `xs` is None.
       unroll: steps per iteration of the compiled loop (`jax.lax.scan`'s argument).
       remat: rematerialise in the backward pass (Chen et al. 2016, arXiv:1604.06174): only the state at the
@@ -36,7 +37,8 @@ def unroll(
         O(T) to O(sqrt(T)) beyond the returned states, for one more forward pass.
 
     Returns:
-      h_1 .. h_T, a pytree like `state0` with leaves ``[T, ...]``: ``states[k]`` is h_{k+1}.
+      h_1 .. h_T, a pytree like `state0` with leaves ``[T, ...]``: ``states[k]`` is h_{k+1}, in padding the state
+      that is held.
 
     Raises:
       TypeError, ValueError: an argument breaks the contract (see `bptt_jax.step`), before any compilation.
@@ -48,9 +50,9 @@ def unroll(
              [1.5 ],
              [1.75]], dtype=float32)
     """
-    steps = check_arguments(step, params, state0, xs, length)
-    segment = _segment(remat, steps)
-    return _states(step, params, state0, xs, steps, check_positive_int("unroll", unroll), segment)
+    recurrence = bind(step, params, state0, xs, length)
+    segment = segment_length(remat, recurrence.length)
+    return _states(recurrence, check_positive_int("unroll", unroll), segment)
 
 
 def final_state(
@@ -72,59 +74,53 @@ def final_state(
       >>> bptt.final_state(lambda w, h, x: w * h, 0.5, jnp.ones(1), length=3)  # x is None
       Array([0.125], dtype=float32)
     """
-    steps = check_arguments(step, params, state0, xs, length)
-    segment = _segment(remat, steps)
-    return _last(step, params, state0, xs, steps, check_positive_int("unroll", unroll), segment)
+    recurrence = bind(step, params, state0, xs, length)
+    segment = segment_length(remat, recurrence.length)
+    return _last(recurrence, check_positive_int("unroll", unroll), segment)
 
 
-def _segment(remat: bool | int, steps: int) -> int | None:
+def states_of(recurrence: Recurrence) -> State:
+    """h_1 .. h_T of a checked recurrence, to be traced."""
+    return _scan(recurrence, 1, None, emit=lambda h: h)[1]
+
+
+def segment_length(remat: bool | int, steps: int) -> int | None:
+    """Steps between two states that are kept; None if all are."""
     if isinstance(remat, bool):
         return math.isqrt(steps - 1) + 1 if remat else None
     return min(check_positive_int("remat", remat), steps)
 
 
-@partial(jax.jit, static_argnames=("step", "steps", "unroll", "segment"))
-def _states(
-    step: Step, params: Params, state0: State, xs: PyTree, steps: int, unroll: int, segment: int | None
-) -> State:
-    state0 = check_step(step, params, state0, xs)
-    return _scan(step, params, state0, xs, steps, unroll, segment, emit=lambda h: h)[1]
+@partial(jax.jit, static_argnames=("unroll", "segment"))
+def _states(recurrence: Recurrence, unroll: int, segment: int | None) -> State:
+    return _scan(check_step(recurrence), unroll, segment, emit=lambda h: h)[1]
 
 
-@partial(jax.jit, static_argnames=("step", "steps", "unroll", "segment"))
-def _last(
-    step: Step, params: Params, state0: State, xs: PyTree, steps: int, unroll: int, segment: int | None
-) -> State:
-    state0 = check_step(step, params, state0, xs)
-    return _scan(step, params, state0, xs, steps, unroll, segment, emit=lambda h: None)[0]
+@partial(jax.jit, static_argnames=("unroll", "segment"))
+def _last(recurrence: Recurrence, unroll: int, segment: int | None) -> State:
+    return _scan(check_step(recurrence), unroll, segment, emit=lambda h: None)[0]
 
 
 def _scan(
-    step: Step,
-    params: Params,
-    state0: State,
-    xs: PyTree,
-    steps: int,
-    unroll: int,
-    segment: int | None,
-    emit: Callable[[State], PyTree],
+    recurrence: Recurrence, unroll: int, segment: int | None, emit: Callable[[State], PyTree]
 ) -> tuple[State, PyTree]:
-    def run(h: State, xs: PyTree, length: int) -> tuple[State, PyTree]:
-        def body(h_tm1: State, x: PyTree) -> tuple[State, PyTree]:
-            h = step(params, h_tm1, x)
+    def run(h: State, instants: Instant, length: int) -> tuple[State, PyTree]:
+        def body(h_tm1: State, at: Instant) -> tuple[State, PyTree]:
+            h = recurrence.advance(h_tm1, at)
             return h, emit(h)
 
-        return jax.lax.scan(body, h, xs, length=length, unroll=unroll)
+        return jax.lax.scan(body, h, instants, length=length, unroll=unroll)
 
+    state0, instants, steps = recurrence.state0, recurrence.instants, recurrence.length
     if segment is None:
-        return run(state0, xs, steps)
+        return run(state0, instants, steps)
     count, rest = divmod(steps, segment)
     # Inside a scan the compiler cannot merge the recomputation with the first run, so no barrier is needed.
     run_again = partial(jax.checkpoint, prevent_cse=False)(run, static_argnums=2)
-    whole = jax.tree.map(lambda a: a[: count * segment].reshape(count, segment, *a.shape[1:]), xs)
-    h, states = jax.lax.scan(lambda h, xs: run_again(h, xs, segment), state0, whole, length=count)
+    whole = jax.tree.map(lambda a: a[: count * segment].reshape(count, segment, *a.shape[1:]), instants)
+    h, states = jax.lax.scan(lambda h, part: run_again(h, part, segment), state0, whole, length=count)
     states = jax.tree.map(lambda a: a.reshape(count * segment, *a.shape[2:]), states)
     if rest == 0:
         return h, states
-    h, tail = jax.checkpoint(run, static_argnums=2)(h, jax.tree.map(lambda a: a[-rest:], xs), rest)
+    h, tail = jax.checkpoint(run, static_argnums=2)(h, jax.tree.map(lambda a: a[-rest:], instants), rest)
     return h, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), states, tail)

@@ -1,16 +1,17 @@
 """Penalties that keep the error signal's norm on its way back: added to a loss, they are differentiated with it."""
 
-from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from bptt_jax.analysis.adjoints import backward
+from bptt_jax.analysis.loss import BoundLoss, bind_loss
 from bptt_jax.analysis.lyapunov import lyapunov_exponents
 from bptt_jax.checks import check_choice, check_positive_int
 from bptt_jax.linalg import logscale
-from bptt_jax.step import Array, Loss, Params, PyTree, State, Step, check_arguments
+from bptt_jax.linalg.logscale import LogScaled
+from bptt_jax.step import Array, Loss, Params, PyTree, Recurrence, State, Step, bind
 
 
 class OmegaTerms(NamedTuple):
@@ -46,8 +47,7 @@ def omega_terms(
     Raises:
       TypeError, ValueError: an argument breaks the contract.
     """
-    steps = check_arguments(step, params, state0, xs, length, loss)
-    return _omega_terms(step, params, state0, xs, loss, steps)
+    return _omega_terms(bind(step, params, state0, xs, length), bind_loss(loss))
 
 
 def omega_penalty(terms: OmegaTerms, *, version: Literal["paper", "code"] = "paper") -> Array:
@@ -116,17 +116,18 @@ def flossing_penalty(
     return jnp.mean(jnp.square(spectrum.exponents))
 
 
-@partial(jax.jit, static_argnames=("step", "loss", "steps"))
-def _omega_terms(step: Step, params: Params, state0: State, xs: PyTree, loss: Loss, steps: int) -> OmegaTerms:
-    done = backward(step, params, state0, xs, loss, steps)
-    along = done.linearization
+@jax.jit
+def _omega_terms(recurrence: Recurrence, loss: BoundLoss) -> OmegaTerms:
+    done = backward(recurrence, loss)
+    along = done.along
     # Residuals that change from step to step come from the states; the weights are among those that do not.
-    constants = jax.lax.stop_gradient((along.residuals, done.mantissas, done.exponents))
+    constants = jax.lax.stop_gradient((along.residuals, done.signal))
 
-    def term(residuals: PyTree, delta: State, e: Array) -> tuple[Array, Array]:
+    def term(residuals: PyTree, signal: LogScaled) -> tuple[Array, Array]:
+        delta, e = signal.mantissa, signal.exponent
         log_norm = logscale.log_norm(delta)
         zero = log_norm == -jnp.inf
-        ratio = 2 * (logscale.log_norm(along.transpose_state(residuals, delta)) - jnp.where(zero, 0, log_norm))
+        ratio = 2 * (logscale.log_norm(along.pull(residuals, delta)) - jnp.where(zero, 0, log_norm))
         square = jnp.where(zero, 1.0, jnp.exp(jnp.where(zero, 0.0, ratio)))
         return jnp.square(square - 1), logscale.log_norm(delta, e) >= 0.5 * jnp.log(1e-20)
 

@@ -1,0 +1,94 @@
+"""A loss of the whole trajectory, bound to what it is given beside the states."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bptt_jax.checks import (
+    call_user_function,
+    check_function,
+    check_leaves,
+    check_scalar,
+    describe_shapes,
+    notice_new_function,
+)
+from bptt_jax.step import Array, Loss, PyTree, State, differentiable_part
+
+
+class LossGradient(NamedTuple):
+    """Value and immediate derivatives of a loss.
+
+    Attributes:
+      value: L.
+      aux: what the loss returned beside it; None without ``has_aux``.
+      states: dl/dh_1 .. dl/dh_T, like the states, None at leaves that are no floating numbers.
+      args: dL/dargs likewise; None without `args`.
+    """
+
+    value: Array
+    aux: PyTree
+    states: State
+    args: PyTree
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=("args",), meta_fields=("function", "has_args", "has_aux"))
+@dataclass(frozen=True, eq=False)
+class BoundLoss:
+    """``loss(states)``, or ``loss(states, args)`` where `args` are given; made by `bind_loss`."""
+
+    function: Loss
+    args: PyTree
+    has_args: bool
+    has_aux: bool
+
+    def __call__(self, states: State) -> tuple[Array, PyTree]:
+        """``(value, aux)``, checked.
+
+        Raises:
+          TypeError, ValueError: what the function returns is no real scalar (and something beside it).
+        """
+        return self._call(states, self.args)
+
+    def differentiate(self, states: State) -> LossGradient:
+        """Value and derivatives with respect to the floating leaves of the states and of `args`."""
+        moving, merge = differentiable_part(states)
+        moving_args, merge_args = differentiable_part(self.args)
+
+        def value(part: State, args: PyTree) -> tuple[Array, PyTree]:
+            return self._call(merge(part), merge_args(args))
+
+        (found, aux), (immediate, args_grad) = jax.value_and_grad(value, (0, 1), has_aux=True)(moving, moving_args)
+        # Of a loss that is linear in the states this is a constant, T * D zeros mostly, which the compiler would
+        # spend half a minute on to evaluate ahead of time.
+        return LossGradient(found, aux, jax.lax.optimization_barrier(immediate), args_grad)
+
+    def _call(self, states: State, args: PyTree) -> tuple[Array, PyTree]:
+        given = (states, args) if self.has_args else (states,)
+        names = "(states, args)" if self.has_args else "(states)"
+        found = call_user_function("loss", f"{names} on states {describe_shapes(states)}", self.function, *given)
+        aux = None
+        if self.has_aux:
+            if not (isinstance(found, tuple) and len(found) == 2):
+                raise TypeError(
+                    f"loss: with has_aux=True it must return a pair (loss, aux), got {type(found).__name__}"
+                )
+            found, aux = found
+        check_scalar("loss", found)
+        return jnp.asarray(found), aux
+
+
+def bind_loss(loss: Loss, args: PyTree = None, has_aux: bool = False) -> BoundLoss:
+    """The loss of these arguments, checked; warns once of a function that is made anew for every call.
+
+    Raises:
+      TypeError, ValueError: `loss` is no hashable function; a leaf of `args` is no array; `has_aux` is no bool.
+    """
+    check_function("loss", loss, "loss(states) -> scalar")
+    check_leaves("args", args)
+    if not isinstance(has_aux, bool):
+        raise TypeError(f"has_aux: expected True or False, got {type(has_aux).__name__}")
+    notice_new_function("loss", loss, "what changes from call to call goes into args=, for loss(states, args)")
+    return BoundLoss(loss, args, args is not None, has_aux)
