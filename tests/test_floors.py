@@ -9,8 +9,10 @@ import bptt_jax
 
 ROOT = Path(bptt_jax.__file__).parent
 FLOORS = {
+    "leaves": 0,
     "checks": 1,
     "files": 1,
+    "results": 1,
     "step": 2,
     "linalg": 2,
     "recurrence": 3,
@@ -33,6 +35,7 @@ LAZY = {
     "pydoc_data",
     "orbax",
     "tensorstore",
+    "xarray",
     "fcntl",
     "scipy",
 }  # dear to import, or not everywhere there

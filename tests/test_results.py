@@ -1,0 +1,421 @@
+"""Results that read: pytrees to JAX, a few lines to people, plain types and labelled arrays to everything else."""
+
+import copy
+import dataclasses
+import json
+import pickle
+import re
+import sys
+from typing import Any, NamedTuple
+
+import chex
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import xarray
+
+from bptt_jax.results import Result, field, result
+
+
+class State(NamedTuple):
+    c: Any
+    h: Any
+
+
+class Spectra(Result):
+    """A group."""
+
+    steps: Any = field(dims=("steps",))
+    values: Any = field(dims=("steps", "unit"))
+
+
+class Found(Result):
+    """What a toy measurement found."""
+
+    rate: Any = field(dims=())
+    log_norms: Any = field(dims=("time",))
+    states: Any = field(dims=("time", ...))
+    grads: Any
+    spectra: Spectra
+    aux: Any = None
+    method: str = field(static=True, default="forward")
+
+    def _headline(self) -> str:
+        return f"falls by {-float(self.rate):.3g} <nats>"
+
+    @property
+    def broken(self) -> Any:
+        return self.grads.no_such_field
+
+
+class Numbers(Result):
+    """No headline, no axes."""
+
+    value: Any
+    other: Any = None
+
+
+class Drawn(Result):
+    """One with a figure."""
+
+    curve: Any = field(dims=("time",))
+
+    def _figure(self) -> Any:
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(2, 1))
+        figure.subplots().plot(np.asarray(self.curve))
+        return figure
+
+
+def found(shift: Any = 0.0) -> Found:
+    """T = 5, a state of 3 and 2 numbers."""
+    states = State(jnp.arange(15.0).reshape(5, 3) + shift, jnp.ones((5, 2)) * shift)
+    spectra = Spectra(jnp.array([1, 3]), jnp.array([[2.0, 1.0], [3.0, 0.5]]) + shift)
+    return Found(shift - 0.5, jnp.arange(-5.0, 0.0) + shift, states, {"w": jnp.eye(2) * shift}, spectra)
+
+
+def test_a_pytree_to_jax():
+    one = found(1.0)
+    assert len(jax.tree.leaves(one)) == 7 - 1 + 1
+    chex.assert_trees_all_close(jax.jit(found)(1.0), one)
+    chex.assert_trees_all_close(jax.tree.map(lambda a: a[1], jax.vmap(found)(jnp.arange(3.0))), one)
+    grad = jax.grad(lambda r: jnp.sum(r.log_norms**2))(dataclasses.replace(one, spectra=None))
+    np.testing.assert_allclose(grad.log_norms, 2 * one.log_norms)
+    axes = dataclasses.replace(jax.tree.map(lambda _: None, one), log_norms=0)
+    summed = jax.vmap(lambda r: r.log_norms + r.rate, in_axes=(axes,))(one)
+    np.testing.assert_allclose(summed, one.log_norms + one.rate)
+    assert isinstance(jax.tree.map(lambda _: object(), one), Found)
+    names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(one)]
+    assert ".states.c" in names
+    assert ".spectra.values" in names
+
+
+def test_static_fields_are_structure():
+    one, other = found(), dataclasses.replace(found(), method="reverse")
+    assert jax.tree.structure(one) != jax.tree.structure(other)
+    assert jax.jit(lambda r: r)(other).method == "reverse"
+
+
+def test_a_frozen_dataclass():
+    one = found()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        one.rate = 1.0
+    assert dataclasses.replace(one, rate=2.0).rate == 2.0
+    assert one == one
+    assert (one == found()) is False  # of arrays it would be an array
+    assert len({one, found()}) == 2
+    for same in (pickle.loads(pickle.dumps(one)), copy.copy(one), copy.deepcopy(one)):
+        chex.assert_trees_all_equal(same, one)
+
+
+def test_by_a_decorator():
+    @result
+    class Decorated:
+        """Some words."""
+
+        value: Any
+        name: str = field(static=True, default="a")
+
+        def _headline(self) -> str:
+            return "seen"
+
+    one = jax.jit(lambda x: Decorated(x))(1.0)
+    assert isinstance(one, Result)
+    assert (one.value, one.name, Decorated.__doc__) == (1.0, "a", "Some words.")
+    assert repr(one).startswith("Decorated: seen\n")
+
+
+def test_lines():
+    lines = repr(found()).splitlines()
+    assert lines[0] == "Found: falls by 0.5 <nats>"
+    assert lines[1] == "  rate -0.5, aux None, method 'forward'"
+    assert lines[2] == "  log_norms  float32[5] from -5 to -1"
+    assert lines[3] == "  states     State of 2: c float32[5, 3] from 0 to 14; h float32[5, 2] 0 throughout"
+    assert lines[5] == "  spectra    Spectra: steps int32[2] from 1 to 3, values float32[2, 2] from 0.5 to 3"
+    assert lines[6] == "  more: help(Found), .to_dict(), .to_xarray()"
+    assert str(found()) == repr(found())
+
+
+def test_a_batch_says_so():
+    batch = jax.vmap(jax.vmap(found))(jnp.zeros((4, 2)))
+    lines = repr(batch).splitlines()
+    assert lines[0].startswith("Found, a batch of 4 x 2: ")
+    assert "falls" not in lines[0]  # the headline is of one sequence
+    assert any(line.endswith("float32[4, 2, 5] from -5 to -1") for line in lines)
+
+
+RANGES = {
+    "NaN and infinities": (np.array([np.nan, -np.inf, -np.inf, np.inf, 1, 3]), "from 1 to 3, 1 NaN, 1 inf, 2 -inf"),
+    "nothing finite": (np.array([np.nan, np.nan]), "2 NaN"),
+    "complex": (np.array([3 + 4j, 0]), "modulus from 0 to 5"),
+    "integers": (np.array([1_234_567, -3]), "from -3 to 1234567"),
+    "booleans": (np.array([True, False, True]), "2 of 3 true"),
+    "half": (jnp.array([1, 2], jnp.bfloat16), "from 1 to 2"),
+    "four bits": (jnp.array([-8, 7], jnp.int4), "from -8 to 7"),
+    "large": (np.array([3e38, -3e38], np.float32), "from -3e+38 to 3e+38"),
+    "large complex": (np.array([3e38 + 3e38j], np.complex64), "1 inf"),
+}
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_ranges(name):
+    a, text = RANGES[name]
+    assert repr(Numbers(a)).splitlines()[1].split("] ")[1] == text
+
+
+SCALARS = {
+    "float": (jnp.float32(-0.69314), "-0.6931"),
+    "bfloat16": (jnp.bfloat16(0.5), "0.5"),
+    "int": (jnp.int32(123456), "123456"),
+    "bool": (np.bool_(True), "True"),
+    "Python's": (0.123456, "0.1235"),
+    "complex": (jnp.complex64(1 + 2j), "1+2j"),
+    "infinite": (-np.inf, "-inf"),
+    "word": ("a\nb", "'a\\nb'"),
+}
+
+
+@pytest.mark.parametrize("name", SCALARS)
+def test_scalars_are_numbers(name):
+    a, text = SCALARS[name]
+    assert repr(Numbers(a)).splitlines()[0] == f"Numbers: value {text}, other None"
+
+
+MANY = [f"field_{i}" for i in range(60)]
+Many = type("Many", (Result,), {"__annotations__": dict.fromkeys(MANY, Any), "__doc__": "Sixty fields."})
+
+
+@pytest.mark.parametrize(
+    "value", [1.5, np.ones((1000, 300)), {f"a{i}": np.ones(3) for i in range(50)}, "long " * 99]
+)
+def test_at_most_ten_lines(value):
+    for one in (Many(**dict.fromkeys(MANY, value)), Many(*[value, np.ones(3), found()] * 20)):
+        lines = repr(one).splitlines()
+        assert len(lines) <= 10
+        assert max(map(len, lines)) <= 110
+
+
+def test_what_is_left_out_is_named():
+    lines = repr(Many(**dict.fromkeys(MANY, np.ones(3)))).splitlines()
+    assert lines[-2].startswith("  field_7 ")
+    assert "; also .field_8, .field_9, " in lines[-1]
+    lines = repr(Many(**dict.fromkeys(MANY, 1.5))).splitlines()
+    last = int(re.findall(r"field_(\d+) 1.5$", lines[-2])[0])
+    assert f"; also .field_{last + 1}, " in lines[-1]
+
+
+class Hostile:
+    dtype = "no dtype"
+
+    @property
+    def shape(self) -> Any:
+        raise RuntimeError
+
+    def __repr__(self) -> str:
+        raise RuntimeError
+
+
+def deleted() -> jax.Array:
+    a = jnp.ones(3)
+    a.delete()
+    return a
+
+
+PARTS = {
+    "None": lambda: None,
+    "object": object,
+    "hostile": Hostile,
+    "deleted": deleted,
+    "struct": lambda: jax.ShapeDtypeStruct((2, 3), jnp.float32),
+    "struct of no dimension": lambda: jax.ShapeDtypeStruct((), jnp.float32),
+    "key": lambda: jax.random.key(0),
+    "old key": lambda: jax.random.PRNGKey(0),
+    "float0": lambda: np.zeros(3, jax.dtypes.float0),
+    "empty": lambda: jnp.ones((0, 3)),
+    "objects": lambda: np.array([object(), None]),
+    "words": lambda: np.array(["a", "b"]),
+    "keys without order": lambda: {1: jnp.ones(2), "a": 2},
+    "empty tree": lambda: (),
+    "a set": lambda: {1, 2},
+    "function": lambda: print,
+    "type": lambda: float,
+    "result": lambda: Numbers(Hostile()),
+    "module": lambda: eqx.nn.Linear(2, 2, key=jax.random.key(0)),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_nothing_makes_it_raise(name):
+    part = PARTS[name]()
+    for value in (
+        Numbers(part),
+        Numbers({"deep": [part]}),
+        dataclasses.replace(found(), rate=part),
+        dataclasses.replace(found(), states=part, spectra=part, method=part),
+    ):
+        assert 1 < len(repr(value).splitlines()) <= 10
+        assert value._repr_html_().startswith("<div>")
+    everywhere = jax.tree.map(lambda _: part, found())
+    assert len(repr(everywhere).splitlines()) <= 10
+    assert "falls" not in repr(everywhere)
+
+
+def test_what_is_not_here_is_named(monkeypatch):
+    assert "float32[3] deleted" in repr(Numbers(deleted()))
+    assert "float32[2, 3]" in repr(Numbers(PARTS["struct"]()))
+    assert "float0[3]" in repr(Numbers(PARTS["float0"]()))
+    assert "key<fry>[]" in repr(Numbers(PARTS["key"]()))
+    here = jnp.ones(3)
+    for name in ("is_fully_addressable", "is_fully_replicated"):
+        monkeypatch.setattr(type(here), name, property(lambda _: False))
+    assert "float32[3] on other hosts" in repr(Numbers(here))
+
+
+def test_tracers_are_left_alone():
+    seen = []
+
+    class Watched(Result):
+        """Calls are seen."""
+
+        value: Any = field(dims=())
+
+        def _headline(self) -> str:
+            seen.append(self.value)
+            return "seen"
+
+    def traced(x: jax.Array) -> Watched:
+        one = Watched(x)
+        texts.append(repr(one) + one._repr_html_())
+        return one
+
+    texts: list[str] = []
+    jax.jit(traced)(1.0)
+    jax.vmap(traced)(jnp.ones(2))
+    jax.grad(lambda x: traced(x).value)(1.0)
+    assert len(texts) == 3
+    assert seen == []
+    assert all("float32[] traced" in text for text in texts)
+    assert repr(Watched(1.0)).startswith("Watched: seen\n")
+    assert len(seen) == 1
+
+
+def test_large_arrays_stay_where_they_are():
+    large = np.broadcast_to(np.float32(1), (1 << 13, 1 << 13))
+    assert "float32[8192, 8192]\n" in repr(Numbers(large))
+
+
+def test_html():
+    text = found()._repr_html_()
+    assert "<b>Found: falls by 0.5 &lt;nats&gt;</b>" in text
+    assert re.findall(r"<th[^>]*>(\w+)</th>", text) == [f.name for f in dataclasses.fields(Found)]
+    assert "<script>" not in Numbers("<script>", {"<script>": 1})._repr_html_()
+    assert "<img" not in text
+
+
+def test_the_figure_of_a_notebook(monkeypatch):
+    drawn = Drawn(jnp.arange(4.0))
+    assert re.search(
+        r'<img alt="Drawn[^"]*" width="\d+" src="data:image/png;base64,iVBOR[\w+/=]+">', drawn._repr_html_()
+    )
+    assert "<img" not in Drawn(object())._repr_html_()
+    assert "<img" not in Drawn(jnp.ones((2, 2, 2)))._repr_html_()  # matplotlib raises
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert "<img" not in drawn._repr_html_()
+    assert "<table>" in drawn._repr_html_()
+
+
+def test_plain_types():
+    one = dataclasses.replace(
+        found(),
+        rate=jnp.float32(-np.inf),
+        log_norms=jnp.array([np.nan, np.inf, -1.0]),
+        aux=({"complex": jnp.array([1 + 2j, np.inf]), 3: True}, [jnp.bfloat16(0.5), 2, None, "word"], (), print),
+    )
+    content = json.loads(json.dumps(one.to_dict(), allow_nan=False))
+    assert list(content) == [f.name for f in dataclasses.fields(Found)]
+    assert content["rate"] == "-inf"
+    assert content["log_norms"] == ["nan", "inf", -1.0]
+    np.testing.assert_array_equal([float(v) for v in content["log_norms"]], one.log_norms)
+    assert content["states"] == {"c": np.arange(15.0).reshape(5, 3).tolist(), "h": np.zeros((5, 2)).tolist()}
+    assert content["spectra"] == {"steps": [1, 3], "values": [[2.0, 1.0], [3.0, 0.5]]}
+    assert content["aux"][0] == {"complex": {"re": [1.0, "inf"], "im": [2.0, 0.0]}, "3": True}
+    assert content["aux"][1:3] == [[0.5, 2, None, "word"], []]
+    assert content["method"] == "forward"
+
+
+def test_plain_types_of_other_nodes():
+    layer = eqx.nn.Linear(2, 1, key=jax.random.key(0))
+    content = Numbers(layer, jax.random.key(7)).to_dict()
+    np.testing.assert_allclose(content["value"]["weight"], layer.weight)
+    assert content["other"] == np.asarray(jax.random.key_data(jax.random.key(7))).tolist()
+    assert Numbers(np.array([True, False]), jnp.int4(-8)).to_dict() == {"value": [True, False], "other": -8}
+    assert Numbers(np.float64(np.nan), np.complex128(1j)).to_dict()["other"] == {"re": 0.0, "im": 1.0}
+
+
+def test_axes_have_names():
+    data = found(1.0).to_xarray()
+    assert {k: v.dims for k, v in data.data_vars.items()} == {
+        "rate": (),
+        "log_norms": ("time",),
+        "states.c": ("time", "unit"),
+        "states.h": ("time", "states.h_unit"),  # 2 numbers, where the other has 3
+        "grads.w": ("grads.w_0", "grads.w_1"),
+        "spectra.steps": ("steps",),
+        "spectra.values": ("steps", "spectra.values_unit"),
+    }
+    np.testing.assert_array_equal(data["states.c"], found(1.0).states.c)
+    assert data.attrs == {"title": "Found: falls by -0.5 <nats>", "method": "forward"}
+
+
+@pytest.mark.parametrize("lead", [("batch",), ("batch", "batch_1")])
+def test_axes_of_a_batch_come_first(lead):
+    batch = found
+    for _ in lead:
+        batch = jax.vmap(batch)
+    data = batch(jnp.ones((4, 2)[: len(lead)])).to_xarray()
+    for name, one in found(1.0).to_xarray().data_vars.items():
+        assert data[name].dims == (*lead, *one.dims)
+
+
+def test_a_field_named_as_its_axis_is_its_coordinate():
+    spectra = found().spectra
+    assert spectra.to_xarray().sel(steps=3)["values"].values.tolist() == [3.0, 0.5]
+    batch = jax.tree.map(lambda a: jnp.stack([a, a]), spectra)
+    assert batch.to_xarray().sel(steps=3)["values"].values.tolist() == [[3.0, 0.5]] * 2
+    ragged = dataclasses.replace(batch, steps=jnp.array([[1, 3], [1, 4]]))
+    assert ragged.to_xarray()["steps"].dims == ("batch", "steps")
+
+
+def test_other_types_in_xarray():
+    data = Numbers(
+        {"half": jnp.ones(2, jnp.bfloat16), "none": None, "thing": object()}, jax.random.key(0)
+    ).to_xarray()
+    assert isinstance(data, xarray.Dataset)
+    assert data["value.half"].dtype == np.float32
+    assert set(data) == {"value.half", "other"}
+    fewer = dataclasses.replace(found(), states=jnp.ones(()))  # not what was declared
+    assert fewer.to_xarray()["states"].dims == ()
+
+
+def test_without_xarray(monkeypatch):
+    monkeypatch.setitem(sys.modules, "xarray", None)
+    with pytest.raises(ImportError, match="python -m pip install xarray"):
+        found().to_xarray()
+
+
+def test_a_misspelt_field():
+    one = found()
+    for wrong, right in (("log_norm", "log_norms"), ("values", "spectra.values"), ("to_dic", "to_dict")):
+        with pytest.raises(AttributeError, match=f"Found has no field '{wrong}'; did you mean {right}") as raised:
+            getattr(one, wrong)
+        assert (raised.value.name, raised.value.obj) == (wrong, one)
+    with pytest.raises(AttributeError, match="; there are aux, broken, grads"):
+        one.xyz  # noqa: B018
+    with pytest.raises(AttributeError, match=r"no field '_replace'$"):
+        one._replace  # noqa: B018
+    with pytest.raises(AttributeError, match="'dict' object has no attribute 'no_such_field'"):
+        one.broken  # noqa: B018
+    assert not hasattr(one, "_repr_svg_")
