@@ -308,7 +308,7 @@ def _product_log_norms(step: Step, params: Params, starts: State, xs: PyTree, st
         return jax.tree.map(cut, tree)
 
     def body(product: PyTree, inputs: PyTree) -> tuple[PyTree, Array]:
-        return suffix_log_norms(product, jacobians_at(step, params, *inputs, "forward"))
+        return suffix_log_norms(product, jacobians_at(step, params, inputs[0], inputs[1], "forward"))
 
     empty = identity(jnp.zeros((1, example.size, example.size), example.dtype))
     inputs = in_chunks((starts, jax.tree.map(jnp.asarray, xs)))
