@@ -1,5 +1,6 @@
 """The prediction against what the parallel evaluation then does."""
 
+import dataclasses
 import math
 
 import jax
@@ -36,7 +37,8 @@ def test_verdict(exponent, error, steps, verdict) -> None:
 
 
 def test_of_a_batch_the_worst_decides() -> None:
-    found = prediction([-1.0, 0.5, -0.2], [0.0, 0.0, 0.0], [1000, 1000, 1000])._replace(size=np.asarray([4, 4, 4]))
+    found = prediction([-1.0, 0.5, -0.2], [0.0, 0.0, 0.0], [1000, 1000, 1000])
+    found = dataclasses.replace(found, size=np.asarray([4, 4, 4]))
     assert found.verdict == "sequential"
     assert found.statement.startswith("exponent 0.5 ")
     assert "1.3e+05 flops and 4.8e+04 numbers" in found.statement

@@ -1,10 +1,11 @@
 """Truncated backpropagation through time, what it loses, and real-time recurrent learning, which loses nothing."""
 
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
 
 from bptt_jax.analysis.adjoints import adjoints
 from bptt_jax.analysis.loss import BoundLoss, bind_loss
@@ -12,6 +13,7 @@ from bptt_jax.checks import check_positive_int
 from bptt_jax.linalg import logscale
 from bptt_jax.recurrence.linearization import Linearization, linearize, require_pulls
 from bptt_jax.recurrence.unroll import states_of
+from bptt_jax.results import Result, field
 from bptt_jax.step import (
     Array,
     Loss,
@@ -27,7 +29,7 @@ from bptt_jax.step import (
 )
 
 
-class TruncationBias(NamedTuple):
+class TruncationBias(Result):
     """How far the truncated gradient is from the full one, for every window.
 
     Attributes:
@@ -36,9 +38,17 @@ class TruncationBias(NamedTuple):
       relative_error: ``[K]``, ``||truncated - full|| / ||full||``; NaN where the full one is zero.
     """
 
-    windows: Array
-    cosine: Array
-    relative_error: Array
+    windows: Int[Array, " K"] = field(dims=("windows",))
+    cosine: Float[Array, " K"] = field(dims=("windows",))
+    relative_error: Float[Array, " K"] = field(dims=("windows",))
+
+    def _headline(self) -> str:
+        longest = int(self.windows[-1])
+        off = np.flatnonzero(~(np.asarray(self.relative_error) <= 0.1))
+        enough = 1 + off[-1] if off.size else 0  # the first window from which on all are good
+        if enough == longest:
+            return f"no window of up to {longest} steps comes within 10 % of the full gradient for good"
+        return f"from a window of {int(self.windows[enough])} steps on within 10 % of the full gradient"
 
 
 def tbptt_gradient(

@@ -1,11 +1,12 @@
 """Who influences whom: the norm of dh_t/dh_k for all pairs of times on a grid."""
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int
 
 from bptt_jax.checks import check_positive_int
 from bptt_jax.linalg import logscale
@@ -14,10 +15,11 @@ from bptt_jax.linalg.spectra import spectral_norm
 from bptt_jax.recurrence.jacobians import jacobian_at
 from bptt_jax.recurrence.linearization import differentiation_mode
 from bptt_jax.recurrence.unroll import states_of
+from bptt_jax.results import Result, field
 from bptt_jax.step import Array, Params, PyTree, Recurrence, State, Step, bind, check_step, ravel_state
 
 
-class InfluenceMap(NamedTuple):
+class InfluenceMap(Result):
     """The influence of each state on each later one.
 
     Attributes:
@@ -26,8 +28,30 @@ class InfluenceMap(NamedTuple):
         s = times[k]: 0 for t = s, -inf for t < s (nothing that comes later has an influence).
     """
 
-    times: Array
-    log_norms: Array
+    times: Int[Array, " G+1"] = field(dims=("times",))
+    log_norms: Float[Array, "G+1 G+1"] = field(dims=("times", "earlier"))
+
+    def _headline(self) -> str:
+        last, norm = int(self.times[-1]), float(self.log_norms[-1, 0])
+        return f"log ||dh_{last}/dh_0|| = {norm:.3g}, {norm / last:.3g} nats per step"
+
+    def _figure(self) -> Any:
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(3.0, 2.4), layout="constrained")
+        axes = figure.subplots()
+        norms = np.where(np.isfinite(self.log_norms), self.log_norms, np.nan)
+        reach = np.nanmax(np.abs(norms), initial=1e-3)
+        times = np.asarray(self.times)
+        image = axes.pcolormesh(times, times, norms, shading="nearest", cmap="RdBu_r", vmin=-reach, vmax=reach)
+        axes.set(xlabel="s", ylabel="t")
+        figure.colorbar(image, label="log ||dh_t/dh_s||")
+        return figure
+
+    def to_xarray(self) -> Any:
+        """As of every result, with `times` along both axes."""
+        data = super().to_xarray()
+        return data.assign_coords(earlier=data["times"].values)
 
 
 def influence_map(

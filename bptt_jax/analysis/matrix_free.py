@@ -6,10 +6,11 @@ Jacobians are never formed and have no range to leave: every factor's image is a
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Inexact
 
 from bptt_jax.checks import check_positive_int
 from bptt_jax.linalg import logscale
@@ -22,6 +23,7 @@ from bptt_jax.linalg.krylov import (
 )
 from bptt_jax.recurrence.linearization import Linearization, linearize
 from bptt_jax.recurrence.unroll import states_of
+from bptt_jax.results import Result, field
 from bptt_jax.step import (
     Array,
     Params,
@@ -39,7 +41,7 @@ from bptt_jax.step import (
 _BASIS_NUMBERS = 1 << 25
 
 
-class LeadingValues(NamedTuple):
+class LeadingValues(Result):
     """Of every step's Jacobian, in descending order.
 
     Attributes:
@@ -49,11 +51,16 @@ class LeadingValues(NamedTuple):
         nearest matrix that has this eigenvalue; how far the Jacobian's own are is a matter of its condition.
     """
 
-    values: Array
-    errors: Array
+    values: Inexact[Array, "T num"] = field(dims=("time", "rank"))
+    errors: Float[Array, "T num"] = field(dims=("time", "rank"))
+
+    def _headline(self) -> str:
+        largest, errors = np.abs(self.values)[..., 0], np.asarray(self.errors)[..., 0]
+        found = "the largest modulus" if np.iscomplexobj(self.values) else "the largest"
+        return f"{found} is {np.min(largest):.3g} to {np.max(largest):.3g}, with errors up to {np.max(errors):.1g}"
 
 
-class LeadingLogValues(NamedTuple):
+class LeadingLogValues(Result):
     """Of one product of Jacobians, in descending order.
 
     Attributes:
@@ -64,8 +71,12 @@ class LeadingLogValues(NamedTuple):
         of them holds.
     """
 
-    log_values: Array
-    errors: Array
+    log_values: Float[Array, " num"] = field(dims=("rank",))
+    errors: Float[Array, " num"] = field(dims=("rank",))
+
+    def _headline(self) -> str:
+        held = f"{np.sum(np.asarray(self.errors) < 1)} of {self.errors.size} above the rounding"
+        return f"the largest is exp({float(self.log_values[0]):.4g}); {held}"
 
 
 def leading_singular_values(

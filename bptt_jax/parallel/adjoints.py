@@ -1,18 +1,18 @@
 """The error signal at every step, in parallel over time."""
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 
 from bptt_jax.checks import check_leaves, check_matrices
 from bptt_jax.linalg import logscale
 from bptt_jax.linalg.products import matmul
+from bptt_jax.results import Result, field
 from bptt_jax.step import PyTree
 
 
-class ParallelAdjoints(NamedTuple):
+class ParallelAdjoints(Result):
     """The error signal at every step, from Jacobians that are at hand.
 
     Attributes:
@@ -21,9 +21,13 @@ class ParallelAdjoints(NamedTuple):
       state0_grad: ``[D]``, dL/dh_0.
     """
 
-    adjoints: Array
-    log_norms: Array
-    state0_grad: Array
+    adjoints: Float[Array, "T D"] = field(dims=("time", "unit"))
+    log_norms: Float[Array, " T"] = field(dims=("time",))
+    state0_grad: Float[Array, " D"] = field(dims=("unit",))
+
+    def _headline(self) -> str:
+        first, last = float(self.log_norms[0]), float(self.log_norms[-1])
+        return f"log ||dL/dh_t|| is {first:.3g} at the first step, {last:.3g} at the last of {self.log_norms.size}"
 
 
 def parallel_adjoints(jacobians: Array, immediate: Array) -> ParallelAdjoints:

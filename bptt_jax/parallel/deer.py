@@ -2,14 +2,16 @@
 
 import math
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
 
 from bptt_jax.checks import check_choice, check_leaves, check_positive_int
 from bptt_jax.linalg.affine import affine_scan, carried
 from bptt_jax.recurrence.jacobians import jacobians_at
+from bptt_jax.results import Result, field
 from bptt_jax.step import (
     Array,
     Params,
@@ -30,7 +32,7 @@ _RECOVER = 1.3  # the damping factor, at every iteration that succeeds
 _CHUNK_NUMBERS = 1 << 22  # in what is held at a time, where memory is to stay O(T D)
 
 
-class DeerSolution(NamedTuple):
+class DeerSolution(Result):
     """What `deer` found, and how far it is to be trusted; a pytree of arrays.
 
     Residual and error are relative to ``|h_t| + |J_t| |h_{t-1}|`` with the Jacobian ``J_t``, entry by entry, as the
@@ -52,12 +54,18 @@ class DeerSolution(NamedTuple):
         those that were not made.
     """
 
-    states: State
-    converged: Array
-    iterations: Array
-    residual: Array
-    error: Array
-    residuals: Array
+    states: State = field(dims=("time", ...))
+    converged: Bool[Array, ""] = field(dims=())
+    iterations: Int[Array, ""] = field(dims=())
+    residual: Float[Array, ""] = field(dims=())
+    error: Float[Array, ""] = field(dims=())
+    residuals: Float[Array, " max_iterations"] = field(dims=("iteration",))
+
+    def _headline(self) -> str:
+        if self.converged:
+            return f"converged in {int(self.iterations)} iterations, relative error {float(self.error):.1g}"
+        measured = f"residual {float(self.residual):.1g}, error {float(self.error):.1g}"
+        return f"not converged after {int(self.iterations)} iterations ({measured}): all states are NaN"
 
 
 def deer(

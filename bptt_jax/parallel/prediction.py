@@ -1,17 +1,19 @@
 """Whether a recurrence will be evaluated faster in parallel over time: decided by its largest Lyapunov exponent."""
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int
 
 from bptt_jax.analysis.lyapunov import lyapunov_exponents
+from bptt_jax.results import Result, field
 from bptt_jax.step import Array, Params, PyTree, State, Step, bind, state_size
 
 _MARGIN = 1.0  # nats over the whole sequence
 
 
-class ParallelPrediction(NamedTuple):
+class ParallelPrediction(Result):
     """What to expect of `bptt_jax.deer`; a pytree of arrays.
 
     Under ``jax.vmap`` every field has the sequences as its first axis, and the words speak of the one with the
@@ -24,10 +26,14 @@ class ParallelPrediction(NamedTuple):
       size: D, of the state.
     """
 
-    exponent: Array
-    standard_error: Array
-    length: Array
-    size: Array
+    exponent: Float[Array, ""] = field(dims=())
+    standard_error: Float[Array, ""] = field(dims=())
+    length: Int[Array, ""] = field(dims=())
+    size: Int[Array, ""] = field(dims=())
+
+    def _headline(self) -> str:
+        exponent, error, steps, _ = self._decisive
+        return f"{self.verdict}: exponent {exponent:.3g} +- {error:.2g} nats per step over {steps} steps"
 
     @property
     def verdict(self) -> Literal["parallel", "sequential", "undecided"]:
@@ -58,7 +64,7 @@ class ParallelPrediction(NamedTuple):
 
     @property
     def _decisive(self) -> tuple[float, float, int, int]:
-        columns = [np.ravel(np.asarray(a)) for a in self]
+        columns = [np.ravel(np.asarray(a)) for a in (self.exponent, self.standard_error, self.length, self.size)]
         worst = int(np.argmax(columns[0]))  # NaN counts as the largest
         exponent, error, steps, size = (a[worst] for a in columns)
         return float(exponent), float(error), int(steps), int(size)
