@@ -51,6 +51,7 @@ from bptt_jax.recurrence.diagonal import DiagonalStep
 from bptt_jax.recurrence.jacobians import jacobians
 from bptt_jax.recurrence.unroll import final_state, unroll
 from bptt_jax.remedies.regularizers import flossing_penalty, omega_penalty, omega_terms
+from bptt_jax.results import Result
 from bptt_jax.step import Cell, Sequence, Step, ravel_state
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ __all__ = [
     "ParallelPrediction",
     "RNNParams",
     "RecompilationWarning",
+    "Result",
     "Sequence",
     "Step",
     "TemporalContributions",

@@ -28,7 +28,9 @@ changes a field. Results are equal if they are the same object. JAX rebuilds the
 
 Axes in front of the declared ones are those of a batch, as `jax.vmap` makes them; a trailing ``...`` stands for
 the axes that a leaf of the state has. `_headline` and `_figure` are called only when the numbers of every leaf are
-here; where they raise, of a batch say, there are the scalars instead.
+here; where they raise, of a batch say, there are the scalars instead. The class's name is put in front of the
+headline. A class attribute ``_views = {"log_norms": ("time",)}`` names properties that `to_dict` and `to_xarray`
+are to give too, with their axes.
 """
 
 import base64
@@ -40,7 +42,7 @@ import textwrap
 import warnings
 from collections.abc import Iterator
 from types import EllipsisType
-from typing import TYPE_CHECKING, Any, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform
 
 import jax
 import numpy as np
@@ -69,7 +71,13 @@ def field(*, dims: Dims | None = None, static: bool = False, default: Any = data
 
 @dataclass_transform(frozen_default=True, eq_default=False, field_specifiers=(field,))
 class Result:
-    """What a measurement found: a frozen dataclass, a pytree of its fields."""
+    """What a measurement found: a frozen dataclass, and a pytree of its fields.
+
+    Printed it says what that was, in at most ten lines, and in a notebook it is a table. Under `jax.vmap` every
+    field has the batch as its first axis. ``dataclasses.replace`` gives a copy with other values.
+    """
+
+    _views: ClassVar[dict[str, Dims | None]] = {}  # properties that leave JAX along with the fields, and their axes
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -93,7 +101,8 @@ class Result:
         zero is no missing number. Complex numbers are ``{"re": ..., "im": ...}``, random keys their data; what is
         no number is its ``str``.
         """
-        return {f.name: to_jsonable(value) for f, value in _items(self)}
+        fields = {f.name: to_jsonable(value) for f, value in _items(self)}
+        return fields | {name: to_jsonable(getattr(self, name)) for name in self._views}
 
     def to_xarray(self) -> "xarray.Dataset":
         """The fields as an `xarray.Dataset` with named axes: time, unit, batch (then batch_1, ...), and others.
@@ -150,13 +159,6 @@ class Result:
             raise AttributeError(f"{type(self).__name__} has no field {name!r}{hint}", name=name, obj=self)
 
 
-@dataclass_transform(frozen_default=True, eq_default=False, field_specifiers=(field,))
-def result(cls: type) -> type:
-    """A decorator: the same class over `Result`. A type checker knows its fields then, but not `Result.to_dict`."""
-    names = {k: v for k, v in vars(cls).items() if k not in ("__dict__", "__weakref__")}
-    return type(cls)(cls.__name__, (Result, *(base for base in cls.__bases__ if base is not object)), names)
-
-
 def _top(name: str, said: str, scalars: list[tuple[str, str]]) -> list[str]:
     """The first line and the scalars; these are in the first line where nothing else is said."""
     text = ", ".join(f"{name} {text}" for name, text in scalars)
@@ -193,17 +195,18 @@ def _batch(value: Result) -> tuple[int, ...]:
 
 def _variables(value: Result, prefix: str, rank: int) -> Iterator[tuple[str, list[str], np.ndarray]]:
     """Name, names of the axes, and numbers of every leaf; `rank` axes come from a batch where nothing tells."""
-    for f, part in _items(value):
+    fields = [(f.name, f.metadata.get("dims"), part) for f, part in _items(value) if not f.metadata.get("static")]
+    views = [(view, dims, getattr(value, view)) for view, dims in value._views.items()]
+    for local, dims, part in fields + views:
         if isinstance(part, Result):
-            yield from _variables(part, f"{prefix}{f.name}.", rank)
+            yield from _variables(part, f"{prefix}{local}.", rank)
             continue
-        leaves = [] if f.metadata.get("static") else jax.tree_util.tree_leaves_with_path(part)
-        for path, leaf in leaves:
+        for path, leaf in jax.tree_util.tree_leaves_with_path(part):
             if not isinstance(leaf, (jax.Array, np.ndarray, np.generic, int, float, complex)):
                 continue
-            name, a = ".".join(filter(None, [prefix + f.name, dotted(path)])), numbers(leaf)
-            names = _axes(name, f.metadata.get("dims"), a.ndim, rank)
-            if a.ndim > 1 and f.metadata.get("dims") == (name,):
+            name, a = ".".join(filter(None, [prefix + local, dotted(path)])), numbers(leaf)
+            names = _axes(name, dims, a.ndim, rank)
+            if a.ndim > 1 and dims == (name,):
                 rows = a.reshape(-1, a.shape[-1])
                 if len(rows) and np.all(rows == rows[0]):  # a coordinate is the same throughout the batch
                     names, a = [name], rows[0]

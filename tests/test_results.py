@@ -6,7 +6,7 @@ import json
 import pickle
 import re
 import sys
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, get_type_hints
 
 import chex
 import equinox as eqx
@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 import xarray
 
-from bptt_jax.results import Result, field, result
+import bptt_jax as bptt
+from bptt_jax.results import Result, field
 
 
 class State(NamedTuple):
@@ -109,23 +110,6 @@ def test_a_frozen_dataclass():
     assert len({one, found()}) == 2
     for same in (pickle.loads(pickle.dumps(one)), copy.copy(one), copy.deepcopy(one)):
         chex.assert_trees_all_equal(same, one)
-
-
-def test_by_a_decorator():
-    @result
-    class Decorated:
-        """Some words."""
-
-        value: Any
-        name: str = field(static=True, default="a")
-
-        def _headline(self) -> str:
-            return "seen"
-
-    one = jax.jit(lambda x: Decorated(x))(1.0)
-    assert isinstance(one, Result)
-    assert (one.value, one.name, Decorated.__doc__) == (1.0, "a", "Some words.")
-    assert repr(one).startswith("Decorated: seen\n")
 
 
 def test_lines():
@@ -400,10 +384,109 @@ def test_other_types_in_xarray():
     assert fewer.to_xarray()["states"].dims == ()
 
 
+def test_views_go_along():
+    class Viewed(Result):
+        """With a property that others shall see."""
+
+        _views: ClassVar = {"norms": ("time",)}
+        values: Any = field(dims=("time", "unit"))
+
+        @property
+        def norms(self) -> Any:
+            return jnp.linalg.norm(self.values, axis=-1)
+
+    one = Viewed(jnp.asarray([[3.0, 4.0], [0.0, 2.0]]))
+    assert one.to_dict() == {"values": [[3.0, 4.0], [0.0, 2.0]], "norms": [5.0, 2.0]}
+    assert one.to_xarray()["norms"].dims == ("time",)
+    assert jax.tree.map(lambda a: a[None], one).to_xarray()["norms"].dims == ("batch", "time")
+    assert len(jax.tree.leaves(one)) == 1
+
+
 def test_without_xarray(monkeypatch):
     monkeypatch.setitem(sys.modules, "xarray", None)
     with pytest.raises(ImportError, match="python -m pip install xarray"):
         found().to_xarray()
+
+
+OURS = [cls for cls in Result.__subclasses__() if cls.__module__.startswith("bptt_jax.")]
+
+
+@pytest.mark.parametrize("cls", OURS, ids=lambda cls: cls.__name__)
+def test_every_field_is_explained_and_its_axes_named(cls):
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    told = re.findall(r"^      (\w+): ", cls.__doc__.split("Attributes:")[1], re.MULTILINE)
+    assert told == list(fields)
+    for name, annotation in get_type_hints(cls).items():
+        if name in fields and hasattr(annotation, "dim_str") and "..." not in annotation.dim_str:
+            dims = fields[name].metadata.get("dims")
+            assert dims is not None, name
+            assert len(dims) == len(annotation.dim_str.split()), name
+
+
+def bias(*errors: float) -> bptt.TruncationBias:
+    return bptt.TruncationBias(jnp.arange(1, 1 + len(errors)), jnp.ones(len(errors)), jnp.asarray(errors))
+
+
+def solution(*, converged: bool) -> bptt.DeerSolution:
+    numbers = (jnp.float32(v) for v in (1e-7, 2e-6))
+    return bptt.DeerSolution(jnp.ones((4, 2)), jnp.asarray(converged), jnp.int32(7), *numbers, jnp.ones(9))
+
+
+HEADLINES = {
+    "bias, not for good before 4": (bias(0.5, 0.05, 0.2, 0.01, 0.1), "from a window of 4 steps on within 10 %"),
+    "bias, at once": (bias(0.01, 0.02), "from a window of 1 steps on within 10 %"),
+    "bias, never": (bias(0.05, 0.3), "no window of up to 2 steps comes within 10 %"),
+    "bias, of no gradient": (bias(np.nan, np.nan), "no window of up to 2 steps"),
+    "deer": (solution(converged=True), "converged in 7 iterations, relative error 2e-06"),
+    "deer, in vain": (solution(converged=False), "not converged after 7 iterations (residual 1e-07, error 2e-06)"),
+    "leading": (
+        bptt.LeadingValues(jnp.array([[2.0, 1.0], [3.0, 0.5]]), jnp.array([[1e-6, 1.0], [2e-6, 1.0]])),
+        "the largest is 2 to 3, with errors up to 2e-06",
+    ),
+    "leading eigenvalues": (
+        bptt.LeadingValues(jnp.array([[3 + 4j]]), jnp.array([[0.0]])),
+        "the largest modulus is 5 to 5, with errors up to 0",
+    ),
+    "leading of a product": (
+        bptt.LeadingLogValues(jnp.array([-70.0, -80.0, -np.inf]), jnp.array([0.1, 2.0, np.inf])),
+        "the largest is exp(-70); 1 of 3 above the rounding",
+    ),
+    "adjoints": (
+        bptt.ParallelAdjoints(jnp.ones((3, 2)), jnp.array([-9.0, -5.0, 1.0]), jnp.ones(2)),
+        "log ||dL/dh_t|| is -9 at the first step, 1 at the last of 3",
+    ),
+    "prediction": (
+        bptt.ParallelPrediction(*(np.asarray(v) for v in (-0.5, 0.01, 100, 4))),
+        "parallel: exponent -0.5 +- 0.01 nats per step over 100 steps",
+    ),
+    "influence": (
+        bptt.InfluenceMap(
+            jnp.array([0, 5, 10]), jnp.array([[0, -np.inf, -np.inf], [-1, 0, -np.inf], [-4.0, -3, 0]])
+        ),
+        "log ||dh_10/dh_0|| = -4, -0.4 nats per step",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HEADLINES)
+def test_headlines(name):
+    found, text = HEADLINES[name]
+    assert repr(found).startswith(f"{type(found).__name__}: {text}")
+    batch = jax.tree.map(lambda a: jnp.stack([a, a]), found)
+    assert repr(batch).startswith(f"{type(found).__name__}, a batch of 2")
+    assert {len(v.dims) for v in batch.to_xarray().data_vars.values()} >= {2}
+    json.dumps(batch.to_dict(), allow_nan=False)
+
+
+def test_the_influence_map_is_drawn_and_labelled_along_both_axes():
+    found, _ = HEADLINES["influence"]
+    assert "<img" in found._repr_html_()
+    for data in (found.to_xarray(), jax.tree.map(lambda a: jnp.stack([a, a]), found).to_xarray()):
+        assert np.all(data["log_norms"].sel(times=10, earlier=5) == -3)
+
+
+def test_the_package_has_results():
+    assert len(OURS) >= 6
 
 
 def test_a_misspelt_field():

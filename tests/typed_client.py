@@ -48,7 +48,10 @@ def measure(w: jax.Array, h0: jax.Array, xs: jax.Array) -> None:
     assert_type(flow.verdict, Literal["vanishing", "exploding", "steady", "non-finite"])
     assert_type(flow.advice(), list[str])
     assert_type(flow.clip_threshold, float)
-    assert_type(bptt.influence_map(leaky, w, h0, xs), bptt.InfluenceMap)
+    influence = bptt.influence_map(leaky, w, h0, xs)
+    assert_type(influence, bptt.InfluenceMap)
+    assert_type(influence.log_norms, jax.Array)
+    assert_type(influence.to_dict(), dict[str, Any])
     exponents = bptt.lyapunov_exponents(leaky, w, h0, xs, num=2)
     assert_type(exponents.exponents, jax.Array)
     assert_type(exponents.statement, str)
@@ -88,3 +91,5 @@ def wrong(w: jax.Array, h0: jax.Array, xs: np.ndarray[Any, Any]) -> None:
     bptt.deer(leaky, w, h0, xs, jacobian="none")  # type: ignore[arg-type]
     bptt.autoclip(window="long")  # type: ignore[arg-type]
     bptt.no_such_name  # type: ignore[attr-defined]  # noqa: B018
+    bptt.predict_parallel(leaky, w, h0, xs).exponnt  # type: ignore[attr-defined]  # noqa: B018
+    bptt.InfluenceMap(h0)  # type: ignore[call-arg]
