@@ -1,5 +1,6 @@
 """The error signal dL/dh_t at every step, and what each step adds to the gradient of the parameters."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -194,19 +195,15 @@ class Backward(NamedTuple):
       along: the linearisation.
       loss: value and immediate derivatives.
       signal: dL/dh_1 .. dL/dh_T in log scale, leaves ``[T, ...]``.
-      state0_grad, reset_state_grad: in log scale.
+      params_grad, state0_grad, reset_state_grad: in log scale.
     """
 
     along: Linearization
     loss: LossGradient
     signal: LogScaled
+    params_grad: LogScaled
     state0_grad: LogScaled
     reset_state_grad: LogScaled
-
-    @property
-    def params_grad(self) -> LogScaled:
-        """dL/dparams in log scale."""
-        return _params_grad(self.along, self.signal)
 
 
 def backward(recurrence: Recurrence, loss: BoundLoss, *, inputs: bool = False) -> Backward:
@@ -215,7 +212,7 @@ def backward(recurrence: Recurrence, loss: BoundLoss, *, inputs: bool = False) -
     require_pulls(along, "the error signal")
     found = loss.differentiate(along.states)
     end, signal = _send_back(along, found.states, _nothing(along.recurrence))
-    return Backward(along, found, signal, end.to_state, end.to_reset_state)
+    return Backward(along, found, signal, end.to_params, end.to_state, end.to_reset_state)
 
 
 def contributions(done: Backward, whole: LogScaled) -> TemporalContributions:
@@ -241,33 +238,58 @@ def contributions(done: Backward, whole: LogScaled) -> TemporalContributions:
 
 
 class _Carried(NamedTuple):
-    """What the reverse scan carries: what has arrived at the state before, and at `reset_state`."""
+    """What has arrived, on the way back, at the parameters, at the state before, and at `reset_state`."""
 
+    to_params: LogScaled
     to_state: LogScaled
     to_reset_state: LogScaled
 
 
 def _nothing(recurrence: Recurrence) -> _Carried:
-    state = jax.tree.map(jnp.zeros_like, differentiable_part(recurrence.state0)[0])
-    zero = LogScaled(state, jnp.asarray(logscale.ZERO_EXPONENT, jnp.int32))
-    return _Carried(zero, zero)
+    params, state = (
+        LogScaled(jax.tree.map(jnp.zeros_like, differentiable_part(tree)[0]), jnp.int32(logscale.ZERO_EXPONENT))
+        for tree in (recurrence.params, recurrence.state0)
+    )
+    return _Carried(params, state, state)
 
 
 def _send_back(along: Linearization, immediate: State, later: _Carried) -> tuple[_Carried, LogScaled]:
     """The reverse scan over the steps of `along`, after which `later` comes."""
 
-    def body(carry: _Carried, at_t: tuple[State, PyTree]) -> tuple[_Carried, LogScaled]:
-        immediate_t, residuals = at_t
-        arrived, to_reset = carry
-        mantissa, e = logscale.add(arrived.mantissa, arrived.exponent, immediate_t)
-        pulled = along.pull(residuals, mantissa)
-        if residuals.reset is not None:
-            stays = jax.tree.map(lambda a: jnp.where(residuals.reset, a, jnp.zeros_like(a)), pulled)
-            to_reset = LogScaled(*logscale.add(to_reset.mantissa, to_reset.exponent, stays, e))
-            to_reset = LogScaled(*logscale.normalize(to_reset.mantissa, to_reset.exponent))
-        return _Carried(LogScaled(cut(residuals, pulled), e), to_reset), LogScaled(mantissa, e)
+    def scan(
+        pull: Callable[[PyTree, State], tuple[Params, State]], immediate: State, residuals: PyTree
+    ) -> tuple[_Carried, LogScaled]:
+        def body(carry: _Carried, at_t: tuple[State, Array, PyTree]) -> tuple[_Carried, LogScaled]:
+            immediate_t, exponent_t, residuals = at_t
+            to_params, to_state, to_reset_state = carry
+            mantissa, e = logscale.add(to_state.mantissa, to_state.exponent, immediate_t, b_exponent=exponent_t)
+            added, pulled = pull(residuals, mantissa)
+            if added is not None:
+                top = jnp.maximum(to_params.exponent, e)
+                before = logscale.shift(to_params.mantissa, to_params.exponent - top)
+                to_params = LogScaled(jax.tree.map(jnp.add, before, logscale.shift(added, e - top)), top)
+            if residuals.reset is not None:
+                stays = jax.tree.map(lambda a: jnp.where(residuals.reset, a, jnp.zeros_like(a)), pulled)
+                to_reset_state = (to_reset_state + LogScaled(stays, e)).normalized()
+            to_state = LogScaled(cut(residuals, pulled), e)
+            return _Carried(to_params, to_state, to_reset_state), LogScaled(mantissa, e)
 
-    return jax.lax.scan(body, later, (immediate, along.residuals), reverse=True)
+        exponents = jax.vmap(logscale.exponent)(immediate)
+        return jax.lax.scan(body, later, (immediate, exponents, residuals), reverse=True)
+
+    def contract(immediate: State, residuals: PyTree) -> tuple[_Carried, LogScaled]:
+        end, signal = scan(lambda r, c: (None, along.pull(r, c)), immediate, residuals)
+        return end._replace(to_params=(end.to_params + _params_grad(along, signal)).normalized()), signal
+
+    pull_both = along.pull_both
+    if pull_both is None:
+        return contract(immediate, along.residuals)
+
+    def accumulate(immediate: State, residuals: PyTree) -> tuple[_Carried, LogScaled]:
+        end, signal = scan(pull_both, immediate, residuals)
+        return end._replace(to_params=end.to_params.normalized()), signal
+
+    return jax.lax.platform_dependent(immediate, along.residuals, cpu=accumulate, default=contract)
 
 
 def _params_grad(along: Linearization, signal: LogScaled) -> LogScaled:
@@ -289,12 +311,12 @@ def _adjoints(recurrence: Recurrence, loss: BoundLoss, inputs: bool, segment: in
     if segment is None:
         done = backward(recurrence, loss, inputs=inputs)
         found, states, signal = done.loss, done.along.states, done.signal
-        end, params_grad = _Carried(done.state0_grad, done.reset_state_grad), done.params_grad
+        end = _Carried(done.params_grad, done.state0_grad, done.reset_state_grad)
         xs_grad = _inputs_grad(done.along, signal) if inputs else None
     else:
         states = states_of(recurrence)
         found = loss.differentiate(states)
-        end, signal, params_grad, xs_grad = _in_segments(recurrence, states, found.states, inputs, segment)
+        end, signal, xs_grad = _in_segments(recurrence, states, found.states, inputs, segment)
     reset_grad = None
     if recurrence.reset_state is not None:
         if recurrence.resets_to_start:
@@ -306,7 +328,7 @@ def _adjoints(recurrence: Recurrence, loss: BoundLoss, inputs: bool, segment: in
         aux=found.aux,
         states=states,
         scaled=signal,
-        params_grad=params_grad.value,
+        params_grad=end.to_params.value,
         state0_grad=end.to_state.value,
         reset_state_grad=reset_grad,
         args_grad=found.args,
@@ -316,28 +338,27 @@ def _adjoints(recurrence: Recurrence, loss: BoundLoss, inputs: bool, segment: in
 
 def _in_segments(
     recurrence: Recurrence, states: State, immediate: State, inputs: bool, segment: int
-) -> tuple[_Carried, LogScaled, LogScaled, PyTree]:
+) -> tuple[_Carried, LogScaled, PyTree]:
     """The reverse scan, which linearises one segment after the other, given all states.
 
     Returns:
-      What arrives at the beginning, dL/dh_1 .. dL/dh_T, dL/dparams, and dL/dxs where asked for.
+      What arrives at the beginning, dL/dh_1 .. dL/dh_T, and dL/dxs where asked for.
     """
     count, rest = divmod(recurrence.length, segment)
     starts = jax.tree.map(
         lambda h0, h: jnp.concatenate([h0[None], h[segment - 1 : -1 : segment]]), recurrence.state0, states
     )
 
-    def back(carry: Any, part: tuple[State, Instant, State], steps: int) -> tuple[Any, tuple[LogScaled, PyTree]]:
-        later, total = carry
+    def back(
+        later: _Carried, part: tuple[State, Instant, State], steps: int
+    ) -> tuple[_Carried, tuple[LogScaled, PyTree]]:
         start, instants, immediate = part
         along = linearize(recurrence.stretch(start, instants, steps), inputs=inputs)
         require_pulls(along, "the error signal")
         earlier, signal = _send_back(along, immediate, later)
-        added = total + _params_grad(along, signal)
-        return (earlier, added.normalized()), (signal, _inputs_grad(along, signal) if inputs else None)
+        return earlier, (signal, _inputs_grad(along, signal) if inputs else None)
 
-    params = jax.tree.map(jnp.zeros_like, differentiable_part(recurrence.params)[0])
-    carry = _nothing(recurrence), LogScaled(params, jnp.asarray(logscale.ZERO_EXPONENT, jnp.int32))
+    carry = _nothing(recurrence)
     tail: Any = None
     if rest:
         last = jax.tree.map(lambda a: a[-1], starts)
@@ -352,8 +373,7 @@ def _in_segments(
     found = jax.tree.map(lambda a: a.reshape(count * segment, *a.shape[2:]), found)
     if tail is not None:
         found = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), found, tail)
-    (end, params_grad), (signal, xs_grad) = carry, found
-    return end, signal, params_grad, xs_grad
+    return carry, *found
 
 
 @jax.jit

@@ -9,7 +9,7 @@ Exponents are constants to differentiation, and logarithms are natural.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -90,9 +90,8 @@ def exponent(tree: PyTree) -> Array:
     """int32 e with max|tree| in [2^(e-1), 2^e); ZERO_EXPONENT for zero or nothing, 0 if anything is not finite."""
     leaves = jax.tree.leaves(jax.lax.stop_gradient(tree))
     dtype = _real_dtype(leaves)
-    largest = jnp.max(
-        jnp.stack([jnp.zeros((), dtype), *(jnp.max(jnp.abs(a), initial=0).astype(dtype) for a in leaves)])
-    )
+    each = [jnp.max(jnp.abs(a), initial=0).astype(dtype) for a in leaves]
+    largest = reduce(jnp.maximum, each, jnp.zeros((), dtype))
     e = jnp.frexp(largest)[1]
     return jnp.where(largest == 0, ZERO_EXPONENT, jnp.where(jnp.isfinite(largest), e, 0))
 
@@ -117,14 +116,15 @@ def normalize(tree: PyTree, e: Array) -> tuple[PyTree, Array]:
     )
 
 
-def add(a: PyTree, e_a: Array, b: PyTree, e_b: Array | int = 0) -> tuple[PyTree, Array]:
-    """``a * 2^e_a + b * 2^e_b``, scaled to the larger of the two."""
-    e = jnp.maximum(_top(a, e_a), _top(b, e_b))
+def add(
+    a: PyTree, e_a: Array, b: PyTree, e_b: Array | int = 0, b_exponent: Array | None = None
+) -> tuple[PyTree, Array]:
+    """``a * 2^e_a + b * 2^e_b``, scaled to the larger of the two; `b_exponent`, if known, is ``exponent(b)``."""
+    e = jnp.maximum(_top(exponent(a), e_a), _top(exponent(b) if b_exponent is None else b_exponent, e_b))
     return jax.tree.map(jnp.add, shift(a, e_a - e), shift(b, e_b - e)), e
 
 
-def _top(tree: PyTree, e: Array | int) -> Array:
-    above = exponent(tree)
+def _top(above: Array, e: Array | int) -> Array:
     return jnp.where(above == ZERO_EXPONENT, ZERO_EXPONENT, e + above)
 
 

@@ -45,6 +45,8 @@ class Linearization(NamedTuple):
       pull: ``(residuals of one step, dL/dh_t) -> (dh_t/dstart)^T dL/dh_t``; see `cut` for what a reset does.
       pull_params: ``(residuals of K steps, dL/dh [K, ...]) -> sum over K of (dh_t/dparams)^T dL/dh_t``, formed by
         contractions over many steps instead of K accumulations, where that is possible.
+      pull_both: ``(residuals of one step, dL/dh_t) -> ((dh_t/dparams)^T dL/dh_t, pull)``, which share their work;
+        None where the parameters are so many that adding up their gradients step by step costs more than it saves.
       pull_inputs: ``(residuals of one step, dL/dh_t) -> (dh_t/dx_t)^T dL/dh_t``; None unless asked for.
       push: ``(residuals of one step, dstart) -> dh_t``.
       push_params: ``(residuals of one step, dparams) -> dh_t``.
@@ -56,6 +58,7 @@ class Linearization(NamedTuple):
     mode: Mode
     pull: Callable[[PyTree, State], State]
     pull_params: Callable[[PyTree, State], Params]
+    pull_both: Callable[[PyTree, State], tuple[Params, State]] | None
     pull_inputs: Callable[[PyTree, State], Input] | None
     push: Callable[[PyTree, State], State]
     push_params: Callable[[PyTree, Params], State]
@@ -149,6 +152,8 @@ def linearize(recurrence: Recurrence, *, mode: Mode | None = None, inputs: bool 
         changing, same = iter(residuals.changing), iter(fixed)
         return jax.tree.unflatten(trees["differential"], [next(changing) if v else next(same) for v in varies])
 
+    numbers = sum(h.size for h in jax.tree.leaves(differentiable_part(recurrence.state0)[0]))
+    few_params = sum(p.size for p in jax.tree.leaves(params)) <= _FEW_PARAMS * numbers
     zeros = partial(jax.tree.map, jnp.zeros_like)
     state = zeros(differentiable_part(recurrence.state0)[0])
     x0 = zeros(differentiable_part(first.x)[0]) if inputs else None
@@ -174,6 +179,18 @@ def linearize(recurrence: Recurrence, *, mode: Mode | None = None, inputs: bool 
 
         def pull_to(residuals: _Residuals, which: int, cotangent: State) -> PyTree:
             return differential(residuals)(cotangent)[which]
+
+    def pull_both(residuals: _Residuals, cotangent: State) -> tuple[Params, State]:
+        if mode == "forward":
+
+            def push(dp: Params, dh: State) -> State:
+                return differential(residuals)(dp, dh, x0)
+
+            to_params, pulled = jax.linear_transpose(push, params, state)(cotangent)
+        else:
+            to_params, pulled, _ = differential(residuals)(cotangent)
+        pulled = pulled if residuals.real is None else choose(residuals.real, pulled, cotangent)
+        return _where_real(residuals, to_params), pulled
 
     def pull(residuals: _Residuals, cotangent: State) -> State:
         pulled = pull_to(residuals, 1, cotangent)
@@ -208,7 +225,7 @@ def linearize(recurrence: Recurrence, *, mode: Mode | None = None, inputs: bool 
         leaves = jax.tree.leaves(cotangents)
         count = leaves[0].shape[0]
         numbers = max(1, sum(a.size for a in leaves) // count)
-        if sum(p.size for p in jax.tree.leaves(params)) <= _FEW_PARAMS * numbers:
+        if few_params:
             return contract_by_steps(residuals, cotangents)
         chunk = max(1, _CHUNK_NUMBERS // numbers)
         if chunk >= count:
@@ -240,6 +257,7 @@ def linearize(recurrence: Recurrence, *, mode: Mode | None = None, inputs: bool 
         mode,
         pull,
         pull_params,
+        pull_both if few_params else None,
         pull_inputs if inputs else None,
         push,
         push_params,
