@@ -61,7 +61,7 @@ def verdict(net: Network, s: dict[str, Any]) -> dict[str, Any]:
         data = net.task.sample(jax.random.key(s["seed"] + 1), s["batch"])
 
         def one(xs: jax.Array, target: jax.Array) -> bptt.GradientFlow:
-            loss = net.loss_of_states(params, target)
+            loss = lambda states: net.loss_of_states(states, net.loss_args(params, xs, target))  # noqa: E731
             h0 = net.cell.initial_state()
             return bptt.gradient_flow(net.cell.step, params.cell, h0, xs, loss, stride=net.task.length)
 
@@ -77,7 +77,7 @@ def run(scene: Scene, optimizer: optax.GradientTransformation, s: dict[str, Any]
         scene.network,
         optimizer,
         seeds=[s["seed"]],
-        observe=lambda m: seen.append(jax.tree.map(np.asarray, m)),
+        on_chunk=lambda m: seen.append(jax.tree.map(np.asarray, m)),
         **{k: s[k] for k in ("updates", "chunk", "batch")},
     )
     losses = np.concatenate([m.loss[:, 0] for m in seen]).astype(float)

@@ -71,7 +71,7 @@ def horizons(net: Network, params: NetworkParams, s: dict[str, Any]) -> tuple[np
         data = net.task.sample(jax.random.key(1000), s["horizon_sequences"])
 
         def one(xs: jax.Array, target: jax.Array) -> bptt.GradientFlow:
-            loss = net.loss_of_states(params, target)
+            loss = lambda states: net.loss_of_states(states, net.loss_args(params, xs, target))  # noqa: E731
             return bptt.gradient_flow(cell.step, params.cell, cell.initial_state(), xs, loss, stride=xs.shape[0])
 
         return jax.vmap(one)(*data)

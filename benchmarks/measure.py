@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bptt_jax.files import write_json, written
+from bptt_jax.files import atomic_path, write_json
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -142,7 +142,7 @@ def _processor() -> str:
 def write(path: Path, writer: Callable[[Path], Any]) -> None:
     """Lets `writer` write to a temporary name and moves the file: never half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written(path) as temporary:
+    with atomic_path(path) as temporary:
         writer(temporary)
     print(f"wrote {path}")
 

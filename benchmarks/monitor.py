@@ -24,7 +24,7 @@ import optax
 from measure import parser, print_rows, relative_error, save, seconds
 
 import bptt_jax as bptt
-from bptt_jax.experiments.network import NetworkParams, network
+from bptt_jax.experiments.network import LossArgs, NetworkParams, network
 from bptt_jax.experiments.tasks import adding
 
 CELLS: dict[str, Callable[[int], bptt.Cell]] = {"rnn": bptt.rnn, "gru": bptt.gru, "lstm": bptt.lstm}
@@ -61,7 +61,7 @@ def measure(case: list[Any], s: dict[str, Any]) -> dict[str, Any]:
 
     monitor = bptt.Monitor(
         lambda params, h, x: net.cell.step(params.cell, h, x),
-        lambda params, states, target: net.loss_of_states(params, target)(states),
+        lambda params, states, target: net.loss_of_states(states, LossArgs(params.readout, target, None)),
         num=num,
     )
     probes: list[float] = []

@@ -85,7 +85,7 @@ def work(s: dict[str, Any]) -> tuple[Results, Times]:
         seeds=range(s["seeds"]),
         chunk=s["chunk"],
         mesh=mesh,
-        report=lambda record: None if "event" in record else ends.append(time.perf_counter()),
+        on_record=lambda record: None if "event" in record else ends.append(time.perf_counter()),
     )
     losses = [record["loss"] for record in done.records if "event" not in record]
     results["training loss"] = np.asarray(losses)

@@ -17,9 +17,9 @@ import optax
 from measure import parser, print_table, save, write
 
 import bptt_jax as bptt
-from bptt_jax.experiments.loop import network_omega_penalty, train
-from bptt_jax.experiments.network import network
-from bptt_jax.experiments.tasks import temporal_order
+from bptt_jax.experiments.loop import train
+from bptt_jax.experiments.network import NetworkParams, network
+from bptt_jax.experiments.tasks import Batch, temporal_order
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -60,11 +60,15 @@ def run(method: str, init: str, length: int, s: dict[str, Any]) -> dict[str, Any
     cell, readout_init = recurrence(init, s["hidden"])
     net = network(cell, temporal_order(length), readout_init=readout_init)
     sgd = optax.sgd(s["rate"])
+
+    def omega(params: NetworkParams, data: Batch) -> jax.Array:
+        return s["omega"] * bptt.omega_penalty(net.omega_terms(params, data), version="code")
+
     start = time.perf_counter()
     done = train(
         net,
         sgd if method == "SGD" else bptt.with_clipping(sgd, s["max_norm"]),
-        penalty=network_omega_penalty(net, s["omega"], version="code") if method == "SGD-CR" else None,
+        penalty=omega if method == "SGD-CR" else None,
         updates=s["updates"][str(length)],
         seeds=range(s["seeds"]),
         batch=s["batch"],

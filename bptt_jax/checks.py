@@ -6,7 +6,7 @@ A static fault raises TypeError or ValueError; of a traced value, `equinox.error
 import warnings
 import weakref
 from collections.abc import Callable
-from types import CodeType
+from types import CodeType, MethodType
 from typing import Any, NamedTuple
 
 import jax
@@ -37,6 +37,8 @@ def notice_new_function(name: str, function: Callable[..., Any], remedy: str) ->
     looked up, so a new one does no harm there.
     """
     code = getattr(function, "__code__", None)
+    if isinstance(function, MethodType):  # made anew whenever it is looked up, and equal to the one before
+        return
     if code is None or isinstance(jnp.zeros(()), jax.core.Tracer):
         return
     seen = _seen.get(code, _Seen(lambda: None, 0))

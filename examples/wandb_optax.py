@@ -12,7 +12,7 @@ import optax
 import wandb
 
 import bptt_jax as bptt
-from bptt_jax.experiments.network import network
+from bptt_jax.experiments.network import LossArgs, network
 from bptt_jax.experiments.tasks import adding
 
 net = network(bptt.lstm(16), adding(30))
@@ -35,7 +35,7 @@ def main(folder: Path, updates: int = 1000, every: int = 100) -> None:
     opt_state = optimizer.init(params)
     monitor = bptt.Monitor(
         lambda params, h, x: net.cell.step(params.cell, h, x),
-        lambda params, states, target: net.loss_of_states(params, target)(states),
+        lambda params, states, target: net.loss_of_states(states, LossArgs(params.readout, target, None)),
         every=every,
     )
     with wandb.init(project="bptt", mode="offline", dir=str(folder)) as run:

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 import bptt_jax as bptt
 from bptt_jax.cli.main import main
-from bptt_jax.experiments.runfolder import OtherRun, RunFolder, read_state
+from bptt_jax.experiments.runfolder import RunFolder, RunFolderError, read_state
 
 DIAGNOSE = ["diagnose", "--cells", "rnn", "--gain", "1", "--hidden", "2", "--length", "4", "--batch", "1"]
 TRAIN = ["train", "adding", "--length", "4", "--cell", "rnn", "--hidden", "2", "--optimizer", "sgd", "--chunk", "1"]
@@ -296,7 +296,7 @@ def _file(name: str, damage: Callable[[bytes, random.Random], bytes]) -> Callabl
         message = ""
         try:
             assert same(read_state(folder, _whole(0)), _whole(2))
-        except OtherRun as error:
+        except RunFolderError as error:
             message = str(error)
         assert re.fullmatch("|.*checkpoints?[/ ]2: .*", message), message
         assert contents(folder) == before

@@ -119,7 +119,7 @@ print("equal", flush=True)
 """
 
 FOR_EVER = """
-trained(Mesh(jax.devices(), "batch"), updates=10**9, report=lambda record: print("going on", flush=True))
+trained(Mesh(jax.devices(), "batch"), updates=10**9, on_record=lambda record: print("going on", flush=True))
 """
 
 

@@ -13,7 +13,7 @@ def test_written_removes_its_temporary_file_and_keeps_the_old_one(tmp_path) -> N
     target.write_text("old")
 
     def fail() -> None:
-        with files.written(target) as temporary:
+        with files.atomic_path(target) as temporary:
             temporary.write_text("half")
             raise OSError(28, "No space left on device")
 
@@ -21,7 +21,7 @@ def test_written_removes_its_temporary_file_and_keeps_the_old_one(tmp_path) -> N
         fail()
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
     assert target.read_text() == "old"
-    with files.written(target) as temporary:
+    with files.atomic_path(target) as temporary:
         temporary.write_text("new")
         assert target.read_text() == "old"
     assert target.read_text() == "new"

@@ -14,7 +14,6 @@ from bptt_jax.experiments.loop import (
     evaluate,
     init_state,
     make_update,
-    network_omega_penalty,
     train,
 )
 from bptt_jax.experiments.network import network
@@ -103,6 +102,10 @@ def test_one_update_is_a_plain_optax_update(penalised) -> None:
     np.testing.assert_allclose(metrics.gradient_log_norm, np.log(norm), rtol=1e-5)
 
 
+def omega(net, weight, version="paper"):
+    return lambda params, data: weight * bptt.omega_penalty(net.omega_terms(params, data), version=version)
+
+
 def bias_of(params, data):
     return params.readout.bias[0]
 
@@ -128,7 +131,7 @@ def by_hand():
 
 @pytest.fixture(scope="module")
 def trained():
-    """By chunk: the training and all that `observe` and `report` were given."""
+    """By chunk: the training and all that `on_chunk` and `on_record` were given."""
 
     def run(chunk, seeds=SEEDS):
         seen, told = [], []
@@ -140,8 +143,8 @@ def trained():
             seeds=seeds,
             chunk=chunk,
             probes={"bias": bias_of, "target": first_target},
-            observe=seen.append,
-            report=told.append,
+            on_chunk=seen.append,
+            on_record=told.append,
         )
         return done, seen, told
 
@@ -169,7 +172,7 @@ def test_the_chunk_does_not_matter_nor_do_other_seeds(trained) -> None:
     assert_close(of_seed(trained["alone"][0].states, 0), of_seed(trained["13"][0].states, 1))
 
 
-def test_observe_gets_all_metrics_and_report_every_record(trained) -> None:
+def test_on_chunk_gets_all_metrics_and_on_record_every_record(trained) -> None:
     for run, sizes in (("13", [13] * 3), ("7", [7] * 5 + [4]), ("alone", [13] * 3)):
         done, seen, told = trained[run]
         seeds = len(done.states.seed)
@@ -208,7 +211,7 @@ def test_probes_see_the_next_updates_batch() -> None:
         batch=3,
         chunk=2,
         probes={"next": lambda p, data: jnp.mean(data.targets)},
-        observe=seen.append,
+        on_chunk=seen.append,
     )
     assert done.records[0]["probes"]["next"] == [pytest.approx(float(seen[1].loss[0, 0]))]
     assert done.records[0]["probes"]["next"] != done.records[1]["probes"]["next"]
@@ -247,8 +250,8 @@ def hand_made(*, loss=half_square, error=lambda out, target: out, sample=one_seq
         1,
         "last",
         sample,
-        lambda outputs, target: loss(outputs[-1, 0], target),
-        lambda outputs, target: error(outputs[-1, 0], target),
+        lambda outputs, target, mask: loss(outputs[-1, 0], target),
+        lambda outputs, target, mask: error(outputs[-1, 0], target),
         baseline=math.inf,  # no jumps
         threshold=-math.inf,
         whole=one_sequence(None, 1),
@@ -343,7 +346,7 @@ def test_ten_thousand_more_decide() -> None:
 
 def test_validation_takes_the_given_task(scripted) -> None:
     net = hand_made()
-    other = net.task._replace(error=lambda outputs, target: outputs[-1, 0] - 100, threshold=-97.5)
+    other = net.task._replace(error=lambda outputs, target, mask: outputs[-1, 0] - 100, threshold=-97.5)
     done = run_script(net, scripted(np.zeros(6), np.ones(6)), updates=6, chunk=3, validation=other)
     assert done.records[0]["validation_error"] == [-100, -97]
     np.testing.assert_array_equal(done.states.solved_at, [3, -1])
@@ -464,7 +467,7 @@ def test_clipped_and_skipped_shares_are_counts() -> None:
         batch=1,
         seeds=SEEDS,
         chunk=12,
-        observe=seen.append,
+        on_chunk=seen.append,
     )
     counts = []
     for record, metrics in zip((r for r in done.records if "event" not in r), seen, strict=True):
@@ -476,6 +479,110 @@ def test_clipped_and_skipped_shares_are_counts() -> None:
     assert 0 < np.sum([c[0] for c in counts]) < 72
     assert 0 < np.sum([c[1] for c in counts]) < 72
     assert all(np.isfinite(a).all() for a in leaves(done.states.params))
+
+
+# --- Sequences of different lengths, and streams of episodes.
+
+
+def ragged():
+    """Sequences of 2, 5 and 3 steps with their targets, padded by NaN at their ends."""
+    rng = np.random.default_rng(3)
+    pieces = [jnp.asarray(rng.normal(size=(n, 2)), jnp.float32) for n in (2, 5, 3)]
+    targets = jnp.asarray([0.3, 1.2, -0.4], jnp.float32)
+    xs = jnp.stack([jnp.pad(a, ((0, 6 - len(a)), (0, 0)), constant_values=jnp.nan) for a in pieces])
+    mask = jnp.arange(6)[None] < jnp.asarray([[2], [5], [3]])
+    return (pieces, targets), Batch(bptt.Sequence(xs, mask=mask), targets)
+
+
+def episodes():
+    """The same as one stream that begins anew at each, with a gap before the last; read at their last steps."""
+    (pieces, targets), _ = ragged()
+    gap = jnp.full((1, 2), jnp.nan)
+    xs, at = jnp.concatenate([*pieces[:2], gap, pieces[2]])[None], jnp.asarray([1, 6, 10])
+    mask, resets = jnp.arange(11) != 7, jnp.isin(jnp.arange(11), jnp.asarray([2, 7]))  # the second in the gap
+    wanted = jnp.full(11, jnp.nan).at[at].set(targets)[None]
+    return Batch(bptt.Sequence(xs, mask=mask[None], resets=resets[None]), wanted)
+
+
+def squares(outputs, target, mask):
+    """Their mean where there is a target."""
+    wanted = mask & ~jnp.isnan(target)
+    return jnp.mean(jnp.square(outputs[:, 0] - jnp.where(wanted, target, 0.0)), where=wanted)
+
+
+@pytest.mark.parametrize("form", ["padded", "stream"])
+def test_an_update_is_that_of_the_sequences_alone(form) -> None:
+    alone, data = ragged()
+    changes = {"sample": lambda key, batch: data, "whole": data, "length": 6}
+    if form == "stream":
+        data = episodes()
+        changes |= {"sample": lambda key, batch: data, "whole": data, "length": 11, "reads": "all"}
+        changes |= {"loss": squares, "error": squares}
+    net = network(bptt.rnn(3), SUMS._replace(**changes))
+    state = init_state(net, OPTIMIZER, 5)
+    loss, gradient = jax.jit(jax.value_and_grad(lambda params: mean_square(params, alone)))(state.params)
+    updates, _ = OPTIMIZER.update(gradient, OPTIMIZER.init(state.params), state.params)
+    got, metrics = jax.jit(make_update(net, OPTIMIZER, batch=3))(state)
+    assert_close(got.params, optax.apply_updates(state.params, updates))
+    np.testing.assert_allclose(metrics.loss, loss, rtol=1e-5)
+    assert bool(jnp.all(jnp.isfinite(metrics.gradient_log_norm)))
+    np.testing.assert_allclose(evaluate(net, state.params, jax.random.key(0), 3)[0], loss, rtol=1e-5)
+    terms = net.omega_terms(state.params, data)
+    assert terms.terms.shape == data.inputs.mask.shape
+    done = train(net, OPTIMIZER, updates=1, batch=3, seeds=(5,))
+    assert_close(of_seed(done.states.params, 0), got.params)
+    assert float(done.records[0]["validation_loss"][0]) == pytest.approx(
+        float(mean_square(got.params, alone)), rel=1e-4
+    )
+
+
+# --- What an optimiser may ask for.
+
+
+def test_the_optimizer_is_given_value_gradient_and_function() -> None:
+    """Of the loss with its penalty, at the parameters before the update, on the update's batch."""
+
+    def update(updates, state, params=None, *, value, grad, value_fn, **others):
+        again, gradient = jax.value_and_grad(value_fn)(params)
+        return updates, (value, again, grad, gradient)
+
+    def init(params):
+        return jnp.zeros(()), jnp.zeros(()), params, params
+
+    asking = optax.GradientTransformationExtraArgs(init, update)
+    net = NET._replace(task=SUMS)
+    state = init_state(net, asking, 0)
+    data = SUMS.sample(jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 1), 0), 4)
+    penalty = lambda params, batch: 0.5 * jnp.sum(jnp.square(params.readout.weights))  # noqa: E731
+    moved, metrics = jax.jit(make_update(net, asking, batch=4, penalty=penalty))(state)
+    value, again, grad, gradient = moved.opt_state
+    want = float(mean_square(state.params, data) + penalty(state.params, data))
+    assert float(value) == pytest.approx(want, rel=1e-5)
+    assert float(again) == pytest.approx(want, rel=1e-5)
+    assert float(metrics.loss) < want
+    assert_close(grad, gradient)
+
+
+@pytest.mark.parametrize("clipped", [False, True])
+def test_reduce_on_plateau_reduces_on_a_plateau(clipped) -> None:
+    """The loss does not move, so the scale is halved after every second update."""
+    flat = hand_made(loss=lambda out, target: 0 * out + 1.0)
+    optimizer = optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau(factor=0.5, patience=2))
+    optimizer = bptt.with_clipping(optimizer, 1.0) if clipped else optimizer
+    with jax.numpy_dtype_promotion("standard"):  # Optax wants it
+        done = train(flat, optimizer, updates=7, batch=1, seeds=(0, 1))
+    scales = optax.tree.get(done.states.opt_state, "scale")
+    np.testing.assert_allclose(scales, [0.5**3] * 2)
+
+
+def test_a_line_search_trains() -> None:
+    optimizer = optax.chain(optax.sgd(10.0), optax.scale_by_backtracking_linesearch(max_backtracking_steps=30))
+    whole = SUMS.whole
+    net = NET._replace(task=SUMS._replace(sample=lambda key, batch: whole))
+    seen = []
+    train(net, optimizer, updates=6, batch=8, on_chunk=seen.append)
+    losses = np.asarray(seen[0].loss)[:, 0]
+    assert np.all(np.diff(losses) < 0)
 
 
 @pytest.mark.parametrize(("count", "sequences"), [(3, 7), (10, 7), (250, 251), (1000, 500)])
@@ -566,7 +673,7 @@ def test_omega_penalty_by_hand(version) -> None:
 
         return 0.7 * bptt.omega_penalty(jax.vmap(terms)(*data), version=version)
 
-    penalty = network_omega_penalty(net, 0.7, version=version)
+    penalty = omega(net, 0.7, version)
     got, gradient = jax.jit(jax.value_and_grad(penalty))(params, data)
     want, cell_gradient = jax.jit(jax.value_and_grad(by_hand))(params.cell)
     np.testing.assert_allclose(got, want, rtol=1e-5)
@@ -581,12 +688,13 @@ def test_omega_penalty_from_jacobians_and_adjoints() -> None:
     params, data = net.init(jax.random.key(0)), net.task.sample(jax.random.key(1), 2)
     total = 0.0
     for inputs, target in zip(*data, strict=True):
-        of_states = net.loss_of_states(params, target)
+        args = net.loss_args(params, inputs, target)
         jacobians = bptt.jacobians(net.cell.step, params.cell, jnp.zeros(3), inputs)
-        deltas = bptt.adjoints(net.cell.step, params.cell, jnp.zeros(3), inputs, of_states).adjoints
+        found = bptt.adjoints(net.cell.step, params.cell, jnp.zeros(3), inputs, net.loss_of_states, args=args)
+        deltas = found.adjoints
         for J, d in zip(np.asarray(jacobians, np.float64), np.asarray(deltas, np.float64), strict=True):
             total += (np.sum((J.T @ d) ** 2) / np.sum(d**2) - 1) ** 2
-    got = jax.jit(network_omega_penalty(net, 3.0))(params, data)
+    got = jax.jit(omega(net, 3.0))(params, data)
     np.testing.assert_allclose(got, 3.0 * total / 2, rtol=1e-4)
 
 
@@ -594,7 +702,7 @@ def test_training_with_omega_moves_by_its_gradient() -> None:
     """One step of plain descent with it and without: they differ by its gradient, the recorded losses do not."""
     data = _sums(jax.random.key(4), 3)
     net = NET._replace(task=NET.task._replace(sample=lambda key, batch: data))
-    penalty = network_omega_penalty(net, 2.0)
+    penalty = omega(net, 2.0)
     state = init_state(net, optax.sgd(1.0), 1)
     plain, of_plain = jax.jit(make_update(net, optax.sgd(1.0), batch=3))(state)
     both, of_both = jax.jit(make_update(net, optax.sgd(1.0), batch=3, penalty=penalty))(state)
@@ -611,7 +719,7 @@ def test_gradients_of_complex_parameters_descend() -> None:
         lambda: jnp.zeros(1, jnp.complex64),
         lambda w, h, x: h + w,
     )
-    task = SUMS._replace(loss=lambda outputs, target: jnp.square(outputs[-1, 0]))
+    task = SUMS._replace(loss=lambda outputs, target, mask: jnp.square(outputs[-1, 0]))
     net = network(cell, task, readout_init=jax.nn.initializers.ones)
     state, _ = make_update(net, optax.sgd(1e-3), batch=2)(init_state(net, optax.sgd(1e-3), 0))
     assert 0 < float(state.params.cell.real) < 1
@@ -635,7 +743,9 @@ def test_a_batch_that_is_skipped_now_and_then_loses_nothing() -> None:
     assert 0 < sum(bad) < 12
     assert bad == [round(r["skipped"][0]) for r in chunks]
     seen = []
-    whole = train(net, bptt.with_clipping(optax.sgd(0.01), 1.0), updates=12, batch=1, chunk=12, observe=seen.append)
+    whole = train(
+        net, bptt.with_clipping(optax.sgd(0.01), 1.0), updates=12, batch=1, chunk=12, on_chunk=seen.append
+    )
     (record,) = [r for r in whole.records if "event" not in r]
     losses = np.asarray(seen[0].loss)[:, 0]
     assert record["non_finite"] == [sum(bad)]

@@ -1,9 +1,12 @@
 """A network against its cell unrolled in NumPy terms and a readout written out by hand."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compilations import watched
 
 import bptt_jax as bptt
 from bptt_jax.experiments.network import Network, NetworkParams, Readout, apply_readout, network
@@ -56,19 +59,37 @@ def test_outputs_and_loss_by_hand(reads) -> None:
 @both
 @pytest.mark.parametrize("cell", CELLS)
 def test_loss_of_states_is_the_loss(cell, reads) -> None:
-    """As a function of the trajectory, so that `adjoints` gives the cell's part of the network's own gradient."""
+    """As a function of the trajectory, so that `adjoints` gives the network's own gradient."""
     net = network(CELLS[cell], TASKS[reads])
     params, inputs, target = example(net)
     loss, gradient = jax.jit(jax.value_and_grad(net.loss))(params, inputs, target)
 
     @jax.jit
     def flow(params, inputs, target):
-        of_states = net.loss_of_states(params, target)
-        return bptt.adjoints(net.cell.step, params.cell, net.cell.initial_state(), inputs, of_states)
+        args = net.loss_args(params, inputs, target)
+        return bptt.adjoints(
+            net.cell.step, params.cell, net.cell.initial_state(), inputs, net.loss_of_states, args=args
+        )
 
     done = flow(params, inputs, target)
     np.testing.assert_allclose(done.loss, loss, rtol=1e-6)
     np.testing.assert_allclose(leaves(done.params_grad), leaves(gradient.cell), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(leaves(done.args_grad.readout), leaves(gradient.readout), rtol=1e-4, atol=1e-6)
+
+
+def test_loss_of_states_is_one_function() -> None:
+    """Looked up anew for every call, it is no new loss: nothing is compiled again, and nothing warned of."""
+    net = network(CELLS["rnn"], TASKS["last"])
+    params, inputs, target = example(net)
+    args = net.loss_args(params, inputs, target)
+    with warnings.catch_warnings(), watched() as seen:
+        warnings.simplefilter("error", bptt.RecompilationWarning)
+        for count in range(5):
+            bptt.adjoints(net.cell.step, params.cell, jnp.zeros(3), inputs, net.loss_of_states, args=args)
+            if count == 0:
+                assert seen
+                seen.clear()
+    assert seen == []
 
 
 @both

@@ -22,7 +22,7 @@ from jax.experimental.compilation_cache import compilation_cache
 import bptt_jax as bptt
 from bptt_jax.experiments.loop import init_state, train
 from bptt_jax.experiments.network import network
-from bptt_jax.experiments.runfolder import OtherRun, RunFolder, read_settings, read_state
+from bptt_jax.experiments.runfolder import RunFolder, RunFolderError, read_settings, read_state
 from bptt_jax.experiments.tasks import Batch, adding
 
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of what orbax has not finished
@@ -237,7 +237,7 @@ def runs(tmp_path_factory):
     """Makes a run of `updates` in a new or given folder; "whole" is one of 12 that nothing interrupts."""
     net, optimizer = small(), bptt.with_clipping(optax.sgd(0.1, momentum=0.9), 1.0)
 
-    def run(folder, updates=12, report=None):
+    def run(folder, updates=12, on_record=None):
         probes = {"bias": lambda params, data: params.readout.bias[0]}
         return train(
             net,
@@ -248,7 +248,7 @@ def runs(tmp_path_factory):
             chunk=3,
             probes=probes,
             folder=folder,
-            report=report,
+            on_record=on_record,
         )
 
     folder = tmp_path_factory.mktemp("whole")
@@ -276,10 +276,10 @@ def test_an_exception_from_report_loses_nothing(runs, tmp_path, at) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        runs[0](tmp_path, report=report)
+        runs[0](tmp_path, on_record=report)
     assert log_of(tmp_path)[-1] == at
     told = []
-    done = runs[0](tmp_path, report=told.append)
+    done = runs[0](tmp_path, on_record=told.append)
     assert [r["updates"] for r in told] == list(range(at + 3, 13, 3))
     assert_same_run(tmp_path, done, runs)
 
@@ -411,15 +411,15 @@ def test_half_a_folder_is_refused(tmp_path) -> None:
     keep(tmp_path, 5, 10)
     log = tmp_path / "log.jsonl"
     log.write_text(log.read_text().splitlines()[0] + "\n")
-    with pytest.raises(OtherRun, match=r"log.jsonl: does not reach as far as checkpoint 10"):
+    with pytest.raises(RunFolderError, match=r"log.jsonl: does not reach as far as checkpoint 10"):
         restore(tmp_path)
     (tmp_path / "settings.json").unlink()
-    with pytest.raises(OtherRun, match=r"has checkpoints, but no settings.json"):
+    with pytest.raises(RunFolderError, match=r"has checkpoints, but no settings.json"):
         restore(tmp_path)
 
 
 def test_only_one_process_trains_in_a_folder(tmp_path) -> None:
     keep(tmp_path, 5)
-    with RunFolder(tmp_path, {}), pytest.raises(OtherRun, match="another process is training there"):
+    with RunFolder(tmp_path, {}), pytest.raises(RunFolderError, match="another process is training there"):
         restore(tmp_path)
     assert_equal(restore(tmp_path)[0], state_at(5))

@@ -52,7 +52,7 @@ def _task(name: str) -> tuple[Task, Callable[..., Any], Callable[..., Any]]:
     task = (EVERY | FURTHER)[name]()
 
     def judge(outputs, targets):
-        return jax.vmap(lambda o, t: (task.loss(o, t), task.error(o, t)))(outputs, targets)
+        return jax.vmap(lambda o, t: (task.loss(o, t, None), task.error(o, t, None)))(outputs, targets)
 
     return task, jax.jit(task.sample, static_argnums=1), jax.jit(judge)
 
@@ -89,7 +89,7 @@ def test_shapes_and_types(name, dtype) -> None:
     outputs = jax.ShapeDtypeStruct((task.length, task.output_size), dtype)
     target = jax.ShapeDtypeStruct(batch.targets.shape[1:], batch.targets.dtype)
     for function in (task.loss, task.error):
-        value = jax.eval_shape(function, outputs, target)
+        value = jax.eval_shape(lambda o, t, f=function: f(o, t, None), outputs, target)
         assert (value.shape, value.dtype, value.weak_type) == ((), dtype, False)
     with pytest.raises(ValueError, match="batch: expected at least 1, got 0"):
         task.sample(jax.random.key(0), 0)
@@ -180,6 +180,40 @@ def test_baseline_is_the_best_predictor_that_ignores_the_inputs(name) -> None:
     losses = np.asarray(judge(np.broadcast_to(outputs, (MANY, steps, task.output_size)), fresh)[0], np.float64)
     # Where every sequence costs the same, what is left is the error of the estimated shares.
     assert abs(losses.mean() - task.baseline) < 3 * losses.std() / math.sqrt(MANY) + 20 / MANY * task.baseline
+
+
+@pytest.mark.parametrize("name", ["memorization_20_bits", "characters"])
+def test_padding_does_not_count(name) -> None:
+    """Neither outputs nor targets of the steps that are masked, at both ends and in between."""
+    task, _, judge = _task(name)
+    rng = np.random.default_rng(0)
+    targets = _draw(name)[1][0]
+    outputs = rng.standard_normal((task.length, task.output_size)).astype(np.float32)
+    outputs[:3] = 50 * (targets[:3, None] == np.arange(task.output_size))  # right there, or all would be wrong
+    at = np.array([1, 2, 4, *range(6, task.length + 3)])
+    padded, mask = np.full((task.length + 5, task.output_size), np.nan, np.float32), np.zeros(task.length + 5, bool)
+    padded[at], mask[at] = outputs, True
+    codes = np.full(task.length + 5, task.output_size + 7, np.int32)
+    codes[at] = targets
+    got = task.loss(padded, codes, mask), task.error(padded, codes, mask)
+    np.testing.assert_allclose(got, [value[0] for value in judge(outputs[None], targets[None])], rtol=1e-6)
+
+
+def test_adding_of_different_lengths() -> None:
+    task = adding(21, shortest=8)
+    batch = jax.jit(task.sample, static_argnums=1)(jax.random.key(0), MANY)
+    mask = np.asarray(batch.inputs.mask)
+    lengths = mask.sum(axis=1)
+    assert all(row[:n].all() for row, n in zip(mask, lengths, strict=True))
+    _is_uniform(lengths, range(8, 22))
+    numbers, markers = (np.asarray(batch.inputs.xs)[..., i] for i in (0, 1))
+    first, second = (np.argmax(a, axis=1) for a in (markers, np.cumsum(markers, axis=1) == 2))
+    assert np.all(markers.sum(axis=1) == 2)
+    assert np.all(first < lengths // 2)
+    assert np.all((lengths // 2 <= second) & (second < lengths))
+    _is_uniform(first[lengths == 20], range(10))
+    _is_uniform(second[lengths == 15], range(7, 15))
+    np.testing.assert_allclose(batch.targets, np.sum(numbers * markers, axis=1), rtol=1e-6)
 
 
 def test_published_baselines() -> None:
@@ -356,6 +390,8 @@ def test_digits_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
     ("make", "error", "message"),
     [
         (lambda: adding(1), ValueError, "length: expected at least 2, got 1"),
+        (lambda: adding(9, shortest=10), ValueError, "shortest: expected from 2 to length = 9, got 10"),
+        (lambda: adding(9, shortest=1), ValueError, "shortest: expected from 2 to length = 9, got 1"),
         (lambda: adding(10.0), TypeError, "length: expected an integer .* got float"),
         (lambda: multiplication(9), ValueError, "length: expected at least 10, got 9"),
         (lambda: temporal_order(9), ValueError, "length: expected at least 10, got 9"),

@@ -167,7 +167,9 @@ def test_omega_is_the_codes_of_the_bare_step(x64, clip) -> None:
     data = net.task.sample(jax.random.key(1), 3)
 
     def terms(inputs, target):
-        loss = bare.loss_of_states(params, target)
+        def loss(states):
+            return bare.loss_of_states(states, bare.loss_args(params, inputs, target))
+
         return bptt.omega_terms(bare.cell.step, params.cell, bare.cell.initial_state(), inputs, loss)
 
     expected = 4 * bptt.omega_penalty(jax.vmap(terms)(*data), version="code")

@@ -25,9 +25,9 @@ from bptt_jax.cells.gated import gru, lstm
 from bptt_jax.cells.simple import rnn
 from bptt_jax.cli import train
 from bptt_jax.cli.report import BadArgument, provenance
-from bptt_jax.experiments.network import NetworkParams, Readout, apply_readout
+from bptt_jax.experiments.network import LossArgs, Readout, apply_readout
 from bptt_jax.experiments.text import Corpus, corpus, english_text, read_text, windows
-from bptt_jax.files import plain
+from bptt_jax.leaves import to_jsonable
 from bptt_jax.step import Array, Cell, Params, PyTree, State, Step
 
 LossOfStates = Callable[[PyTree, State, Array], Array]
@@ -172,7 +172,7 @@ def record(
     settings: Settings, data: Data, flows: dict[str, GradientFlow], gated: dict[str, bool | None]
 ) -> dict[str, Any]:
     """Everything in plain JSON types; NaN and infinities are the strings that ``float`` reads back."""
-    return plain(
+    return to_jsonable(
         {
             "settings": asdict(settings),
             "vocabulary": data.vocabulary,
@@ -259,7 +259,7 @@ def _trained(settings: Settings, folder: Path) -> tuple[Data, list[Recurrence]]:
     inputs, targets = task.sample(jax.random.key(settings.seed), settings.batch)
 
     def loss(weights: Readout, states: State, targets: Array) -> Array:
-        return net.loss_of_states(NetworkParams(None, weights), targets)(states)
+        return net.loss_of_states(states, LossArgs(weights, targets, None))
 
     recurrences = []
     for i, seed in enumerate(seeds):

@@ -23,7 +23,7 @@ from bptt_jax.cli import diagnose, train
 from bptt_jax.cli.page import page
 from bptt_jax.cli.report import COLUMNS, BadArgument, rows
 from bptt_jax.experiments.progress import progress_bar
-from bptt_jax.files import write_json, written
+from bptt_jax.files import atomic_path, write_json
 
 _DIAGNOSE_EXAMPLES = """\
 examples:
@@ -222,12 +222,12 @@ def _diagnose(arguments: argparse.Namespace) -> int:
     figure = plot_gradient_flow(drawn, title=title)
     names = ["flow.png", "flow.json", *(["flow.html"] if arguments.html else [])]
     with contextlib.ExitStack() as files:
-        figure.savefig(files.enter_context(written(out / "flow.png")), dpi=120)
+        figure.savefig(files.enter_context(atomic_path(out / "flow.png")), dpi=120)
         if arguments.html:
             norms, spectra = plot_parts(drawn)
             text = page(title, numbers, norms, list(spectra.values()))
             # A file name that is not Unicode, which UTF-8 could not hold, is shown by its bytes.
-            path = files.enter_context(written(out / "flow.html"))
+            path = files.enter_context(atomic_path(out / "flow.html"))
             path.write_text(text, encoding="utf-8", errors="backslashreplace")
         write_json(out / "flow.json", numbers)
     Console(width=None if sys.stdout.isatty() else 132).print(_table(numbers))
@@ -275,7 +275,7 @@ def _train(arguments: argparse.Namespace) -> int:
     title = f"{settings.cell} of {settings.hidden} units, {settings.task}, T = {task.length}"
     figure = plot_training(done.records, baseline=task.baseline, title=title)
     numbers = train.record(job, settings, done)
-    with written(out / "train.png") as temporary:
+    with atomic_path(out / "train.png") as temporary:
         figure.savefig(temporary, dpi=120)
         write_json(out / "train.json", numbers)
     Console(width=None if sys.stdout.isatty() else 132).print(_training_table(numbers))
@@ -324,7 +324,7 @@ def _table(numbers: dict[str, Any]) -> Any:
 def _writable(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with written(folder / ".bptt-jax-probe"):
+        with atomic_path(folder / ".bptt-jax-probe"):
             pass
         (folder / ".bptt-jax-probe").unlink()
     except OSError as error:

@@ -19,9 +19,10 @@ from bptt_jax.cli.report import BadArgument, provenance
 from bptt_jax.experiments import loop, tasks
 from bptt_jax.experiments.network import Network, network
 from bptt_jax.experiments.records import Record, Training, TrainState
-from bptt_jax.experiments.runfolder import OtherRun, read_settings, read_state
+from bptt_jax.experiments.runfolder import RunFolderError, read_settings, read_state
 from bptt_jax.experiments.text import english_text, read_text
 from bptt_jax.remedies.clipping import clip_adjoints, with_clipping
+from bptt_jax.remedies.regularizers import omega_penalty
 from bptt_jax.step import Cell
 
 # By name, the length that a task has if none is given.
@@ -97,12 +98,12 @@ def prepare(settings: Settings) -> Job:
     return Job(
         net,
         optimizer if settings.clip == 0 else with_clipping(optimizer, settings.clip),
-        None if settings.omega == 0 else loop.network_omega_penalty(bare, settings.omega, version="code"),
+        None if settings.omega == 0 else _omega(bare, settings.omega),
         validation,
     )
 
 
-def run(job: Job, settings: Settings, updates: int, folder: Path, report: Callable[[Record], None]) -> Training:
+def run(job: Job, settings: Settings, updates: int, folder: Path, on_record: Callable[[Record], None]) -> Training:
     """Trains, or goes on with what the folder holds.
 
     Raises:
@@ -120,10 +121,10 @@ def run(job: Job, settings: Settings, updates: int, folder: Path, report: Callab
             validation=job.validation,
             folder=folder,
             settings={"arguments": asdict(settings), "text_sha256": _text_hash(settings)},
-            report=report,
+            on_record=on_record,
         )
-    except (OtherRun, ImportError) as error:
-        raise BadArgument(f"--out: {error}" if isinstance(error, OtherRun) else str(error)) from None
+    except (RunFolderError, ImportError) as error:
+        raise BadArgument(f"--out: {error}" if isinstance(error, RunFolderError) else str(error)) from None
 
 
 def read(folder: Path) -> Settings:
@@ -137,7 +138,7 @@ def read(folder: Path) -> Settings:
         return Settings(**{f.name: arguments[f.name] for f in fields(Settings)})
     except (KeyError, TypeError):
         raise BadArgument(f"{folder}: not a run of bptt-jax train") from None
-    except OtherRun as error:
+    except RunFolderError as error:
         raise BadArgument(str(error)) from None
 
 
@@ -152,7 +153,7 @@ def states(job: Job, settings: Settings, folder: Path) -> tuple[TrainState, Trai
     )
     try:
         return first, read_state(folder, first)
-    except (OtherRun, ImportError) as error:
+    except (RunFolderError, ImportError) as error:
         raise BadArgument(str(error)) from None
 
 
@@ -229,6 +230,10 @@ def _task(settings: Settings) -> tuple[tasks.Task, tasks.Task | None]:
         raise BadArgument(f"--text: {error.filename}: {error.strerror}" if error.strerror else str(error)) from None
     except (ValueError, ImportError) as error:
         raise BadArgument(str(error)) from None
+
+
+def _omega(net: Network, weight: float) -> loop.Penalty:
+    return lambda params, data: weight * omega_penalty(net.omega_terms(params, data), version="code")
 
 
 def _cell(settings: Settings, task: tasks.Task) -> Cell:

@@ -8,6 +8,7 @@ all seeds.)
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from enum import IntEnum
 from functools import partial
 from pathlib import Path
 from types import NoneType
@@ -24,14 +25,23 @@ from bptt_jax.experiments.network import Network, NetworkParams
 from bptt_jax.experiments.records import RECENT, Metrics, Record, Training, TrainState, events_of, record_of, seen
 from bptt_jax.experiments.runfolder import RunFolder
 from bptt_jax.experiments.tasks import Batch, Task
-from bptt_jax.files import plain
+from bptt_jax.leaves import to_jsonable
 from bptt_jax.linalg import logscale
 from bptt_jax.remedies.clipping import check_optimizer
-from bptt_jax.remedies.regularizers import omega_penalty, omega_terms
 from bptt_jax.step import Array, PyTree
 
 Penalty: TypeAlias = Callable[[NetworkParams, Batch], Array]
 Probe: TypeAlias = Callable[[NetworkParams, Batch], Array]
+
+
+class _Stream(IntEnum):
+    """Of random numbers: each is drawn from a key of its own."""
+
+    WEIGHTS = 0
+    BATCHES = 1
+    SCREENING = 2
+    CONFIRMATION = 3
+
 
 # Success is judged on as many fresh sequences as Pascanu et al. 2013 take; a tenth of them says when to look.
 _FRESH, _SCREENED = 10_000, 1_000
@@ -41,7 +51,7 @@ _PIECE, _PIECE_STEPS = 250, 1_000_000  # sequences evaluated at once, and their 
 def init_state(network: Network, optimizer: optax.GradientTransformation, seed: Array | int) -> TrainState:
     """The state before the first update; ``jax.vmap`` over `seed` for several."""
     seed = jnp.asarray(seed, jnp.int32)
-    params = network.init(_key(seed, 0, 0))
+    params = network.init(_key(seed, _Stream.WEIGHTS, 0))
     none = jnp.full(RECENT, jnp.nan, _loss_dtype(network, params))
     return TrainState(
         seed,
@@ -58,9 +68,10 @@ def make_update(
     network: Network, optimizer: optax.GradientTransformation, *, batch: int, penalty: Penalty | None = None
 ) -> Callable[[TrainState], tuple[TrainState, Metrics]]:
     """One update as a pure function, to be scanned, jitted or vmapped; arguments as for `train`."""
+    update_params = optax.with_extra_args_support(optimizer).update
 
     def update(state: TrainState) -> tuple[TrainState, Metrics]:
-        data = network.task.sample(_key(state.seed, 1, state.updates), batch)
+        data = network.task.sample(_key(state.seed, _Stream.BATCHES, state.updates), batch)
 
         def objective(params: NetworkParams) -> tuple[Array, Array]:
             loss = jnp.mean(jax.vmap(partial(network.loss, params))(*data))
@@ -68,33 +79,22 @@ def make_update(
                 return loss, loss
             return loss + _called("penalty", penalty, params, data), loss
 
-        gradient, loss = jax.grad(objective, has_aux=True)(state.params)
+        (value, loss), gradient = jax.value_and_grad(objective, has_aux=True)(state.params)
         gradient = jax.tree.map(jnp.conj, gradient)  # of complex parameters, the direction of ascent
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        updates, opt_state = update_params(
+            gradient,
+            state.opt_state,
+            state.params,
+            value=value,
+            grad=gradient,
+            value_fn=lambda params: objective(params)[0],
+        )
         moved = state._replace(
             updates=state.updates + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state
         )
         return moved, Metrics(loss, logscale.log_norm(gradient).astype(jnp.float32))
 
     return update
-
-
-def network_omega_penalty(network: Network, weight: float, *, version: str = "paper") -> Penalty:
-    """`bptt_jax.omega_penalty` of a network, as a penalty for `train`: `weight` times it, of the batch's sequences.
-
-    The network's step must be the bare one: a step wrapped by `bptt_jax.clip_adjoints` has no Jacobians of its own.
-    Version "code" divides by the number of steps, and the paper's weights are for it. Its backward pass keeps
-    O(T), whether or not the network is rematerialised.
-    """
-
-    def penalty(params: NetworkParams, data: Batch) -> Array:
-        def terms(inputs: PyTree, target: Array) -> Any:
-            loss = network.loss_of_states(params, target)
-            return omega_terms(network.cell.step, params.cell, network.cell.initial_state(), inputs, loss)
-
-        return weight * omega_penalty(jax.vmap(terms)(*data), version=version)  # type: ignore[arg-type]
-
-    return penalty
 
 
 def evaluate(network: Network, params: NetworkParams, key: Array, count: int) -> tuple[Array, Array]:
@@ -110,11 +110,7 @@ def evaluate(network: Network, params: NetworkParams, key: Array, count: int) ->
       Two scalars.
     """
     task, count = network.task, check_positive_int("count", count)
-
-    def one(inputs: PyTree, target: Array) -> tuple[Array, Array]:
-        outputs = network.outputs(params, inputs)
-        return task.loss(outputs, target), task.error(outputs, target)
-
+    one = partial(network.loss_and_error, params)
     piece = max(1, min(_PIECE, count, _PIECE_STEPS // task.length))
     if task.whole is not None:
         each = jax.lax.map(lambda data: one(*data), task.whole, batch_size=piece)
@@ -138,8 +134,8 @@ def train(
     mesh: Mesh | None = None,
     folder: Path | None = None,
     settings: Mapping[str, Any] | None = None,
-    report: Callable[[Record], None] | None = None,
-    observe: Callable[[Metrics], None] | None = None,
+    on_record: Callable[[Record], None] | None = None,
+    on_chunk: Callable[[Metrics], None] | None = None,
 ) -> Training:
     """Trains a network on its task until every seed has solved it, is lost, or `updates` are made.
 
@@ -151,12 +147,15 @@ def train(
 
     Args:
       network: from `bptt_jax.experiments.network.network`; its task is what is learned.
-      optimizer: from Optax, or `bptt_jax.with_clipping`, ...
+      optimizer: from Optax, or `bptt_jax.with_clipping`, ... What its parts may ask for beside the gradient (a
+        line search, `optax.contrib.reduce_on_plateau`, ...) are Optax's ``value``, the loss with the penalty,
+        ``grad`` and ``value_fn``, of the same batch.
       updates: how many at most, in all: a run resumed from `folder` makes the rest.
       batch: fresh sequences for each update.
       seeds: of independent runs, vmapped.
       chunk: updates between evaluations, log lines and checkpoints.
-      penalty: ``penalty(params, batch) -> scalar``, added to the loss; `network_omega_penalty`, for one.
+      penalty: ``penalty(params, batch) -> scalar``, added to the loss, such as
+        ``lambda params, batch: 4 * bptt.omega_penalty(network.omega_terms(params, batch), version="code")``.
       probes: by name, ``probe(params, batch) -> scalar``, computed after each chunk on the next update's batch,
         and recorded.
       validation: the task that is evaluated, if not the network's own: its "validation" split.
@@ -169,9 +168,9 @@ def train(
       settings: what the run depends on, in JSON types: written to ``settings.json``; a folder with others is
         refused. Batch, seeds, chunk and the task's name and length are always among them; functions (the cell, the
         optimiser and its rate, the penalty) cannot be compared, so name here what tells them apart.
-      report: called with every record (see `Training`).
-      observe: called after each chunk with the `Metrics` of all its updates, leaves ``[n, S]``; NaN for a seed that
-        had stopped.
+      on_record: called with every record (see `Training`).
+      on_chunk: called after each chunk with the `Metrics` of all its updates, leaves ``[n, S]``; NaN for a seed
+        that had stopped.
 
     Returns:
       A `Training`.
@@ -179,12 +178,12 @@ def train(
     Raises:
       TypeError, ValueError: an argument is out of range; the seeds do not divide among the devices; `folder` is
         given and the mesh has devices of several processes.
-      OtherRun: a ValueError; `folder` holds a run of other settings.
+      RunFolderError: a ValueError; `folder` holds a run of other settings.
       ImportError: `folder` is given and orbax-checkpoint is missing.
     """
     updates, chunk = check_positive_int("updates", updates), check_positive_int("chunk", chunk)
     batch = check_positive_int("batch", batch)
-    _check_kinds(network, optimizer, penalty, probes, validation, folder, settings, report, observe)
+    _check_kinds(network, optimizer, penalty, probes, validation, folder, settings, on_record, on_chunk)
     if not isinstance(seeds, Sequence) or not all(hasattr(s, "__index__") for s in seeds):
         raise TypeError(f"seeds: expected a sequence of integers, got {seeds!r}")
     task, seeds = network.task, [operator.index(s) for s in seeds]
@@ -201,11 +200,12 @@ def train(
         raise ValueError(f"settings: expected other names than {', '.join(sorted(identity))}, got {min(taken)}")
     init = jax.vmap(partial(init_state, network, optimizer))
     update = jax.vmap(make_update(network, optimizer, batch=batch, penalty=penalty))
-    screen = partial(_judge, network._replace(task=judge), count=_SCREENED)
-    confirm = jax.jit(jax.vmap(partial(_judge, network._replace(task=judge), count=_FRESH)))
+    judged = network._replace(task=judge)
+    screen = partial(_judge, judged, _Stream.SCREENING, _SCREENED)
+    confirm = jax.jit(jax.vmap(partial(_judge, judged, _Stream.CONFIRMATION, _FRESH)))
 
     def probe(state: TrainState) -> dict[str, Array]:
-        data = task.sample(_key(state.seed, 1, state.updates), batch)
+        data = task.sample(_key(state.seed, _Stream.BATCHES, state.updates), batch)
         return {name: _called(f"probes[{name!r}]", f, state.params, data) for name, f in (probes or {}).items()}
 
     @partial(jax.jit, static_argnums=1)
@@ -238,15 +238,15 @@ def train(
             )
             everything = before, seen(states), metrics, loss, error, probed
             before, after, metrics, loss, error, probed = whole(everything)
-            new = plain(events_of(before, after, metrics, task.baseline))
-            new.append(plain(record_of(before, after, metrics, loss, error, probed)))
+            new = to_jsonable(events_of(before, after, metrics, task.baseline))
+            new.append(to_jsonable(record_of(before, after, metrics, loss, error, probed)))
             if store is not None:
                 store.keep(int(jnp.max(states.updates)), states, new)
             records += new
-            if observe is not None:
-                observe(Metrics(*(jnp.where(before.running[None], m, jnp.nan) for m in metrics)))
-            for record in new if report is not None else ():
-                report(record)  # type: ignore[misc]
+            if on_chunk is not None:
+                on_chunk(Metrics(*(jnp.where(before.running[None], m, jnp.nan) for m in metrics)))
+            for record in new if on_record is not None else ():
+                on_record(record)  # type: ignore[misc]
     return Training(states, records)
 
 
@@ -265,8 +265,8 @@ def _check_kinds(
     validation: Any,
     folder: Any,
     settings: Any,
-    report: Any,
-    observe: Any,
+    on_record: Any,
+    on_chunk: Any,
 ) -> None:
     """Raises TypeError unless each argument of `train` is of its kind."""
     check_optimizer("optimizer", optimizer)
@@ -281,14 +281,15 @@ def _check_kinds(
         if not isinstance(value, kind):
             first = kind[0] if isinstance(kind, tuple) else kind
             raise TypeError(f"{name}: expected a {first.__name__}, got {type(value).__name__}")
-    functions = {"penalty": penalty, "report": report, "observe": observe}
+    functions = {"penalty": penalty, "on_record": on_record, "on_chunk": on_chunk}
+    functions = {name: f for name, f in functions.items() if f is not None}
     functions |= {f"probes[{name!r}]": f for name, f in (probes or {}).items()}
     for name, function in functions.items():
-        if not (callable(function) or (function is None and name in ("penalty", "report", "observe"))):
+        if not callable(function):
             raise TypeError(f"{name}: expected a function, got {type(function).__name__}")
 
 
-def _key(seed: Array, stream: int, count: Array | int) -> Array:
+def _key(seed: Array, stream: _Stream, count: Array | int) -> Array:
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), count)
 
 
@@ -298,8 +299,7 @@ def _loss_dtype(network: Network, params: NetworkParams) -> Any:
     return jax.eval_shape(network.loss, params, *first).dtype
 
 
-def _judge(network: Network, state: TrainState, *, count: int) -> tuple[Array, Array]:
-    stream = 2 if count == _SCREENED else 3
+def _judge(network: Network, stream: _Stream, count: int, state: TrainState) -> tuple[Array, Array]:
     return evaluate(network, state.params, _key(state.seed, stream, state.updates), count)
 
 

@@ -1,15 +1,18 @@
 """A recurrence with an affine readout: what a task is learned by."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float
 
 from bptt_jax.cells.initializers import Initializer, check_initializer, drawn
-from bptt_jax.experiments.tasks import Task
+from bptt_jax.experiments.tasks import Batch, Task
 from bptt_jax.recurrence.unroll import final_state, unroll
-from bptt_jax.step import Array, Cell, Loss, Params, PyTree, State
+from bptt_jax.remedies.regularizers import OmegaTerms, omega_terms
+from bptt_jax.step import Array, Cell, Params, PyTree, Sequence, State
 
 _lecun_normal = jax.nn.initializers.lecun_normal()
 
@@ -28,8 +31,22 @@ class NetworkParams(NamedTuple):
     readout: Readout
 
 
+class LossArgs(NamedTuple):
+    """What the loss of a trajectory is given beside the states; made by `Network.loss_args`.
+
+    Attributes:
+      readout: of the network.
+      target: of the sequence.
+      mask: ``[T]``, False in padding; None if there is none.
+    """
+
+    readout: Readout
+    target: PyTree
+    mask: Bool[Array, " T"] | None
+
+
 class Network(NamedTuple):
-    """Pure functions of `NetworkParams`, for one sequence.
+    """Pure functions of `NetworkParams`, for one sequence: an array ``[T, I]``, or a `bptt_jax.Sequence` of it.
 
     Attributes:
       cell: the recurrence.
@@ -43,18 +60,53 @@ class Network(NamedTuple):
     init: Callable[[Array], NetworkParams]
     outputs: Callable[[NetworkParams, PyTree], Array]
 
-    def loss(self, params: NetworkParams, inputs: PyTree, target: Array) -> Array:
+    def loss(self, params: NetworkParams, inputs: PyTree, target: PyTree) -> Float[Array, ""]:
         """The task's loss on one sequence."""
-        return self.task.loss(self.outputs(params, inputs), target)
+        return self.loss_and_error(params, inputs, target)[0]
 
-    def loss_of_states(self, params: NetworkParams, target: Array) -> Loss:
-        """The same loss as a function of the trajectory, as `bptt_jax.adjoints` and `gradient_flow` want it."""
+    def loss_and_error(
+        self, params: NetworkParams, inputs: PyTree, target: PyTree
+    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """The task's loss and error on one sequence."""
+        outputs, mask = self.outputs(params, inputs), _mask(inputs)
+        return self.task.loss(outputs, target, mask), self.task.error(outputs, target, mask)
 
-        def loss(states: State) -> Array:
-            read = states if self.task.reads == "all" else jax.tree.map(lambda a: a[-1:], states)
-            return self.task.loss(jax.vmap(lambda h: apply_readout(params.readout, h))(read), target)
+    def loss_args(self, params: NetworkParams, inputs: PyTree, target: PyTree) -> LossArgs:
+        """The `args` of `loss_of_states`; of a batch too, with the axes ``LossArgs(None, 0, 0)`` for `jax.vmap`."""
+        return LossArgs(params.readout, target, _mask(inputs))
 
-        return loss
+    def loss_of_states(self, states: State, args: LossArgs) -> Float[Array, ""]:
+        """The same loss of the trajectory, ``loss(states, args)`` as all of `bptt_jax` wants it.
+
+        Example:
+          >>> from bptt_jax.experiments.network import network
+          >>> from bptt_jax.experiments.tasks import adding
+          >>> net = network(bptt.rnn(4), adding(10))
+          >>> params, h0 = net.init(jax.random.key(0)), net.cell.initial_state()
+          >>> xs, target = (a[0] for a in net.task.sample(jax.random.key(1), 1))
+          >>> args = net.loss_args(params, xs, target)
+          >>> found = bptt.adjoints(net.cell.step, params.cell, h0, xs, net.loss_of_states, args=args)
+          >>> found.args_grad.readout.weights.shape
+          (1, 4)
+        """
+        read = states if self.task.reads == "all" else jax.tree.map(lambda a: a[-1:], states)
+        outputs = jax.vmap(partial(apply_readout, args.readout))(read)
+        return self.task.loss(outputs, args.target, args.mask)
+
+    def omega_terms(self, params: NetworkParams, batch: Batch) -> OmegaTerms:
+        """`bptt_jax.omega_terms` of every sequence of a batch, from which `bptt_jax.omega_penalty` makes a penalty.
+
+        The step must be the bare one: a step wrapped by `bptt_jax.clip_adjoints` has no Jacobians of its own. The
+        backward pass keeps O(T), whether or not the network is rematerialised.
+        """
+
+        def terms(inputs: PyTree, target: PyTree) -> OmegaTerms:
+            def loss(states: State) -> Array:
+                return self.loss_of_states(states, self.loss_args(params, inputs, target))
+
+            return omega_terms(self.cell.step, params.cell, self.cell.initial_state(), inputs, loss)
+
+        return jax.vmap(terms)(*batch)
 
 
 def network(
@@ -109,6 +161,10 @@ def network(
 def apply_readout(readout: Readout, state: State) -> Array:
     """``weights @ h + bias`` with h the first leaf of the state."""
     return readout.weights @ _read(state) + readout.bias
+
+
+def _mask(inputs: PyTree) -> Array | None:
+    return inputs.mask if isinstance(inputs, Sequence) else None
 
 
 def _read(state: State) -> Array:

@@ -10,7 +10,7 @@ from bptt_jax.experiments.records import Record, describe
 
 @contextmanager
 def progress_bar(updates: int) -> Iterator[Callable[[Record], None]]:
-    """Shows updates, loss, gradient norm and clipped share on stderr; what it gives is for `train`'s `report`.
+    """Shows updates, loss, gradient norm and clipped share on stderr; what it gives is for `train`'s `on_record`.
 
     Numbers are medians of the seeds that run. Events are printed above the bar, a line each; where stderr is no
     terminal, a line for every tenth of the updates takes the bar's place.

@@ -10,14 +10,15 @@ from typing import IO, Any, TypeVar
 import jax
 import numpy as np
 
-from bptt_jax.files import plain, write_json, written
+from bptt_jax.files import atomic_path, write_json
+from bptt_jax.leaves import to_jsonable
 
 Tree = TypeVar("Tree")
 _KEPT = 2
 _SETTINGS = "settings.json"
 
 
-class OtherRun(ValueError):
+class RunFolderError(ValueError):
     """The folder holds a run of other settings or shapes, half a run, one that is going on, or none."""
 
 
@@ -33,19 +34,20 @@ class RunFolder:
         """Opens the folder, or begins it.
 
         Raises:
-          OtherRun: the folder holds a run of other settings.
+          RunFolderError: the folder holds a run of other settings.
           TypeError: the settings are not in JSON types.
           ImportError: orbax-checkpoint is missing.
         """
         folder = Path(folder)
         try:
-            here = json.loads(json.dumps(plain(dict(settings))))
+            json.dumps(dict(settings))
         except TypeError as error:
             raise TypeError(f"settings: expected JSON types, got: {error}") from None
+        here = to_jsonable(dict(settings))
         if (folder / _SETTINGS).exists():
             _compare(folder, read_settings(folder), here)
         elif (folder / "checkpoints").exists():
-            raise OtherRun(f"{folder}: has checkpoints, but no {_SETTINGS} to say whose")
+            raise RunFolderError(f"{folder}: has checkpoints, but no {_SETTINGS} to say whose")
         else:
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / _SETTINGS, here)
@@ -71,16 +73,16 @@ class RunFolder:
         """The last state, or `example` if there is none, and the log up to it; later lines are dropped.
 
         Raises:
-          OtherRun: the state is not of `example`'s structure, shapes or dtypes, or it or the log is damaged.
+          RunFolderError: the state is not of `example`'s structure, shapes or dtypes, or it or the log is damaged.
         """
         update = self._manager.latest_step()
         there = self._log.read_text(encoding="utf-8", errors="replace") if self._log.exists() else ""
         records = [] if update is None else _until(there.splitlines(), update)
         if update is not None and not (records and records[-1]["updates"] == update):
-            raise OtherRun(f"{self._log}: does not reach as far as checkpoint {update}")
+            raise RunFolderError(f"{self._log}: does not reach as far as checkpoint {update}")
         kept = _lines(records)
         if kept != there:
-            with written(self._log) as temporary:
+            with atomic_path(self._log) as temporary:
                 temporary.write_text(kept, encoding="utf-8")
         return example if update is None else _restored(self._manager, update, example), records
 
@@ -104,16 +106,16 @@ def read_settings(folder: Path) -> dict[str, Any]:
     """The settings of the run that a folder holds.
 
     Raises:
-      OtherRun: it holds none, or they are damaged.
+      RunFolderError: it holds none, or they are damaged.
     """
     try:
         settings = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        raise OtherRun(f"{folder}: no training run is there") from None
+        raise RunFolderError(f"{folder}: no training run is there") from None
     except (OSError, ValueError) as error:  # neither JSON nor UTF-8 raise anything else
-        raise OtherRun(f"{folder / _SETTINGS}: cannot be read: {error}") from None
+        raise RunFolderError(f"{folder / _SETTINGS}: cannot be read: {error}") from None
     if not isinstance(settings, dict):
-        raise OtherRun(f"{folder / _SETTINGS}: expected the settings of a run, got {settings!r:.40}")
+        raise RunFolderError(f"{folder / _SETTINGS}: expected the settings of a run, got {settings!r:.40}")
     return settings
 
 
@@ -121,14 +123,14 @@ def read_state(folder: Path, example: Tree) -> Tree:
     """The state of the last whole checkpoint; a run that is going on is not disturbed.
 
     Raises:
-      OtherRun: there is none, it is damaged, or it is not of `example`'s structure, shapes or dtypes.
+      RunFolderError: there is none, it is damaged, or it is not of `example`'s structure, shapes or dtypes.
       ImportError: orbax-checkpoint is missing.
     """
     manager = _manager(folder, write=False)
     try:
         update = manager.latest_step()
         if update is None:
-            raise OtherRun(f"{folder}: no checkpoint is there yet")
+            raise RunFolderError(f"{folder}: no checkpoint is there yet")
         return _restored(manager, update, example)
     finally:
         manager.close()
@@ -138,7 +140,7 @@ def _locked(folder: Path) -> IO[str]:
     """A file whose lock goes with the process, however that ends.
 
     Raises:
-      OtherRun: another process holds it.
+      RunFolderError: another process holds it.
     """
     handle = (folder / _SETTINGS).open(encoding="utf-8")
     try:
@@ -149,7 +151,7 @@ def _locked(folder: Path) -> IO[str]:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         handle.close()
-        raise OtherRun(f"{folder}: another process is training there") from None
+        raise RunFolderError(f"{folder}: another process is training there") from None
     return handle
 
 
@@ -169,7 +171,7 @@ def _manager(folder: Path, *, write: bool) -> Any:
     elif place.is_dir():
         options = orbax.CheckpointManagerOptions(create=False)  # looks on: neither deletes nor tidies up
     else:
-        raise OtherRun(f"{folder}: no checkpoint is there yet")
+        raise RunFolderError(f"{folder}: no checkpoint is there yet")
     return orbax.CheckpointManager(place, options=options, item_handlers=orbax.StandardCheckpointHandler())
 
 
@@ -186,7 +188,7 @@ def _restored(manager: Any, update: int, example: Tree) -> Tree:
     here = {name: (leaf.shape, leaf.dtype) for name, leaf in named.items()}
     if there != here:
         wrong = sorted(n for n in there.keys() | here.keys() if there.get(n) != here.get(n))
-        raise OtherRun(f"checkpoint {update}: its state is not of this network and optimiser: {wrong[0]}")
+        raise RunFolderError(f"checkpoint {update}: its state is not of this network and optimiser: {wrong[0]}")
     abstract = jax.tree.map(orbax.utils.to_shape_dtype_struct, named)
     try:
         restored = manager.restore(update, args=orbax.args.StandardRestore(abstract))
@@ -213,11 +215,11 @@ def _read_through(place: Path) -> None:
         json.loads(path.read_text(encoding="utf-8"))
 
 
-def _damaged(manager: Any, update: int, error: Exception) -> OtherRun:
+def _damaged(manager: Any, update: int, error: Exception) -> RunFolderError:
     place = Path(manager.directory) / str(update)
     others = [step for step in manager.all_steps() if step != update]
     further = f"; with it moved away the run goes on from update {max(others)}" if others else ""
-    return OtherRun(f"{place}: damaged ({type(error).__name__}){further}")
+    return RunFolderError(f"{place}: damaged ({type(error).__name__}){further}")
 
 
 def _named(tree: Any) -> dict[str, Any]:
@@ -252,7 +254,7 @@ def _compare(folder: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
             return repr(settings[name]) if name in settings else "nothing"
 
         what = "; ".join(f"{k}: {show(there, k)} there, {show(here, k)} here" for k in differ)
-        raise OtherRun(f"{folder}: holds a run of other settings ({what})")
+        raise RunFolderError(f"{folder}: holds a run of other settings ({what})")
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:

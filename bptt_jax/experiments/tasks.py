@@ -2,7 +2,7 @@
 
 Where a paper and its released code differ, the docstring says which is followed. "Pascanu et al. 2013" is
 arXiv:1211.5063, its code github.com/pascanur/trainingRNNs at 5065c63. That code draws a new length for every
-batch; here a task has one length, since shapes are static: build a task for every length.
+batch; here shapes are static, and sequences of different lengths are padded to one (`adding` has them).
 """
 
 import math
@@ -16,9 +16,10 @@ import optax
 
 from bptt_jax.checks import check_choice, check_key, check_positive_int
 from bptt_jax.experiments.text import corpus, english_text, windows
-from bptt_jax.step import Array
+from bptt_jax.step import Array, PyTree, Sequence
 
-OfOutputs: TypeAlias = Callable[[Array, Array], Array]
+OfOutputs: TypeAlias = Callable[[Array, PyTree, Array | None], Array]
+Bound: TypeAlias = int | np.ndarray | Array
 Split: TypeAlias = Literal["train", "validation"]
 
 # Below this share of wrong sequences, of 10,000 fresh ones, a problem counts as solved (Pascanu et al. 2013). Their
@@ -30,12 +31,14 @@ class Batch(NamedTuple):
     """Sequences and what is to be said about them.
 
     Attributes:
-      inputs: ``[B, T, I]``, floating.
-      targets: ``[B]`` if the task reads the last output, ``[B, T]`` if all: numbers, or codes of classes (int32).
+      inputs: ``[B, T, I]``, floating; or a `bptt_jax.Sequence` of it, with padding (``mask [B, T]``) or new
+        beginnings (``resets [B, T]``).
+      targets: of the tasks here ``[B]`` if the last output is read, ``[B, T]`` if all: numbers, or codes of classes
+        (int32). Of one's own any pytree, leaves ``[B, ...]``.
     """
 
-    inputs: Array
-    targets: Array
+    inputs: PyTree
+    targets: PyTree
 
 
 class Task(NamedTuple):
@@ -43,14 +46,15 @@ class Task(NamedTuple):
 
     Attributes:
       name: of the factory that made it.
-      length: T, all steps of a sequence.
+      length: T, all steps of a sequence, padding included.
       input_size, output_size: I and O.
       reads: "last" if loss and error look at ``outputs[-1]`` alone (an ``[1, O]`` will do), or "all".
       sample: ``sample(key, batch) -> Batch``; `batch` is static, the rest can be jitted and vmapped.
-      loss: ``loss(outputs [T, O], target) -> scalar``, of one sequence: squared error, or the mean over the steps
-        that are read of the cross-entropy in nats.
-      error: ``error(outputs [T, O], target) -> scalar`` in [0, 1], what the criterion of success counts in one
-        sequence. An output that is NaN is wrong.
+      loss: ``loss(outputs [T, O], target, mask) -> scalar``, of one sequence: squared error, or the mean over the
+        steps that are read of the cross-entropy in nats. `mask` ``[T]`` is that of the `Sequence`, False in
+        padding, where outputs are those of the last real step; None where there is no padding.
+      error: ``error(outputs [T, O], target, mask) -> scalar`` in [0, 1], what the criterion of success counts in
+        one sequence. An output that is NaN is wrong.
       baseline: the expected loss of the best predictor that may know the time step but ignores the inputs.
       criterion: "error" or "loss": whose mean over fresh sequences decides.
       threshold: solved means below it.
@@ -75,7 +79,7 @@ class Task(NamedTuple):
         return jnp.asarray(loss if self.criterion == "loss" else error) < self.threshold
 
 
-def adding(length: int) -> Task:
+def adding(length: int, *, shortest: int | None = None) -> Task:
     """Two of T numbers are marked; their sum is wanted at the end.
 
     Hochreiter and Schmidhuber 1997 (experiment 4) in the form of Le et al. 2015 (arXiv:1504.00941): channel 0
@@ -88,17 +92,34 @@ def adding(length: int) -> Task:
     predictor, the constant 1). A sequence is wrong if the squared error exceeds 0.04, as in the code of Pascanu et
     al., whose target is half as large; solved below 1 %.
 
+    With `shortest` every sequence has a length of its own, uniform from there to T, as in the original, whose
+    lengths are from T to 1.1 T; it is padded to T, and the markers are in the halves of what is real.
+
     Args:
       length: T, at least 2.
+      shortest: at least 2 and at most `length`; None: all have T steps.
     """
     length = _check_length(length, 2)
-    ranges = ((0, length // 2), (length // 2, length))
+    if shortest is None:
+        halves = np.asarray([0, length // 2]), np.asarray([length // 2, length])
 
-    def one(key: Array) -> Batch:
-        inputs, marked = _marked(key, length, ranges)
-        return Batch(inputs, marked[0] + marked[1])
+        def one(key: Array) -> Batch:
+            inputs, marked = _marked(key, length, *halves)
+            return Batch(inputs, marked[0] + marked[1])
 
-    return _regression("adding", length, one, 1 / 6)
+        return _regression("adding", length, one, 1 / 6)
+    least = check_positive_int("shortest", shortest)
+    if not 2 <= least <= length:
+        raise ValueError(f"shortest: expected from 2 to length = {length}, got {shortest}")
+
+    def padded(key: Array) -> Batch:
+        key_length, key_rest = jax.random.split(key)
+        real = _integers(key_length, (), least, length + 1)
+        half = real // 2
+        inputs, marked = _marked(key_rest, length, jnp.stack([jnp.zeros_like(half), half]), jnp.stack([half, real]))
+        return Batch(Sequence(inputs, mask=jnp.arange(length) < real), marked[0] + marked[1])
+
+    return _regression("adding", length, padded, 1 / 6)
 
 
 def multiplication(length: int) -> Task:
@@ -113,10 +134,11 @@ def multiplication(length: int) -> Task:
       length: T, at least 10.
     """
     length = _check_length(length, 10)
-    ranges = ((0, length // 10), (length // 10, length // 10 + 4 * length // 10))
+    tenth = length // 10
+    low, high = np.asarray([0, tenth]), np.asarray([tenth, tenth + 4 * length // 10])
 
     def one(key: Array) -> Batch:
-        inputs, marked = _marked(key, length, ranges)
+        inputs, marked = _marked(key, length, low, high)
         return Batch(inputs, marked[0] * marked[1])
 
     return _regression("multiplication", length, one, 7 / 144)
@@ -333,15 +355,15 @@ def _batched(one: Callable[[Array], Batch]) -> Callable[[Array, int], Batch]:
     return sample
 
 
-def _marked(key: Array, length: int, ranges: tuple[tuple[int, int], ...]) -> tuple[Array, Array]:
-    """Inputs ``[T, 2]`` and the marked numbers, one for each of the half-open `ranges`."""
+def _marked(key: Array, length: int, low: Array | np.ndarray, high: Array | np.ndarray) -> tuple[Array, Array]:
+    """Inputs ``[T, 2]`` and the marked numbers, one for each range from `low` to below `high`."""
     key_numbers, key_places = jax.random.split(key)
     numbers = jax.random.uniform(key_numbers, (length,))
-    at = _integers(key_places, (len(ranges),), *np.transpose(ranges))
+    at = _integers(key_places, low.shape, low, high)
     return jnp.stack([numbers, jnp.zeros_like(numbers).at[at].set(1)], axis=-1), numbers[at]
 
 
-def _integers(key: Array, shape: tuple[int, ...], low: int | np.ndarray, high: int | np.ndarray) -> Array:
+def _integers(key: Array, shape: tuple[int, ...], low: Bound, high: Bound) -> Array:
     """Uniform in [low, high), and the same whether 64-bit types are enabled or not."""
     return jax.random.randint(key, shape, low, high, jnp.int32)
 
@@ -350,33 +372,33 @@ def _one_hot(codes: Array, size: int) -> Array:
     return jax.nn.one_hot(codes, size, dtype=float)
 
 
-def _squared_error(outputs: Array, target: Array) -> Array:
+def _squared_error(outputs: Array, target: Array, mask: Array | None) -> Array:
     return jnp.square(outputs[-1, 0] - target)
 
 
-def _far_off(outputs: Array, target: Array) -> Array:
+def _far_off(outputs: Array, target: Array, mask: Array | None) -> Array:
     # Negated so that NaN is far off.
-    return jnp.asarray(~(_squared_error(outputs, target) <= 0.04), float)
+    return jnp.asarray(~(_squared_error(outputs, target, mask) <= 0.04), float)
 
 
-def _cross_entropy(outputs: Array, target: Array) -> Array:
+def _cross_entropy(outputs: Array, target: Array, mask: Array | None) -> Array:
     return optax.softmax_cross_entropy_with_integer_labels(outputs[-1], target)
 
 
-def _wrong(outputs: Array, target: Array) -> Array:
+def _wrong(outputs: Array, target: Array, mask: Array | None) -> Array:
     return jnp.asarray(_is_wrong(outputs[-1], target), float)
 
 
-def _mean_cross_entropy(outputs: Array, targets: Array) -> Array:
-    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(outputs, targets))
+def _mean_cross_entropy(outputs: Array, targets: Array, mask: Array | None) -> Array:
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(outputs, targets), where=mask)
 
 
-def _share_wrong(outputs: Array, targets: Array) -> Array:
-    return jnp.mean(_is_wrong(outputs, targets), dtype=float)
+def _share_wrong(outputs: Array, targets: Array, mask: Array | None) -> Array:
+    return jnp.mean(_is_wrong(outputs, targets), dtype=float, where=mask)
 
 
-def _any_wrong(outputs: Array, targets: Array) -> Array:
-    return jnp.asarray(jnp.any(_is_wrong(outputs, targets)), float)
+def _any_wrong(outputs: Array, targets: Array, mask: Array | None) -> Array:
+    return jnp.asarray(jnp.any(_is_wrong(outputs, targets), where=mask), float)
 
 
 def _is_wrong(logits: Array, target: Array) -> Array:
