@@ -262,3 +262,37 @@ def test_parallel_adjoints_of_other_arrays() -> None:
         bptt.parallel_adjoints(jacobians, last[:, 0])
     with pytest.raises(TypeError, match="immediate: expected float32, as the jacobians, got complex64"):
         bptt.parallel_adjoints(jacobians, last.astype(np.complex64))
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("remat", [True, 2, T])
+def test_rematerialised_it_is_the_same(name, remat, x64):
+    """Segments that divide T and that do not; one segment alone."""
+    example = EXAMPLES[name](jnp.float64)
+    step, params, state0, xs, length = example
+    loss = weighted_loss(losses(T, jnp.float64)["all"])
+
+    def found(remat):
+        got = jax.jit(
+            lambda params: bptt.adjoints(step, params, state0, xs, loss, length=length, remat=remat, inputs=True)
+        )(params)
+        return got.loss, got.states, got.adjoints, got.log_norms, got.params_grad, got.state0_grad, got.xs_grad
+
+    for got, expected in zip(jax.tree.leaves(found(remat)), jax.tree.leaves(found(False)), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-14)
+
+
+def test_rematerialised_it_keeps_little():
+    """Beyond what it returns: some segments' residuals, where plainly it is all of them."""
+    steps, n = 2500, 32
+    cell = bptt.gru(n)
+    params, xs = cell.init(jax.random.key(0), 2), jnp.zeros((steps, 2))
+
+    def temporary(remat):
+        def found(params, xs):
+            return bptt.adjoints(cell.step, params, cell.initial_state(), xs, lambda h: jnp.sum(h), remat=remat)
+
+        return jax.jit(found).lower(params, xs).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary(True) < steps * n * 4 / 2  # less than half of the states
+    assert temporary(False) > 4 * steps * n * 4

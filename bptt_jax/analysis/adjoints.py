@@ -17,7 +17,6 @@ from bptt_jax.recurrence.unroll import segment_length, states_of
 from bptt_jax.results import Result, field
 from bptt_jax.step import (
     Array,
-    Instant,
     Loss,
     Params,
     PyTree,
@@ -26,6 +25,7 @@ from bptt_jax.step import (
     Step,
     bind,
     check_step,
+    choose,
     differentiable_part,
 )
 
@@ -341,39 +341,51 @@ def _in_segments(
 ) -> tuple[_Carried, LogScaled, PyTree]:
     """The reverse scan, which linearises one segment after the other, given all states.
 
+    The adjoints are written over the immediate derivatives that they are made of: one array of that size, not two.
+
     Returns:
       What arrives at the beginning, dL/dh_1 .. dL/dh_T, and dL/dxs where asked for.
     """
-    count, rest = divmod(recurrence.length, segment)
-    starts = jax.tree.map(
-        lambda h0, h: jnp.concatenate([h0[None], h[segment - 1 : -1 : segment]]), recurrence.state0, states
-    )
+    steps = recurrence.length
+    count, rest = divmod(steps, segment)
 
-    def back(
-        later: _Carried, part: tuple[State, Instant, State], steps: int
-    ) -> tuple[_Carried, tuple[LogScaled, PyTree]]:
-        start, instants, immediate = part
-        along = linearize(recurrence.stretch(start, instants, steps), inputs=inputs)
+    def back(carry: _Written, first: Array, length: int) -> tuple[_Written, None]:
+        def read(tree: PyTree) -> PyTree:
+            return jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, first, length), tree)
+
+        def write(tree: PyTree, part: PyTree) -> PyTree:
+            return jax.tree.map(lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, first, 0), tree, part)
+
+        before = jax.tree.map(lambda h: h[jnp.maximum(first - 1, 0)], states)
+        start = choose(first == 0, recurrence.state0, before)
+        along = linearize(recurrence.stretch(start, read(recurrence.instants), length), inputs=inputs)
         require_pulls(along, "the error signal")
-        earlier, signal = _send_back(along, immediate, later)
-        return earlier, (signal, _inputs_grad(along, signal) if inputs else None)
+        end, signal = _send_back(along, read(carry.signal.mantissa), carry.end)
+        xs_grad = write(carry.xs_grad, _inputs_grad(along, signal)) if inputs else None
+        mantissa, exponent = write(
+            (carry.signal.mantissa, carry.signal.exponent), (signal.mantissa, signal.exponent)
+        )
+        return _Written(end, LogScaled(mantissa, exponent), xs_grad), None
 
-    carry = _nothing(recurrence)
-    tail: Any = None
+    xs = differentiable_part(recurrence.instants.x)[0]
+    written = _Written(
+        _nothing(recurrence),
+        LogScaled(immediate, jnp.zeros(steps, jnp.int32)),
+        jax.tree.map(jnp.zeros_like, xs) if inputs else None,
+    )
     if rest:
-        last = jax.tree.map(lambda a: a[-1], starts)
-        part = (last, *jax.tree.map(lambda a: a[count * segment :], (recurrence.instants, immediate)))
-        carry, tail = back(carry, part, rest)
+        written, _ = back(written, jnp.int32(count * segment), rest)
+    firsts = segment * jnp.arange(count, dtype=jnp.int32)
+    written, _ = jax.lax.scan(lambda carry, first: back(carry, first, segment), written, firsts, reverse=True)
+    return written.end, written.signal, written.xs_grad
 
-    def whole(a: Array) -> Array:
-        return a[: count * segment].reshape(count, segment, *a.shape[1:])
 
-    parts = (jax.tree.map(lambda a: a[:count], starts), *jax.tree.map(whole, (recurrence.instants, immediate)))
-    carry, found = jax.lax.scan(lambda carry, part: back(carry, part, segment), carry, parts, reverse=True)
-    found = jax.tree.map(lambda a: a.reshape(count * segment, *a.shape[2:]), found)
-    if tail is not None:
-        found = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), found, tail)
-    return carry, *found
+class _Written(NamedTuple):
+    """What the scan over segments carries."""
+
+    end: _Carried
+    signal: LogScaled
+    xs_grad: PyTree
 
 
 @jax.jit
