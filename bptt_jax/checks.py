@@ -36,15 +36,14 @@ def notice_new_function(name: str, function: Callable[..., Any], remedy: str) ->
     What JAX has compiled is looked up by the function itself. Within a function that is being traced nothing is
     looked up, so a new one does no harm there.
     """
-    code = getattr(function, "__code__", None)
-    if isinstance(function, MethodType):  # made anew whenever it is looked up, and equal to the one before
-        return
+    code = _code(function)
     if code is None or isinstance(jnp.zeros(()), jax.core.Tracer):
         return
     seen = _seen.get(code, _Seen(lambda: None, 0))
-    if seen.times >= _REPEATED or seen.latest() is function:
+    if seen.times >= _REPEATED or seen.latest() == function:  # as JAX looks it up: methods of one object are equal
         return
-    _seen[code] = _Seen(weakref.ref(function), seen.times + 1)
+    reference: Any = weakref.WeakMethod if isinstance(function, MethodType) else weakref.ref
+    _seen[code] = _Seen(reference(function), seen.times + 1)
     if seen.times + 1 == _REPEATED:
         warnings.warn(
             f"{name}: {code.co_name} ({code.co_filename}, line {code.co_firstlineno}) is made anew at every call, "
@@ -52,6 +51,13 @@ def notice_new_function(name: str, function: Callable[..., Any], remedy: str) ->
             RecompilationWarning,
             stacklevel=4,
         )
+
+
+def _code(function: Any) -> CodeType | None:
+    """That of the function itself, where it is jitted, partially applied or otherwise wrapped."""
+    while function is not None and not hasattr(function, "__code__"):
+        function = getattr(function, "func", None) or getattr(function, "__wrapped__", None)
+    return None if function is None else function.__code__
 
 
 def call_user_function(name: str, arguments: str, function: Callable[..., Any], *given: Any) -> Any:

@@ -97,7 +97,8 @@ class Instant(NamedTuple):
     """What one step is given beside the state; leaves ``[T, ...]`` for all of them.
 
     Attributes:
-      x: the input; in padding that of the first real step, so that what stands there can do no harm.
+      x: the input; in padding that of the first real step, zero where there is none, so that what stands there can
+        do no harm.
       real: False in padding; None if there is no padding.
       reset: whether the state is reset before; None if it never is.
     """
@@ -330,10 +331,13 @@ def _whole(recurrence: Recurrence) -> Recurrence:
         resets = resets if real is None else _at_real_steps(resets, real)
         reset_state = state0 if reset_state is None else jax.tree.map(_like, reset_state, state0)
     if real is not None:
-        first = jnp.argmax(real)
+        first, none = jnp.argmax(real), ~jnp.any(real)
 
         def harmless(a: Array) -> Array:
-            return jnp.where(real.reshape(-1, *[1] * (a.ndim - 1)), a, a[first])
+            b = a[first]
+            if not jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+                b = jnp.where(none, jnp.zeros_like(b), b)  # nothing but padding
+            return jnp.where(real.reshape(-1, *[1] * (a.ndim - 1)), a, b)
 
         xs = jax.tree.map(harmless, xs)
         spare = state0 if resets is None else choose(resets[first], reset_state, state0)

@@ -73,7 +73,7 @@ class BoundLoss:
         if self.has_aux:
             if not (isinstance(found, tuple) and len(found) == 2):
                 raise TypeError(
-                    f"loss: with has_aux=True it must return a pair (loss, aux), got {type(found).__name__}"
+                    f"loss: with has_aux=True it must return a pair (loss, aux), got {describe_shapes(found)}"
                 )
             found, aux = found
         check_scalar("loss", found)
