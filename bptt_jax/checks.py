@@ -42,8 +42,7 @@ def notice_new_function(name: str, function: Callable[..., Any], remedy: str) ->
     seen = _seen.get(code, _Seen(lambda: None, 0))
     if seen.times >= _REPEATED or seen.latest() == function:  # as JAX looks it up: methods of one object are equal
         return
-    reference: Any = weakref.WeakMethod if isinstance(function, MethodType) else weakref.ref
-    _seen[code] = _Seen(reference(function), seen.times + 1)
+    _seen[code] = _Seen(_reference(function), seen.times + 1)
     if seen.times + 1 == _REPEATED:
         warnings.warn(
             f"{name}: {code.co_name} ({code.co_filename}, line {code.co_firstlineno}) is made anew at every call, "
@@ -51,6 +50,14 @@ def notice_new_function(name: str, function: Callable[..., Any], remedy: str) ->
             RecompilationWarning,
             stacklevel=4,
         )
+
+
+def _reference(function: Callable[..., Any]) -> Callable[[], Any]:
+    """A weak one, but where there can be none: to a method of a NamedTuple, say."""
+    try:
+        return weakref.WeakMethod(function) if isinstance(function, MethodType) else weakref.ref(function)
+    except TypeError:
+        return lambda: function
 
 
 def _code(function: Any) -> CodeType | None:
