@@ -145,7 +145,7 @@ class Result:
 
     def _repr_html_(self) -> str:
         left = "style='text-align:left'"
-        cells = ((html.escape(name), html.escape(_cut(text))) for name, text, _ in _rows(self))
+        cells = ((name, html.escape(_cut(text))) for name, text, _ in _rows(self))
         rows = "".join(f"<tr><th {left}>{name}</th><td {left}>{text}</td></tr>" for name, text in cells)
         title = html.escape(_title(self))
         return f"<div><p><b>{title}</b></p>{_image(self, title)}<table>{rows}</table></div>"

@@ -76,12 +76,18 @@ def found(shift: Any = 0.0) -> Found:
     """T = 5, a state of 3 and 2 numbers."""
     states = State(jnp.arange(15.0).reshape(5, 3) + shift, jnp.ones((5, 2)) * shift)
     spectra = Spectra(jnp.array([1, 3]), jnp.array([[2.0, 1.0], [3.0, 0.5]]) + shift)
-    return Found(shift - 0.5, jnp.arange(-5.0, 0.0) + shift, states, {"w": jnp.eye(2) * shift}, spectra)
+    return Found(
+        shift - 0.5,
+        jnp.arange(-5.0, 0.0) + shift,
+        states,
+        {"b": jnp.ones(2) * shift, "w": jnp.eye(2) * shift},
+        spectra,
+    )
 
 
 def test_a_pytree_to_jax():
     one = found(1.0)
-    assert len(jax.tree.leaves(one)) == 7 - 1 + 1
+    assert len(jax.tree.leaves(one)) == 8
     chex.assert_trees_all_close(jax.jit(found)(1.0), one)
     chex.assert_trees_all_close(jax.tree.map(lambda a: a[1], jax.vmap(found)(jnp.arange(3.0))), one)
     grad = jax.grad(lambda r: jnp.sum(r.log_norms**2))(dataclasses.replace(one, spectra=None))
@@ -252,7 +258,8 @@ def test_what_is_not_here_is_named(monkeypatch):
     assert "float32[3] deleted" in repr(Numbers(deleted()))
     assert "float32[2, 3]" in repr(Numbers(PARTS["struct"]()))
     assert "float0[3]" in repr(Numbers(PARTS["float0"]()))
-    assert "key<fry>[]" in repr(Numbers(PARTS["key"]()))
+    assert repr(Numbers(PARTS["key"]())).startswith("Numbers: value key<fry>[], other None\n")
+    assert "  value  float32[0, 3]\n" in repr(Numbers(PARTS["empty"]()))
     here = jnp.ones(3)
     for name in ("is_fully_addressable", "is_fully_replicated"):
         monkeypatch.setattr(type(here), name, property(lambda _: False))
@@ -271,6 +278,9 @@ def test_tracers_are_left_alone():
             seen.append(self.value)
             return "seen"
 
+        def _figure(self) -> None:
+            seen.append(self.value)
+
     def traced(x: jax.Array) -> Watched:
         one = Watched(x)
         texts.append(repr(one) + one._repr_html_())
@@ -284,7 +294,8 @@ def test_tracers_are_left_alone():
     assert seen == []
     assert all("float32[] traced" in text for text in texts)
     assert repr(Watched(1.0)).startswith("Watched: seen\n")
-    assert len(seen) == 1
+    assert Watched(1.0)._repr_html_().startswith("<div><p><b>Watched: seen</b>")
+    assert len(seen) == 3
 
 
 def test_large_arrays_stay_where_they_are():
@@ -337,6 +348,7 @@ def test_plain_types_of_other_nodes():
     np.testing.assert_allclose(content["value"]["weight"], layer.weight)
     assert content["other"] == np.asarray(jax.random.key_data(jax.random.key(7))).tolist()
     assert Numbers(np.array([True, False]), jnp.int4(-8)).to_dict() == {"value": [True, False], "other": -8}
+    assert Numbers(PARTS["float0"]()).to_dict()["value"] == ["nan"] * 3
     assert Numbers(np.float64(np.nan), np.complex128(1j)).to_dict()["other"] == {"re": 0.0, "im": 1.0}
 
 
@@ -347,6 +359,7 @@ def test_axes_have_names():
         "log_norms": ("time",),
         "states.c": ("time", "unit"),
         "states.h": ("time", "states.h_unit"),  # 2 numbers, where the other has 3
+        "grads.b": ("grads.b_0",),
         "grads.w": ("grads.w_0", "grads.w_1"),
         "spectra.steps": ("steps",),
         "spectra.values": ("steps", "spectra.values_unit"),
@@ -381,8 +394,28 @@ def test_other_types_in_xarray():
     assert isinstance(data, xarray.Dataset)
     assert data["value.half"].dtype == np.float32
     assert set(data) == {"value.half", "other"}
-    fewer = dataclasses.replace(found(), states=jnp.ones(()))  # not what was declared
-    assert fewer.to_xarray()["states"].dims == ()
+    assert dataclasses.replace(found(), method=print).to_xarray().attrs.keys() == {"title"}
+
+
+def test_axes_that_are_not_as_declared():
+    fewer = dataclasses.replace(found(), states=jnp.ones(()), spectra=Spectra(jnp.ones(()), jnp.ones(3)))
+    data = fewer.to_xarray()
+    assert data["states"].dims == ()
+    assert data["spectra.values"].dims == ("spectra.values_0",)
+    assert repr(fewer).startswith("Found: falls")
+    assert "batch" not in repr(dataclasses.replace(found(), spectra=None, states=None, log_norms=None))
+
+
+def test_a_group_tells_of_the_batch():
+    class Group(Result):
+        """With one group alone that tells."""
+
+        grads: Any
+        spectra: Spectra
+
+    batch = jax.tree.map(lambda a: jnp.stack([a, a]), Group(jnp.ones(3), found().spectra))
+    assert repr(batch).startswith("Group, a batch of 2")
+    assert batch.to_xarray()["grads"].dims == ("batch", "grads_0")
 
 
 def test_views_go_along():
