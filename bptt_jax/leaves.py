@@ -41,8 +41,7 @@ def describe(leaf: Any) -> str:
         return f"{kind} traced"
     if not readable(leaf):
         return kind + (" deleted" * leaf.is_deleted() or " on other hosts" if isinstance(leaf, jax.Array) else "")
-    size = math.prod(leaf.shape)
-    if size == 0 or size > _MOST or dtype == "float0" or jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
+    if math.prod(leaf.shape) > _MOST or dtype == "float0" or jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
         return kind
     a = numbers(leaf)
     return f"{kind} {_range(a)}" if a.ndim else _number(a, 4)
@@ -55,8 +54,7 @@ def _number(a: Any, digits: int) -> str:
 def _range(a: np.ndarray) -> str:
     if a.dtype.kind == "b":
         return f"{np.sum(a)} of {a.size} true"
-    with np.errstate(over="ignore"):
-        known, of = (np.abs(a), "modulus ") if a.dtype.kind == "c" else (a, "")
+    known, of = (np.abs(a), "modulus ") if a.dtype.kind == "c" else (a, "")
     finite = known[np.isfinite(known)]
     counts = {"NaN": np.isnan(known), "inf": known == np.inf, "-inf": known == -np.inf}
     parts = [f"{np.sum(found)} {word}" for word, found in counts.items() if np.any(found)]

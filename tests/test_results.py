@@ -18,6 +18,7 @@ import pytest
 import xarray
 
 import bptt_jax as bptt
+from bptt_jax.leaves import readable
 from bptt_jax.results import Result, field
 
 
@@ -284,6 +285,7 @@ def test_tracers_are_left_alone():
     def traced(x: jax.Array) -> Watched:
         one = Watched(x)
         texts.append(repr(one) + one._repr_html_())
+        assert not readable(x)
         return one
 
     texts: list[str] = []
@@ -340,6 +342,8 @@ def test_plain_types():
     assert content["aux"][0] == {"complex": {"re": [1.0, "inf"], "im": [2.0, 0.0]}, "3": True}
     assert content["aux"][1:3] == [[0.5, 2, None, "word"], []]
     assert content["method"] == "forward"
+    assert Numbers({(0, 1): 2}, found()).to_dict()["value"] == {"(0, 1)": 2}
+    assert Numbers([found()]).to_dict()["value"][0]["method"] == "forward"
 
 
 def test_plain_types_of_other_nodes():
@@ -398,6 +402,12 @@ def test_other_types_in_xarray():
 
 
 def test_axes_that_are_not_as_declared():
+    class Matrices(Result):
+        """With three axes."""
+
+        jacobians: Any = field(dims=("time", "output", "input"))
+
+    assert repr(Matrices(jnp.ones((2, 3)))).startswith("Matrices\n")
     fewer = dataclasses.replace(found(), states=jnp.ones(()), spectra=Spectra(jnp.ones(()), jnp.ones(3)))
     data = fewer.to_xarray()
     assert data["states"].dims == ()
