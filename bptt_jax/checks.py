@@ -192,6 +192,21 @@ def check_matrices(name: str, matrices: Any, *, square: bool, ndim: int | None =
     return jnp.asarray(matrices, dtype if wide else jnp.float32)
 
 
+def check_flags(name: str, flags: Any, steps: int | None = None) -> None:
+    """Raises TypeError or ValueError unless `flags` are booleans ``[T]``, with T = `steps` where that is known."""
+    check_leaves(name, flags)
+    if not hasattr(flags, "dtype"):
+        raise TypeError(f"{name}: expected an array of booleans [T], got {type_name(flags)}")
+    if flags.dtype != bool:
+        raise TypeError(f"{name}: expected booleans [T], got {flags.dtype}; compare, as in {name} > 0")
+    if len(flags.shape) != 1:
+        raise ValueError(
+            f"{name}: expected shape [T], got {list(flags.shape)}; for a batch, jax.vmap over its first axis"
+        )
+    if steps is not None and flags.shape[0] != steps:
+        raise ValueError(f"{name}: expected {steps} booleans, one for each step, got {flags.shape[0]}")
+
+
 def check_function(name: str, function: Any, signature: str) -> None:
     """Raises TypeError unless `function` is a hashable callable."""
     if not callable(function):

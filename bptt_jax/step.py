@@ -23,12 +23,13 @@ from jaxtyping import Bool
 from bptt_jax.checks import (
     at_path,
     call_user_function,
+    check_flags,
     check_function,
     check_leaves,
     check_positive_int,
     describe_shapes,
-    type_name,
 )
+from bptt_jax.timeline import resets_at_real_steps
 
 Array: TypeAlias = jax.Array
 PyTree: TypeAlias = Any
@@ -328,7 +329,7 @@ def _whole(recurrence: Recurrence) -> Recurrence:
     state0 = jax.tree.map(_strong, recurrence.state0)
     reset_state, spare = recurrence.reset_state, None
     if resets is not None:
-        resets = resets if real is None else _at_real_steps(resets, real)
+        resets = resets if real is None else resets_at_real_steps(resets, real)
         reset_state = state0 if reset_state is None else jax.tree.map(_like, reset_state, state0)
     if real is not None:
         first, none = jnp.argmax(real), ~jnp.any(real)
@@ -349,14 +350,6 @@ def _whole(recurrence: Recurrence) -> Recurrence:
         spare=spare,
         checked=True,
     )
-
-
-def _at_real_steps(resets: Array, real: Array) -> Array:
-    """The resets, those in the padding moved to the next real step."""
-    index = jnp.arange(len(resets))
-    last_reset = jax.lax.cummax(jnp.where(resets, index, -1))
-    last_real = jnp.concatenate([jnp.full(1, -1), jax.lax.cummax(jnp.where(real, index, -1))[:-1]])
-    return real & (last_reset > last_real)
 
 
 def _strong(leaf: Any) -> Array:
@@ -434,15 +427,7 @@ def _check_length(sequence: Sequence, length: int | None) -> int:
         length = given
     flags = {name: flag for name in ("mask", "resets") if (flag := getattr(sequence, name)) is not None}
     for name, flag in flags.items():
-        check_leaves(name, flag)
-        if not hasattr(flag, "dtype"):
-            raise TypeError(f"{name}: expected an array of booleans [T], got {type_name(flag)}")
-        if flag.dtype != bool:
-            raise TypeError(f"{name}: expected booleans [T], got {flag.dtype}; compare, as in {name} > 0")
-        if len(flag.shape) != 1:
-            raise ValueError(
-                f"{name}: expected shape [T], got {list(flag.shape)}; for a batch, jax.vmap over its first axis"
-            )
+        check_flags(name, flag)
     leaves = [*jax.tree_util.tree_leaves_with_path(sequence.xs)]
     if not leaves and not flags:
         if length is None:

@@ -13,6 +13,7 @@ FLOORS = {
     "checks": 1,
     "files": 1,
     "results": 1,
+    "timeline": 1,
     "step": 2,
     "linalg": 2,
     "recurrence": 3,

@@ -8,6 +8,7 @@ import pytest
 from oracles import users_jit
 
 from bptt_jax.linalg import logscale
+from bptt_jax.linalg.logscale import LogScaled
 
 DTYPES = ["float16", "bfloat16", "float32", "float64"]
 
@@ -150,3 +151,34 @@ def test_exponents_are_constants_to_differentiation():
     np.testing.assert_allclose(users_jit(jax.grad(logscale.log_norm))(x), x / 5e-30 / 5e-30, rtol=1e-5)
     # At zero there is no gradient; it is 0 rather than NaN, which would spoil those of all other numbers.
     np.testing.assert_array_equal(users_jit(jax.grad(logscale.log_norm))(jnp.zeros(2)), 0)
+
+
+@pytest.mark.parametrize("axes", [0, 1])
+def test_products_of_matrices(axes, x64):
+    """``@`` of two in log scale, of one with a plain array on either side, and with a vector: as NumPy's."""
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal((*[4] * axes, 3, 3)) for _ in range(2))
+    v = rng.standard_normal((*[4] * axes, 3))
+    one, other, vector = (LogScaled.of(jnp.asarray(x), axes) for x in (a, b, v))
+    far = LogScaled(one.mantissa, one.exponent - 5000)
+    for product, expected in (
+        (one @ other, a @ b),
+        (one @ jnp.asarray(b), a @ b),
+        (jnp.asarray(a) @ other, a @ b),
+        (one @ vector, (a @ v[..., None])[..., 0]),
+    ):
+        np.testing.assert_allclose(product.value, expected, rtol=1e-13)
+        size = np.max(np.abs(product.mantissa), axis=tuple(range(axes, product.mantissa.ndim)))
+        assert np.all((size >= 0.5) & (size < 1))
+    product = far @ other
+    np.testing.assert_array_equal(product.value, 0)
+    np.testing.assert_allclose(product.log_norm, (one @ other).log_norm - 5000 * np.log(2), rtol=1e-13)
+    assert np.all((far @ jnp.zeros_like(b)).exponent == logscale.ZERO_EXPONENT)
+
+
+def test_zero_where(x64):
+    found = LogScaled.of({"a": jnp.asarray([[1.0, 2.0], [jnp.nan, 1.0], [3.0, 4.0]])}, axes=1)
+    got = found.zero_where(jnp.asarray([False, True, True]))
+    np.testing.assert_array_equal(got.value["a"], [[1, 2], [0, 0], [0, 0]])
+    np.testing.assert_array_equal(got.log_norm[1:], -np.inf)
+    np.testing.assert_array_equal(got.exponent == logscale.ZERO_EXPONENT, [False, True, True])

@@ -22,7 +22,7 @@ def scaling_step(params, h, x):
 def log_norms(step, params, state0, xs=None, length=None):
     """``log ||dh_T/dh_t||`` for all t."""
     steps = length or len(jax.tree.leaves(xs)[0])
-    return matrix_free.suffix_log_norms(linearize(bind(step, params, state0, xs, steps)), state0)
+    return matrix_free.suffix_log_norms(linearize(bind(step, params, state0, xs, steps)))
 
 
 @pytest.mark.parametrize("name", ["gru", "tokens", "complex"])
@@ -105,26 +105,141 @@ def test_every_product_has_its_own_scale():
     np.testing.assert_allclose(got, exact, rtol=1e-5, atol=1e-5)
 
 
-def test_nan_stays_where_it_is():
-    """A NaN in one Jacobian: its spectra, and the products with it, but no others."""
-    xs = np.full((6, 2), 0.5, np.float32)
-    xs[2, 1] = np.nan
+def root_step(params, h, x):
+    """Its Jacobian at x = 0 is 0 / 0, while the state stays finite."""
+    return 0.5 * h + jnp.sqrt(x * h)
+
+
+def test_nan_in_one_jacobian_stays_where_it_is():
+    xs = jnp.ones((6, 2)).at[2, 1].set(0)
+    singular, radius, product, norms = measure(root_step, None, xs)
+    np.testing.assert_array_equal(np.isnan(singular), np.arange(6) == 2)
+    np.testing.assert_array_equal(np.isnan(radius), np.arange(6) == 2)
+    assert np.isnan(product)
+    exact = bptt.product_log_norms(bptt.jacobians(root_step, None, jnp.full(2, 0.5), xs))
+    np.testing.assert_array_equal(np.isnan(norms), np.arange(6) < 3)
+    np.testing.assert_allclose(norms[3:], exact[3:], rtol=1e-5)
+
+
+@pytest.mark.parametrize("step", [linear_step, lambda w, h, x: jax.nn.relu(w @ h + x)])
+def test_a_trajectory_that_is_not_finite(step):
+    """Also where its Jacobians do not show it: from there on, to the next reset."""
+    xs = jnp.ones((6, 2)).at[2, 0].set(jnp.nan)
+    weights = jnp.asarray([[0.8, -0.6], [0.6, 0.8]])
+    assert np.isfinite(bptt.jacobians(step, weights, jnp.full(2, 0.5), xs)[:3]).all()
+    singular, radius, product, norms = measure(step, weights, xs)
+    np.testing.assert_array_equal(np.isnan(singular), np.arange(6) >= 2)
+    np.testing.assert_array_equal(np.isnan(radius), np.arange(6) >= 2)
+    np.testing.assert_array_equal([product, *norms], np.nan)
+    resets = jnp.arange(6) == 4
+    singular, radius, product, norms = measure(step, weights, bptt.Sequence(xs, resets=resets))
+    np.testing.assert_array_equal(np.isnan(singular), [False, False, True, True, False, False])
+    np.testing.assert_array_equal([product, *norms[:4]], -np.inf)
+    assert np.isfinite(norms[4:]).all()
+
+
+def measure(step, params, xs):
+    """The first values of every step, of the whole product, and the norms of all products to the end."""
 
     @jax.jit
-    def measure(xs):
-        arguments = scaling_step, None, jnp.ones(2, jnp.float32), xs
+    def of(params, xs):
+        arguments = step, params, jnp.full(2, 0.5), xs
         return (
             bptt.leading_singular_values(*arguments, num=1).values[:, 0],
             jnp.abs(bptt.leading_eigenvalues(*arguments, num=1).values[:, 0]),
-            bptt.product_singular_values(*arguments, num=1).log_values,
+            bptt.product_singular_values(*arguments, num=1).log_values[0],
             log_norms(*arguments),
         )
 
-    singular, radius, product, norms = measure(xs)
-    np.testing.assert_array_equal(np.isnan(singular), np.arange(6) == 2)
-    np.testing.assert_array_equal(np.isnan(radius), np.arange(6) == 2)
-    assert np.isnan(product[0])
-    np.testing.assert_allclose(norms, [np.nan] * 3 + [-3 * np.log(2), -2 * np.log(2), -np.log(2)], rtol=1e-6)
+    return of(params, xs)
+
+
+def key_step(w, state, x):
+    """A counter and a random key beside what is differentiated."""
+    key, now = jax.random.split(state["key"])
+    noise = jax.random.bits(now, x.shape, jnp.uint16).astype(x.dtype) / 2**16
+    return {"h": jnp.tanh(w @ state["h"] + x + noise), "t": state["t"] + 1, "key": key}
+
+
+def test_padding_and_resets_are_the_pieces_alone(x64):
+    """NaN in padding; elsewhere what the pieces give, of a state with a counter and a key."""
+    real = np.asarray([1, 1, 0, 0, 1, 1, 0], bool)
+    resets = np.asarray([1, 0, 0, 1, 0, 0, 1], bool)  # the second before step 4; nothing comes after the last
+    rng = np.random.default_rng(0)
+    weights, xs = jnp.asarray(rng.standard_normal((3, 3))), jnp.asarray(rng.standard_normal((7, 3)))
+    state0 = {"h": jnp.asarray(rng.standard_normal(3)), "t": jnp.asarray(0), "key": jax.random.key(1)}
+
+    @jax.jit
+    def of(xs):
+        arguments = key_step, weights, state0, xs
+        singular = bptt.leading_singular_values(*arguments, num=2)
+        moduli = jnp.abs(bptt.leading_eigenvalues(*arguments, num=2).values)
+        return singular.values, moduli, bptt.product_singular_values(*arguments, num=2), log_norms(*arguments)
+
+    spoilt = jnp.where(jnp.asarray(real)[:, None], xs, jnp.nan)
+    singular, moduli, product, norms = of(bptt.Sequence(spoilt, mask=jnp.asarray(real), resets=jnp.asarray(resets)))
+    np.testing.assert_array_equal(np.isnan(singular), ~real[:, None] & np.ones((1, 2), bool))
+    np.testing.assert_array_equal(product.log_values, -np.inf)
+    np.testing.assert_array_equal(product.errors, np.inf)
+    for piece in (np.asarray([0, 1]), np.asarray([4, 5])):
+        alone = of(xs[piece])
+        np.testing.assert_allclose(singular[piece], alone[0], rtol=1e-12)
+        np.testing.assert_allclose(moduli[piece], alone[1], rtol=1e-10)
+    np.testing.assert_allclose(norms[4:], [*alone[3], 0], rtol=1e-10)
+    np.testing.assert_array_equal(norms[:4], -np.inf)
+    first = of(bptt.Sequence(xs[:2], resets=jnp.asarray([True, False])))[2]
+    np.testing.assert_allclose(first.log_values, of(xs[:2])[2].log_values, rtol=1e-12)
+
+
+@jax.custom_vjp
+def spike(v):
+    return (v > 0).astype(v.dtype)
+
+
+spike.defvjp(lambda v: (spike(v), v), lambda v, g: (g / (1 + 10 * jnp.abs(v)) ** 2,))
+
+
+def cond_step(w, h, x):
+    return jax.lax.cond(x[0] > 0, lambda h: jnp.tanh(w @ h + x), lambda h: 0.9 * h, h)
+
+
+@pytest.mark.parametrize("step", [cond_step, lambda w, h, x: 0.5 * h + spike(w @ h + x)])
+def test_steps_that_branch_and_derivatives_of_ones_own(step, x64):
+    """Spectra of the Jacobians (of a surrogate gradient those of the backward pass), and their derivatives."""
+    rng = np.random.default_rng(2)
+    weights, xs, state0 = (jnp.asarray(rng.standard_normal(shape)) for shape in ((3, 3), (4, 3), (3,)))
+
+    def found(w):
+        arguments = step, w, state0, xs
+        singular = bptt.leading_singular_values(*arguments, num=2).values
+        moduli = jnp.abs(bptt.leading_eigenvalues(*arguments, num=2).values)
+        return singular, moduli, bptt.product_singular_values(*arguments, num=2).log_values, log_norms(*arguments)
+
+    def exact(w):
+        jacobians = bptt.jacobians(step, w, state0, xs)
+        product = bptt.jacobian_product(jacobians)
+        logs = jnp.log(jnp.linalg.svd(product.mantissa, compute_uv=False)[:2]) + product.log_scale
+        moduli = jnp.sort(jnp.abs(jnp.linalg.eigvals(jacobians)), axis=1)[:, :0:-1]
+        return bptt.singular_values(jacobians)[:, :2], moduli, logs, bptt.product_log_norms(jacobians)
+
+    for got, expected in zip(jax.jit(found)(weights), jax.jit(exact)(weights), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-8, atol=1e-10)
+    slopes = [jax.jit(jax.jacrev(lambda w, f=f: [jnp.sum(a) for a in f(w)]))(weights) for f in (found, exact)]
+    for got, expected in zip(*slopes, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-8)
+
+
+def test_a_loop_of_unknown_length_has_eigenvalues_alone():
+    def step(w, h, x):
+        return jax.lax.while_loop(lambda c: c[0] < x, lambda c: (c[0] + 1, jnp.tanh(w @ c[1])), (0, h))[1]
+
+    arguments = step, jnp.asarray([[0.9, -0.4], [0.3, 0.8]]), jnp.asarray([0.3, -0.2]), jnp.asarray([1, 2, 3])
+    exact = np.linalg.eigvals(np.asarray(bptt.jacobians(*arguments)))
+    got = bptt.leading_eigenvalues(*arguments, num=1).values[:, 0]
+    np.testing.assert_allclose(np.abs(got), np.max(np.abs(exact), axis=1), rtol=1e-5)
+    for function in (bptt.leading_singular_values, bptt.product_singular_values):
+        with pytest.raises(TypeError, match=f"step: {function.__name__} needs its backward pass, and it has none"):
+            function(*arguments, num=1)
 
 
 def test_memory():

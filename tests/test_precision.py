@@ -46,7 +46,7 @@ def total(states):
 
 def at_states(function, step, params, state0, xs, **options):
     states = jax.tree.map(lambda h: jnp.stack([h] * len(xs)), state0)
-    return function(step, params, states, xs, **options)
+    return function(step, params, states, xs, mode="forward", **options)
 
 
 EXACT = {

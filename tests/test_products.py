@@ -203,3 +203,138 @@ def test_prefixes_of_zero_stay_zero_and_differentiate():
     batch = jnp.stack([matrices, 2 * matrices])
     both = jax.vmap(bptt.suffix_products)(batch)
     np.testing.assert_allclose(both.log_scale[1], bptt.suffix_products(2 * matrices).log_scale)
+
+
+T = 9
+MASK = np.asarray([1, 0, 1, 1, 0, 1, 1, 0, 0], bool)
+# Before the first step; in the padding, so before step 5; after the last real step, where nothing comes any more.
+RESETS = np.asarray([1, 0, 0, 0, 1, 0, 0, 1, 0], bool)
+PIECES = [[0, 2, 3], [5, 6]]
+PIECE_OF = np.asarray([0, 0, 0, 0, 0, 1, 1, 1, 1])  # in padding that of the state which is held
+
+
+def factors(dtype=jnp.float64):
+    found = np.random.default_rng(5).standard_normal((T, 3, 3))
+    return jnp.asarray(np.where(MASK[:, None, None], found, np.nan), dtype)
+
+
+def log_norm(matrix):
+    with np.errstate(divide="ignore"):
+        return np.log(np.linalg.norm(matrix, 2))
+
+
+def by_hand(first, last):
+    """The product of the real steps from `first` to `last`, zero if a later piece begins among them."""
+    if PIECE_OF[first] != PIECE_OF[last]:
+        return np.zeros((3, 3))
+    product = np.eye(3)
+    for k in range(first, last + 1):
+        product = np.asarray(factors())[k] @ product if MASK[k] else product
+    return product
+
+
+def test_padding_and_resets(x64):
+    """Against products by hand, and what is NaN stands in the padding; at real steps the last piece alone."""
+    options = {"mask": jnp.asarray(MASK), "resets": jnp.asarray(RESETS)}
+
+    @jax.jit
+    def measure(a):
+        both = bptt.prefix_products(a, **options), bptt.suffix_products(a, **options)
+        return bptt.jacobian_product(a, **options), *both, bptt.product_log_norms(a, **options)
+
+    whole, prefixes, suffixes, norms = jax.tree.map(np.asarray, measure(factors()))
+    np.testing.assert_allclose(whole.value, by_hand(0, T - 1))
+    for t in range(T):
+        np.testing.assert_allclose(prefixes.value[t], by_hand(0, t), rtol=1e-12)
+        np.testing.assert_allclose(suffixes.value[t], by_hand(t, T - 1), rtol=1e-12)
+        np.testing.assert_allclose(norms[t], log_norm(by_hand(t, T - 1)), rtol=1e-12, atol=1e-12)
+    alone = factors()[np.asarray(PIECES[1])]
+    np.testing.assert_allclose(norms[PIECES[1]], bptt.product_log_norms(alone), rtol=1e-12)
+    last = suffixes.value[np.asarray(PIECES[1])]
+    np.testing.assert_allclose(last, bptt.suffix_products(alone).value, rtol=1e-12)
+    first = prefixes.value[np.asarray(PIECES[0])]
+    alone = factors()[np.asarray(PIECES[0])]
+    np.testing.assert_allclose(first, bptt.prefix_products(alone).value, rtol=1e-12)
+
+
+def test_resets_without_padding_and_before_the_first_step():
+    """Flags of a stream have one at its very beginning: alone it changes nothing."""
+    a = repeated(2 * np.eye(2), 4)
+    begins = jnp.asarray([True, False, False, False])
+    np.testing.assert_array_equal(product_log_norms(a, resets=begins), product_log_norms(a))
+    np.testing.assert_array_equal(jacobian_product(a, resets=begins).value, 16 * np.eye(2))
+    np.testing.assert_array_equal(bptt.prefix_products(a, resets=begins).value, bptt.prefix_products(a).value)
+    last = jnp.asarray([False, False, False, True])
+    np.testing.assert_allclose(product_log_norms(a, resets=last) / np.log(2), [-np.inf] * 3 + [1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("at", [1, 4])
+def test_nothing_passes_a_reset_not_even_nan(at):
+    """A reset before step 3, one matrix of NaN before it or after."""
+    a = np.stack([2 * np.eye(2)] * 6).astype(np.float32)
+    a[at] = np.nan
+    resets = jnp.arange(6) == 3
+    got = product_log_norms(a, resets=resets)
+    np.testing.assert_array_equal(got[:3], -np.inf)
+    np.testing.assert_array_equal(np.isnan(got[3:]), [at == 4, at == 4, False])
+    suffixes, prefixes = (f(a, resets=resets) for f in (bptt.suffix_products, bptt.prefix_products))
+    np.testing.assert_array_equal(suffixes.value[:3], 0)
+    np.testing.assert_array_equal(prefixes.value[3:], 0)
+    np.testing.assert_array_equal(np.isnan(prefixes.value[:3, 0, 0]), [False, at == 1, at == 1])
+    np.testing.assert_array_equal(jacobian_product(a, resets=resets).value, 0)
+
+
+def relu_step(w, h, x):
+    return jax.nn.relu(w @ h + x)
+
+
+@pytest.mark.parametrize("step", [linear_step, relu_step])
+def test_a_trajectory_that_is_not_finite_shows_where_the_jacobian_does_not(step):
+    """The NaN enters at step 2; a reset before step 4 ends it."""
+    xs = jnp.ones((6, 2)).at[2].set(jnp.nan)
+    resets = jnp.arange(6) == 4
+    arguments = step, jnp.eye(2), jnp.ones(2), bptt.Sequence(xs, resets=resets)
+    jacobians, states = bptt.jacobians(*arguments), bptt.unroll(*arguments)
+    assert np.isfinite(jacobians).all()
+    assert not np.isfinite(states).all()
+    got = product_log_norms(jacobians[:4], states=states[:4])
+    np.testing.assert_array_equal(got, np.nan)
+    np.testing.assert_array_equal(product_log_norms(jacobians[:2], states=states[:2]), 0)
+    prefixes = bptt.prefix_products(jacobians, resets=resets, states=states).value[:, 0, 0]
+    np.testing.assert_array_equal(prefixes, [1, 1, np.nan, np.nan, 0, 0])
+    suffixes = bptt.suffix_products(jacobians, resets=resets, states=states).value[:, 0, 0]
+    np.testing.assert_array_equal(suffixes, [0, 0, 0, 0, 1, 1])
+    got = product_log_norms(jacobians, resets=resets, states=states)
+    np.testing.assert_array_equal(got, [-np.inf] * 4 + [0, 0])
+    # What is held in the padding is no step that leads to it.
+    real = jnp.asarray([True, True, True, False, True, True])
+    got = product_log_norms(jacobians, mask=real, resets=resets, states=states)
+    np.testing.assert_array_equal(got, [-np.inf] * 4 + [0, 0])
+
+
+def test_derivatives_in_one_piece_alone(x64):
+    """Of a product within the last piece: zero for all factors before the reset, as by hand for the others."""
+    a = jnp.asarray(np.random.default_rng(6).standard_normal((5, 2, 2)))
+    resets = jnp.arange(5) == 2
+    got = jax.grad(lambda a: bptt.suffix_products(a, resets=resets).value[2, 0, 1])(a)
+    exact = jax.grad(lambda a: (a[4] @ a[3] @ a[2])[0, 1])(a)
+    np.testing.assert_allclose(got, exact, rtol=1e-12, atol=1e-14)
+    got = jax.grad(lambda a: bptt.product_log_norms(a, resets=resets)[2])(a)
+    exact = jax.grad(lambda a: jnp.log(jnp.linalg.norm(a[4] @ a[3] @ a[2], 2)))(a)
+    np.testing.assert_allclose(got, exact, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"resets": np.zeros(3, bool)}, ValueError, "resets: expected 4 booleans, one for each step, got 3"),
+        ({"resets": np.zeros(4)}, TypeError, r"resets: expected booleans \[T\], got float64"),
+        ({"mask": np.zeros((4, 1), bool)}, ValueError, r"mask: expected shape \[T\], got \[4, 1\]"),
+        ({"mask": [True] * 4}, TypeError, r"mask: expected an array of booleans \[T\], got list"),
+        ({"states": np.zeros((3, 2))}, ValueError, r"states: expected leaves \[4, ...\], as the jacobians"),
+    ],
+)
+def test_bad_sequences(options, error, message):
+    for function in (bptt.jacobian_product, bptt.product_log_norms, bptt.prefix_products, bptt.suffix_products):
+        with pytest.raises(error, match=message):
+            function(np.ones((4, 2, 2), np.float32), **options)

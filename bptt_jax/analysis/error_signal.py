@@ -110,7 +110,7 @@ def _error_signal(immediate: State) -> tuple[Array, Array, Array]:
 
 def _error_log_gains(along: Linearization, starts: State, error: Array, last_read: Array) -> Array:
     """Log norms [T] of the error signal carried back to each h_t, relative to its start."""
-    pull = matrix_free.pull_back(along, jax.tree.map(lambda a: a[0], starts))
+    pull = matrix_free.pull_back(along)
 
     def body(signal: tuple[Array, Array], inputs: tuple[PyTree, Array]) -> tuple[tuple[Array, Array], Array]:
         residuals, move = inputs

@@ -13,7 +13,8 @@ from bptt_jax.analysis.adjoints import contributions
 from bptt_jax.analysis.error_signal import horizon, propagate_error_signal, slope
 from bptt_jax.analysis.loss import BoundLoss, bind_loss
 from bptt_jax.checks import check_positive_int, check_share
-from bptt_jax.linalg.products import identity, suffix_log_norms
+from bptt_jax.linalg.logscale import LogScaled
+from bptt_jax.linalg.products import identity, log_spectral_norm, products_back
 from bptt_jax.linalg.spectra import eigenvalues, singular_values
 from bptt_jax.recurrence.jacobians import jacobian_at, jacobians_at
 from bptt_jax.step import (
@@ -258,7 +259,7 @@ def _gradient_flow(
     if num is None:
         products = _product_log_norms(step, params, starts, xs, steps)
     else:
-        products = matrix_free.suffix_log_norms(done.along, jax.tree.map(lambda a: a[0], starts))
+        products = matrix_free.suffix_log_norms(done.along)
     gains = jnp.where(signal.reads, signal.gains, products)
     peak = jnp.where(signal.reads, signal.peak, jnp.max(products))
     rate = slope(gains, signal.back)
@@ -307,10 +308,11 @@ def _product_log_norms(step: Step, params: Params, starts: State, xs: PyTree, st
 
         return jax.tree.map(cut, tree)
 
-    def body(product: PyTree, inputs: PyTree) -> tuple[PyTree, Array]:
-        return suffix_log_norms(product, jacobians_at(step, params, inputs[0], inputs[1], "forward"))
+    def body(product: LogScaled, inputs: PyTree) -> tuple[LogScaled, Array]:
+        before, products = products_back(product, jacobians_at(step, params, inputs[0], inputs[1], "forward"))
+        return before, log_spectral_norm(products)
 
-    empty = identity(jnp.zeros((1, example.size, example.size), example.dtype))
+    empty = identity(example.size, example.dtype)
     inputs = in_chunks((starts, jax.tree.map(jnp.asarray, xs)))
     _, norms = jax.lax.scan(body, empty, inputs, reverse=True)
     return norms.reshape(-1)[padding:]
@@ -320,8 +322,8 @@ def spectra_at(step: Step, params: Params, states: State, xs: PyTree, num: int |
     """Singular values and eigenvalues, all or `num`, at each of K given states (leaves ``[K, ...]``) and inputs."""
     if num is not None:
         return (
-            matrix_free.singular_values_at(step, params, states, xs, num).values,
-            matrix_free.eigenvalues_at(step, params, states, xs, num).values,
+            matrix_free.singular_values_at(step, params, states, xs, num, "forward").values,
+            matrix_free.eigenvalues_at(step, params, states, xs, num, "forward").values,
         )
 
     def at(inputs: tuple[State, PyTree]) -> tuple[Array, Array]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bptt_jax.linalg.host_lapack import host_lq
-from bptt_jax.linalg.products import matmul
+from bptt_jax.linalg.precision import matmul
 from bptt_jax.step import Array, Params, PyTree, State, Step, full_precision, ravel_state
 
 _LONGEST = 64  # steps between two orthonormalisations, at most

@@ -9,23 +9,37 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from bptt_jax.checks import check_positive_int
-from bptt_jax.linalg import logscale
-from bptt_jax.linalg.products import identity, matmul
-from bptt_jax.linalg.spectra import spectral_norm
+from bptt_jax.linalg.logscale import LogScaled
+from bptt_jax.linalg.products import identity, log_spectral_norm
 from bptt_jax.recurrence.jacobians import jacobian_at
 from bptt_jax.recurrence.linearization import differentiation_mode
 from bptt_jax.recurrence.unroll import states_of
 from bptt_jax.results import Result, field
-from bptt_jax.step import Array, Params, PyTree, Recurrence, State, Step, bind, check_step, ravel_state
+from bptt_jax.step import (
+    Array,
+    Params,
+    PyTree,
+    Recurrence,
+    State,
+    Step,
+    bind,
+    check_step,
+    choose,
+    ravel_state,
+)
+from bptt_jax.timeline import finite_steps, real_steps_first
 
 
 class InfluenceMap(Result):
     """The influence of each state on each later one.
 
     Attributes:
-      times: ``[G + 1]``, the grid: from 0 to T, as even as can be.
+      times: ``[G + 1]``, the grid: from 0 to T, as even as can be. Real steps are counted: with padding T is their
+        number, and a time comes several times where there are fewer than G.
       log_norms: ``[G + 1, G + 1]``, entry (i, k) the natural log of ``||dh_t/dh_s||_2`` for t = times[i] and
-        s = times[k]: 0 for t = s, -inf for t < s (nothing that comes later has an influence).
+        s = times[k]: 0 for t = s, -inf for t < s (nothing that comes later has an influence) and where a reset lies
+        between: h_s is what the step after it starts from, h_t what the step before it ends with. NaN where a step
+        on the way from s to t leads to NaN or infinity, or has a Jacobian that is not finite.
     """
 
     times: Int[Array, " G+1"] = field(dims=("times",))
@@ -70,7 +84,8 @@ def influence_map(
       intervals: G, of the grid; at most T.
 
     Returns:
-      `InfluenceMap`. Cost: T Jacobians and products, and G^2 products and spectral norms; memory O(T D + G D^2).
+      `InfluenceMap`, with padding the same as without. Cost: T Jacobians and products, and G^2 products and
+      spectral norms; memory O(T D + G D^2).
 
     Raises:
       TypeError, ValueError: an argument breaks the contract.
@@ -91,39 +106,42 @@ def influence_map(
 @partial(jax.jit, static_argnames="intervals")
 def _influence_map(recurrence: Recurrence, intervals: int) -> InfluenceMap:
     recurrence = check_step(recurrence)
-    starts = recurrence.starts(states_of(recurrence))
-    steps, mode = recurrence.length, differentiation_mode(recurrence)
-    times = np.arange(intervals + 1) * steps // intervals
-    longest = int(np.max(np.diff(times)))
-    size = ravel_state(recurrence.state0)[0]
-    one = identity(jnp.zeros((1, size.size, size.size), size.dtype))
+    states, steps, mode = states_of(recurrence), recurrence.length, differentiation_mode(recurrence)
+    starts, finite = recurrence.starts(states), finite_steps(states)
+    order, real_steps = real_steps_first(recurrence.real), jnp.sum(recurrence.real)
+    grid = jnp.arange(intervals + 1)
+    times = grid * (real_steps // intervals) + grid * (real_steps % intervals) // intervals
+    empty = identity(recurrence.size, ravel_state(recurrence.state0)[0].dtype)
 
-    def interval(begin: Array) -> tuple[Array, Array]:
-        def further(carry: tuple[Array, Array], offset: Array) -> tuple[tuple[Array, Array], None]:
-            inside = begin[0] + offset < begin[1]
-            at = jnp.minimum(begin[0] + offset, steps - 1)
-            state, x = jax.tree.map(lambda a: jnp.asarray(a)[at], (starts, recurrence.instants.x))
+    def interval(ends: Array) -> LogScaled:
+        def further(product: LogScaled, offset: Array) -> tuple[LogScaled, None]:
+            number = ends[0] + offset
+            at = order[jnp.minimum(number, steps - 1)]
+            state, x = jax.tree.map(lambda a: a[at], (starts, recurrence.instants.x))
             jacobian = jacobian_at(recurrence.step, recurrence.params, state, x, mode)
-            product = logscale.normalize(matmul(jacobian, carry[0]), carry[1])
-            return jax.tree.map(partial(jnp.where, inside), product, carry), None
+            jacobian = jnp.where(finite[at], jacobian, jnp.nan)
+            return choose(number < ends[1], jacobian @ product, product), None
 
-        return jax.lax.scan(further, one, jnp.arange(longest))[0]
+        return jax.lax.scan(further, empty, jnp.arange(-(-steps // intervals)))[0]
 
-    between = jax.lax.map(interval, jnp.stack([jnp.asarray(times[:-1]), jnp.asarray(times[1:])], axis=1))
+    between = jax.lax.map(interval, jnp.stack([times[:-1], times[1:]], axis=1))
 
     def from_(first: Array) -> Array:
         """Log norms of dh/dh_first, [G + 1]."""
 
-        def further(carry: tuple[Array, Array], inputs: PyTree) -> tuple[tuple[Array, Array], Array]:
-            number, (matrix, e) = inputs
-            product = logscale.normalize(matmul(matrix, carry[0]), carry[1] + e)
-            carry = jax.tree.map(partial(jnp.where, number >= first), product, carry)
-            norm = spectral_norm(carry[0])
-            return carry, logscale.to_log(jnp.where(norm == 0, 1, norm), carry[1], zero=norm == 0)
+        def further(product: LogScaled, inputs: tuple[Array, LogScaled]) -> tuple[LogScaled, LogScaled]:
+            number, factor = inputs
+            product = choose(number >= first, factor @ product, product)
+            return product, product
 
-        _, norms = jax.lax.scan(further, one, (jnp.arange(intervals), between))
-        grid = jnp.arange(intervals + 1)
-        norms = jnp.concatenate([jnp.zeros(1, norms.dtype), norms])
-        return jnp.where(grid > first, norms, jnp.where(grid == first, 0.0, -jnp.inf).astype(norms.dtype))
+        _, products = jax.lax.scan(further, empty, (grid[:-1], between))
+        norms = log_spectral_norm(products)
+        return jnp.concatenate([jnp.zeros_like(norms[:1]), norms])
 
-    return InfluenceMap(jnp.asarray(times, jnp.int32), jax.lax.map(from_, jnp.arange(intervals + 1)).T)
+    t, s = times[:, None], times[None, :]
+    # Resets at or before a step: one lies between the steps that lead from h_s to h_t if the last has more of them.
+    count = jnp.cumsum(recurrence.resets[order])
+    first, last = (count[jnp.clip(step, 0, steps - 1)] for step in (s, t - 1))
+    norms = jax.lax.map(from_, grid).T
+    norms = jnp.where((t < s) | (last > first) & (t != s), -jnp.inf, jnp.where(t == s, 0, norms))
+    return InfluenceMap(times.astype(jnp.int32), norms)

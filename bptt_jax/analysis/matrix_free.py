@@ -6,14 +6,14 @@ Jacobians are never formed and have no range to leave: every factor's image is a
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Inexact
+from jaxtyping import Bool, Float, Inexact
 
 from bptt_jax.checks import check_positive_int
-from bptt_jax.linalg import logscale
 from bptt_jax.linalg.krylov import (
     Product,
     eigen_steps,
@@ -21,7 +21,15 @@ from bptt_jax.linalg.krylov import (
     singular_steps,
     singular_triplets,
 )
-from bptt_jax.recurrence.linearization import Linearization, linearize
+from bptt_jax.linalg.logscale import LogScaled, to_log
+from bptt_jax.recurrence.linearization import (
+    Linearization,
+    Mode,
+    differentiation_mode,
+    linearize,
+    require_pulls,
+    require_pushes,
+)
 from bptt_jax.recurrence.unroll import states_of
 from bptt_jax.results import Result, field
 from bptt_jax.step import (
@@ -33,16 +41,19 @@ from bptt_jax.step import (
     Step,
     bind,
     check_step,
+    choose,
     full_precision,
     ravel_state,
+    state_size,
 )
+from bptt_jax.timeline import after_reset, before_reset, finite_steps
 
 # Numbers in the bases of all Krylov spaces that are built at one time: 128 MB in float32.
 _BASIS_NUMBERS = 1 << 25
 
 
 class LeadingValues(Result):
-    """Of every step's Jacobian, in descending order.
+    """Of every step's Jacobian, in descending order; NaN in padding.
 
     Attributes:
       values: ``[T, num]``, real singular values or complex eigenvalues.
@@ -56,8 +67,12 @@ class LeadingValues(Result):
 
     def _headline(self) -> str:
         largest, errors = np.abs(self.values)[..., 0], np.asarray(self.errors)[..., 0]
+        known = np.isfinite(largest)
+        if not known.any():
+            return "no step has any that are finite"
         found = "the largest modulus" if np.iscomplexobj(self.values) else "the largest"
-        return f"{found} is {np.min(largest):.3g} to {np.max(largest):.3g}, with errors up to {np.max(errors):.1g}"
+        low, high = np.min(largest[known]), np.max(largest[known])
+        return f"{found} is {low:.3g} to {high:.3g}, with errors up to {np.max(errors[known]):.1g}"
 
 
 class LeadingLogValues(Result):
@@ -96,10 +111,12 @@ def leading_singular_values(
       num: how many, at most D.
 
     Returns:
-      `LeadingValues`; NaN where the Jacobian is not finite.
+      `LeadingValues`; NaN in padding, where a step leads to NaN or infinity, and where its Jacobian is not finite.
+      After a reset they are those of the derivative with respect to the state that the step starts from.
 
     Raises:
-      TypeError, ValueError: an argument breaks the contract.
+      TypeError, ValueError: an argument breaks the contract, or the step cannot be differentiated both forwards and
+        backwards (a `lax.while_loop` of unknown length).
 
     Example:
       >>> step = lambda w, h, x: w @ h
@@ -127,7 +144,8 @@ def leading_eigenvalues(
       num: how many, at most D. It may cut a conjugate pair in two.
 
     Returns:
-      `LeadingValues`; NaN where the Jacobian is not finite.
+      `LeadingValues`; NaN in padding, where a step leads to NaN or infinity, and where its Jacobian is not finite.
+      After a reset they are those of the derivative with respect to the state that the step starts from.
 
     Raises:
       TypeError, ValueError: an argument breaks the contract.
@@ -154,7 +172,8 @@ def product_singular_values(
     Args, Raises: as for `leading_singular_values`.
 
     Returns:
-      `LeadingLogValues`; NaN if a Jacobian is not finite.
+      `LeadingLogValues`; NaN if a step leads to NaN or infinity, or a Jacobian is not finite. Nothing passes a
+      reset: with one after the first step all are -inf.
 
     Example:
       >>> step = lambda w, h, x: w * h
@@ -168,25 +187,27 @@ def product_singular_values(
 
 def check_num(num: int, state0: State) -> int:
     """Returns `num` if it is an integer from 1 to D."""
-    num, size = check_positive_int("num", num), _size(state0)
+    num, size = check_positive_int("num", num), state_size(state0)
     if num > size:
         raise ValueError(f"num: expected at most {size}, the numbers of the state, got {num}")
     return num
 
 
-def singular_values_at(step: Step, params: Params, states: State, xs: PyTree, num: int) -> LeadingValues:
+def singular_values_at(
+    step: Step, params: Params, states: State, xs: PyTree, num: int, mode: Mode
+) -> LeadingValues:
     """Of the Jacobian at each of K given states (leaves ``[K, ...]``) and inputs."""
-    return _at(_singular_values_of, step, params, states, xs, num)
+    return _at(_singular_values_of, step, params, states, xs, num, mode)
 
 
-def eigenvalues_at(step: Step, params: Params, states: State, xs: PyTree, num: int) -> LeadingValues:
+def eigenvalues_at(step: Step, params: Params, states: State, xs: PyTree, num: int, mode: Mode) -> LeadingValues:
     """Of the Jacobian at each of K given states (leaves ``[K, ...]``) and inputs."""
-    return _at(_eigenvalues_of, step, params, states, xs, num)
+    return _at(_eigenvalues_of, step, params, states, xs, num, mode)
 
 
-def pull_back(along: Linearization, state: State) -> Callable[[PyTree, Array], Array]:
-    """``(residuals of one step, vector [D]) -> J^T vector``; `state` serves as an example only."""
-    _, unravel = ravel_state(state)
+def pull_back(along: Linearization) -> Callable[[PyTree, Array], Array]:
+    """``(residuals of one step, vector [D]) -> J^T vector``."""
+    _, unravel = ravel_state(along.no_cotangents)
 
     def pull(residuals: PyTree, vector: Array) -> Array:
         # The cotangent of x + iy is dL/dx - i dL/dy, while Jacobians act on (x, y).
@@ -196,33 +217,40 @@ def pull_back(along: Linearization, state: State) -> Callable[[PyTree, Array], A
     return pull
 
 
-def suffix_log_norms(along: Linearization, state: State) -> Array:
-    """``[T]``: entry t is ``log ||dh_T/dh_t||_2``, for all t at a time.
+def suffix_log_norms(along: Linearization) -> Float[Array, " T"]:
+    """Entry t is ``log ||dh_T/dh_t||_2``, for all t at a time; as `bptt_jax.product_log_norms`.
 
     Every t has its own Krylov space, and all take each step together, so that a Jacobian acts on a block of
     vectors; those whose product begins later wait.
     """
-    steps = jax.tree.leaves(along.states)[0].shape[0]
-    size = _size(state)
+    steps, size = along.recurrence.length, along.recurrence.size
     # An eighth of all at most: those that wait are paid for.
     lanes = max(1, min(-(-steps // 8), _BASIS_NUMBERS // (2 * singular_steps(1, size) * size)))
     count = -(-steps // lanes)
 
     def block(first: Array) -> Array:
         def lane(t: Array) -> Array:
-            return _log_values(along, state, first, t, 1).log_values[0]
+            return _log_values(along, first, t, 1).log_values[0]
 
         return jax.vmap(lane)(first + jnp.arange(lanes))
 
     # The last block may reach beyond T: empty products, whose norms are cut off.
-    return jax.lax.map(block, lanes * jnp.arange(count)).reshape(-1)[:steps]
+    norms = jax.lax.map(block, lanes * jnp.arange(count)).reshape(-1)[:steps]
+    bad = jax.lax.cummax(_spoilt(along).astype(jnp.int32), reverse=True) > 0
+    return jnp.where(before_reset(along.recurrence.resets), -jnp.inf, jnp.where(bad, jnp.nan, norms))
 
 
 @partial(jax.jit, static_argnames=("of", "num"))
 def _leading(of: Callable[..., LeadingValues], recurrence: Recurrence, num: int) -> LeadingValues:
     recurrence = check_step(recurrence)
-    starts = recurrence.starts(states_of(recurrence))
-    return _at(of, recurrence.step, recurrence.params, starts, recurrence.instants.x, num)
+    if of is _singular_values_of:
+        first = jax.tree.map(lambda a: a[:1], recurrence.instants)
+        _require_both_ways(linearize(recurrence.stretch(recurrence.state0, first, 1)), "leading_singular_values")
+    states, mode = states_of(recurrence), differentiation_mode(recurrence)
+    step, params, xs = recurrence.step, recurrence.params, recurrence.instants.x
+    found = _at(of, step, params, recurrence.starts(states), xs, num, mode)
+    known = (finite_steps(states) & recurrence.real)[:, None]
+    return jax.tree.map(lambda a: jnp.where(known, a, jnp.nan), found)
 
 
 @partial(jax.jit, static_argnames="num")
@@ -230,23 +258,55 @@ def _product_singular_values(recurrence: Recurrence, num: int) -> LeadingLogValu
     recurrence = check_step(recurrence)
     with full_precision():
         along = linearize(recurrence)
+    _require_both_ways(along, "product_singular_values")
     first = jnp.zeros((), int)
-    return _log_values(along, recurrence.state0, first, first, num)
+    found = _log_values(along, first, first, num)
+    found = jax.tree.map(lambda a: jnp.where(jnp.any(_spoilt(along)), jnp.nan, a), found)
+    zero = after_reset(recurrence.resets)[-1]
+    return LeadingLogValues(jnp.where(zero, -jnp.inf, found.log_values), jnp.where(zero, jnp.inf, found.errors))
+
+
+def _require_both_ways(along: Linearization, what: str) -> None:
+    require_pulls(along, what)
+    require_pushes(along, what)
+
+
+def _spoilt(along: Linearization) -> Bool[Array, " T"]:
+    """Steps that lead to NaN or infinity, also where their Jacobian does not show it."""
+    return ~finite_steps(along.states) & along.recurrence.real
 
 
 def _at(
-    of: Callable[..., LeadingValues], step: Step, params: Params, states: State, xs: PyTree, num: int
+    of: Callable[..., LeadingValues],
+    step: Step,
+    params: Params,
+    states: State,
+    xs: PyTree,
+    num: int,
+    mode: Mode,
 ) -> LeadingValues:
     def one(inputs: tuple[State, PyTree]) -> LeadingValues:
         state, x = inputs
         vector, unravel = ravel_state(state)
+
+        def moved(v: Array) -> Array:
+            return ravel_state(step(params, unravel(v), x))[0]
+
+        # J, or where there is no forward mode its transpose, which has the same values.
         with full_precision():
-            _, differential = jax.linearize(lambda v: ravel_state(step(params, unravel(v), x))[0], vector)
+            if mode == "forward":
+                differential = jax.linearize(moved, vector)[1]
+            else:
+                differential = jax.tree_util.Partial(_first_of, jax.vjp(moved, vector)[1])
         return of(differential, vector, num)
 
-    size = _size(jax.tree.map(lambda a: a[0], states))
+    size = state_size(jax.tree.map(lambda a: a[0], states))
     together = max(1, _BASIS_NUMBERS // (eigen_steps(num, size) * size))
     return jax.lax.map(one, (states, jax.tree.map(jnp.asarray, xs)), batch_size=together)
+
+
+def _first_of(pull: Callable[[Array], tuple[Array]], cotangent: Array) -> Array:
+    return pull(cotangent)[0]
 
 
 def _singular_values_of(differential: Callable[[Array], Array], example: Array, num: int) -> LeadingValues:
@@ -256,89 +316,81 @@ def _singular_values_of(differential: Callable[[Array], Array], example: Array, 
     pull = _product(lambda u: jax.linear_transpose(constant, example)(u)[0], example)
     found = jax.lax.stop_gradient(singular_triplets(push, pull, example.size, dtype, num))
     images = jax.vmap(lambda v: differential(v.astype(example.dtype)).astype(dtype))(found.right)
-    values = logscale.shift(found.values, found.exponent)
-    values = _with_derivative(values, jnp.sum(found.left * images, axis=1))
-    return LeadingValues(values, logscale.shift(found.errors, found.exponent))
+    values, errors = LogScaled((found.values, found.errors), found.exponent).value
+    return LeadingValues(_with_derivative(values, jnp.sum(found.left * images, axis=1)), errors)
 
 
 def _eigenvalues_of(differential: Callable[[Array], Array], example: Array, num: int) -> LeadingValues:
-    return _eigenvalues(differential, jax.lax.stop_gradient(example), num)
+    constant, dtype = jax.lax.stop_gradient(differential), _dtype(example)
+    found = jax.lax.stop_gradient(eigenpairs(_product(constant, example), example.size, dtype, num))
+    right = found.vectors[:num]
+
+    def image(v: Array) -> Array:
+        return differential(v.astype(example.dtype)).astype(dtype)
+
+    images = jax.lax.complex(jax.vmap(image)(right.real), jax.vmap(image)(right.imag))
+    values, errors = LogScaled((found.values[:num], found.errors[:num]), found.exponent).value
+    return LeadingValues(_attached(num, values, images, right, differential, example), errors)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _eigenvalues(differential: Callable[[Array], Array], example: Array, num: int) -> LeadingValues:
-    found = eigenpairs(_product(differential, example), example.size, _dtype(example), num)
-    values, errors = logscale.shift((found.values, found.errors), found.exponent)
-    return LeadingValues(values[:num], errors[:num])
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _attached(
+    num: int, values: Array, images: Array, right: Array, differential: Callable[[Array], Array], example: Array
+) -> Array:
+    """`values`, with the derivatives that eigenvalues have by those of ``J x``, the images of their vectors x."""
+    return values
 
 
-@_eigenvalues.defjvp
-def _eigenvalues_jvp(
-    num: int, primals: tuple[Callable[[Array], Array], Array], tangents: tuple[PyTree, Array]
-) -> tuple[LeadingValues, LeadingValues]:
-    differential, example = primals
-    dtype = _dtype(example)
-    right = eigenpairs(_product(differential, example), example.size, dtype, num)
+@_attached.defjvp
+def _attached_jvp(num: int, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
+    values, _, right, differential, example = primals
     transpose = _product(lambda u: jax.linear_transpose(differential, example)(u)[0], example)
-    left = eigenpairs(transpose, example.size, dtype, num)
-    values, errors = logscale.shift((right.values, right.errors), right.exponent)
+    left = eigenpairs(transpose, example.size, _dtype(example), num)
     # Of all that were found: a pair that is cut in two would else miss its partner.
-    apart = jnp.abs(logscale.shift(left.values, left.exponent)[None, :] - values[:num, None])
-    y, x = left.vectors[jnp.argmin(apart, axis=1)], right.vectors[:num]
-
-    def images(differential: Callable[[Array], Array]) -> Array:
-        def image(v: Array) -> Array:
-            return differential(v.astype(example.dtype)).astype(dtype)
-
-        return jax.lax.complex(jax.vmap(image)(x.real), jax.vmap(image)(x.imag))
-
-    changes = jax.jvp(images, (differential,), (tangents[0],))[1]
-    slopes = jnp.sum(y * changes, axis=1) / jnp.sum(y * x, axis=1)
-    value = LeadingValues(values[:num], errors[:num])
-    return value, LeadingValues(slopes, jnp.zeros_like(value.errors))
+    apart = jnp.abs(LogScaled(left.values, left.exponent).value[None, :] - values[:, None])
+    y = left.vectors[jnp.argmin(apart, axis=1)]
+    return values, jnp.sum(y * tangents[1], axis=1) / jnp.sum(y * right, axis=1)
 
 
-def _log_values(along: Linearization, state: State, first: Array, t: Array, num: int) -> LeadingLogValues:
-    """Of ``dh_T/dh_t``; `first` is a lower bound of t which nothing is mapped over, where the loops begin."""
-    example = ravel_state(state)[0]
-    dtype, steps = _dtype(example), jax.tree.leaves(along.states)[0].shape[0]
-    pull_one = pull_back(along, state)
+def _log_values(along: Linearization, first: Array, t: Array, num: int) -> LeadingLogValues:
+    """Of ``dh_T/dh_t``, as if there were no resets; `first`, where the loops begin, is a lower bound of t which
+    nothing is mapped over."""
+    example = ravel_state(along.no_cotangents)[0]
+    dtype, steps = _dtype(example), along.recurrence.length
+    pull_one = pull_back(along)
 
     def push_one(residuals: PyTree, vector: Array) -> Array:
         return jax.linear_transpose(partial(pull_one, residuals), example)(vector)[0]
 
-    def advance(
-        one: Callable[[PyTree, Array], Array], carry: tuple[Array, Array], residuals: PyTree, s: Array
-    ) -> tuple[Array, Array]:
-        mantissa, e = carry
-        image = one(residuals, mantissa.astype(example.dtype)).astype(dtype)
-        return jax.tree.map(partial(jnp.where, s >= t), logscale.normalize(image, e), carry)
+    def advance(one: Callable[[PyTree, Array], Array], vector: LogScaled, residuals: PyTree, s: Array) -> LogScaled:
+        image = one(residuals, vector.mantissa.astype(example.dtype)).astype(dtype)
+        return choose(s >= t, LogScaled(image, vector.exponent).normalized(), vector)
 
     residuals = jax.lax.stop_gradient(along.residuals)
 
     def through(one: Callable[[PyTree, Array], Array], *, backwards: bool) -> Product:
         one = _constant(one, jax.tree.map(lambda a: a[0], residuals), example)
 
-        def body(k: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        def body(k: Array, vector: LogScaled) -> LogScaled:
             s = steps - 1 - k if backwards else first + k
-            return advance(one, carry, jax.tree.map(lambda a: a[s], residuals), s)
+            return advance(one, vector, jax.tree.map(lambda a: a[s], residuals), s)
 
-        return lambda v: jax.lax.fori_loop(0, steps - first, body, (v, jnp.zeros((), jnp.int32)))
+        return lambda v: jax.lax.fori_loop(0, steps - first, body, LogScaled(v, jnp.zeros((), jnp.int32)))
 
     push, pull = through(push_one, backwards=False), through(pull_one, backwards=True)
     found = jax.lax.stop_gradient(singular_triplets(push, pull, example.size, dtype, num))
 
     def image(v: Array) -> Array:
-        def body(carry: tuple[Array, Array], inputs: tuple[PyTree, Array]) -> tuple[tuple[Array, Array], None]:
-            return advance(push_one, carry, *inputs), None
+        def body(vector: LogScaled, inputs: tuple[PyTree, Array]) -> tuple[LogScaled, None]:
+            return advance(push_one, vector, *inputs), None
 
-        start = (v, jnp.zeros((), jnp.int32))
-        (mantissa, e), _ = jax.lax.scan(body, start, (along.residuals, jnp.arange(steps)))
-        return logscale.shift(mantissa, e - found.exponent)
+        start = LogScaled(v, jnp.zeros((), jnp.int32))
+        last, _ = jax.lax.scan(body, start, (along.residuals, jnp.arange(steps)))
+        return LogScaled(last.mantissa, last.exponent - found.exponent).value
 
     values = _with_derivative(found.values, jnp.sum(found.left * jax.vmap(image)(found.right), axis=1))
     zero = found.values == 0
-    logs = logscale.to_log(jnp.where(zero, 1, values), found.exponent, zero=zero)
+    logs = to_log(jnp.where(zero, 1, values), found.exponent, zero=zero)
     errors = jnp.where(zero, jnp.inf, found.errors / jnp.where(zero, 1, found.values))
     return LeadingLogValues(logs, errors)
 
@@ -357,8 +409,8 @@ def _with_derivative(values: Array, like: Array) -> Array:
 def _product(differential: Callable[[Array], Array], example: Array) -> Product:
     dtype = _dtype(example)
 
-    def product(v: Array) -> tuple[Array, Array]:
-        return logscale.normalize(differential(v.astype(example.dtype)).astype(dtype), jnp.zeros((), jnp.int32))
+    def product(v: Array) -> LogScaled:
+        return LogScaled.of(differential(v.astype(example.dtype)).astype(dtype))
 
     return product
 
@@ -366,7 +418,3 @@ def _product(differential: Callable[[Array], Array], example: Array) -> Product:
 def _dtype(example: Array) -> jnp.dtype:
     """At least single precision, for LAPACK knows no other."""
     return max(example.dtype, jnp.dtype(jnp.float32), key=lambda dtype: dtype.itemsize)
-
-
-def _size(state: State) -> int:
-    return jax.eval_shape(lambda h: ravel_state(h)[0], state).size

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bptt_jax.linalg import logscale
 from bptt_jax.linalg.host_lapack import host_eig, host_svd
-from bptt_jax.linalg.products import matmul
+from bptt_jax.linalg.logscale import ZERO_EXPONENT, LogScaled
+from bptt_jax.linalg.precision import matmul
 
 # Steps beyond two for each value that is asked for. At the soft edge of an infinite random square matrix m steps
 # leave the largest singular value short by a share of pi^2 / (2 (2m + 1)^2), here 1e-3; of D = 2000 by 1e-6.
@@ -23,8 +23,7 @@ _SINGULAR_STEPS = 30
 # No polynomial singles out the rim of a disc: eigenvalues that fill one take many more.
 _EIGEN_STEPS = 100
 
-# A vector, to its image as (mantissa, exponent): see `logscale`.
-Product = Callable[[Array], tuple[Array, Array]]
+Product = Callable[[Array], LogScaled]  # of the map with a vector
 
 
 class SingularTriplets(NamedTuple):
@@ -181,13 +180,13 @@ def _orthonormal(basis: Array, image: Array, largest: Array, spare: Array) -> tu
 
 def _unit_exponent(push: Product, vector: Array) -> Array:
     """The power of two that the image of a random vector has: in this unit no square overflows."""
-    _, e = logscale.normalize(*push(vector))
-    return jnp.where(e == logscale.ZERO_EXPONENT, 0, e)
+    e = push(vector).normalized().exponent
+    return jnp.where(e == ZERO_EXPONENT, 0, e)
 
 
 def _scaled(product: Product, unit: Array, vector: Array) -> Array:
-    mantissa, e = product(vector)
-    return logscale.shift(mantissa, e - unit)
+    image = product(vector)
+    return LogScaled(image.mantissa, image.exponent - unit).value
 
 
 def _rounding(norm: Array, size: int) -> Array:

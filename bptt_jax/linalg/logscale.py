@@ -15,7 +15,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import PyTree
+from jaxtyping import Float, Int, PyTree
+
+from bptt_jax.linalg.precision import matmul
 
 # The exponent of zero: below any that a product can reach, and differences of two stay inside int32.
 ZERO_EXPONENT = -(1 << 29)
@@ -37,7 +39,7 @@ class LogScaled:
     """
 
     mantissa: PyTree
-    exponent: Array
+    exponent: Int[Array, "..."]
 
     @property
     def value(self) -> PyTree:
@@ -45,7 +47,7 @@ class LogScaled:
         return self._each(shift)
 
     @property
-    def log_norm(self) -> Array:
+    def log_norm(self) -> Float[Array, "..."]:
         """Natural logarithm of the Euclidean norm, of all leaves together; -inf for zero."""
         return self._each(log_norm)
 
@@ -68,10 +70,16 @@ class LogScaled:
         return self._each(one)
 
     @property
-    def log_scale(self) -> Array:
+    def log_scale(self) -> Float[Array, "..."]:
         """Natural logarithm of ``2^exponent``; -inf where the number is zero."""
         dtype = _real_dtype(jax.tree.leaves(self.mantissa))
         return to_log(jnp.ones((), dtype), self.exponent, zero=self.exponent <= ZERO_EXPONENT)
+
+    @classmethod
+    def of(cls, tree: PyTree, axes: int = 0) -> "LogScaled":
+        """Plain numbers, normalised; every index of the first `axes` axes has a power of two of its own."""
+        lead = jnp.shape(jax.tree.leaves(tree)[0])[:axes]
+        return cls(tree, jnp.zeros(lead, jnp.int32)).normalized()
 
     def normalized(self) -> "LogScaled":
         """The same number, with a mantissa whose largest entry lies in [1/2, 1)."""
@@ -79,6 +87,19 @@ class LogScaled:
 
     def __add__(self, other: "LogScaled") -> "LogScaled":
         return LogScaled(*self._each(add, other.mantissa, other.exponent))
+
+    def __matmul__(self, other: "LogScaled | Array") -> "LogScaled":
+        """The product of two matrices, or of a matrix and a vector, in full precision and normalised."""
+        if not isinstance(other, LogScaled):
+            other = LogScaled(other, jnp.zeros_like(self.exponent))
+        return LogScaled(*self._each(_multiply, other.mantissa, other.exponent))
+
+    def __rmatmul__(self, other: Array) -> "LogScaled":
+        return LogScaled(other, jnp.zeros_like(self.exponent)) @ self
+
+    def zero_where(self, which: Array) -> "LogScaled":
+        """Zero where `which`, ``[...]`` like the exponent, is True, NaN or not; else the same."""
+        return LogScaled(*self._each(_zero_where, which))
 
     def _each(self, function: Callable[..., Any], *more: Any) -> Any:
         for _ in range(jnp.ndim(self.exponent)):
@@ -122,6 +143,15 @@ def add(
     """``a * 2^e_a + b * 2^e_b``, scaled to the larger of the two; `b_exponent`, if known, is ``exponent(b)``."""
     e = jnp.maximum(_top(exponent(a), e_a), _top(exponent(b) if b_exponent is None else b_exponent, e_b))
     return jax.tree.map(jnp.add, shift(a, e_a - e), shift(b, e_b - e)), e
+
+
+def _multiply(a: Array, e_a: Array, b: Array, e_b: Array) -> tuple[Array, Array]:
+    return normalize(matmul(a, b), e_a + e_b)
+
+
+def _zero_where(tree: PyTree, e: Array, which: Array) -> tuple[PyTree, Array]:
+    zero = jax.tree.map(lambda a: jnp.where(which, jnp.zeros_like(a), a), tree)
+    return zero, jnp.where(which, ZERO_EXPONENT, e)
 
 
 def _top(above: Array, e: Array | int) -> Array:

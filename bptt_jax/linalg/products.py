@@ -1,144 +1,205 @@
-"""Products of Jacobians, in log scale: 0.9^5000 is 1e-229, and float32 holds nothing below 1e-45."""
+"""Products of Jacobians, in log scale: 0.9^5000 is 1e-229, and float32 holds nothing below 1e-45.
+
+All take, beside the Jacobians, what a sequence with padding and new beginnings has. Entry k of `resets` says that a
+reset comes before the step from h_k to h_{k+1}. Nothing passes a reset: a product with one between two factors is
+zero, whatever the factors are. Before the first factor it changes nothing, for a product is the derivative with
+respect to what its first step starts from.
+"""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jaxtyping import Array, Bool, Float, Num, PyTree
 
-from bptt_jax.checks import check_matrices
-from bptt_jax.linalg import logscale
-from bptt_jax.linalg.logscale import LogScaled
+from bptt_jax.checks import check_flags, check_leaves, check_matrices
+from bptt_jax.linalg.logscale import LogScaled, to_log
 from bptt_jax.linalg.spectra import spectral_norm
+from bptt_jax.timeline import after_reset, before_reset, finite_steps, resets_at_real_steps
 
 
-def jacobian_product(jacobians: Array) -> LogScaled:
+def jacobian_product(
+    jacobians: Num[Array, "T D D"],
+    *,
+    resets: Bool[Array, " T"] | None = None,
+    mask: Bool[Array, " T"] | None = None,
+    states: PyTree = None,
+) -> LogScaled:
     """The product ``J_{T-1} ... J_1 J_0 = dh_T/dh_0``, the later step on the left.
 
     Args:
       jacobians: ``[T, D, D]`` in order of time, as from `bptt_jax.jacobians`.
+      resets: those of the `bptt_jax.Sequence`: the product is zero if there is one after the first step.
+      mask: that of the `bptt_jax.Sequence`. In padding the Jacobian counts as the identity, whatever stands there,
+        and a reset takes place before the next real step.
+      states: h_1 .. h_T, leaves ``[T, ...]``, as from `bptt_jax.unroll`. A step that leads to NaN or infinity has a
+        Jacobian of NaN then, also where it does not show it (relu, linear steps).
 
     Returns:
       The matrix ``[D, D]``, as `LogScaled`.
 
     Raises:
-      TypeError, ValueError: `jacobians` is no ``[T, D, D]`` array of numbers.
+      TypeError, ValueError: `jacobians` is no ``[T, D, D]`` array of numbers, or the others do not fit.
 
     Example:
       >>> found = bptt.jacobian_product(jnp.full((5000, 1, 1), 0.9))
       >>> round(float(found.log_norm), 1)  # of 1e-229
       -526.8
     """
-    jacobians = check_matrices("jacobians", jacobians, square=True, ndim=3)
-    return _product(jacobians)
+    return _product(*_checked(jacobians, resets, mask, states))
 
 
-def product_log_norms(jacobians: Array) -> Array:
+def product_log_norms(
+    jacobians: Num[Array, "T D D"],
+    *,
+    resets: Bool[Array, " T"] | None = None,
+    mask: Bool[Array, " T"] | None = None,
+    states: PyTree = None,
+) -> Float[Array, " T"]:
     """How much of the error signal can come back to each step: log of the spectral norm of dh_T/dh_t.
 
-    Args:
-      jacobians: ``[T, D, D]`` in order of time, as from `bptt_jax.jacobians`.
+    Args, Raises: as for `jacobian_product`.
 
     Returns:
-      ``[T]``: entry t is ``log ||dh_T/dh_t||_2`` in nats, ``t = 0 .. T-1``; -inf where the product is zero, NaN
-      from the last matrix that is not finite backwards.
-
-    Raises:
-      TypeError, ValueError: `jacobians` is no ``[T, D, D]`` array of numbers.
+      ``[T]``: entry t is ``log ||dh_T/dh_t||_2`` in nats, ``t = 0 .. T-1``, with h_t what the step starts from, and
+      in padding the state that is held. All lead to the end of the sequence: -inf before the last reset, where the
+      product is zero, and after it what the last piece gives alone. NaN from the last matrix that is not finite
+      backwards, to the reset before it.
 
     Example:
       >>> bptt.product_log_norms(jnp.full((3, 1, 1), 0.5)) / jnp.log(2.0)
       Array([-3., -2., -1.], dtype=float32)
+      >>> episodes = jnp.array([False, True, False])
+      >>> bptt.product_log_norms(jnp.full((3, 1, 1), 0.5), resets=episodes) / jnp.log(2.0)
+      Array([-inf,  -2.,  -1.], dtype=float32)
     """
-    jacobians = check_matrices("jacobians", jacobians, square=True, ndim=3)
-    return _product_log_norms(jacobians)
+    return _product_log_norms(*_checked(jacobians, resets, mask, states))
 
 
-def prefix_products(jacobians: Array) -> LogScaled:
+def prefix_products(
+    jacobians: Num[Array, "T D D"],
+    *,
+    resets: Bool[Array, " T"] | None = None,
+    mask: Bool[Array, " T"] | None = None,
+    states: PyTree = None,
+) -> LogScaled:
     """All products from the start, dh_1/dh_0 .. dh_T/dh_0, in parallel over time (Blelloch's scan).
 
-    Args:
-      jacobians: ``[T, D, D]`` in order of time, as from `bptt_jax.jacobians`.
+    Args, Raises: as for `jacobian_product`.
 
     Returns:
-      `LogScaled` with a leading axis of T: entry t is ``J_t ... J_0 = dh_{t+1}/dh_0``. Some 2 T products of
-      matrices, in O(log T) rounds.
-
-    Raises:
-      TypeError, ValueError: `jacobians` is no ``[T, D, D]`` array of numbers.
+      `LogScaled` with a leading axis of T: entry t is ``J_t ... J_0 = dh_{t+1}/dh_0``, zero from the first reset on
+      that comes after the first step. Some 2 T products of matrices, in O(log T) rounds.
 
     Example:
       >>> found = bptt.prefix_products(jnp.full((3, 1, 1), 0.5))
       >>> found.value.ravel()
       Array([0.5  , 0.25 , 0.125], dtype=float32)
     """
-    return _cumulated(check_matrices("jacobians", jacobians, square=True, ndim=3), reverse=False)
+    return _cumulated(*_checked(jacobians, resets, mask, states), reverse=False)
 
 
-def suffix_products(jacobians: Array) -> LogScaled:
+def suffix_products(
+    jacobians: Num[Array, "T D D"],
+    *,
+    resets: Bool[Array, " T"] | None = None,
+    mask: Bool[Array, " T"] | None = None,
+    states: PyTree = None,
+) -> LogScaled:
     """All products to the end: entry t is ``J_{T-1} ... J_t = dh_T/dh_t``; otherwise as `prefix_products`.
+
+    They are zero before the last reset; see `product_log_norms`, which gives their norms.
 
     Example:
       >>> found = bptt.suffix_products(jnp.full((3, 1, 1), 0.5))
       >>> found.value.ravel()
       Array([0.125, 0.25 , 0.5  ], dtype=float32)
     """
-    return _cumulated(check_matrices("jacobians", jacobians, square=True, ndim=3), reverse=True)
+    return _cumulated(*_checked(jacobians, resets, mask, states), reverse=True)
 
 
-@partial(jax.jit, static_argnames="reverse")
-def _cumulated(jacobians: Array, *, reverse: bool) -> LogScaled:
-    normalize = jax.vmap(logscale.normalize)
-    zeros = jnp.zeros(len(jacobians), jnp.int32)
-
-    def combine(near: tuple[Array, Array], far: tuple[Array, Array]) -> tuple[Array, Array]:
-        # `near` is next to where the products begin: on the right going forwards, on the left going backwards.
-        left, right = (near, far) if reverse else (far, near)
-        return normalize(matmul(left[0], right[0]), left[1] + right[1])
-
-    matrices, exponents = jax.lax.associative_scan(combine, normalize(jacobians, zeros), reverse=reverse)
-    return LogScaled(matrices, exponents)
+def identity(size: int, dtype: jnp.dtype) -> LogScaled:
+    """The identity."""
+    return LogScaled(jnp.eye(size, dtype=dtype), jnp.zeros((), jnp.int32))
 
 
-@jax.jit
-def _product(jacobians: Array) -> LogScaled:
-    def body(carry: tuple[Array, Array], jacobian: Array) -> tuple[tuple[Array, Array], None]:
-        return logscale.normalize(matmul(jacobian, carry[0]), carry[1]), None
-
-    return LogScaled(*jax.lax.scan(body, identity(jacobians), jacobians)[0])
+def log_spectral_norm(matrix: LogScaled) -> Float[Array, "..."]:
+    """Natural logarithm of the spectral norm: -inf for zero, NaN for what is not finite."""
+    norm = spectral_norm(matrix.mantissa)
+    return to_log(jnp.where(norm == 0, 1, norm), matrix.exponent, zero=norm == 0)
 
 
-@jax.jit
-def _product_log_norms(jacobians: Array) -> Array:
-    return suffix_log_norms(identity(jacobians), jacobians)[1]
-
-
-def identity(jacobians: Array) -> tuple[Array, Array]:
-    """The empty product, as ``(mantissa, exponent)``."""
-    return jnp.eye(jacobians.shape[-1], dtype=jacobians.dtype), jnp.zeros((), jnp.int32)
-
-
-def suffix_log_norms(after: tuple[Array, Array], jacobians: Array) -> tuple[tuple[Array, Array], Array]:
-    """One stretch of the backward recursion ``P_t = P_{t+1} J_t``.
+def products_back(after: LogScaled, jacobians: Num[Array, "K D D"]) -> tuple[LogScaled, LogScaled]:
+    """One stretch of the backward recursion ``P_t = P_{t+1} J_t``, as if there were no resets.
 
     Args:
-      after: the product of all later Jacobians as ``(mantissa, exponent)``.
+      after: the product of all later Jacobians.
       jacobians: ``[K, D, D]`` in order of time.
 
     Returns:
-      The product with these included, and ``[K]`` log spectral norms.
+      The product with these included, and all on the way, ``[K, D, D]`` in order of time.
     """
 
-    def body(carry: tuple[Array, Array], jacobian: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-        carry = logscale.normalize(matmul(carry[0], jacobian), carry[1])
-        return carry, carry
+    def body(product: LogScaled, jacobian: Array) -> tuple[LogScaled, LogScaled]:
+        product = product @ jacobian
+        return product, product
 
-    before, (matrices, exponents) = jax.lax.scan(body, after, jacobians, reverse=True)
-    norms = spectral_norm(matrices)
-    zero = norms == 0
-    return before, logscale.to_log(jnp.where(zero, 1, norms), exponents, zero=zero)
+    return jax.lax.scan(body, after, jacobians, reverse=True)
 
 
-def matmul(a: Array, b: Array) -> Array:
-    # GPUs and TPUs multiply float32 in reduced precision by default: an error of 1e-3 a factor.
-    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+_Factors = tuple[Array, Array | None, Array | None, PyTree]
+
+
+def _checked(jacobians: Array, resets: Array | None, mask: Array | None, states: PyTree) -> _Factors:
+    jacobians = check_matrices("jacobians", jacobians, square=True, ndim=3)
+    for name, flags in (("resets", resets), ("mask", mask)):
+        if flags is not None:
+            check_flags(name, flags, len(jacobians))
+    check_leaves("states", states)
+    lengths = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(states)}
+    if lengths - {(len(jacobians),)}:
+        raise ValueError(f"states: expected leaves [{len(jacobians)}, ...], as the jacobians, got {lengths}")
+    return jacobians, resets, mask, states
+
+
+def _factors(jacobians: Array, resets: Array | None, mask: Array | None, states: PyTree) -> tuple[Array, Any]:
+    """The matrices that are multiplied, and the resets at real steps."""
+    if states is not None:
+        jacobians = jnp.where(finite_steps(states)[:, None, None], jacobians, jnp.nan)
+    if mask is not None:
+        jacobians = jnp.where(mask[:, None, None], jacobians, jnp.eye(jacobians.shape[-1], dtype=jacobians.dtype))
+        resets = None if resets is None else resets_at_real_steps(resets, mask)
+    return jacobians, resets
+
+
+@partial(jax.jit, static_argnames="reverse")
+def _cumulated(*given: Any, reverse: bool) -> LogScaled:
+    jacobians, resets = _factors(*given)
+
+    def combine(near: LogScaled, far: LogScaled) -> LogScaled:
+        # `near` is next to where the products begin: on the right going forwards, on the left going backwards.
+        return near @ far if reverse else far @ near
+
+    products = jax.lax.associative_scan(combine, LogScaled.of(jacobians, axes=1), reverse=reverse)
+    if resets is None:
+        return products
+    return products.zero_where(before_reset(resets) if reverse else after_reset(resets))
+
+
+@jax.jit
+def _product(*given: Any) -> LogScaled:
+    jacobians, resets = _factors(*given)
+
+    def body(product: LogScaled, jacobian: Array) -> tuple[LogScaled, None]:
+        return jacobian @ product, None
+
+    product = jax.lax.scan(body, identity(jacobians.shape[-1], jacobians.dtype), jacobians)[0]
+    return product if resets is None else product.zero_where(after_reset(resets)[-1])
+
+
+@jax.jit
+def _product_log_norms(*given: Any) -> Array:
+    jacobians, resets = _factors(*given)
+    norms = log_spectral_norm(products_back(identity(jacobians.shape[-1], jacobians.dtype), jacobians)[1])
+    return norms if resets is None else jnp.where(before_reset(resets), -jnp.inf, norms)

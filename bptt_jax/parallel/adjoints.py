@@ -7,7 +7,7 @@ from jaxtyping import Float
 
 from bptt_jax.checks import check_leaves, check_matrices
 from bptt_jax.linalg import logscale
-from bptt_jax.linalg.products import matmul
+from bptt_jax.linalg.precision import matmul
 from bptt_jax.results import Result, field
 from bptt_jax.step import PyTree
 
