@@ -91,11 +91,13 @@ def test_json_has_settings_versions_and_figures(default_run) -> None:
     vanishing = content["recurrences"]["rnn (gain 0.5)"]
     assert vanishing["verdict"] == "vanishing"
     assert len(vanishing["per_step"]["adjoint_log_norms"]["median"]) == 20
-    assert sum(vanishing["per_step"]["contribution_shares"]["median"]) == pytest.approx(1, abs=0.2)
+    # Of two sequences the outer quantiles are both of them, and the shares of each sum to one.
+    shares, gains = (vanishing["per_step"][name] for name in ("contribution_shares", "error_log_gains"))
+    assert sum(shares["q10"]) + sum(shares["q90"]) == pytest.approx(2, abs=1e-5)
     # The loss is a cross-entropy over the vocabulary, at initialisation near that of guessing.
     assert vanishing["loss"]["mean"] == pytest.approx(math.log(len(content["vocabulary"])), abs=1.5)
-    slope = np.diff(vanishing["per_step"]["error_log_gains"]["median"]).mean()
-    assert vanishing["growth_rate"]["mean"] == pytest.approx(-slope, rel=0.1)
+    slope = np.diff([gains["q10"], gains["q90"]]).mean()  # the rate is that of a fitted line
+    assert vanishing["growth_rate"]["mean"] == pytest.approx(-slope, rel=0.2)
 
 
 def test_a_step_of_ones_own(step_file, tmp_path, capsys) -> None:
