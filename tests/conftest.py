@@ -39,6 +39,13 @@ def cache_of_the_command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def programs_go_with_their_module() -> Iterator[None]:
+    """Each keeps some memory maps, and those of all tests are more than Linux allows one process (65,530)."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def x64() -> Iterator[None]:
     with jax.enable_x64(True):

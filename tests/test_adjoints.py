@@ -24,8 +24,8 @@ adjoints, temporal_contributions = (
     for function in (bptt.adjoints, bptt.temporal_contributions)
 )
 
-# What the order of summation may cost: some ten roundings of a few units in the last place.
-TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
+# What the order of summation may cost: `jax.grad` in single precision is itself 1e-5 off in the worst of these.
+TOLERANCE = {"float32": 3e-5, "float64": 1e-12}
 
 
 def scalar_step(w, h, x):

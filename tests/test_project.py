@@ -28,3 +28,15 @@ def test_the_oldest_versions_are_those_that_are_allowed() -> None:
 def test_one_version() -> None:
     (cited,) = re.findall(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE)
     assert cited.strip("\"'") == PROJECT["version"]
+
+
+def test_the_versions_that_are_tested() -> None:
+    """`.ci/newest` takes the newest Python of the classifiers; the README names the first and the last."""
+    begin = "Programming Language :: Python :: 3."
+    minors = sorted(int(line.removeprefix(begin)) for line in PROJECT["classifiers"] if line.startswith(begin))
+    first, *_, last = minors
+    assert minors == list(range(first, last + 1))
+    assert PROJECT["requires-python"] == f">=3.{first}"
+    (jax,) = (line.removeprefix("jax>=") for line in PROJECT["dependencies"] if line.startswith("jax>="))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert re.search(rf"Python 3\.{first} to 3\.{last} and JAX {re.escape(jax)}\b", readme)
