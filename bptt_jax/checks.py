@@ -37,7 +37,7 @@ def notice_new_function(name: str, function: Callable[..., Any], remedy: str) ->
     looked up, so a new one does no harm there.
     """
     code = _code(function)
-    if code is None or isinstance(jnp.zeros(()), jax.core.Tracer):
+    if code is None or isinstance(jax.device_put(0.0), jax.core.Tracer):
         return
     seen = _seen.get(code, _Seen(lambda: None, 0))
     if seen.times >= _REPEATED or seen.latest() == function:  # as JAX looks it up: methods of one object are equal
