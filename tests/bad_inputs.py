@@ -463,8 +463,8 @@ TARGETS: list[Target] = [
             "penalty": "penalty",
             "probes": "probes",
             "validation": "optional",
-            "report": "no function",
-            "observe": "no function",
+            "on_record": "no function",
+            "on_chunk": "no function",
             "settings": "settings",
             "folder": "folder",
         },
@@ -509,6 +509,8 @@ def judging() -> Iterator[None]:
             warnings.simplefilter("error")
             # As an error it would end the process, within JAX: a number beyond the range becomes infinite.
             warnings.filterwarnings("ignore", "overflow encountered in cast", RuntimeWarning)
+            warnings.simplefilter("ignore", bptt.RecompilationWarning)  # every case makes its functions anew
+            warnings.filterwarnings("ignore", "jax.(array_ref|ArrayRef) is deprecated")  # as in pyproject.toml
             _draw_once()
             yield
     finally:
