@@ -107,17 +107,22 @@ def check_positive_int(name: str, value: Any) -> int:
 
 
 def check_number(name: str, value: Any, expected: str, holds: Callable[[Any], Any]) -> Any:
-    """Returns `value` if it is one real number for which `holds`; of a traced one that is checked when it runs."""
+    """Returns `value` if it is one real number for which `holds`.
+
+    Of a traced one, or where `holds` compares it with one, that is checked when it runs, as part of what is
+    returned: it must be put to use.
+    """
     message = f"{name}: expected {expected}"
     if isinstance(value, bool) or not isinstance(value, (int, float, np.number, np.ndarray, jax.Array)):
         raise TypeError(f"{message}, got {type_name(value)}")
     if jnp.shape(value) != () or jnp.iscomplexobj(value):
         raise ValueError(f"{message}, got {value}")
-    if isinstance(value, jax.core.Tracer):  # under optax.inject_hyperparams, say
+    held = holds(value)
+    if isinstance(held, jax.core.Tracer):  # under optax.inject_hyperparams, say
         import equinox as eqx  # costs 0.25 s, more than the rest of this package: only where it is used
 
-        return eqx.error_if(value, ~holds(value), message)
-    if not holds(value):
+        return eqx.error_if(jnp.asarray(value), ~held, message)
+    if not held:
         raise ValueError(f"{message}, got {value}")
     return value
 

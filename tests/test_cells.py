@@ -1,5 +1,6 @@
 """Each cell against Equinox, PyTorch and NumPy with the same weights, in outputs and gradients; how each starts."""
 
+import chex
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -240,6 +241,19 @@ def test_dtypes(name, dtype, x64):
     assert all(a.dtype == dtype for a in jax.tree.leaves(params))
     state = jax.eval_shape(cell.step, params, cell.initial_state(), jax.ShapeDtypeStruct((2,), dtype))
     assert all(a.dtype == dtype for a in jax.tree.leaves((state, cell.initial_state())))
+
+
+@pytest.mark.parametrize(("name", "setting"), [("rnn", "gain"), ("lstm", "forget_bias")])
+def test_traced_settings(name, setting):
+    """As a sweep by vmap has them: the weights of plain numbers, in the dtype asked for; checked when they run."""
+
+    def drawn(value):
+        return getattr(bptt, name)(3, dtype=jnp.bfloat16, **{setting: value}).init(jax.random.key(0), 2)
+
+    swept = jax.jit(jax.vmap(drawn))
+    chex.assert_trees_all_close(jax.tree.map(lambda a: a[1], swept(jnp.asarray([0.5, 2.0]))), drawn(2.0))
+    with pytest.raises(Exception, match=f"{setting}: expected a finite number"):
+        jax.block_until_ready(swept(jnp.asarray([0.5, jnp.inf])))
 
 
 def test_dtype_is_jaxs_by_default(dtype):

@@ -1,13 +1,14 @@
 """Each transformation against a restatement in NumPy float64 (Python floats), inside jit, vmap and scan."""
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from oracles import users_jit
+from oracles import relative_error, users_jit
 
 import bptt_jax as bptt
 from bptt_jax.remedies.clipping import (
@@ -311,13 +312,158 @@ def test_thresholds_may_be_traced_and_a_bad_one_is_found_when_it_runs() -> None:
             jax.block_until_ready(jax.jit(update)(-1.0))
 
 
-def test_extra_arguments_reach_the_optimiser() -> None:
-    transformation = with_clipping(optax.contrib.reduce_on_plateau(), 1.0)
+@pytest.mark.parametrize(
+    ("make", "setting", "message"),
+    [
+        (clip_by_global_norm, -1.0, "max_norm: expected a number above 0"),
+        (autoclip, -5.0, "quantile: expected a number between 0 and 1"),
+        (zclip, 0.0, "z_threshold: expected a number above 0"),
+        (lambda decay: zclip(decay=decay), 7.0, "decay: expected a number between 0 and 1"),
+        (lambda n: skip_updates(optax.identity(), max_norm=n), -1.0, "max_norm: expected a number above 0"),
+        (lambda n: with_clipping(optax.identity(), n), math.nan, "max_norm: expected a number above 0"),
+    ],
+)
+def test_traced_settings_are_refused_when_run(make, setting, message) -> None:
+    """From the first update on, though none of them has an effect before the warm-up is over."""
+
+    def update(setting, g):
+        transformation = make(setting)
+        return transformation.update(g, transformation.init(g))[0]
+
+    compiled = jax.jit(update)
+    np.testing.assert_array_equal(flat(compiled(0.5, gradient(0.25))), flat(gradient(0.25)))
+    with pytest.raises(Exception, match=message):
+        jax.block_until_ready(compiled(setting, gradient(0.25)))
+
+
+@pytest.mark.parametrize("setting", ["max_norm", "max_value"])
+def test_traced_thresholds_of_adjoints_are_refused_when_run(setting) -> None:
+    def pulled(bound):
+        step = clip_adjoints(lambda p, h, x: p * h, **{setting: bound})
+        return jax.grad(lambda h: step(2.0, h, None))(1.0)
+
+    compiled = jax.jit(pulled)
+    assert float(compiled(0.5)) == 1
+    with pytest.raises(Exception, match=f"{setting}: expected a number above 0"):
+        jax.block_until_ready(compiled(-0.5))
+
+
+def test_the_state_may_be_none_as_with_optax() -> None:
+    updates, state = clip_by_global_norm(2.0).update(gradient(7.0), None)
+    theirs, _ = optax.clip_by_global_norm(2.0).update(gradient(7.0), None)
+    np.testing.assert_allclose(flat(updates), flat(theirs), rtol=1e-6)
+    updates, state = clip_by_global_norm(2.0).update(gradient(1.0), state)
+    assert (int(state.record.updates), int(state.record.acted)) == (2, 1)
+
+
+TRANSFORMATIONS = {
+    "clip_by_global_norm": lambda: clip_by_global_norm(1.0),
+    "autoclip": lambda: autoclip(warmup=1),
+    "zclip": lambda: zclip(warmup=1),
+    "skip_updates": lambda: skip_updates(optax.identity()),
+    "with_clipping": lambda: with_clipping(optax.identity(), 1.0),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
+@pytest.mark.parametrize(("factors", "constants"), [((2, 2), ()), ((1, 2), (0, 1e30, math.inf, math.nan))])
+def test_what_passes_has_the_identity_as_its_derivative(name, factors, constants) -> None:
+    """At zero and at an ordinary gradient; and none with respect to the gradients before, whatever they were."""
+    transformation = {"autoclip": autoclip(0.5), "zclip": zclip(warmup=2)}.get(name) or TRANSFORMATIONS[name]()
+
+    def last(u, v):
+        state = transformation.init(u)
+        for before in (*(k * u for k in factors), *(jnp.full_like(u, size) for size in constants)):
+            _, state = transformation.update(before, state)
+        return transformation.update(v, state)[0]
+
+    u, z = jnp.asarray([0.5, 0.0, 0.0]), jnp.zeros(1, complex)
+    for v in (0 * u, u):
+        of_first, own = jax.jit(jax.jacobian(last, (0, 1)))(u, v)
+        np.testing.assert_array_equal(own, np.eye(3))
+        np.testing.assert_array_equal(of_first, 0)
+    np.testing.assert_array_equal(jax.jvp(partial(last, z), (z,), (z + 1j,))[1], [1j])
+
+
+def to_norm_one(u):
+    return u * jnp.minimum(1, 1 / jnp.linalg.norm(u))
+
+
+def reciprocal(u):
+    """After norms 1 and 2, of mean 3/2 and deviation 1/2, the threshold 2.5 deviations above."""
+    norm = jnp.linalg.norm(u)
+    return jnp.where(norm > 1.5 + 2.5 * 0.5, u / norm * (1.5 + 2.5**2 * 0.5**2 / (norm - 1.5)), u)
+
+
+FORMULAS = {
+    "clip_by_global_norm": to_norm_one,
+    "autoclip": to_norm_one,
+    "zclip": reciprocal,
+    "skip_updates": lambda u: u,
+    "with_clipping": to_norm_one,
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
+@pytest.mark.parametrize("size", [0.5, 7.0, 1e30])
+def test_derivatives_are_those_of_the_formulas(name, size, x64) -> None:
+    transformation = zclip(warmup=2) if name == "zclip" else TRANSFORMATIONS[name]()
+
+    def after_two(u):
+        state = transformation.init(u)
+        for earlier in (DIRECTION, 2 * DIRECTION):
+            _, state = transformation.update(jnp.asarray(earlier), state)
+        return transformation.update(u, state)[0]
+
+    u = jnp.asarray(DIRECTION * size)
+    got, expected = jax.jit(lambda u: (jax.jacobian(after_two)(u), jax.jacobian(FORMULAS[name])(u)))(u)
+    assert relative_error(got, expected) < 3e-6  # norms are remembered in single precision
+
+
+def test_zclip_goes_on_after_gradients_of_zero() -> None:
+    """Beside a mean of zero every gradient would stand out, and be clipped to zero for good."""
+    out, state = run(zclip(warmup=2), [0.0, 0.0, 1.0, 2.0, 2.0])
+    np.testing.assert_allclose(flat(out[2]), DIRECTION, rtol=1e-6)
+    assert float(state.mean) > 0
+
+
+def test_parts_of_a_gradient_that_are_not_finite_are_left_out() -> None:
+    """Gathering inside the chain, as the docstring says; around it a NaN stays in the sum."""
+    sizes = [1.0, math.nan, 1.0, 1.0]
+    inside = with_clipping(optax.MultiSteps(optax.sgd(1.0), 2).gradient_transformation(), 0.5)
+    around = optax.MultiSteps(with_clipping(optax.sgd(1.0), 0.5), 2).gradient_transformation()
     with jax.numpy_dtype_promotion("standard"):
-        updates, _ = transformation.update(
-            gradient(0.5), transformation.init(gradient(1.0)), value=jnp.float32(1.0)
-        )
-    np.testing.assert_allclose(flat(updates), 0.5 * DIRECTION, rtol=1e-6)
+        recovered, lost = run(inside, sizes)[0], run(around, sizes)[0]
+    np.testing.assert_allclose(flat(recovered[2]), -0.5 * DIRECTION, rtol=1e-6)
+    assert not np.any([flat(update) for update in lost])
+
+
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
+def test_extra_arguments_are_taken_and_handed_on(name) -> None:
+    """By every link, alone and in a chain; to the optimiser inside, where there is one."""
+    given = []
+
+    def keep(updates, state, params=None, *, value, **extra):
+        given.append((value, sorted(extra)))
+        return updates, state
+
+    listener = optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), keep)
+    inside = {"skip_updates": skip_updates(listener), "with_clipping": with_clipping(listener, 1.0)}
+    links = [optax.chain(TRANSFORMATIONS[name](), listener), *([inside[name]] if name in inside else [])]
+    for link in links:
+        updates, _ = link.update(gradient(0.5), link.init(gradient(1.0)), value=3.0, grad=gradient(0.5))
+        np.testing.assert_allclose(flat(updates), 0.5 * DIRECTION, rtol=1e-6)
+    assert given == [(3.0, ["grad"])] * len(links)
+
+
+def test_reduce_on_plateau_and_optimisers_that_want_no_extra_arguments() -> None:
+    with jax.numpy_dtype_promotion("standard"):
+        for inner in (optax.contrib.reduce_on_plateau(), optax.identity()):
+            transformation = with_clipping(inner, 1.0)
+            updates, _ = transformation.update(
+                gradient(0.5), transformation.init(gradient(1.0)), value=jnp.float32(1.0)
+            )
+            np.testing.assert_allclose(flat(updates), 0.5 * DIRECTION, rtol=1e-6)
 
 
 def test_double_precision_gradients() -> None:

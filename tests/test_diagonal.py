@@ -176,7 +176,7 @@ def test_bad_arguments():
             make(0)
         with pytest.raises(TypeError, match="input_size: expected an integer"):
             make(3).init(jax.random.key(0), 1.5)
-    with pytest.raises(ValueError, match="r_min, r_max: expected 0 <= r_min"):
+    with pytest.raises(ValueError, match=r"r_max: expected a radius from r_min to 1, got 0\.8"):
         bptt.lru(3, r_min=0.9, r_max=0.8)
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from bptt_jax.cells.activations import sigmoid, tanh, weighted_mean
-from bptt_jax.cells.initializers import Initializer, check_initializer, drawn
+from bptt_jax.cells.initializers import Initializer, check_initializer, draw_weights
 from bptt_jax.cells.weights import check_initializers, draw_gates, fan_in_normal, orthogonal, times
 from bptt_jax.checks import check_finite, check_floating, check_key, check_positive_int
 from bptt_jax.step import Array, Cell
@@ -88,7 +88,7 @@ def gru(
         return GRUParams(
             draw_gates("recurrent_init", recurrent_init, k_rec, 3, n, n, dtype),
             draw_gates("input_init", input_init, k_in, 3, n, fan_in, dtype),
-            drawn("bias_init", bias_init, k_bias, (3, n), dtype).ravel(),
+            draw_weights("bias_init", bias_init, k_bias, (3, n), dtype).ravel(),
             jnp.zeros(n, dtype),
         )
 
@@ -117,7 +117,7 @@ def lstm(
 
     Args:
       hidden_size: N, of units.
-      forget_bias: initial b_f; the other biases start at 0.
+      forget_bias: initial b_f; the other biases start at 0. It may be traced, and is then checked when it runs.
       recurrent_init, input_init: initialisers as in `rnn`, applied gate by gate.
       bias_init: initialiser of the biases i, f, g, o, of shape ``(4, N)``, instead of `forget_bias`; see
         `bptt_jax.initializers.chrono`.
@@ -135,11 +135,11 @@ def lstm(
       Array([3., 3.], dtype=float32)
     """
     n, dtype = check_positive_int("hidden_size", hidden_size), check_floating("dtype", dtype)
-    check_finite("forget_bias", forget_bias)
+    forget_bias = check_finite("forget_bias", forget_bias)
     check_initializers(recurrent_init, input_init)
 
     def constant(key: Array, shape: tuple[int, int], dtype: Any) -> Array:
-        return jnp.zeros(shape, dtype).at[1].set(forget_bias)
+        return jnp.zeros(shape, dtype).at[1].set(jnp.asarray(forget_bias, dtype))
 
     biases = constant if bias_init is None else check_initializer("bias_init", bias_init)
 
@@ -149,7 +149,7 @@ def lstm(
         return LSTMParams(
             draw_gates("recurrent_init", recurrent_init, k_rec, 4, n, n, dtype),
             draw_gates("input_init", input_init, k_in, 4, n, fan_in, dtype),
-            drawn("bias_init", biases, k_bias, (4, n), dtype).ravel(),
+            draw_weights("bias_init", biases, k_bias, (4, n), dtype).ravel(),
         )
 
     return Cell(init, lambda: LSTMState(jnp.zeros(n, dtype), jnp.zeros(n, dtype)), _lstm_step)

@@ -37,7 +37,7 @@ def check_initializer(name: str, init: Any) -> Any:
     return init
 
 
-def drawn(name: str, init: Initializer, key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+def draw_weights(name: str, init: Initializer, key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
     """``init(key, shape, dtype)``; `name` is the argument that it came as.
 
     Raises:
@@ -65,14 +65,14 @@ def identity(scale: float = 1.0) -> Initializer:
       Array([[1., 0.],
              [0., 1.]], dtype=float32)
     """
-    check_finite("scale", scale)
+    scale = check_finite("scale", scale)
 
     def init(key: Array, shape: Sequence[int], dtype: Any = float) -> Array:
         del key
         dtype = check_floating("dtype", dtype)
         if len(check_shape(shape)) != 2 or shape[0] != shape[1]:
             raise ValueError(f"shape: expected a square matrix for the identity, got {list(shape)}")
-        return scale * jnp.eye(shape[0], dtype=dtype)
+        return jnp.asarray(scale, dtype) * jnp.eye(shape[0], dtype=dtype)
 
     return init
 
@@ -90,7 +90,7 @@ def sparse(nonzeros: int = 15, *, spectral_radius: float = 0.95) -> Initializer:
       TypeError, ValueError: `nonzeros` is no positive integer, or `spectral_radius` no positive number.
     """
     nonzeros = check_positive_int("nonzeros", nonzeros)
-    check_positive("spectral_radius", spectral_radius)
+    spectral_radius = check_positive("spectral_radius", spectral_radius)
 
     def init(key: Array, shape: Sequence[int], dtype: Any = float) -> Array:
         key, dtype = check_key("key", key), check_floating("dtype", dtype)
@@ -101,7 +101,7 @@ def sparse(nonzeros: int = 15, *, spectral_radius: float = 0.95) -> Initializer:
         rank = jnp.argsort(order, axis=1)
         weights = jnp.where(rank < nonzeros, jax.random.normal(k_value, shape, dtype), 0)
         radius = jnp.max(jnp.abs(jnp.linalg.eigvals(weights)))
-        return weights * (spectral_radius / radius).astype(weights.dtype)
+        return weights * (jnp.asarray(spectral_radius, radius.dtype) / radius).astype(weights.dtype)
 
     return init
 
@@ -158,7 +158,8 @@ def ring(r_min: float = 0.0, r_max: float = 1.0, *, max_phase: float = 2 * math.
 
     Args:
       r_min, r_max: radii of the ring, ``0 <= r_min <= r_max <= 1`` and ``r_min < 1``.
-      max_phase: in radians, above 0 and at most 2 pi; a small one favours slow oscillations.
+      max_phase: in radians, above 0 and at most 2 pi; a small one favours slow oscillations. All three may be
+        traced, and are then checked when they run.
 
     Returns:
       An initialiser of shape ``(2, N)``, nu_log and theta_log, which raises ValueError for any other.
@@ -166,11 +167,9 @@ def ring(r_min: float = 0.0, r_max: float = 1.0, *, max_phase: float = 2 * math.
     Raises:
       ValueError: the radii or the phase are out of these ranges.
     """
-    for name, radius in (("r_min", r_min), ("r_max", r_max)):
-        check_number(name, radius, "a radius", lambda _: True)
-    if not (0 <= r_min <= r_max <= 1 and r_min < 1):
-        raise ValueError(f"r_min, r_max: expected 0 <= r_min <= r_max <= 1 and r_min < 1, got {r_min} and {r_max}")
-    check_number(
+    r_min = check_number("r_min", r_min, "a radius of at least 0 and below 1", lambda r: (r >= 0) & (r < 1))
+    r_max = check_number("r_max", r_max, "a radius from r_min to 1", lambda r: (r >= r_min) & (r <= 1))
+    max_phase = check_number(
         "max_phase",
         max_phase,
         "an angle above 0 and at most 2 pi",
@@ -183,8 +182,10 @@ def ring(r_min: float = 0.0, r_max: float = 1.0, *, max_phase: float = 2 * math.
             raise ValueError(f"shape: expected (2, N), of nu_log and theta_log, got {list(shape)}")
         # 1 - [0, 1) is exact and never 0.
         radial, angular = 1 - jax.random.uniform(key, shape, dtype)
-        missing = (1 - r_max) * (1 + r_max) + (r_max - r_min) * (r_max + r_min) * radial  # 1 - |lambda|^2
+        rim, width = (1 - r_max) * (1 + r_max), (r_max - r_min) * (r_max + r_min)
+        missing = jnp.asarray(rim, radial.dtype) + jnp.asarray(width, radial.dtype) * radial  # 1 - |lambda|^2
         missing = jnp.minimum(missing, 1 - float(jnp.finfo(missing.dtype).epsneg))
-        return jnp.stack([jnp.log(-0.5 * jnp.log1p(-missing)), jnp.log(max_phase * angular)])
+        phase = jnp.asarray(max_phase, angular.dtype) * angular
+        return jnp.stack([jnp.log(-0.5 * jnp.log1p(-missing)), jnp.log(phase)])
 
     return init

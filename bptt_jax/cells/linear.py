@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bptt_jax.cells.initializers import Initializer, check_initializer, drawn, ring
-from bptt_jax.cells.weights import fan_in_normal
+from bptt_jax.cells.initializers import Initializer, check_initializer, draw_weights, ring
+from bptt_jax.cells.weights import draw_gates, fan_in_normal
 from bptt_jax.checks import check_floating, check_key, check_positive_int
 from bptt_jax.recurrence.diagonal import DiagonalStep
 from bptt_jax.step import Array, Cell
@@ -138,9 +138,8 @@ def min_gru(
     def init(key: Array, input_size: int) -> MinGRUParams:
         fan_in = check_positive_int("input_size", input_size)
         k_in, k_bias = jax.random.split(check_key("key", key))
-        weights = [drawn("input_init", input_init, k, (fan_in, n), floating).T for k in jax.random.split(k_in)]
-        biases = drawn("bias_init", bias_init, k_bias, (2, n), floating)
-        return MinGRUParams(jnp.concatenate(weights), biases.ravel())
+        biases = draw_weights("bias_init", bias_init, k_bias, (2, n), floating)
+        return MinGRUParams(draw_gates("input_init", input_init, k_in, 2, n, fan_in, floating), biases.ravel())
 
     return Cell(init, lambda: jnp.zeros(n, floating), _min_gru_step)
 

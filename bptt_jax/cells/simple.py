@@ -43,7 +43,7 @@ def rnn(
       hidden_size: N, of units.
       activation: phi, elementwise: ``jnp.tanh``, ``jax.nn.relu``, ``jax.nn.identity`` (a linear network), ...
         ``jnp.tanh`` and ``jax.nn.sigmoid`` are replaced by equals that keep less for the backward pass.
-      gain: factor of the initial recurrent weights.
+      gain: factor of the initial recurrent weights. It may be traced, and is then checked when it runs.
       recurrent_init, input_init: initialisers ``(key, shape, dtype)`` as in `jax.nn.initializers`; they see the
         transposed shape ``(fan_in, fan_out)`` that those expect.
       dtype: of parameters and state; by default JAX's floating type.
@@ -64,14 +64,14 @@ def rnn(
     """
     n, dtype = check_positive_int("hidden_size", hidden_size), check_floating("dtype", dtype)
     check_function("activation", activation, "activation(array) -> array")
-    check_finite("gain", gain)
+    gain = check_finite("gain", gain)
     check_initializers(recurrent_init, input_init)
 
     def init(key: Array, input_size: int) -> RNNParams:
         fan_in = check_positive_int("input_size", input_size)
         k_rec, k_in = jax.random.split(check_key("key", key))
         return RNNParams(
-            gain * draw_gates("recurrent_init", recurrent_init, k_rec, 1, n, n, dtype),
+            jnp.asarray(gain, dtype) * draw_gates("recurrent_init", recurrent_init, k_rec, 1, n, n, dtype),
             draw_gates("input_init", input_init, k_in, 1, n, fan_in, dtype),
             jnp.zeros(n, dtype),
         )

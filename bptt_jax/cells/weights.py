@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.custom_derivatives import SymbolicZero
 
-from bptt_jax.cells.initializers import Initializer, check_initializer, drawn
+from bptt_jax.cells.initializers import Initializer, check_initializer, draw_weights
 
 fan_in_normal = jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 orthogonal = jax.nn.initializers.orthogonal()
@@ -27,7 +27,7 @@ def draw_gates(
     """`gates` matrices [n, fan_in], each initialised on its own, stacked to [gates * n, fan_in]."""
     wide = dtype if dtype.itemsize >= 4 else jnp.float32  # LAPACK, behind orthogonal, knows no half precision
     keys = jax.random.split(key, gates)
-    return jnp.concatenate([drawn(name, init, k, (fan_in, n), wide).astype(dtype).T for k in keys])
+    return jnp.concatenate([draw_weights(name, init, k, (fan_in, n), wide).astype(dtype).T for k in keys])
 
 
 def _product(weights: Array, vector: Array) -> Array:

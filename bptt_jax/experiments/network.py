@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
-from bptt_jax.cells.initializers import Initializer, check_initializer, drawn
+from bptt_jax.cells.initializers import Initializer, check_initializer, draw_weights
 from bptt_jax.experiments.tasks import Batch, Task
 from bptt_jax.recurrence.unroll import final_state, unroll
 from bptt_jax.remedies.regularizers import OmegaTerms, omega_terms
@@ -143,7 +143,7 @@ def network(
     def init(key: Array) -> NetworkParams:
         k_cell, k_readout = jax.random.split(key)
         h = _read(cell.initial_state())
-        weights = drawn("readout_init", readout_init, k_readout, (h.shape[0], task.output_size), h.dtype).T
+        weights = draw_weights("readout_init", readout_init, k_readout, (h.shape[0], task.output_size), h.dtype).T
         readout = Readout(weights, jnp.zeros(task.output_size, h.dtype))
         return NetworkParams(cell.init(k_cell, task.input_size), readout)
 

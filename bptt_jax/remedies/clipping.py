@@ -6,7 +6,8 @@ clipped and skipped updates, can be read from any optimiser's state by `clip_rec
 those of `optax.tree.norm`, computed so that they do not overflow: float32 gradients of 1e20 have squares beyond
 its range, and `optax.clip_by_global_norm` turns them into zeros.
 
-What is not finite is never clipped, for no factor mends it: it passes unchanged, for `skip_updates` to stop.
+What is not finite is never clipped, for no factor mends it: it passes unchanged, for `skip_updates` to stop. Extra
+arguments of an update (``value=``, ``grad=``) are passed on to the optimiser inside; a clip has no use for them.
 """
 
 from functools import partial
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Bool, Float, Int
 
 from bptt_jax.checks import check_function, check_leaves, check_positive, check_positive_int, check_share
 from bptt_jax.linalg import logscale
@@ -22,7 +24,7 @@ from bptt_jax.step import Array, Input, Params, PyTree, State, Step
 
 
 class ClipRecord(NamedTuple):
-    """What one transformation has done so far; all scalars.
+    """What one transformation has done so far; all scalars, with leading axes by ``jax.vmap``.
 
     Attributes:
       updates: number of updates seen, int32.
@@ -31,13 +33,13 @@ class ClipRecord(NamedTuple):
       log_norm_after: of what went out; -inf for a skipped update.
     """
 
-    updates: Array
-    acted: Array
-    log_norm_before: Array
-    log_norm_after: Array
+    updates: Int[Array, "*batch"]
+    acted: Int[Array, "*batch"]
+    log_norm_before: Float[Array, "*batch"]
+    log_norm_after: Float[Array, "*batch"]
 
     @property
-    def share(self) -> Array:
+    def share(self) -> Float[Array, "*batch"]:
         """Share of updates that were clipped (or skipped); 0 before the first."""
         return self.acted.astype(float) / jnp.maximum(self.updates, 1).astype(float)
 
@@ -52,17 +54,17 @@ class AutoClipState(NamedTuple):
     """State of `autoclip`: a ring of the latest finite log norms, and how many were `seen`."""
 
     record: ClipRecord
-    log_norms: Array
-    seen: Array
+    log_norms: Float[Array, " window"]
+    seen: Int[Array, ""]
 
 
 class ZClipState(NamedTuple):
     """State of `zclip`: running mean and variance of the norm, and how many finite norms were `seen`."""
 
     record: ClipRecord
-    mean: Array
-    variance: Array
-    seen: Array
+    mean: Float[Array, ""]
+    variance: Float[Array, ""]
+    seen: Int[Array, ""]
 
 
 class SkipState(NamedTuple):
@@ -76,22 +78,24 @@ class SkipState(NamedTuple):
     """
 
     record: ClipRecord
-    in_a_row: Array
-    exhausted: Array
+    in_a_row: Int[Array, ""]
+    exhausted: Bool[Array, ""]
     inner: optax.OptState
 
 
-def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
+def clip_by_global_norm(max_norm: float | Float[Array, ""]) -> optax.GradientTransformationExtraArgs:
     """Scales updates to a global norm of at most `max_norm` (Pascanu et al. 2013, arXiv:1211.5063, alg. 1).
 
     Gradients within the threshold pass bit for bit. Finite gradients of any size come back with norm `max_norm` and
     their own direction. NaN and infinities pass unchanged.
 
     Args:
-      max_norm: the threshold, above 0.
+      max_norm: the threshold, above 0. It may be traced (`optax.inject_hyperparams`), and is then checked when it
+        runs.
 
     Returns:
-      A transformation with a `ClipState`.
+      A transformation with a `ClipState`. As with Optax's own, the state may be None, as in
+      ``clip.update(gradient, None)``; a record then begins.
 
     Raises:
       TypeError, ValueError: `max_norm` is no number above 0.
@@ -103,27 +107,31 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
       >>> updates
       Array([0.6, 0.8], dtype=float32)
     """
-    log_threshold = jnp.log(check_positive("max_norm", max_norm))
+    max_norm = check_positive("max_norm", max_norm)
+    log_threshold = jnp.log(max_norm)
 
     def update(
-        updates: optax.Updates, state: ClipState, params: optax.Params | None = None
+        updates: optax.Updates, state: ClipState | None, params: optax.Params | None = None, **extra: Any
     ) -> tuple[optax.Updates, ClipState]:
-        del params
-        updates, before = _measured(updates)
+        del params, extra
+        record = _no_record() if state is None else state.record
+        updates, before = _measured(updates, max_norm)
         clipped, after, acted = _clip(updates, before, log_threshold)
-        return clipped, ClipState(_note(state.record, acted, before, after))
+        return clipped, ClipState(_note(record, acted, before, after))
 
-    return optax.GradientTransformation(lambda params: ClipState(_no_record()), update)
+    return optax.GradientTransformationExtraArgs(lambda params: ClipState(_no_record()), update)
 
 
-def autoclip(quantile: float = 0.1, *, window: int = 1000, warmup: int = 10) -> optax.GradientTransformation:
+def autoclip(
+    quantile: float | Float[Array, ""] = 0.1, *, window: int = 1000, warmup: int = 10
+) -> optax.GradientTransformationExtraArgs:
     """Clips at a quantile of the gradient norm's history (AutoClip: Seetharaman et al. 2020, arXiv:2007.14469).
 
     The paper keeps every norm; here the latest `window` count, so that the state has a fixed size. The current norm
     belongs to the history it is compared with, as in the paper. Norms that are not finite do not enter it.
 
     Args:
-      quantile: between 0 and 1; the paper's p / 100, with p = 10 recommended.
+      quantile: between 0 and 1; the paper's p / 100, with p = 10 recommended. It may be traced.
       window: how many norms are remembered.
       warmup: how many finite norms are needed before anything is clipped.
 
@@ -142,17 +150,17 @@ def autoclip(quantile: float = 0.1, *, window: int = 1000, warmup: int = 10) -> 
       (Array([1.], dtype=float32), 1)
     """
     window, warmup = check_positive_int("window", window), check_positive_int("warmup", warmup)
-    check_share("quantile", quantile)
+    quantile = check_share("quantile", quantile)
 
     def init(params: optax.Params) -> AutoClipState:
         del params
         return AutoClipState(_no_record(), jnp.full(window, jnp.inf, jnp.float32), jnp.zeros((), jnp.int32))
 
     def update(
-        updates: optax.Updates, state: AutoClipState, params: optax.Params | None = None
+        updates: optax.Updates, state: AutoClipState, params: optax.Params | None = None, **extra: Any
     ) -> tuple[optax.Updates, AutoClipState]:
-        del params
-        updates, before = _measured(updates)
+        del params, extra
+        updates, before = _measured(updates, quantile)
         before = before.astype(jnp.float32)
         finite = before < jnp.inf  # False for NaN; -inf is the norm 0
         written = state.log_norms.at[state.seen % window].set(before)
@@ -160,16 +168,19 @@ def autoclip(quantile: float = 0.1, *, window: int = 1000, warmup: int = 10) -> 
         count = state.seen + finite.astype(jnp.int32)
         known = jnp.minimum(count, window)
         # Empty places hold inf and stand last; the quantile is an entry of the history, so scale cannot blur it.
-        index = jnp.ceil(quantile * known.astype(float)).astype(jnp.int32) - 1
+        share = jnp.asarray(quantile, float) * known.astype(float)
+        index = jnp.ceil(share).astype(jnp.int32) - 1
         threshold = jnp.sort(log_norms)[jnp.clip(index, 0, window - 1)]
         threshold = jnp.where(count >= warmup, threshold, jnp.inf)
         clipped, after, acted = _clip(updates, before, threshold)
         return clipped, AutoClipState(_note(state.record, acted, before, after), log_norms, count)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
-def zclip(z_threshold: float = 2.5, *, decay: float = 0.97, warmup: int = 25) -> optax.GradientTransformation:
+def zclip(
+    z_threshold: float | Float[Array, ""] = 2.5, *, decay: float | Float[Array, ""] = 0.97, warmup: int = 25
+) -> optax.GradientTransformationExtraArgs:
     """Clips norms that stand out from their running mean (ZClip: Kumar et al. 2025, arXiv:2504.02507).
 
     With running mean m and standard deviation s of the norm, ``z = (norm - m) / s``; above the threshold z* the
@@ -178,8 +189,8 @@ def zclip(z_threshold: float = 2.5, *, decay: float = 0.97, warmup: int = 25) ->
     during which nothing is clipped. Norms that are not finite never enter them.
 
     Args:
-      z_threshold: z*, above 0.
-      decay: of the running mean and variance, between 0 and 1.
+      z_threshold: z*, above 0. It may be traced.
+      decay: of the running mean and variance, between 0 and 1. It may be traced.
       warmup: how many finite norms start the statistics.
 
     Returns:
@@ -196,9 +207,8 @@ def zclip(z_threshold: float = 2.5, *, decay: float = 0.97, warmup: int = 25) ->
       >>> updates, int(state.record.acted)
       (Array([1.], dtype=float32), 1)
     """
-    check_positive("z_threshold", z_threshold)
+    z_threshold, decay = check_positive("z_threshold", z_threshold), check_share("decay", decay)
     warmup = check_positive_int("warmup", warmup)
-    check_share("decay", decay)
 
     def init(params: optax.Params) -> ZClipState:
         del params
@@ -206,23 +216,30 @@ def zclip(z_threshold: float = 2.5, *, decay: float = 0.97, warmup: int = 25) ->
         return ZClipState(_no_record(), zero, zero, jnp.zeros((), jnp.int32))
 
     def update(
-        updates: optax.Updates, state: ZClipState, params: optax.Params | None = None
+        updates: optax.Updates, state: ZClipState, params: optax.Params | None = None, **extra: Any
     ) -> tuple[optax.Updates, ZClipState]:
-        del params
-        updates, before = _measured(updates)
+        del params, extra
+        updates, before = _measured(updates, z_threshold, decay)
         before = before.astype(jnp.float32)
-        norm = jnp.exp(before)
-        # A norm whose square overflows would make the variance infinite for good.
-        usable = before < jnp.log(jnp.finfo(jnp.float32).max) / 2 - 1
         warm = state.seen >= warmup
-        deviation = jnp.sqrt(state.variance)
-        z = (norm - state.mean) / (deviation + 1e-6)
-        outlier = warm & (z > z_threshold)
-        goal = state.mean + z_threshold**2 * deviation / jnp.where(outlier, z, 1.0)
+        z, keep = (jnp.asarray(setting, jnp.float32) for setting in (z_threshold, decay))
+        spread = state.variance > 0
+        deviation = jnp.where(spread, jnp.sqrt(jnp.where(spread, state.variance, 1.0)), 0.0)
+        margin = deviation + 1e-6  # the released code's guard
+        # Beside a mean of zero everything would be one, and would be clipped to zero for good.
+        known = warm & (state.mean > 0)
+        outlier = known & (jnp.exp(before) > state.mean + z * margin) & (before < jnp.inf)
+        # What is chosen away must not bring a NaN into derivatives, and 1 / norm does not overflow where norm does:
+        # z*^2 s / z = z*^2 s (s + 1e-6) / norm / (1 - m / norm).
+        inverse = jnp.exp(-jnp.where(outlier, before, 0.0))
+        excess = jnp.where(outlier, 1 - state.mean * inverse, 1.0)
+        goal = jnp.where(outlier, state.mean + z * z * deviation * margin * inverse / excess, 1.0)
         clipped, after, acted = _clip(updates, before, jnp.where(outlier, jnp.log(goal), jnp.inf))
-        taken = jnp.where(outlier, goal, norm)
-        usable = usable | (outlier & (before < jnp.inf))
-        mean, variance = _statistics(state, taken, warm, decay)
+        # A norm whose square overflows would make the variance infinite for good.
+        small = before < jnp.log(jnp.finfo(jnp.float32).max) / 2 - 1
+        taken = jnp.where(outlier, goal, jnp.exp(jnp.where(small, before, 0.0)))
+        mean, variance = _statistics(state, taken, warm, keep)
+        usable = small | outlier
         return clipped, ZClipState(
             _note(state.record, acted, before, after),
             jnp.where(usable, mean, state.mean),
@@ -230,11 +247,14 @@ def zclip(z_threshold: float = 2.5, *, decay: float = 0.97, warmup: int = 25) ->
             state.seen + usable.astype(jnp.int32),
         )
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def skip_updates(
-    inner: optax.GradientTransformation, *, max_norm: float = jnp.inf, max_in_a_row: int = 10
+    inner: optax.GradientTransformation,
+    *,
+    max_norm: float | Float[Array, ""] = jnp.inf,
+    max_in_a_row: int = 10,
 ) -> optax.GradientTransformationExtraArgs:
     """Skips an update that is not finite or whose global norm exceeds `max_norm`: neither parameters nor the state
     of `inner` change.
@@ -260,7 +280,8 @@ def skip_updates(
       >>> updates, int(state.in_a_row)
       (Array([0.], dtype=float32), 1)
     """
-    log_threshold = jnp.log(check_positive("max_norm", max_norm))
+    max_norm = check_positive("max_norm", max_norm)
+    log_threshold = jnp.log(max_norm)
     max_in_a_row = check_positive_int("max_in_a_row", max_in_a_row)
     inner = optax.with_extra_args_support(check_optimizer("inner", inner))
 
@@ -270,7 +291,7 @@ def skip_updates(
     def update(
         updates: optax.Updates, state: SkipState, params: optax.Params | None = None, **extra: Any
     ) -> tuple[optax.Updates, SkipState]:
-        updates, before = _measured(updates)
+        updates, before = _measured(updates, max_norm)
         exhausted = state.in_a_row >= max_in_a_row
         finite = before < jnp.inf  # False for NaN too; -inf is the norm 0
         skip = ~finite | ((before > log_threshold) & ~exhausted)
@@ -288,12 +309,23 @@ def skip_updates(
 
 
 def with_clipping(
-    optimizer: optax.GradientTransformation, max_norm: float, *, max_in_a_row: int = 10
+    optimizer: optax.GradientTransformation, max_norm: float | Float[Array, ""], *, max_in_a_row: int = 10
 ) -> optax.GradientTransformationExtraArgs:
     """A sound chain in one line.
 
     ``skip_updates(optax.chain(clip_by_global_norm(max_norm), optimizer))``: what is not finite is skipped before it
     can reach the optimiser's moments, what is finite is clipped at any size, then the optimiser acts.
+
+    What gathers the gradients of several parts goes inside, ``optimizer =
+    optax.MultiSteps(optimizer, 2).gradient_transformation()``: each part is then clipped, and one that is not
+    finite is left out. Around this chain it would keep a NaN in its sum for good.
+
+    Args:
+      optimizer: any Optax transformation; extra arguments of an update are passed on to it.
+      max_norm, max_in_a_row: as for `clip_by_global_norm` and `skip_updates`.
+
+    Returns:
+      A transformation with a `SkipState`.
 
     Raises:
       TypeError, ValueError: an argument is out of its range.
@@ -327,7 +359,12 @@ def skip_records(opt_state: optax.OptState) -> list[ClipRecord]:
     return [node.record for node in _nodes(opt_state) if isinstance(node, SkipState)]
 
 
-def clip_adjoints(step: Step, *, max_norm: float | None = None, max_value: float | None = None) -> Step:
+def clip_adjoints(
+    step: Step,
+    *,
+    max_norm: float | Float[Array, ""] | None = None,
+    max_value: float | Float[Array, ""] | None = None,
+) -> Step:
     """The same step, whose adjoint dL/dh_t is clipped at every time step on its way back.
 
     In the manner of Graves 2013 (arXiv:1308.0850, section 2.1), who clips by value, but the derivatives at the
@@ -401,14 +438,21 @@ def _nodes(opt_state: optax.OptState) -> list[Any]:
     return nodes
 
 
-def _measured(updates: optax.Updates) -> tuple[optax.Updates, Array]:
-    """The updates as arrays of JAX, and the log of their global norm."""
+def _measured(updates: optax.Updates, *settings: Any) -> tuple[optax.Updates, Array]:
+    """The updates as arrays of JAX, and the log of their global norm.
+
+    The check of a traced setting is part of its value, and goes with it where the compiler finds that nothing needs
+    it, as during a warm-up. So the updates need it: were a setting NaN, they would be.
+    """
     check_leaves("updates", updates)
     for path, leaf in jax.tree_util.tree_leaves_with_path(updates):
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
             place = f"updates{jax.tree_util.keystr(path)}"
             raise TypeError(f"{place}: expected floating numbers, got {jnp.result_type(leaf)}")
     updates = jax.tree.map(jnp.asarray, updates)
+    for setting in settings:
+        if isinstance(setting, jax.core.Tracer):
+            updates = jax.tree.map(partial(jnp.where, jnp.isnan(setting), jnp.nan), updates)
     return updates, logscale.log_norm(updates)
 
 
@@ -417,14 +461,15 @@ def _clip(tree: PyTree, log_norm: Array, log_threshold: Array) -> tuple[PyTree, 
     log_threshold = jnp.asarray(log_threshold).astype(log_norm.dtype)
     acts = (log_norm > log_threshold) & (log_norm < jnp.inf)
     mantissa, _ = logscale.normalize(tree, jnp.zeros((), jnp.int32))
-    # The mantissa's norm lies between 1/2 and sqrt(size), so this factor is near the threshold itself.
+    # The mantissa's norm lies between 1/2 and sqrt(size), so this factor is near the threshold itself; that of zero
+    # would be infinite, and the derivative NaN, were it not chosen away before `exp`.
     size = logscale.log_norm(mantissa)
-    factor = jnp.exp(jnp.where(acts, log_threshold, 0.0).astype(size.dtype) - size)
+    factor = jnp.exp(jnp.where(acts, log_threshold.astype(size.dtype) - size, 0.0))
     clipped = jax.tree.map(lambda m, a: jnp.where(acts, m * factor.astype(m.dtype), a), mantissa, tree)
     return clipped, jnp.where(acts, log_threshold, log_norm), acts
 
 
-def _statistics(state: ZClipState, norm: Array, warm: Array, decay: float) -> tuple[Array, Array]:
+def _statistics(state: ZClipState, norm: Array, warm: Array, decay: Array) -> tuple[Array, Array]:
     # Welford's recursion while warming up gives exactly the mean and variance of the norms so far.
     n = (state.seen + 1).astype(norm.dtype)
     delta = norm - state.mean
