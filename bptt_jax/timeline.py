@@ -23,6 +23,12 @@ def after_reset(resets: Bool[Array, " T"]) -> Bool[Array, " T"]:
     return jnp.cumsum(resets.at[0].set(False)) > 0
 
 
+def numbers_in_piece(real: Bool[Array, " T"], resets: Bool[Array, " T"]) -> Int[Array, " T"]:
+    """The number of each step within its piece, real ones counted, from 1; `resets` are at real steps."""
+    count = jnp.cumsum(real)
+    return count - jax.lax.cummax(jnp.where(resets, count - 1, 0))
+
+
 def real_steps_first(real: Bool[Array, " T"]) -> Int[Array, " T"]:
     """Indices: those of the real steps in their order, then those of the padding."""
     return jnp.argsort(~real, stable=True)
@@ -31,6 +37,13 @@ def real_steps_first(real: Bool[Array, " T"]) -> Int[Array, " T"]:
 def last_real_step(real: Bool[Array, " T"]) -> Int[Array, " T"]:
     """For every instant the index of the real step whose state it shows; -1 before the first."""
     return jax.lax.cummax(jnp.where(real, jnp.arange(len(real)), -1))
+
+
+def moved_to_real_steps(tree: PyTree, real: Bool[Array, " T"]) -> PyTree:
+    """Leaves ``[T, ...]`` with what stands in padding added to the last real step, whose state is held there."""
+    owner = last_real_step(real)
+    owner = jnp.where(owner < 0, len(real), owner)  # what comes before the first belongs to none
+    return jax.tree.map(lambda a: jnp.zeros_like(a).at[owner].add(a, mode="drop"), tree)
 
 
 def finite_steps(states: PyTree) -> Bool[Array, " T"]:

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from oracles import relative_error
 
 import bptt_jax as bptt
 from bptt_jax.analysis.estimators import rtrl_gradient, tbptt_gradient, truncation_bias
@@ -145,3 +146,137 @@ def test_bad_windows(options, error, message) -> None:
         tbptt_gradient(*_setting(bptt.rnn(4)), _every_state, **options)
     with pytest.raises(ValueError, match="longest: expected at least 1"):
         truncation_bias(*_setting(bptt.rnn(4)), _every_state, longest=0)
+
+
+REAL = np.asarray([0, 1, 1, 1, 0, 1, 0, 0, 1, 1, 1, 1, 1, 0], bool)
+RESETS = np.asarray([1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 1, 0, 0, 1], bool)  # the first two before steps 1 and 5
+PIECES = [[1, 2, 3], [5, 8, 9], [10, 11, 12]]
+OWNERS = np.asarray([-1, 1, 2, 3, 3, 5, 5, 5, 8, 9, 10, 11, 12, 12])  # the real step whose state stands there
+
+
+@jax.custom_vjp
+def spike(v):
+    return (v > 0).astype(v.dtype)
+
+
+spike.defvjp(lambda v: (spike(v), v), lambda v, g: (g / (1 + 10 * jnp.abs(v)) ** 2,))
+
+
+def noisy_step(p, state, x):
+    key, now = jax.random.split(state["key"])
+    noise = jax.random.bits(now, x.shape, jnp.uint16).astype(x.dtype) / 2**16
+    h = jnp.tanh(p["w"] @ state["h"] + p["b"] * x + noise)
+    return {"h": h.at[state["t"] % 3].multiply(0.5), "t": state["t"] + p["stride"], "key": key}
+
+
+def cond_step(p, state, x):
+    h = jax.lax.cond(x[0] > 0, lambda h: jnp.tanh(p["w"] @ h + x), lambda h: 0.9 * h + p["b"], state["h"])
+    return state | {"h": h}
+
+
+def spiking_step(p, state, x):
+    return state | {"h": 0.5 * state["h"] + spike(p["w"] @ state["h"] + p["b"] * x)}
+
+
+def _problem(step):
+    rng = np.random.default_rng(0)
+    params = {
+        "w": jnp.asarray(rng.standard_normal((3, 3))),
+        "b": jnp.asarray(rng.standard_normal(3)),
+        "stride": jnp.asarray(2),
+    }
+    state0, reset_state = (
+        {"h": jnp.asarray(rng.standard_normal(3)), "t": jnp.asarray(k), "key": jax.random.key(k)} for k in (0, 1)
+    )
+    return step, params, state0, reset_state, jnp.asarray(rng.standard_normal((len(REAL), 3)))
+
+
+def _weighted(states, args):
+    return args["weights"] @ jnp.sum(jnp.sin(args["scale"] * states["h"]), axis=1)
+
+
+@pytest.mark.parametrize("step", [noisy_step, cond_step, spiking_step])
+def test_padding_and_resets_are_the_pieces_alone(step, x64) -> None:
+    """The loss reads states in padding too: where alone the state is read that is held there."""
+    step, params, state0, reset_state, xs = _problem(step)
+    weights = np.random.default_rng(1).standard_normal(len(REAL))
+    real, resets = jnp.asarray(REAL), jnp.asarray(RESETS)
+    spoilt = jnp.where(real[:, None], xs, jnp.nan)
+    sequence = bptt.Sequence(spoilt, mask=real, resets=resets, reset_state=reset_state)
+    scale = jnp.asarray(1.3)
+
+    @jax.jit
+    def of(state0, xs, weights):
+        given = step, params, state0, xs, _weighted
+        args = {"weights": weights, "scale": scale}
+        gradients = [tbptt_gradient(*given, k1=k1, k2=k2, args=args) for k1, k2 in ((1, 1), (2, 2), (2, 3), (9, 9))]
+
+        def loss(moving):
+            return _weighted(bptt.unroll(step, params | moving, state0, xs), args)
+
+        exact = jax.grad(loss)({name: params[name] for name in "wb"})
+        return [*gradients, rtrl_gradient(*given, args=args)], exact
+
+    got, exact = of(state0, sequence, jnp.asarray(weights))
+    alone = []
+    for piece in PIECES:
+        folded = [np.sum(weights[np.equal(OWNERS, k)]) for k in piece]
+        alone.append(of(reset_state, xs[np.asarray(piece)], jnp.asarray(folded))[0])
+    for k, gradient in enumerate(got):
+        assert gradient["stride"] is None
+        expected = sum(_vector(pieces[k]) for pieces in alone)
+        np.testing.assert_allclose(_vector(gradient), expected, rtol=1e-11, atol=1e-12)
+    for gradient in got[3:]:  # of windows longer than any piece, and forward in time
+        np.testing.assert_allclose(_vector(gradient), _vector(exact), rtol=1e-11, atol=1e-12)
+    assert relative_error(got[0], got[1]) > 1e-3
+    assert relative_error(got[1], got[2]) > 1e-3
+
+    bias = truncation_bias(
+        step, params, state0, sequence, _weighted, longest=4, args={"weights": jnp.asarray(weights), "scale": scale}
+    )
+    full = _vector(exact)
+    cut = _vector(got[0])
+    np.testing.assert_allclose(bias.relative_error[0], np.linalg.norm(cut - full) / np.linalg.norm(full), rtol=1e-9)
+    cosine = cut @ full / np.linalg.norm(cut) / np.linalg.norm(full)
+    np.testing.assert_allclose(bias.cosine[0], cosine, rtol=1e-9)
+    np.testing.assert_allclose(bias.relative_error[2:], 0, atol=1e-12)
+
+
+def test_windows_in_padding_by_hand() -> None:
+    """w h + x of ones, loss on the last state, which is held in padding: d h_3 / d w with its lags cut."""
+    w, xs = 0.6, bptt.Sequence(jnp.ones((5, 1)), mask=jnp.asarray([True, False, True, True, False]))
+    h = [0, 1, 1 + w]  # before each step
+    expected = [h[2], h[2] + w * h[1], h[2] + w * h[1] + w**2 * h[0]]
+    for window, value in enumerate(expected, 1):
+        got = tbptt_gradient(lambda w, h, x: w * h + x, w, jnp.zeros(1), xs, lambda s: s[-1, 0], k1=1, k2=window)
+        np.testing.assert_allclose(got, value, rtol=1e-6)
+
+
+def test_rtrl_is_finite_where_states_that_nothing_reads_overflow() -> None:
+    def step(w, h, x):
+        return w * h * h
+
+    given = step, jnp.float32(3.0), jnp.float32(2.0), None, lambda states: states[2]
+    assert np.isinf(bptt.unroll(*given[:4], length=9)[-1])
+    got = rtrl_gradient(*given, length=9)
+    np.testing.assert_allclose(got, jax.grad(lambda w: step(w, step(w, step(w, 2.0, 0), 0), 0))(3.0), rtol=1e-6)
+
+
+def test_a_loop_of_unknown_length_goes_forward() -> None:
+    def step(w, h, x):
+        return jax.lax.while_loop(lambda c: c[0] < x, lambda c: (c[0] + 1, jnp.tanh(w @ c[1])), (0, h))[1]
+
+    weights = jnp.asarray([[0.9, -0.4], [0.3, 0.8]])
+    given = step, weights, jnp.asarray([0.3, -0.2]), jnp.asarray([1, 2, 3]), lambda states: jnp.sum(states**2)
+    exact = jax.jacfwd(lambda w: jnp.sum(bptt.unroll(step, w, *given[2:4]) ** 2))(weights)
+    np.testing.assert_allclose(rtrl_gradient(*given), exact, rtol=1e-5)
+    with pytest.raises(TypeError, match="step: truncation needs its backward pass, and it has none"):
+        tbptt_gradient(*given, k1=1, k2=2)
+    with pytest.raises(TypeError, match="needs its backward pass, and it has none"):
+        truncation_bias(*given)
+
+
+def test_without_parameters_there_is_no_gradient() -> None:
+    given = lambda p, h, x: x * h, None, jnp.ones(2), jnp.ones((3, 2)), jnp.sum
+    assert rtrl_gradient(*given) is None
+    assert tbptt_gradient(*given, k1=1, k2=2) is None

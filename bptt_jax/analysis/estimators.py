@@ -1,21 +1,24 @@
 """Truncated backpropagation through time, what it loses, and real-time recurrent learning, which loses nothing."""
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from bptt_jax.analysis.adjoints import adjoints
+from bptt_jax.analysis.adjoints import backward
 from bptt_jax.analysis.loss import BoundLoss, bind_loss
 from bptt_jax.checks import check_positive_int
-from bptt_jax.linalg import logscale
-from bptt_jax.recurrence.linearization import Linearization, linearize, require_pulls
+from bptt_jax.linalg.logscale import LogScaled
+from bptt_jax.linalg.precision import matmul
+from bptt_jax.recurrence.linearization import cut, differentiation_mode, linearize, require_pulls
 from bptt_jax.recurrence.unroll import states_of
 from bptt_jax.results import Result, field
 from bptt_jax.step import (
     Array,
+    Instant,
     Loss,
     Params,
     PyTree,
@@ -24,9 +27,11 @@ from bptt_jax.step import (
     Step,
     bind,
     check_step,
+    choose,
     differentiable_part,
     ravel_state,
 )
+from bptt_jax.timeline import moved_to_real_steps, numbers_in_piece, real_steps_first
 
 
 class TruncationBias(Result):
@@ -60,25 +65,29 @@ def tbptt_gradient(
     *,
     k1: int,
     k2: int,
+    args: PyTree = None,
     length: int | None = None,
 ) -> Params:
     """The gradient of TBPTT(k1, k2) at fixed parameters (Williams, Peng 1990: BPTT(h; h') with h = k2, h' = k1).
 
     After every k1 steps (and at the end) the losses of the steps since the last time are sent back, through the
     latest k2 steps. Windows of k1 = k2 are disjoint; with k2 > k1 they overlap and still count every loss once.
-    The forward pass is never cut.
+    The forward pass is never cut. Padding has no steps to count, and after a reset counting begins anew, so that
+    the pieces of a sequence have the windows that they have alone.
 
     Args:
       step, params, state0, xs, length: as for `bptt_jax.unroll`.
-      loss: ``loss(states) -> scalar``; its immediate derivative with respect to each state is that step's loss.
+      loss, args: as for `bptt_jax.adjoints`. The immediate derivative with respect to each state is that step's
+        loss.
       k1: steps between two backward passes.
       k2: steps that each goes back; at least k1, for otherwise losses would be dropped. ``k2 >= T`` is full BPTT.
 
     Returns:
-      A pytree like `params`; None at parameters that are not floating.
+      A pytree like `params`; None at parameters that are not floating. Cost: some T k2 / k1 products with
+      transposed Jacobians, k2 / k1 of them at a time; memory O(T D + k2 / k1 D).
 
     Raises:
-      TypeError, ValueError: an argument breaks the contract, or k2 < k1.
+      TypeError, ValueError: an argument breaks the contract, k2 < k1, or the step has no backward pass.
 
     Example:
       >>> step = lambda w, h, x: w * h + x
@@ -86,7 +95,7 @@ def tbptt_gradient(
       >>> [float(bptt.tbptt_gradient(*problem, k1=1, k2=k)) for k in (1, 2, 4)]
       [1.75, 2.5, 2.75]
     """
-    recurrence, bound = bind(step, params, state0, xs, length), bind_loss(loss)
+    recurrence, bound = bind(step, params, state0, xs, length), bind_loss(loss, args)
     steps = recurrence.length
     k1, k2 = check_positive_int("k1", k1), check_positive_int("k2", k2)
     if k2 < k1:
@@ -102,6 +111,7 @@ def truncation_bias(
     loss: Loss,
     *,
     longest: int | None = None,
+    args: PyTree = None,
     length: int | None = None,
 ) -> TruncationBias:
     """The bias of truncating every loss's error signal after K steps, for all K at once.
@@ -111,14 +121,14 @@ def truncation_bias(
     is summed.
 
     Args:
-      step, params, state0, xs, loss, length: as for `bptt_jax.adjoints`.
-      longest: the largest window, T by default.
+      step, params, state0, xs, loss, args, length: as for `bptt_jax.adjoints`.
+      longest: the largest window in real steps, T by default.
 
     Returns:
       `TruncationBias`. Cost O(T * longest) Jacobian products, memory O(T * D).
 
     Raises:
-      TypeError, ValueError: an argument breaks the contract.
+      TypeError, ValueError: an argument breaks the contract, or the step has no backward pass.
 
     Example:
       >>> step = lambda w, h, x: w * h + x
@@ -126,93 +136,121 @@ def truncation_bias(
       >>> bptt.truncation_bias(*problem).relative_error
       Array([0.364, 0.091, 0.   , 0.   ], dtype=float32)
     """
-    recurrence, bound = bind(step, params, state0, xs, length), bind_loss(loss)
+    recurrence, bound = bind(step, params, state0, xs, length), bind_loss(loss, args)
     steps = recurrence.length
     longest = steps if longest is None else min(check_positive_int("longest", longest), steps)
-    full = adjoints(step, params, state0, xs, loss, length=steps).params_grad
-    return _truncation_bias(recurrence, bound, full, longest)
+    return _truncation_bias(recurrence, bound, longest)
 
 
 def rtrl_gradient(
-    step: Step, params: Params, state0: State, xs: PyTree, loss: Loss, *, length: int | None = None
+    step: Step,
+    params: Params,
+    state0: State,
+    xs: PyTree,
+    loss: Loss,
+    *,
+    args: PyTree = None,
+    length: int | None = None,
 ) -> Params:
     """The full gradient, forward in time: real-time recurrent learning (Williams, Zipser 1989).
 
     Carries the sensitivities ``S_t = dh_t/dparams = J_t S_{t-1} + (immediate)`` and adds ``(dl/dh_t)^T S_t``:
-    exact, no backward pass through time, memory O(D * P) however long the sequence, time O(D^2 * P) a step.
+    exact, no backward pass through time, memory O(D * P) however long the sequence, time O(D^2 * P) a step. The
+    sensitivities hold in padding and are zero after a reset. States that the loss does not read do no harm, be they
+    not finite.
 
-    Args, Raises: as for `bptt_jax.adjoints`.
+    Args:
+      step, params, state0, xs, loss, args, length: as for `bptt_jax.adjoints`.
 
     Returns:
       dL/dparams, equal to `adjoints`' ``params_grad``; None at parameters that are not floating.
+
+    Raises:
+      TypeError, ValueError: an argument breaks the contract.
 
     Example:
       >>> step = lambda w, h, x: w * h + x
       >>> float(bptt.rtrl_gradient(step, 0.5, jnp.zeros(1), jnp.ones((4, 1)), lambda states: states[-1, 0]))
       2.75
     """
-    return _rtrl_gradient(bind(step, params, state0, xs, length), bind_loss(loss))
+    return _rtrl_gradient(bind(step, params, state0, xs, length), bind_loss(loss, args))
 
 
-def _linearized(recurrence: Recurrence, loss: BoundLoss) -> tuple[Linearization, State]:
-    along = linearize(recurrence)
-    require_pulls(along, "truncation")
-    return along, loss.differentiate(along.states).states
+class _Windows(NamedTuple):
+    """What truncated backpropagation carries backwards: the error signals of the windows that have not ended.
+
+    Attributes:
+      signals: like the state, leaves ``[W, ...]``, the latest to begin first; zero if there are fewer.
+      left: ``[W]``, the steps that each has still to go.
+      is_last: whether the step before, the next to come, is the last one of its piece.
+    """
+
+    signals: State
+    left: Array
+    is_last: Array
 
 
 @partial(jax.jit, static_argnames=("k1", "k2"))
 def _tbptt_gradient(recurrence: Recurrence, loss: BoundLoss, k1: int, k2: int) -> Params:
-    along, immediate = _linearized(recurrence, loss)
-    params, steps = recurrence.params, recurrence.length
-    # A window ends after steps k1, 2 k1, .. and after the last; padding in front gives all of them k2 steps.
-    ends = jnp.minimum(k1 * (1 + jnp.arange(-(-steps // k1))), steps)
+    along = linearize(recurrence)
+    require_pulls(along, "truncation")
+    recurrence = along.recurrence
+    immediate = loss.differentiate(along.states).states
+    if recurrence.instants.real is not None:
+        immediate = moved_to_real_steps(immediate, recurrence.instants.real)
+    # Windows end k1 steps apart, but for the last of a piece.
+    most = -(-k2 // k1) + 1
 
-    def padded(a: Array) -> Array:
-        return jnp.concatenate([jnp.repeat(a[:1], k2, axis=0), a])
+    def shifted(a: Array) -> Array:
+        return jnp.concatenate([jnp.zeros_like(a[:1]), a[:-1]])
 
-    residuals, immediate = jax.tree.map(padded, (along.residuals, immediate))
-    age = jnp.arange(k2)[::-1]
+    def body(windows: _Windows, at_t: tuple[PyTree, State, Array]) -> tuple[_Windows, State]:
+        residuals, immediate_t, number = at_t
+        begun = _Windows(
+            jax.tree.map(shifted, windows.signals), shifted(windows.left).at[0].set(k2), jnp.asarray(False)
+        )
+        signals, left, _ = choose(windows.is_last | (number % k1 == 0), begun, windows)
+        signals = jax.tree.map(lambda a, b: a.at[0].add(b), signals, immediate_t)
+        adjoint = jax.tree.map(lambda a: jnp.sum(a, axis=0), signals)
+        pulled = cut(residuals, jax.vmap(along.pull, (None, 0))(residuals, signals))
+        earlier = jax.vmap(lambda more, a: choose(more, a, along.no_cotangents))(left > 1, pulled)
+        is_last = jnp.asarray(False) if residuals.reset is None else residuals.reset
+        after = _Windows(earlier, jnp.maximum(left - 1, 0), is_last)
+        return after if residuals.real is None else choose(residuals.real, after, windows), adjoint
 
-    def window(total: Params, inputs: tuple[Array, Array]) -> tuple[Params, None]:
-        end, fresh = inputs
-        inside = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, end, k2), (residuals, immediate))
-        real = age < end  # the padding repeats the first step: its share of the gradient is masked
-
-        def body(later: State, at_t: PyTree) -> tuple[State, State]:
-            (residuals_t, immediate_t), age_t, real_t = at_t
-            counted = jax.tree.map(lambda d: jnp.where(age_t < fresh, d, 0), immediate_t)
-            adjoint = jax.tree.map(lambda a, b: jnp.where(real_t, a + b, 0), later, counted)
-            return along.pull(residuals_t, adjoint), adjoint
-
-        nothing = along.no_cotangents
-        _, adjoints = jax.lax.scan(body, nothing, (inside, age, real), reverse=True)
-        return jax.tree.map(jnp.add, total, along.pull_params(inside[0], adjoints)), None
-
-    fresh = jnp.diff(ends, prepend=0)
-    nothing = jax.tree.map(jnp.zeros_like, differentiable_part(params)[0])
-    return jax.lax.scan(window, nothing, (ends, fresh))[0]
+    nothing = jax.tree.map(lambda a: jnp.zeros((most, *a.shape), a.dtype), along.no_cotangents)
+    start = _Windows(nothing, jnp.zeros(most, jnp.int32), jnp.asarray(True))
+    numbers = numbers_in_piece(recurrence.real, recurrence.resets)
+    _, adjoints = jax.lax.scan(body, start, (along.residuals, immediate, numbers), reverse=True)
+    return along.pull_params(along.residuals, adjoints)
 
 
 @partial(jax.jit, static_argnames="longest")
-def _truncation_bias(recurrence: Recurrence, loss: BoundLoss, full: Params, longest: int) -> TruncationBias:
-    along, immediate = _linearized(recurrence, loss)
-    pull = jax.vmap(along.pull)
-    log_full = logscale.log_norm(full)
+def _truncation_bias(recurrence: Recurrence, loss: BoundLoss, longest: int) -> TruncationBias:
+    done = backward(recurrence, loss)
+    along, immediate, full = done.along, done.loss.states, done.params_grad.value
+    residuals, real = along.residuals, along.recurrence.instants.real
+    if real is not None:
+        immediate = moved_to_real_steps(immediate, real)
+        order = real_steps_first(real)
+        residuals, immediate = jax.tree.map(lambda a: a[order], (residuals, immediate))
 
-    def inner(a: Params, b: Params) -> Array:
-        # Only the angle matters, so both are brought to a size whose square every float holds.
-        a, b = (logscale.normalize(tree, jnp.zeros((), jnp.int32))[0] for tree in (a, b))
-        return jax.tree.reduce(jnp.add, jax.tree.map(lambda u, v: jnp.real(jnp.vdot(u, v)), a, b))
+    def inner(a: LogScaled, b: LogScaled) -> Array:
+        # Only the angle matters, and the mantissas are of a size whose square every float holds.
+        return jax.tree.reduce(jnp.add, jax.tree.map(lambda u, v: jnp.real(jnp.vdot(u, v)), a.mantissa, b.mantissa))
+
+    def earlier(a: Array) -> Array:
+        return jnp.concatenate([a[1:], jnp.zeros_like(a[:1])])
 
     def body(carry: tuple[State, Params], _: None) -> tuple[tuple[State, Params], tuple[Array, Array]]:
         # signals[t] is what arrives at h_{t+1} of the loss that lies `lag` steps later.
         signals, total = carry
-        total = jax.tree.map(jnp.add, total, along.pull_params(along.residuals, signals))
-        error = jnp.exp(logscale.log_norm(jax.tree.map(jnp.subtract, total, full)) - log_full)
-        cosine = inner(total, full) / jnp.sqrt(inner(total, total) * inner(full, full))
-        earlier = pull(along.residuals, signals)
-        signals = jax.tree.map(lambda a: jnp.concatenate([a[1:], jnp.zeros_like(a[:1])]), earlier)
-        return (signals, total), (cosine, error)
+        total = jax.tree.map(jnp.add, total, along.pull_params(residuals, signals))
+        truncated, whole = LogScaled.of(total), LogScaled.of(full)
+        error = LogScaled.of(jax.tree.map(jnp.subtract, total, full)).log_norm - whole.log_norm
+        cosine = inner(truncated, whole) / jnp.sqrt(inner(truncated, truncated) * inner(whole, whole))
+        pulled = jax.vmap(lambda r, signal: cut(r, along.pull(r, signal)))(residuals, signals)
+        return (jax.tree.map(earlier, pulled), total), (cosine, jnp.exp(error))
 
     start = immediate, jax.tree.map(jnp.zeros_like, full)
     _, (cosine, error) = jax.lax.scan(body, start, None, length=longest)
@@ -222,32 +260,40 @@ def _truncation_bias(recurrence: Recurrence, loss: BoundLoss, full: Params, long
 @jax.jit
 def _rtrl_gradient(recurrence: Recurrence, loss: BoundLoss) -> Params:
     recurrence = check_step(recurrence)
-    step, xs = recurrence.step, recurrence.instants.x
+    mode = differentiation_mode(recurrence)
     moving, merge = differentiable_part(recurrence.params)
     theta, unravel_params = ravel_state(moving)
-    h0, unravel_state = ravel_state(recurrence.state0)
-    immediate = _real_vectors(loss.differentiate(states_of(recurrence)).states)
+    size, dtype = recurrence.size, ravel_state(recurrence.state0)[0].dtype
+    cotangents = loss.differentiate(states_of(recurrence)).states
+    # The cotangent of x + iy is dL/dx - i dL/dy, while Jacobians act on (x, y).
+    immediate = jax.vmap(lambda d: ravel_state(jax.tree.map(jnp.conj, d))[0])(cotangents)
 
     def body(
-        carry: tuple[Array, Array, Array], at_t: tuple[PyTree, Array]
-    ) -> tuple[tuple[Array, Array, Array], None]:
+        carry: tuple[State, Array, Array], at_t: tuple[Instant, Array]
+    ) -> tuple[tuple[State, Array, Array], None]:
         h, sensitivities, total = carry
-        x, immediate_t = at_t
+        at, immediate_t = at_t
+        vector, unravel = ravel_state(recurrence.begin(h, at))
 
-        def vector_step(theta: Array, h: Array) -> Array:
-            return ravel_state(step(merge(unravel_params(theta)), unravel_state(h), x))[0]
+        def moved(theta: Array, vector: Array) -> tuple[Array, State]:
+            new = recurrence.step(merge(unravel_params(theta)), unravel(vector), at.x)
+            return ravel_state(new)[0], new
 
-        h, push = jax.linearize(vector_step, theta, h)
-        sensitivities = jax.vmap(push, in_axes=(0, 1), out_axes=1)(
-            jnp.eye(theta.size, dtype=theta.dtype), sensitivities
-        )
-        return (h, sensitivities, total + immediate_t @ sensitivities), None
+        start = sensitivities if at.reset is None else jnp.where(at.reset, 0, sensitivities)
+        if mode == "forward":
+            _, push, new = jax.linearize(moved, theta, vector, has_aux=True)
+            pushed = jax.vmap(push, in_axes=(0, 1), out_axes=1)(jnp.eye(theta.size, dtype=theta.dtype), start)
+        else:
+            _, pull, new = jax.vjp(moved, theta, vector, has_aux=True)
+            by_params, by_state = jax.vmap(pull)(jnp.eye(size, dtype=dtype))
+            pushed = by_params.astype(dtype) + matmul(by_state, start)
+        after = new, pushed
+        if at.real is not None:
+            after = choose(at.real, after, (h, sensitivities))
+        # What is not read may be infinite, and zero times that is NaN.
+        read = jnp.where(immediate_t[:, None] == 0, 0, after[1])
+        return (*after, total + matmul(immediate_t, read).astype(theta.dtype)), None
 
-    start = h0, jnp.zeros((h0.size, theta.size), h0.dtype), jnp.zeros_like(theta)
-    (_, _, total), _ = jax.lax.scan(body, start, (xs, immediate))
+    start = recurrence.state0, jnp.zeros((size, theta.size), dtype), jnp.zeros_like(theta)
+    (_, _, total), _ = jax.lax.scan(body, start, (recurrence.instants, immediate), length=recurrence.length)
     return jax.tree.map(jnp.conj, unravel_params(total))
-
-
-def _real_vectors(cotangents: State) -> Array:
-    """``[T, D]``: derivatives by real and imaginary parts; JAX's cotangent of x + iy is dL/dx - i dL/dy."""
-    return jax.vmap(lambda d: ravel_state(jax.tree.map(jnp.conj, d))[0])(cotangents)
