@@ -11,12 +11,12 @@ _MOST = 1 << 24  # numbers of an array whose range is looked for: a larger one s
 
 
 def readable(leaf: Any) -> bool:
-    """Whether its numbers can be had on this host."""
+    """Whether its numbers can be had on this host; a text has none."""
     if isinstance(leaf, jax.core.Tracer):
         return False
     if isinstance(leaf, jax.Array):
         return not leaf.is_deleted() and (leaf.is_fully_addressable or leaf.is_fully_replicated)
-    return isinstance(leaf, (np.ndarray, np.generic, bool, int, float, complex))
+    return isinstance(leaf, (np.ndarray, np.generic, bool, int, float, complex, str))
 
 
 def numbers(leaf: Any) -> np.ndarray:

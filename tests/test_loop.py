@@ -1,5 +1,6 @@
 """The loop against updates written out by hand, and its log against trajectories known beforehand."""
 
+import json
 import math
 from functools import partial
 
@@ -314,6 +315,9 @@ def test_a_solved_seed_stops_and_stays_and_the_other_goes_on(scripted) -> None:
 
 def test_all_solved_ends_the_run(scripted) -> None:
     done = run_script(hand_made(threshold=-3.5), scripted(-np.ones(50), -2 * np.ones(50)), updates=50, chunk=3)
+    assert repr(done).splitlines()[0].startswith("Training: 2 of 2 seeds solved it in 6 updates, after 3 to 6")
+    assert len(repr(done).splitlines()) <= 10
+    assert json.loads(json.dumps(done.to_dict()))["records"] == done.records
     assert [r["updates"] for r in done.records] == [3, 6]
     np.testing.assert_array_equal(done.states.solved_at, [6, 3])
 
@@ -422,6 +426,7 @@ def test_a_lost_seed_stops_and_the_other_does_not(scripted, how) -> None:
     if how == "parameters":
         moves, end = np.where(np.arange(112) == 5, np.inf, np.where(np.arange(112) == 0, 1.0, 0.0)), 8
     done = run_script(hand_made(), scripted(moves, np.full(112, 1 / 64)), updates=112, chunk=4)
+    assert f"0 of 2 seeds solved it in 112 updates, 1 lost; {len(done.events)} events" in repr(done)
     np.testing.assert_array_equal(done.states.updates, [end, 112])
     np.testing.assert_array_equal(done.states.running, [False, True])
     np.testing.assert_array_equal(

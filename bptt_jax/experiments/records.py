@@ -10,6 +10,7 @@ import optax
 
 from bptt_jax.experiments.network import NetworkParams
 from bptt_jax.remedies.clipping import clip_records, skip_records
+from bptt_jax.results import Result
 from bptt_jax.step import Array
 
 Record: TypeAlias = dict[str, Any]
@@ -47,7 +48,7 @@ class TrainState(NamedTuple):
     recent: Metrics
 
 
-class Training(NamedTuple):
+class Training(Result):
     """A finished run.
 
     Attributes:
@@ -69,6 +70,14 @@ class Training(NamedTuple):
     def events(self) -> list[Record]:
         """The records of what went wrong."""
         return [r for r in self.records if "event" in r]
+
+    def _headline(self) -> str:
+        at, made = np.asarray(self.states.solved_at), int(np.max(self.states.updates))
+        solved, lost = at[at >= 0], int(np.sum(~np.asarray(self.states.running) & (at < 0)))
+        when = sorted({int(np.min(solved, initial=made)), int(np.max(solved, initial=0))})
+        text = f"{len(solved)} of {len(at)} seed{'s' * (len(at) > 1)} solved it in {made} updates"
+        text += f", after {' to '.join(map(str, when))}" if solved.size else ""
+        return text + (f", {lost} lost" if lost else "") + (f"; {len(self.events)} events" if self.events else "")
 
 
 def describe(event: Record) -> str:
