@@ -189,7 +189,8 @@ def test_padding_does_not_count(name) -> None:
     rng = np.random.default_rng(0)
     targets = _draw(name)[1][0]
     outputs = rng.standard_normal((task.length, task.output_size)).astype(np.float32)
-    outputs[:3] = 50 * (targets[:3, None] == np.arange(task.output_size))  # right there, or all would be wrong
+    right = 50 * (targets[:, None] == np.arange(task.output_size))
+    outputs += right if name == "memorization_20_bits" else np.where(np.arange(task.length)[:, None] < 3, right, 0)
     at = np.array([1, 2, 4, *range(6, task.length + 3)])
     padded, mask = np.full((task.length + 5, task.output_size), np.nan, np.float32), np.zeros(task.length + 5, bool)
     padded[at], mask[at] = outputs, True

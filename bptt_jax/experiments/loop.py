@@ -8,7 +8,7 @@ all seeds.)
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from enum import IntEnum
+from enum import IntEnum, unique
 from functools import partial
 from pathlib import Path
 from types import NoneType
@@ -34,6 +34,7 @@ Penalty: TypeAlias = Callable[[NetworkParams, Batch], Array]
 Probe: TypeAlias = Callable[[NetworkParams, Batch], Array]
 
 
+@unique
 class _Stream(IntEnum):
     """Of random numbers: each is drawn from a key of its own."""
 
