@@ -532,8 +532,15 @@ def test_an_update_is_that_of_the_sequences_alone(form) -> None:
     np.testing.assert_allclose(metrics.loss, loss, rtol=1e-5)
     assert bool(jnp.all(jnp.isfinite(metrics.gradient_log_norm)))
     np.testing.assert_allclose(evaluate(net, state.params, jax.random.key(0), 3)[0], loss, rtol=1e-5)
-    terms = net.omega_terms(state.params, data)
-    assert terms.terms.shape == data.inputs.mask.shape
+    single = network(bptt.rnn(3), SUMS)
+    of_each = [single.omega_terms(state.params, Batch(x[None], t[None])) for x, t in zip(*alone, strict=True)]
+    # The stream's loss is a third of the sum of the pieces', which does not show in a ratio.
+    summed, count = (sum(float(jnp.sum(found[i])) for found in of_each) for i in (0, 1))
+    assert count == 10
+    found = net.omega_terms(state.params, data)
+    rows = len(data.inputs.mask)
+    np.testing.assert_allclose(bptt.omega_penalty(found, version="paper"), summed / rows, rtol=1e-4)
+    np.testing.assert_allclose(bptt.omega_penalty(found, version="code"), summed / count, rtol=1e-4)
     done = train(net, OPTIMIZER, updates=1, batch=3, seeds=(5,))
     assert_close(of_seed(done.states.params, 0), got.params)
     assert float(done.records[0]["validation_loss"][0]) == pytest.approx(

@@ -101,10 +101,8 @@ class Network(NamedTuple):
         """
 
         def terms(inputs: PyTree, target: PyTree) -> OmegaTerms:
-            def loss(states: State) -> Array:
-                return self.loss_of_states(states, self.loss_args(params, inputs, target))
-
-            return omega_terms(self.cell.step, params.cell, self.cell.initial_state(), inputs, loss)
+            h0, args = self.cell.initial_state(), self.loss_args(params, inputs, target)
+            return omega_terms(self.cell.step, params.cell, h0, inputs, self.loss_of_states, args=args)
 
         return jax.vmap(terms)(*batch)
 

@@ -18,8 +18,9 @@ class OmegaTerms(NamedTuple):
     """The summands of `omega_penalty`, one for each step; leaves ``[T]``, or ``[B, T]`` after ``jax.vmap``.
 
     Attributes:
-      terms: ``(||J_t^T delta_t||^2 / ||delta_t||^2 - 1)^2`` with ``delta_t = dL/dh_t``; 0 where delta_t is zero.
-      valid: whether ``||delta_t||^2 >= 1e-20``, the released code's criterion.
+      terms: ``(||J_t^T delta_t||^2 / ||delta_t||^2 - 1)^2`` with ``delta_t = dL/dh_t``; 0 where delta_t is zero,
+        and in padding. At a reset J_t is with respect to the state that the step starts from.
+      valid: whether ``||delta_t||^2 >= 1e-20``, the released code's criterion; False in padding.
     """
 
     terms: Array
@@ -27,7 +28,14 @@ class OmegaTerms(NamedTuple):
 
 
 def omega_terms(
-    step: Step, params: Params, state0: State, xs: PyTree, loss: Loss, *, length: int | None = None
+    step: Step,
+    params: Params,
+    state0: State,
+    xs: PyTree,
+    loss: Loss,
+    *,
+    args: PyTree = None,
+    length: int | None = None,
 ) -> OmegaTerms:
     """Pascanu's regulariser, step by step (Pascanu, Mikolov, Bengio 2013, arXiv:1211.5063, eq. 9).
 
@@ -38,7 +46,7 @@ def omega_terms(
     step to step; inside `jax.lax.cond`, `scan` or `jax.checkpoint` they cannot be, so write the step without.
 
     Args:
-      step, params, state0, xs, loss, length: as for `bptt_jax.adjoints`.
+      step, params, state0, xs, loss, args, length: as for `bptt_jax.adjoints`.
 
     Returns:
       `OmegaTerms`, to be differentiated with respect to `params`; ``jax.vmap`` over sequences, then
@@ -47,7 +55,7 @@ def omega_terms(
     Raises:
       TypeError, ValueError: an argument breaks the contract.
     """
-    return _omega_terms(bind(step, params, state0, xs, length), bind_loss(loss))
+    return _omega_terms(bind(step, params, state0, xs, length), bind_loss(loss, args))
 
 
 def omega_penalty(terms: OmegaTerms, *, version: Literal["paper", "code"] = "paper") -> Array:
@@ -131,4 +139,6 @@ def _omega_terms(recurrence: Recurrence, loss: BoundLoss) -> OmegaTerms:
         square = jnp.where(zero, 1.0, jnp.exp(jnp.where(zero, 0.0, ratio)))
         return jnp.square(square - 1), logscale.log_norm(delta, e) >= 0.5 * jnp.log(1e-20)
 
-    return OmegaTerms(*jax.vmap(term)(*constants))
+    terms, valid = jax.vmap(term)(*constants)
+    real = along.recurrence.real
+    return OmegaTerms(jnp.where(real, terms, 0), valid & real)
