@@ -1,20 +1,34 @@
 """Penalties that keep the error signal's norm on its way back: added to a loss, they are differentiated with it."""
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float
 
 from bptt_jax.analysis.adjoints import backward
 from bptt_jax.analysis.loss import BoundLoss, bind_loss
 from bptt_jax.analysis.lyapunov import lyapunov_exponents
 from bptt_jax.checks import check_choice, check_positive_int
-from bptt_jax.linalg import logscale
-from bptt_jax.linalg.logscale import LogScaled
-from bptt_jax.step import Array, Loss, Params, PyTree, Recurrence, State, Step, bind
+from bptt_jax.linalg.logscale import LogScaled, log_norm
+from bptt_jax.recurrence.frozen import frozen_push
+from bptt_jax.results import Result, field
+from bptt_jax.step import (
+    Array,
+    Input,
+    Loss,
+    Params,
+    PyTree,
+    Recurrence,
+    State,
+    Step,
+    bind,
+    check_step,
+)
 
 
-class OmegaTerms(NamedTuple):
+class OmegaTerms(Result):
     """The summands of `omega_penalty`, one for each step; leaves ``[T]``, or ``[B, T]`` after ``jax.vmap``.
 
     Attributes:
@@ -23,8 +37,12 @@ class OmegaTerms(NamedTuple):
       valid: whether ``||delta_t||^2 >= 1e-20``, the released code's criterion; False in padding.
     """
 
-    terms: Array
-    valid: Array
+    terms: Float[Array, " T"] = field(dims=("time",))
+    valid: Bool[Array, " T"] = field(dims=("time",))
+
+    def _headline(self) -> str:
+        terms, valid = np.asarray(self.terms), np.asarray(self.valid)
+        return f"{np.sum(terms):.4g} in all, of {np.sum(valid)} error signals above 1e-10"
 
 
 def omega_terms(
@@ -40,10 +58,12 @@ def omega_terms(
     """Pascanu's regulariser, step by step (Pascanu, Mikolov, Bengio 2013, arXiv:1211.5063, eq. 9).
 
     Only its immediate derivative with respect to the recurrent weights is kept, as in the paper (eq. 10) and its
-    code: the error signals, the states, and all that the Jacobians take from the states (phi' of the activations)
-    are constants; what is left are the weights that stand in the Jacobians themselves: for `rnn` it is W, for `gru`
-    and `lstm` the stacked recurrent weights. For a step of one's own the two are told apart by what changes from
-    step to step; inside `jax.lax.cond`, `scan` or `jax.checkpoint` they cannot be, so write the step without.
+    code. Of the Jacobian ``diag(phi'(W h + U x + b)) W`` it is that by the W on the right: the error signals, the
+    states and phi', which comes from the states, are constants. For any step: while a tangent goes through it, each
+    value that depends differentiably on the state is a constant, and what is made of parameters and inputs alone is
+    not. So it is W of `rnn`, the stacked recurrent weights of `gru` and `lstm`, and what the gates of `min_gru`
+    are made of, which do not depend on the state. It is the same however the step is written, within `jax.jit`,
+    `jax.checkpoint`, `jax.lax.cond`, `switch` and `scan` too.
 
     Args:
       step, params, state0, xs, loss, args, length: as for `bptt_jax.adjoints`.
@@ -53,7 +73,8 @@ def omega_terms(
       `omega_penalty`.
 
     Raises:
-      TypeError, ValueError: an argument breaks the contract.
+      TypeError, ValueError: an argument breaks the contract, the step has no backward pass, or what moves with the
+        state cannot be told in it (within a `jax.shard_map`, a Pallas kernel).
     """
     return _omega_terms(bind(step, params, state0, xs, length), bind_loss(loss, args))
 
@@ -126,19 +147,18 @@ def flossing_penalty(
 
 @jax.jit
 def _omega_terms(recurrence: Recurrence, loss: BoundLoss) -> OmegaTerms:
-    done = backward(recurrence, loss)
-    along = done.along
-    # Residuals that change from step to step come from the states; the weights are among those that do not.
-    constants = jax.lax.stop_gradient((along.residuals, done.signal))
+    recurrence = check_step(recurrence)
+    done = backward(*jax.lax.stop_gradient((recurrence, loss)))
+    nothing, step, params = done.along.no_cotangents, recurrence.step, recurrence.params
 
-    def term(residuals: PyTree, signal: LogScaled) -> tuple[Array, Array]:
-        delta, e = signal.mantissa, signal.exponent
-        log_norm = logscale.log_norm(delta)
-        zero = log_norm == -jnp.inf
-        ratio = 2 * (logscale.log_norm(along.pull(residuals, delta)) - jnp.where(zero, 0, log_norm))
+    def term(start: State, x: Input, signal: LogScaled) -> tuple[Array, Array]:
+        _, pull = jax.vjp(frozen_push(step, params, start, x), nothing)
+        delta = LogScaled(signal.mantissa, jnp.zeros_like(signal.exponent))
+        zero = delta.log_norm == -jnp.inf
+        ratio = 2 * (log_norm(pull(delta.mantissa)[0]) - jnp.where(zero, 0, delta.log_norm))
         square = jnp.where(zero, 1.0, jnp.exp(jnp.where(zero, 0.0, ratio)))
-        return jnp.square(square - 1), logscale.log_norm(delta, e) >= 0.5 * jnp.log(1e-20)
+        return jnp.square(square - 1), signal.log_norm >= 0.5 * jnp.log(1e-20)
 
-    terms, valid = jax.vmap(term)(*constants)
-    real = along.recurrence.real
-    return OmegaTerms(jnp.where(real, terms, 0), valid & real)
+    at = jax.lax.stop_gradient((done.along.starts, recurrence.instants.x, done.signal))
+    terms, valid = jax.vmap(term)(*at)
+    return OmegaTerms(jnp.where(recurrence.real, terms, 0), valid & recurrence.real)
