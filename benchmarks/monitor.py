@@ -61,8 +61,9 @@ def measure(case: list[Any], s: dict[str, Any]) -> dict[str, Any]:
 
     monitor = bptt.Monitor(
         lambda params, h, x: net.cell.step(params.cell, h, x),
-        lambda params, states, target: net.loss_of_states(states, LossArgs(params.readout, target, None)),
+        net.loss_of_states,
         num=num,
+        in_axes=(None, 0, LossArgs(None, 0, 0)),  # type: ignore[arg-type]  # axes where arrays are to be
     )
     probes: list[float] = []
 
@@ -72,14 +73,15 @@ def measure(case: list[Any], s: dict[str, Any]) -> dict[str, Any]:
             data = sample(jax.random.key(i), batch)
             params, opt_state = update(params, opt_state, data)
             if watched:
-                record = monitor(i, params, h0, data)
+                record = monitor(i, params, h0, data.inputs, net.loss_args(params, *data))
                 if record is not None:
                     probes.append(record.scalars["bptt/monitor/seconds"])
         return params
 
     jax.block_until_ready(loop(False))
     start = time.perf_counter()
-    monitor.probe(0, params0, h0, sample(jax.random.key(1), batch))
+    data = sample(jax.random.key(1), batch)
+    monitor.probe(0, params0, h0, data.inputs, net.loss_args(params0, *data))
     compile_seconds = time.perf_counter() - start
     error = relative_error(loop(True), loop(False))
     if error > 0:

@@ -1,4 +1,4 @@
-"""The monitor in an ordinary Optax loop, its scalars as rows of a CSV file and its histograms as lines of JSON."""
+"""The monitor in an ordinary Optax loop, its scalars as rows of a CSV file and all of it as lines of JSON."""
 
 import csv
 import json
@@ -22,16 +22,20 @@ def step(params, h, x):
     return cell.step(params["cell"], h, x)
 
 
-def loss(params, states, target):
+def loss(states, args):
     """Of one sequence; training and monitor share it."""
-    return jnp.square(params["readout"] @ states[-1] - target)
+    return jnp.square(args["readout"] @ states[-1] - args["target"])
+
+
+AXES = {"readout": None, "target": 0}  # of `args` in a batch
 
 
 @jax.jit
 def update(params, opt_state, h0, batch):
     def mean_loss(params):
-        states = jax.vmap(lambda x: bptt.unroll(step, params, h0, x))(batch[0])
-        return jnp.mean(jax.vmap(loss, (None, 0, 0))(params, states, batch[1]))
+        states = jax.vmap(lambda x: bptt.unroll(step, params, h0, x))(batch.inputs)
+        args = {"readout": params["readout"], "target": batch.targets}
+        return jnp.mean(jax.vmap(loss, (0, AXES))(states, args))
 
     value, gradient = jax.value_and_grad(mean_loss)(params)
     updates, opt_state = optimizer.update(gradient, opt_state, params)
@@ -44,17 +48,17 @@ def main(folder: Path, updates: int = 1000, every: int = 100) -> None:
         "readout": jax.random.normal(jax.random.key(1), 32) / 32**0.5,
     }
     opt_state, h0 = optimizer.init(params), cell.initial_state()
-    monitor = bptt.Monitor(step, loss, every=every)
+    monitor = bptt.Monitor(step, loss, every=every, in_axes=(None, 0, AXES))
     with (folder / "monitor.csv").open("w", newline="") as table, (folder / "monitor.jsonl").open("w") as lines:
         writer = None
         for i in range(updates):
             batch = sample(jax.random.key(i), 20)
-            record = monitor(i, params, h0, batch)
+            args = {"readout": params["readout"], "target": batch.targets}
+            record = monitor(i, params, h0, batch.inputs, args)
             if record is not None:
                 writer = writer or begin(table, record)
                 writer.writerow({"update": i, **record.scalars})
-                values = {name: a.tolist() for name, a in record.histograms.items()}
-                lines.write(json.dumps({"update": i, **values}) + "\n")
+                lines.write(json.dumps(record.to_dict()) + "\n")
             params, opt_state, value = update(params, opt_state, h0, batch)
     print(f"loss {float(value):.4f}, {folder / 'monitor.csv'}")
 

@@ -49,16 +49,17 @@ def main(folder: Path, updates: int = 1000, every: int = 100) -> None:
     def step(params, h, x):
         return nnx.merge(graph, params, rest).cell(h, x)[0]
 
-    def loss(params, states, target):
-        return jnp.square(nnx.merge(graph, params, rest).readout(states[-1])[0] - target)
+    def loss(states, args):
+        return jnp.square(nnx.merge(graph, args["params"], rest).readout(states[-1])[0] - args["target"])
 
-    monitor = bptt.Monitor(step, loss, every=every)
+    monitor = bptt.Monitor(step, loss, every=every, in_axes=(None, 0, {"params": None, "target": 0}))
     with (folder / "monitor.jsonl").open("w") as lines:
         for i in range(updates):
             batch = sample(jax.random.key(i), 20)
-            record = monitor(i, nnx.state(model, nnx.Param), jnp.zeros(32), batch)
+            params = nnx.state(model, nnx.Param)
+            record = monitor(i, params, jnp.zeros(32), batch.inputs, {"params": params, "target": batch.targets})
             if record is not None:
-                lines.write(json.dumps({"update": i, **record.scalars}) + "\n")
+                lines.write(json.dumps(record.to_dict()) + "\n")
             update(model, optimizer, batch)
 
 

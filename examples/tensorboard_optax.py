@@ -32,13 +32,14 @@ def main(folder: Path, updates: int = 1000, every: int = 100) -> None:
     opt_state = optimizer.init(params)
     monitor = bptt.Monitor(
         lambda params, h, x: net.cell.step(params.cell, h, x),
-        lambda params, states, target: net.loss_of_states(states, LossArgs(params.readout, target, None)),
+        net.loss_of_states,
+        in_axes=(None, 0, LossArgs(None, 0, 0)),
         every=every,
     )
     with SummaryWriter(str(folder)) as writer:
         for i in range(updates):
             batch = sample(jax.random.key(i), 20)
-            record = monitor(i, params, h0, batch)
+            record = monitor(i, params, h0, batch.inputs, net.loss_args(params, *batch))
             if record is not None:
                 for name, value in record.scalars.items():
                     writer.add_scalar(name, value, i)

@@ -35,13 +35,14 @@ def main(folder: Path, updates: int = 1000, every: int = 100) -> None:
     opt_state = optimizer.init(params)
     monitor = bptt.Monitor(
         lambda params, h, x: net.cell.step(params.cell, h, x),
-        lambda params, states, target: net.loss_of_states(states, LossArgs(params.readout, target, None)),
+        net.loss_of_states,
+        in_axes=(None, 0, LossArgs(None, 0, 0)),
         every=every,
     )
     with wandb.init(project="bptt", mode="offline", dir=str(folder)) as run:
         for i in range(updates):
             batch = sample(jax.random.key(i), 20)
-            record = monitor(i, params, h0, batch)
+            record = monitor(i, params, h0, batch.inputs, net.loss_args(params, *batch))
             if record is not None:
                 histograms = {name: wandb.Histogram(a) for name, a in record.histograms.items() if a.size}
                 run.log({**record.scalars, **histograms}, step=i)

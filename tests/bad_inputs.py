@@ -127,13 +127,13 @@ def monitor(**options: Any) -> Any:
 
 
 def probe(
-    update: Any = 0, params: Any = None, state0: Any = None, xs: Any = None, targets: Any = None, **options: Any
+    update: Any = 0, params: Any = None, state0: Any = None, xs: Any = None, args: Any = None, **options: Any
 ) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", bptt.MonitorWarning)
         known = all(options[name] is MONITOR[name] for name in MONITOR)
         watch = WATCH if known else monitor(**options)  # whose programs are its own
-        record = watch(update, params, state0, (xs, targets))
+        record = watch(update, params, state0, xs, args)
     return {k: v for k, v in record.scalars.items() if "monitor/" not in k}
 
 
@@ -143,7 +143,7 @@ def clipped_step(**options: Any) -> Any:
 
 MONITOR: dict[str, Any] = {"step": step, "loss": batch_loss}
 WATCH = bptt.Monitor(step, batch_loss)
-PROBED = MONITOR | {"update": 0, "params": {"w": W}, "state0": H, "xs": XS[None], "targets": H[None]}
+PROBED = MONITOR | {"update": 0, "params": {"w": W}, "state0": H, "xs": XS[None], "args": H[None]}
 KEY = jax.random.key(0)
 CELL_OPTIONS = {"hidden_size": 2, "key": KEY, "input_size": 2, "dtype": np.float32}
 CELL_KINDS = {"hidden_size": "integer", "key": "key", "input_size": "integer", "dtype": "dtype"}
@@ -351,15 +351,17 @@ TARGETS: list[Target] = [
     Target(
         "bptt.Monitor",
         monitor,
-        MONITOR | {"every": 100, "sequences": 4, "spectra": 2, "num": None, "fraction": 1e-3, "state_axis": None},
+        MONITOR
+        | {"has_aux": False, "every": 100, "sequences": 4, "spectra": 2, "num": None}
+        | {"threshold": 1e-3, "in_axes": (None, 0, 0)},
         {
             "step": "function",
             "loss": "function",
             "every": "integer",
             "sequences": "integer",
             "spectra": "integer",
-            "fraction": "fraction",
-            "state_axis": "axis",
+            "threshold": "fraction",
+            "in_axes": "axes",
         },
     ),
     Target(
@@ -373,7 +375,7 @@ TARGETS: list[Target] = [
             "params": "params",
             "state0": "state",
             "xs": "batch",
-            "targets": "targets",
+            "args": "targets",
         },
         lambda scalars: scalars["bptt/verdict"] == 3 and scalars["bptt/non_finite/sequence"] >= -1,
     ),

@@ -45,7 +45,7 @@ def loss(states: Any) -> Any:
     return jnp.sum(states[-1] ** 2)
 
 
-def batch_loss(params: Any, states: Any, target: Any) -> Any:
+def batch_loss(states: Any, target: Any) -> Any:
     return jnp.sum((states[-1] - target) ** 2)
 
 
@@ -521,14 +521,15 @@ KINDS: dict[str, dict[str, Spoiler]] = {
         "-> text": Spoiler(lambda f: lambda h: "h"),
         "-> longer": Spoiler(lambda f: lambda h: jnp.zeros(5)),
     },
-    "axis": {
-        "one": Spoiler(lambda a: 1),
-        "negative": Spoiler(lambda a: -1),
-        "text": Spoiler(lambda a: "0"),
-        "boolean": Spoiler(lambda a: False),
-        "float": Spoiler(lambda a: 0.0),
-        "list": Spoiler(lambda a: [0]),
-        "array": Spoiler(lambda a: np.zeros(1, int)),
+    "axes": {
+        "number": Spoiler(lambda a: 0),
+        "none": Spoiler(lambda a: None),
+        "list": Spoiler(lambda a: list(a)),
+        "pair": Spoiler(lambda a: a[:2]),
+        "text": Spoiler(lambda a: (None, "0", 0)),
+        "boolean": Spoiler(lambda a: (None, 0, False)),
+        "float": Spoiler(lambda a: (0.0, 0, 0)),
+        "array": Spoiler(lambda a: (None, 0, np.zeros(1, int))),
     },
     "update": {
         k: v for k, v in POSITIVE_INTEGERS.items() if k in ("float", "half", "text", "complex", "list", "none")

@@ -48,7 +48,8 @@ def test_csv_optax(run: Callable[[str], Path]) -> None:
         rows = list(csv.DictReader(table))
     assert [row["update"] for row in rows] == ["0", "2", "4"]
     assert all(float(row["bptt/growth_rate"]) < 0 for row in rows)
-    assert [len(line["bptt/singular_values"]) for line in lines(folder / "monitor.jsonl")] == [64] * 3
+    records = lines(folder / "monitor.jsonl")
+    assert [len(record["histograms"]["bptt/singular_values"]) for record in records] == [64] * 3
 
 
 def test_tensorboard_optax(run: Callable[[str], Path]) -> None:
@@ -82,4 +83,4 @@ def test_flax_nnx(run: Callable[[str], Path]) -> None:
     folder = run("flax_nnx")
     records = lines(folder / "monitor.jsonl")
     assert [record["update"] for record in records] == [0, 2, 4]
-    assert {"bptt/growth_rate", "bptt/horizon", "bptt/monitor/share"} <= records[0].keys()
+    assert {"bptt/growth_rate", "bptt/horizon", "bptt/monitor/share"} <= records[0]["scalars"].keys()

@@ -1,8 +1,11 @@
 """`Monitor`: the numbers of `gradient_flow`, stable names, and NaN traced to where it began."""
 
 import inspect
+import json
+import math
 import re
 import warnings
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,46 +25,55 @@ def step(params, h, x):
     return {"v": v, "s": params["grow"] * h["s"] + x["c"], "r": 0.5 + jnp.sqrt(h["r"] * x["b"])}
 
 
-def loss(params, states, target):
-    """The norm of v_T has no derivative at 0."""
-    read = jnp.dot(params["out"], states["v"][-1]) + jnp.linalg.norm(states["v"][-1]) + jnp.sum(states["r"][-1])
-    return read + target * jnp.sum(states["s"][-1])
+def loss(states, args):
+    """The norm of v_T has no derivative at 0, the root of the scale none at 0 either."""
+    read = jnp.dot(args["out"], states["v"][-1]) + jnp.linalg.norm(states["v"][-1]) + jnp.sum(states["r"][-1])
+    return read + args["target"] * jnp.sum(states["s"][-1]) + jnp.sqrt(args["scale"])
 
 
-MONITOR = bptt.Monitor(step, loss, every=5, sequences=2, spectra=3)
+AXES = {"out": None, "scale": None, "target": 0}
+MONITOR = bptt.Monitor(step, loss, every=5, sequences=2, spectra=3, in_axes=(None, 0, AXES))
 
 
 def example():
-    """Of NumPy, to be spoiled in place: parameters, h_0, and a batch."""
+    """Of NumPy, to be spoiled in place: parameters, h_0, inputs, and what the loss is given."""
     rng = np.random.default_rng(0)
-    params = {"w": 0.9 * np.linalg.qr(rng.standard_normal((N, N)))[0], "grow": np.ones(2), "out": np.ones(N)}
+    params = {"w": 0.9 * np.linalg.qr(rng.standard_normal((N, N)))[0], "grow": np.ones(2)}
     state0 = {"v": np.zeros(N), "s": np.zeros(2), "r": np.ones(1)}
     xs = {"a": 0.1 * rng.standard_normal((B, T, N)), "b": np.full((B, T, 1), 0.5), "c": np.zeros((B, T, 2))}
-    return jax.tree.map(np.float32, (params, state0, (xs, np.ones(B))))
+    args = {"out": np.ones(N), "scale": np.ones(()), "target": np.ones(B)}
+    return jax.tree.map(lambda a: np.asarray(a, np.float32), (params, state0, xs, args))
 
 
-def probe(params, state0, batch, update=0):
+def quietly(function, *arguments, **options):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", bptt.MonitorWarning)
-        return MONITOR.probe(update, params, state0, batch)
+        return function(*arguments, **options)
+
+
+def probe(*arguments):
+    return quietly(MONITOR.probe, 0, *arguments)
 
 
 def spoiled(where):
     """`example` with one number changed, the array that is to be named, the step, and the sequence."""
-    params, state0, (xs, targets) = example()
+    params, state0, xs, args = example()
     match where:
         case "weight":
             params["w"][1, 2] = np.nan
             expected = "params['w']", 1, 0
         case "readout":
-            params["out"][0] = np.inf
-            expected = "params['out']", -1, 0
+            args["out"][0] = np.inf
+            expected = "args['out']", -1, 0
         case "input":
             xs["a"][3, 6, 0] = np.nan
             expected = "xs['a']", 7, 3
         case "target":
-            targets[3] = np.nan
-            expected = "targets", -1, 3
+            args["target"][3] = np.nan
+            expected = "args['target']", -1, 3
+        case "gradient of what is shared":
+            args["scale"][()] = 0
+            expected = "dL/dargs['scale']", -1, 0
         case "state0":
             state0["s"][0] = np.inf
             expected = "state0['s']", 0, 0
@@ -78,7 +90,7 @@ def spoiled(where):
         case "derivative of the loss":
             xs["a"][1] = 0
             expected = "dloss/dstate['v']", T, 1
-    return (params, state0, (xs, targets)), expected
+    return (params, state0, xs, args), expected
 
 
 @pytest.mark.parametrize(
@@ -88,6 +100,7 @@ def spoiled(where):
         "readout",
         "input",
         "target",
+        "gradient of what is shared",
         "state0",
         "overflow",
         "overflow backwards",
@@ -101,8 +114,9 @@ def test_nan_is_named(where):
     assert (found.array, found.step, found.sequence) == (array, at, sequence)
     assert array in found.statement
     record = probe(*arguments)  # sequence 3 is not among the sampled ones
-    assert record.nonfinite == found
-    assert record.verdict == ("exploding" if where == "overflow backwards" else "non-finite")
+    assert record.nonfinite.to_dict() == found.to_dict()
+    elsewhere = {"overflow backwards": "exploding", "gradient of what is shared": "steady"}
+    assert record.verdict == elsewhere.get(where, "non-finite")
     assert record.scalars["bptt/non_finite/step"] == at
     assert record.scalars["bptt/non_finite/sequence"] == sequence
 
@@ -115,7 +129,7 @@ def test_norms_before():
     backward = MONITOR.locate(*spoiled("overflow backwards")[0]).log_norms_before
     assert len(backward) == 4
     np.testing.assert_allclose(backward[1:], np.log(np.sqrt(2)) + 10 * np.log(10) * np.arange(1, 4), rtol=1e-5)
-    params, state0, (xs, _) = spoiled("input")[0]
+    params, state0, xs, _ = spoiled("input")[0]
     xs = {name: a[3] for name, a in xs.items()}
     states = jax.vmap(lambda a: jnp.linalg.norm(bptt.ravel_state(a)[0]))(bptt.unroll(step, params, state0, xs))
     np.testing.assert_allclose(MONITOR.locate(*spoiled("input")[0]).log_norms_before, np.log(states[:6]), rtol=1e-5)
@@ -123,24 +137,24 @@ def test_norms_before():
 
 def test_what_the_step_masks_is_no_nan():
     """A NaN among inputs that nothing reads."""
-    params, state0, (xs, targets) = example()
+    params, state0, xs, args = example()
     unread = xs | {"unread": np.full((B, T), np.nan, np.float32)}
-    assert MONITOR.locate(params, state0, (unread, targets)) is None
+    assert MONITOR.locate(params, state0, unread, args) is None
 
 
 def test_scalars_are_those_of_gradient_flow():
-    params, state0, (xs, targets) = example()
-    record = probe(params, state0, (xs, targets))
+    params, state0, xs, args = example()
+    record = probe(params, state0, xs, args)
 
     @jax.jit
-    def flows(params, state0, xs, targets):
+    def flows(params, state0, xs, args):
         def one(x, y):
-            return bptt.gradient_flow(step, params, state0, x, lambda states: loss(params, states, y))
+            return bptt.gradient_flow(step, params, state0, x, lambda states: loss(states, y))
 
-        return jax.vmap(one)(xs, targets)
+        return jax.vmap(one, (0, AXES))(xs, args)
 
-    flow = flows(params, state0, *jax.tree.map(lambda a: a[:2], (xs, targets)))
-    adjoints, sv, ev = (np.asarray(a) for a in (flow.adjoint_log_norms, flow.singular_values, flow.eigenvalues))
+    flow = flows(params, state0, jax.tree.map(lambda a: a[:2], xs), args | {"target": args["target"][:2]})
+    adjoints, sv, ev = map(np.asarray, (flow.adjoint_log_norms, flow.singular_values, flow.eigenvalues))
     owners, at = [0, 1, 0], [3, 7, 11]  # three Jacobians, spread over time, from two sequences
 
     def median(values):
@@ -177,6 +191,212 @@ def test_scalars_are_those_of_gradient_flow():
         np.testing.assert_allclose(np.sort(got), np.sort(values, axis=None), rtol=1e-4, atol=1e-6)
 
 
+def without_time(record):
+    return {name: value for name, value in record.scalars.items() if not name.startswith("bptt/monitor")}
+
+
+def padded(tree, at, length, axis=1):
+    """Of `length` steps, NaN but for those at the given places."""
+
+    def one(a):
+        shape = list(np.shape(a))
+        shape[axis] = length
+        out = np.full(shape, np.nan, np.float32)
+        out[(slice(None),) * axis + (at,)] = a
+        return out
+
+    return jax.tree.map(one, tree)
+
+
+def test_what_is_measured_does_not_depend_on_padding():
+    """In front, in between and behind, where there is nothing but NaN."""
+    params, state0, xs, args = example()
+    at = np.array([1, 2, 4, 5, 6, 9, 10, 11, 12, 13, 14, 17])
+    mask = np.isin(np.arange(20), at)
+    long = bptt.Sequence(padded(xs, at, 20), mask=np.tile(mask, (B, 1)))
+    record, want = probe(params, state0, long, args), probe(params, state0, xs, args)
+    assert record.nonfinite is None
+    assert record.verdict == want.verdict
+    for name in without_time(want).keys() - {"bptt/growth_rate", "bptt/horizon"}:
+        value = want.scalars[name]
+        np.testing.assert_allclose(record.scalars[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+    for name, values in want.histograms.items():
+        np.testing.assert_allclose(np.sort(record.histograms[name]), np.sort(values), rtol=1e-4, atol=1e-6)
+
+
+def test_trials_of_different_lengths_are_measured_each_as_it_is():
+    """Of one padded batch the first four are sampled: with the numbers that `gradient_flow` gives of each alone."""
+    params, state0, xs, args = example()
+    lengths = np.array([12, 2, 7, 4])
+    mask = np.arange(T) < lengths[:, None]
+    monitor = bptt.Monitor(step, loss, spectra=4, in_axes=(None, 0, AXES))
+    spoilt = jax.tree.map(lambda a: np.where(mask[..., None], a, np.nan), xs)
+    record = quietly(monitor.probe, 0, params, state0, bptt.Sequence(spoilt, mask=mask), args)
+    flows = []
+    for i, n in enumerate(lengths):
+        own = args | {"target": args["target"][i]}
+        inputs = jax.tree.map(lambda a, i=i, n=n: a[i, :n], xs)
+        flows.append(bptt.gradient_flow(step, params, state0, inputs, lambda states, own=own: loss(states, own)))
+    # Each has one of the four Jacobians, from the first quarter of the first to the end of the last.
+    at = [(i + 1) * n // min(4, n) - 1 if i < n else None for i, n in enumerate(lengths)]
+    norms = [f.singular_values[k, 0] for f, k in zip(flows, at, strict=True) if k is not None]
+    assert len(norms) == 4
+    np.testing.assert_allclose(record.histograms["bptt/singular_values"].reshape(4, -1)[:, 0], norms, rtol=1e-4)
+    adjoints = [np.asarray(f.adjoint_log_norms) for f in flows]
+
+    def median(values):
+        return np.quantile(np.asarray(values), 0.5, method="inverted_cdf")
+
+    expected = {
+        "loss": np.mean([f.loss for f in flows]),
+        "end_gain": median([f.end_gain for f in flows]),
+        "gradient_log_norm": median([f.params_grad_log_norm for f in flows]),
+        "adjoint_log_norm/first": median([a[0] for a in adjoints]),
+        "adjoint_log_norm/last": median([a[-1] for a in adjoints]),
+        "adjoint_log_norm/max": median([a.max() for a in adjoints]),
+        "spectral_norm": median(norms),
+    }
+    for name, value in expected.items():
+        np.testing.assert_allclose(record.scalars[f"bptt/{name}"], value, rtol=2e-5, atol=1e-6, err_msg=name)
+    got = np.sort(record.histograms["bptt/adjoint_log_norms"])
+    np.testing.assert_allclose(got, np.sort(np.concatenate(adjoints)), rtol=1e-4, atol=1e-6)
+
+
+def test_where_a_nan_begins_in_a_stream_of_episodes():
+    params, state0, xs, args = example()
+    resets = np.isin(np.arange(T), [4, 9])[None] & np.array([[True]] * B)
+    start = jax.tree.map(lambda a: a + np.float32(0.25), state0)
+    sequence = bptt.Sequence(xs, resets=resets, reset_state=start)
+    axes = bptt.Sequence(0, resets=0, reset_state=None)
+    monitor = bptt.Monitor(step, loss, sequences=B, in_axes=(None, axes, AXES))
+    assert quietly(monitor.probe, 0, params, state0, sequence, args).nonfinite is None
+    # What goes wrong is told with the norms of its own episode alone.
+    xs["a"][2, 10, 0] = np.nan
+    found = monitor.locate(params, state0, sequence, args)
+    assert (found.array, found.step, found.sequence) == ("xs['a']", 11, 2)
+    assert len(found.log_norms_before) == 1
+    # A start that only a reset brings in; and one that no step sees, since the stream begins with a reset.
+    xs["a"][2, 10, 0] = 0
+    start["s"][1] = np.inf
+    found = monitor.locate(params, state0, sequence, args)
+    assert (found.array, found.step, found.sequence) == ("reset_state['s']", 5, 0)
+    assert found.log_norms_before == ()
+    start["s"][1], state0["s"][:] = 0, np.nan
+    assert monitor.locate(params, state0, sequence, args).array == "state0['s']"
+    resets[:, 0] = True
+    assert monitor.locate(params, state0, sequence, args) is None
+    # The derivative at the start of an episode counts, as it does of a sequence alone.
+    state0["s"][:] = 0
+    xs["b"][1, 4] = 0
+    found = monitor.locate(params, state0, sequence, args)
+    assert (found.array, found.step, found.sequence) == ("Jacobian", 5, 1)
+
+
+def test_a_bad_derivative_of_the_loss_in_padding_is_that_of_the_last_real_step():
+    """It reads the state that is held."""
+    (params, state0, xs, args), (array, at, sequence) = spoiled("derivative of the loss")
+    at_real = np.arange(1, T + 1)
+    mask = np.isin(np.arange(T + 4), at_real)
+    long = bptt.Sequence(padded(xs, at_real, T + 4), mask=np.tile(mask, (B, 1)))
+    found = MONITOR.locate(params, state0, long, args)
+    assert (found.array, found.step, found.sequence) == (array, at + 1, sequence)
+    assert found.log_norms_before == ()
+
+
+class Mixed(NamedTuple):
+    """A state of which one leaf of four is differentiated."""
+
+    h: jax.Array
+    steps: jax.Array
+    key: jax.Array
+    seen: jax.Array
+
+
+def mixed(params, state, x):
+    key, noise = jax.random.split(state.key)
+    h = jnp.tanh(params @ state.h + 0.1 * jax.random.normal(noise, (N,)) + x["a"])
+    return Mixed(h, state.steps + 1, key, state.seen | (x["code"] > 2))
+
+
+def of_mixed(states):
+    return jnp.sum(states.h[-1])
+
+
+def test_counters_keys_and_flags_in_the_state():
+    monitor = bptt.Monitor(mixed, of_mixed, sequences=2)
+    rng = np.random.default_rng(0)
+    params = jnp.asarray(0.3 * rng.standard_normal((N, N)), jnp.float32)
+    state0 = Mixed(jnp.zeros(N), jnp.int32(0), jax.random.key(3), jnp.zeros((), bool))
+    xs = {"a": rng.standard_normal((B, T, N)).astype(np.float32), "code": np.arange(B * T).reshape(B, T) % 4}
+    xs["code"] = xs["code"].astype(np.int32)
+    record = quietly(monitor.probe, 0, params, state0, xs)
+    assert record.nonfinite is None
+    assert len(record.histograms["bptt/singular_values"]) == 2 * N
+    first = bptt.adjoints(mixed, params, state0, jax.tree.map(lambda a: a[0], xs), of_mixed)
+    alone = quietly(bptt.Monitor(mixed, of_mixed, sequences=1).probe, 0, params, state0, xs)
+    assert alone.scalars["bptt/adjoint_log_norm/first"] == pytest.approx(float(first.log_norms[0]), rel=1e-4)
+    xs["a"][1, 3, 2] = np.nan
+    found = monitor.locate(params, state0, xs)
+    assert (found.array, found.step, found.sequence) == ("xs['a']", 4, 1)
+    assert monitor.locate(params, state0._replace(h=jnp.full(N, jnp.nan)), xs).array == "state0.h"
+
+
+def test_autonomous_steps_without_parameters():
+    """As many sequences as there are states, or one; what is not finite is found all the same."""
+    monitor = bptt.Monitor(lambda params, h, x: 0.5 * h, lambda states: jnp.sum(states[-1]), in_axes=(0, 0, 0))
+    record = quietly(monitor.probe, 0, None, np.ones((3, 2), np.float32), length=20)
+    assert record.verdict == "vanishing"
+    assert record.scalars["bptt/growth_rate"] == pytest.approx(-math.log(2), rel=1e-5)
+    assert record.scalars["bptt/gradient_log_norm"] == -math.inf
+    start = np.ones((3, 2), np.float32)
+    start[1, 1] = np.nan
+    found = monitor.locate(None, start, bptt.Sequence(length=20))
+    assert (found.array, found.step, found.sequence) == ("state0", 0, 1)
+    single = bptt.Monitor(lambda params, h, x: 0.5 * h, lambda states: jnp.sum(states[-1]))
+    assert quietly(single.probe, 0, None, np.ones(2, np.float32), length=20).verdict == "vanishing"
+
+
+def test_the_logarithm_of_zero_is_no_fault():
+    """Log-domain states, here of a Viterbi recursion, hold -inf throughout; a NaN is one."""
+
+    def best(params, h, x):
+        return jnp.maximum(params + h, x)
+
+    def read(states):
+        return states[-1, 0]
+
+    monitor = bptt.Monitor(best, read)
+    params, state0 = jnp.float32(-0.3), np.full(2, -np.inf, np.float32)
+    xs = np.full((B, T, 2), -np.inf, np.float32)
+    xs[:, 0, 0] = 0
+    assert quietly(monitor.probe, 0, params, state0, xs).nonfinite is None
+    xs[1, 5, 0] = np.nan
+    found = monitor.locate(params, state0, xs)
+    assert (found.array, found.step, found.sequence) == ("xs", 6, 1)
+
+
+@pytest.mark.parametrize("where", [None, "input", "weight"])
+def test_a_record_is_valid_json(where):
+    params, state0, xs, args = example() if where is None else spoiled(where)[0]
+    args["target"][:] = 0  # s has no gradient, and its log norm is -inf
+    record = probe(params, state0, xs, args)
+
+    def refuse(name):
+        pytest.fail(f"not JSON: {name}")
+
+    read = json.loads(json.dumps(record.to_dict()), parse_constant=refuse)
+    scalars = {name: float(value) for name, value in read["scalars"].items()}
+    assert scalars == pytest.approx(record.scalars, nan_ok=True)
+    assert read["verdict"] == record.verdict
+    assert (read["nonfinite"] is None) == (where is None)
+    if where is not None:
+        assert read["nonfinite"]["array"] == record.nonfinite.array
+    for text in (repr(record), record.statement):
+        assert record.verdict in text
+        assert len(text.splitlines()) <= 10
+    assert ("nats per step" in record.statement) == (where is None)
+
+
 def test_names_are_those_of_the_table():
     documented = re.findall(r"^ *(bptt/\S+)", inspect.getdoc(bptt.Monitor), re.MULTILINE)
     for arguments in (example(), spoiled("weight")[0]):
@@ -197,11 +417,11 @@ def test_acts_at_every_nth_and_compiles_once():
 
 def test_warns_when_the_verdict_changes_and_once_of_a_nan():
     def at(grow):
-        params, state0, (xs, targets) = example()
+        params, state0, xs, args = example()
         params["grow"][:] = grow
         params["w"] *= 0.1
         xs["b"][:] = 0.01
-        return params, state0, (xs, targets)
+        return params, state0, xs, args
 
     # 0.1 ** 12 is lost, 5 ** 12 is an explosion.
     sequence = [at(1), at(1), at(0.1), at(0.1), at(5), *[spoiled("input")[0]] * 2, at(5)]
@@ -224,45 +444,49 @@ def diagonal(params, h, x):
     return params * h + x
 
 
-def last(params, states, target):
+def last(states):
     return jnp.sum(states[-1])
 
 
 def test_large_states_and_states_carried_over():
     """2000 numbers, whose Jacobian would have 4 million; a state for every sequence."""
-    monitor = bptt.Monitor(diagonal, last, num=2, sequences=2, spectra=1, state_axis=0)
+    monitor = bptt.Monitor(diagonal, last, num=2, sequences=2, spectra=1, in_axes=(0, 0, None))
     size = 2000
     params = np.linspace(-0.3, 0.3, size, dtype=np.float32)
     params[:2] = 0.9, -0.7
     state0 = np.zeros((3, size), np.float32)
     state0[1, 0] = 1.0
-    record = monitor.probe(0, params, state0, (np.zeros((3, 4, size), np.float32), None))
+    record = monitor.probe(0, params, state0, np.zeros((3, 4, size), np.float32))
     np.testing.assert_allclose(record.histograms["bptt/singular_values"], [0.9, 0.7], rtol=1e-5)
     np.testing.assert_allclose(record.histograms["bptt/eigenvalue_moduli"], [0.9, 0.7], rtol=1e-5)
     np.testing.assert_allclose(record.scalars["bptt/loss"], 0.9**4 / 2, rtol=1e-5)
 
 
 def test_bad_input():
-    params, state0, (xs, targets) = example()
+    params, state0, xs, args = example()
+    short, wide, scalar = ({"target": a} for a in (args["target"][:2], np.ones((B, 2), np.float32), 1.0))
 
-    def raises(error, match, *arguments):
+    def raises(error, match, *arguments, **options):
         with pytest.raises(error, match=match):
-            MONITOR.probe(0, *arguments)
+            MONITOR.probe(0, *arguments, **options)
 
-    raises(TypeError, r"batch: expected a tuple \(xs, targets\), got dict", params, state0, xs)
-    raises(ValueError, "batch: expected one number of sequences", params, state0, (xs, targets[:2]))
-    raises(ValueError, r"xs\['b'\]: expected batch and time", params, state0, (xs | {"b": targets}, targets))
-    raises(ValueError, "xs: expected inputs", params, state0, (None, targets))
-    raises(TypeError, r"params\['w'\]: expected an array", params | {"w": "w"}, state0, (xs, targets))
-    raises(ValueError, "xs: expected one number of steps", params, state0, (xs | {"b": xs["b"][:, 1:]}, targets))
-    raises(ValueError, "loss: must return a scalar", params, state0, (xs, np.ones((B, 2), np.float32)))
+    raises(ValueError, "in_axes: expected for args a prefix of its structure", params, state0, xs, args["target"])
+    raises(ValueError, "batch: expected one number of sequences", params, state0, xs, args | short)
+    raises(ValueError, r"args\['target'\]: expected the batch as axis 0", params, state0, xs, args | scalar)
+    raises(ValueError, r"xs\['b'\]: expected time", params, state0, xs | {"b": args["target"]}, args)
+    raises(ValueError, "length: expected the number of steps", params, state0, None, args)
+    raises(ValueError, "length: expected 12, the first axis of xs, got 5", params, state0, xs, args, length=5)
+    raises(TypeError, r"params\['w'\]: expected an array", params | {"w": "w"}, state0, xs, args)
+    raises(ValueError, "xs: expected one number of steps", params, state0, xs | {"b": xs["b"][:, 1:]}, args)
+    raises(ValueError, "loss: must return a scalar", params, state0, xs, args | wide)
     for error, name, options in [
         (ValueError, "every", {"every": 0}),
         (TypeError, "sequences", {"sequences": 1.5}),
         (ValueError, "spectra", {"spectra": 0}),
         (ValueError, "num", {"num": 0}),
-        (ValueError, "fraction", {"fraction": 2.0}),
-        (ValueError, "state_axis", {"state_axis": 1}),
+        (ValueError, "threshold", {"threshold": 2.0}),
+        (TypeError, "in_axes", {"in_axes": (None, 0)}),
+        (TypeError, "in_axes", {"in_axes": (None, 0.0, 0)}),
     ]:
         with pytest.raises(error, match=f"{name}: expected"):
             bptt.Monitor(step, loss, **options)

@@ -75,13 +75,14 @@ def in_parallel(w: jax.Array, h0: jax.Array, xs: jax.Array) -> None:
     assert_type(bptt.deer(leaky, w, h0, xs).converged, jax.Array)
 
 
-def watch(w: jax.Array, h0: jax.Array, batch: tuple[jax.Array, jax.Array]) -> None:
-    monitor = bptt.Monitor(leaky, lambda params, states, target: last(states), every=10)
-    record = monitor(0, w, h0, batch)
+def watch(w: jax.Array, h0: jax.Array, xs: jax.Array) -> None:
+    monitor = bptt.Monitor(leaky, last, every=10)
+    record = monitor(0, w, h0, xs)
     assert_type(record, bptt.MonitorRecord | None)
     if record is not None:
         assert_type(record.scalars, dict[str, float])
         assert_type(record.nonfinite, bptt.NonFinite | None)
+        assert_type(record.to_dict(), dict[str, Any])
 
 
 def wrong(w: jax.Array, h0: jax.Array, xs: np.ndarray[Any, Any]) -> None:

@@ -5,24 +5,46 @@ import operator
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Complex, Float
 
-from bptt_jax.analysis import nonfinite, verdict
 from bptt_jax.analysis.error_signal import horizon, propagate_error_signal, slope
-from bptt_jax.analysis.flow import check_fraction, spectra_at
+from bptt_jax.analysis.flow import spectra_at
 from bptt_jax.analysis.loss import BoundLoss, bind_loss
 from bptt_jax.analysis.matrix_free import check_num
-from bptt_jax.analysis.nonfinite import NonFinite
-from bptt_jax.checks import check_choice, check_function, check_leaves, check_positive_int
+from bptt_jax.analysis.nonfinite import (
+    LeafNames,
+    NonFinite,
+    Trace,
+    any_nonfinite,
+    leaf_names,
+    locate_first,
+    trace_nonfinite,
+)
+from bptt_jax.analysis.verdict import SEVERITY, Verdict, describe, judge, overall
+from bptt_jax.checks import at_path, check_function, check_leaves, check_positive_int, check_share
 from bptt_jax.recurrence.unroll import states_of
-from bptt_jax.step import Array, Params, PyTree, Recurrence, State, Step, bind, check_step
+from bptt_jax.results import Result, field
+from bptt_jax.step import (
+    Array,
+    Loss,
+    Params,
+    PyTree,
+    Recurrence,
+    Sequence,
+    State,
+    Step,
+    bind,
+    check_step,
+    full_precision,
+    is_differentiable,
+)
 
-BatchLoss: TypeAlias = Callable[[Params, State, PyTree], Array]
+Axes: TypeAlias = Any  # as `in_axes` of `jax.vmap`: a tree of integers and None, or one of them for a whole subtree
 
 _REMEMBERED = 10  # probes whose gradient norms are told with a NaN
 
@@ -31,8 +53,10 @@ class MonitorWarning(UserWarning):
     """The verdict has changed, or something has become NaN or infinite."""
 
 
-class MonitorRecord(NamedTuple):
+class MonitorRecord(Result):
     """What one probe saw, in plain numbers.
+
+    ``json.dumps(record.to_dict())`` is valid JSON, whatever was not finite.
 
     Attributes:
       update: the number that was given.
@@ -43,42 +67,62 @@ class MonitorRecord(NamedTuple):
     """
 
     update: int
-    verdict: verdict.Verdict
+    verdict: Verdict = field(static=True)
     scalars: dict[str, float]
     histograms: dict[str, np.ndarray]
     nonfinite: NonFinite | None
 
+    @property
+    def statement(self) -> str:
+        """In one line."""
+        if self.nonfinite is not None:
+            return f"{self.verdict}: {self.nonfinite.statement}"
+        return f"{self.verdict}: {_rate_and_horizon(self.scalars)}"
+
+    def _headline(self) -> str:
+        return f"update {self.update}, {self.statement}"
+
 
 class _Measured(NamedTuple):
-    """Leaves ``[k, ...]``, of k sampled sequences; spectra of the sampled Jacobians.
+    """Of the sampled sequences, and of K Jacobians.
 
     Attributes:
-      finite: as `GradientFlow.finite`, but for the products.
-      in_range: whether all adjoints and the gradient lie in the range of their dtype.
-      others_finite: one truth value, of the losses of all other sequences and of the parameters.
+      loss, growth_rate, horizon, end_gain, peak_gain, params_grad_log_norm: ``[S]``.
+      adjoint_log_norms: ``[S, T]``, NaN in padding.
+      real: False in padding.
+      finite: ``[S]``, as `GradientFlow.finite`, but for the products.
+      fine: ``[S]``, whether nothing is to be searched for a NaN.
+      singular_values, eigenvalues: NaN where there is no such Jacobian.
+      others_finite: whether the losses of all other sequences and the parameters are.
     """
 
-    loss: Array
-    growth_rate: Array
-    horizon: Array
-    end_gain: Array
-    peak_gain: Array
-    params_grad_log_norm: Array
-    adjoint_log_norms: Array
-    finite: Array
-    in_range: Array
-    singular_values: Array
-    eigenvalues: Array
-    others_finite: Array
+    loss: Float[Array, " S"]
+    growth_rate: Float[Array, " S"]
+    horizon: Float[Array, " S"]
+    end_gain: Float[Array, " S"]
+    peak_gain: Float[Array, " S"]
+    params_grad_log_norm: Float[Array, " S"]
+    adjoint_log_norms: Float[Array, "S T"]
+    real: Bool[Array, "S T"]
+    finite: Bool[Array, " S"]
+    fine: Bool[Array, " S"]
+    singular_values: Float[Array, "K D"]
+    eigenvalues: Complex[Array, "K D"]
+    others_finite: Bool[Array, ""]
 
 
 class Monitor:
     """Watches the gradient flow of a training loop, whoever wrote the loop.
 
-    ``monitor(update, params, state0, batch)``, called once per update, returns a `MonitorRecord` at every n-th and
-    None in between, at next to no cost; any logger may write its flat dictionaries. Measured is what
+    ``monitor(update, params, state0, xs, args)``, called once per update, returns a `MonitorRecord` at every n-th
+    and None in between, at next to no cost; any logger may write its flat dictionaries. Measured is what
     `bptt_jax.gradient_flow` measures, but for the products of Jacobians, of the first few sequences of the batch;
     spectra are those of a few Jacobians. Call it before an update that donates the parameters' buffers.
+
+    Step, loss and arguments are those of `bptt_jax.gradient_flow`, of a whole batch: `in_axes` says where the
+    batch is, as for `jax.vmap`. Sequences may be padded and begin anew (`bptt_jax.Sequence`). A loss that needs
+    parameters of its own (a readout) finds them in `args`, beside what each sequence has for itself; what all
+    sequences share there has the axis None, and counts as trained.
 
     It warns (`MonitorWarning`) when the verdict differs from that of the probe before, and when something is NaN or
     infinite in the forward or backward pass of the sampled sequences, the losses of the others, or the
@@ -127,98 +171,139 @@ class Monitor:
     Args:
       step: ``step(params, h, x) -> h``, with the parameters that the monitor is called with: a step that needs a
         part of them takes it out (``lambda params, h, x: cell.step(params["cell"], h, x)``).
-      loss: ``loss(params, states, target) -> scalar`` of one sequence: its states h_1 .. h_T, leaves ``[T, ...]``,
-        and its item of the targets.
+      loss: of one sequence, ``loss(states) -> scalar`` of h_1 .. h_T, leaves ``[T, ...]``; where the monitor is
+        given `args`, ``loss(states, args)``.
+      has_aux: whether the loss returns ``(scalar, aux)``; aux is not looked at.
       every: updates from probe to probe. 100 cost 0.3 to 3 % of a loop's time in `benchmarks/monitor.py`, with
         ``OPENBLAS_NUM_THREADS=1`` set before Python starts, as for all spectra on CPU: several threads in LAPACK
         make them several times dearer on a busy machine. ``bptt/monitor/share`` tells yours.
       sequences: how many of the batch are sampled, from its beginning: a shuffled batch is a random sample.
-      spectra: of how many Jacobians in all, evenly spaced in time back from the last step, from the sampled
+      spectra: of how many Jacobians in all, evenly spaced in time back from the last real step, from the sampled
         sequences by turns.
       num: of these spectra the first `num` values only, without any D x D matrix; see `bptt_jax.gradient_flow`.
-      fraction: the threshold of horizon and verdict; see `bptt_jax.gradient_flow`.
-      state_axis: None if `state0` is one state that all sequences start from, 0 if it has the batch as first axis,
-        as states carried over from the batch before.
+      threshold: of horizon and verdict, as `fraction` of `bptt_jax.gradient_flow`.
+      in_axes: where the batch is in ``(state0, xs, args)``, as for `jax.vmap`: by default in front of every leaf of
+        `xs` and `args`, and nowhere in a `state0` that all sequences start from. States carried over from the batch
+        before: ``(0, 0, 0)``. A readout beside the targets: ``(None, 0, {"readout": None, "target": 0})``.
 
     Raises:
       TypeError, ValueError: an argument is out of range.
+
+    Example:
+      >>> step = lambda params, h, x: jnp.tanh(params["w"] @ h + x)
+      >>> loss = lambda states, args: jnp.square(args["readout"] @ states[-1] - args["target"])
+      >>> monitor = bptt.Monitor(step, loss, in_axes=(None, 0, {"readout": None, "target": 0}))
+      >>> params = {"w": 0.5 * jnp.eye(2), "readout": jnp.ones(2)}
+      >>> xs, targets = jax.random.normal(jax.random.key(0), (8, 30, 2)), jnp.zeros(8)
+      >>> record = monitor(0, params, jnp.zeros(2), xs, {"readout": params["readout"], "target": targets})
+      >>> record.verdict, record.scalars["bptt/horizon"]
+      ('vanishing', 6.0)
     """
 
     def __init__(
         self,
         step: Step,
-        loss: BatchLoss,
+        loss: Loss,
         *,
+        has_aux: bool = False,
         every: int = 100,
         sequences: int = 4,
         spectra: int = 2,
         num: int | None = None,
-        fraction: float = 1e-3,
-        state_axis: Literal[0] | None = None,
+        threshold: float = 1e-3,
+        in_axes: tuple[Axes, Axes, Axes] = (None, 0, 0),
     ) -> None:
         check_function("step", step, "step(params, state, x) -> state")
-        check_function("loss", loss, "loss(params, states, target) -> scalar")
-        self._step, self._loss = step, loss
+        check_function("loss", loss, "loss(states) -> scalar, or loss(states, args)")
+        self._step, self._loss, self._has_aux = step, loss, has_aux
         self._every = check_positive_int("every", every)
         self._sequences = check_positive_int("sequences", sequences)
         self._spectra = check_positive_int("spectra", spectra)
         self._num = None if num is None else check_positive_int("num", num)
-        self._fraction = float(check_fraction(fraction))
-        check_choice("state_axis", state_axis, None, 0)
-        self._state_axis = state_axis
-        self._measure = jax.jit(self._measured)
-        self._trace = jax.jit(self._traced)
+        self._threshold = float(check_share("threshold", threshold))
+        self._in_axes = _check_axes(in_axes)
+        self._measure = jax.jit(self._measured, static_argnums=(4, 5))
+        self._trace = jax.jit(self._traced, static_argnums=(4, 5))
         self._last: MonitorRecord | None = None
         self._gradients: deque[float] = deque(maxlen=_REMEMBERED)
         self._ended = time.perf_counter()
 
     def __call__(
-        self, update: int, params: Params, state0: State, batch: tuple[PyTree, PyTree]
+        self,
+        update: int,
+        params: Params,
+        state0: State,
+        xs: PyTree = None,
+        args: PyTree = None,
+        *,
+        length: int | None = None,
     ) -> MonitorRecord | None:
         """Probes if `update` is a multiple of `every`, otherwise returns None.
 
         Args:
           update: its number; 0 is probed, and the first probe compiles.
           params: before the update.
-          state0: h_0, one for all sequences, or one for each (`state_axis`).
-          batch: ``(xs, targets)``: leaves of `xs` ``[B, T, ...]``, of `targets` ``[B, ...]``; None for no targets.
+          state0: h_0, one for all sequences, or one for each (`in_axes`).
+          xs: inputs ``[B, T, ...]``, or a `bptt_jax.Sequence` of such; None for an autonomous step.
+          args: of the loss, beside the states; leaves ``[B, ...]`` where `in_axes` does not say otherwise.
+          length: T, needed where nothing in `xs` tells it.
 
         Raises:
           TypeError, ValueError: an argument breaks the contract (see `bptt_jax.step`), before any compilation.
         """
         if not hasattr(update, "__index__"):
             raise TypeError(f"update: expected an integer, got {type(update).__name__}")
-        return self._probe(update, params, state0, batch) if operator.index(update) % self._every == 0 else None
+        if operator.index(update) % self._every:
+            return None
+        return self._probe(update, params, state0, xs, args, length)
 
-    def probe(self, update: int, params: Params, state0: State, batch: tuple[PyTree, PyTree]) -> MonitorRecord:
+    def probe(
+        self,
+        update: int,
+        params: Params,
+        state0: State,
+        xs: PyTree = None,
+        args: PyTree = None,
+        *,
+        length: int | None = None,
+    ) -> MonitorRecord:
         """Probes at once, whatever the number of the update; otherwise as a call."""
-        return self._probe(update, params, state0, batch)
+        return self._probe(update, params, state0, xs, args, length)
 
-    def locate(self, params: Params, state0: State, batch: tuple[PyTree, PyTree]) -> NonFinite | None:
+    def locate(
+        self, params: Params, state0: State, xs: PyTree = None, args: PyTree = None, *, length: int | None = None
+    ) -> NonFinite | None:
         """The first NaN or infinity in the forward and backward pass of the whole batch; None if there is none.
 
         Looks at every array of every sequence, one after the other; compiled when it is first needed. Arguments as
         of a call, with the parameters before the update whose loss or gradient was not finite.
         """
-        self._check(params, state0, batch)
-        bad_params, traces = jax.device_get(self._trace(params, state0, *batch))
-        return nonfinite.first(bad_params, traces, nonfinite.names(params, state0, *batch))
+        given = params, state0, xs, args
+        return self._locate(given, self._count(*given), length)
 
-    def _probe(self, update: int, params: Params, state0: State, batch: tuple[PyTree, PyTree]) -> MonitorRecord:
-        self._check(params, state0, batch)
-        jax.block_until_ready((params, state0, batch))  # what is still running is the loop's own time
+    def _locate(self, given: tuple[Any, ...], count: int, length: int | None) -> NonFinite | None:
+        bad_params, traces = jax.device_get(self._trace(*given, count, length))
+        params, state0, xs, args = given
+        xs = xs.xs if isinstance(xs, Sequence) else xs
+        shared = np.asarray(self._shared(args), bool)
+        names = LeafNames(leaf_names(params), leaf_names(state0), leaf_names(xs), leaf_names(args), shared)
+        return locate_first(bad_params, traces, names)
+
+    def _probe(
+        self, update: int, params: Params, state0: State, xs: PyTree, args: PyTree, length: int | None
+    ) -> MonitorRecord:
+        given = params, state0, xs, args
+        count = self._count(*given)
+        jax.block_until_ready(given)  # what is still running is the loop's own time
         start = time.perf_counter()
-        found: _Measured = jax.device_get(self._measure(params, state0, *batch))
-        fine = found.finite.all() and found.in_range.all() and found.others_finite
-        where = None if fine else self.locate(params, state0, batch)
+        found: _Measured = jax.device_get(self._measure(*given, count, length))
+        where = None if found.fine.all() and found.others_finite else self._locate(given, count, length)
         columns = (found.end_gain, found.peak_gain, found.finite)
-        verdicts = [
-            verdict.judge(float(e), float(p), self._fraction, bool(ok)) for e, p, ok in zip(*columns, strict=True)
-        ]
-        overall = verdict.overall(verdicts) if found.others_finite else "non-finite"
+        verdicts = [judge(float(e), float(p), self._threshold, bool(ok)) for e, p, ok in zip(*columns, strict=True)]
+        together = overall(verdicts) if found.others_finite else "non-finite"
         scalars = _scalars(found) | {
-            "bptt/verdict": float(verdict.SEVERITY.index(overall)),
-            **{f"bptt/verdict_share/{v}": verdicts.count(v) / len(verdicts) for v in verdict.SEVERITY},
+            "bptt/verdict": float(SEVERITY.index(together)),
+            **{f"bptt/verdict_share/{v}": verdicts.count(v) / len(verdicts) for v in SEVERITY},
             "bptt/non_finite/step": -1.0 if where is None else float(where.step),
             "bptt/non_finite/sequence": -1.0 if where is None else float(where.sequence),
         }
@@ -232,7 +317,7 @@ class Monitor:
             "bptt/monitor/seconds": end - start,
             "bptt/monitor/share": (end - start) / (end - self._ended),
         }
-        record = MonitorRecord(operator.index(update), overall, scalars, histograms, where)
+        record = MonitorRecord(operator.index(update), together, scalars, histograms, where)
         message = self._message(record)
         self._last, self._ended = record, end
         self._gradients.append(scalars["bptt/gradient_log_norm"])
@@ -244,9 +329,8 @@ class Monitor:
         """What is new since the probe before."""
         parts = []
         if self._last is not None and self._last.verdict != record.verdict:
-            rate, steps = record.scalars["bptt/growth_rate"], record.scalars["bptt/horizon"]
             change = f"the verdict changes from {self._last.verdict} to {record.verdict}"
-            parts.append(f"{change} (growth rate {rate:.3g} nats per step, horizon {steps:.4g} steps)")
+            parts.append(f"{change} ({_rate_and_horizon(record.scalars)})")
         if record.nonfinite is not None and (self._last is None or self._last.nonfinite is None):
             gradients = " ".join(f"{n:.4g}" for n in self._gradients)
             parts.append(
@@ -254,104 +338,159 @@ class Monitor:
             )
         return f"update {record.update}: {'; '.join(parts)}" if parts else ""
 
-    def _check(self, params: Params, state0: State, batch: tuple[PyTree, PyTree]) -> None:
-        if not (isinstance(batch, tuple) and len(batch) == 2):
-            what = f"{len(batch)} items" if isinstance(batch, tuple) else type(batch).__name__
-            raise TypeError(f"batch: expected a tuple (xs, targets), got {what}")
-        xs, targets = batch
-        for name, tree in (("params", params), ("state0", state0), ("xs", xs), ("targets", targets)):
-            check_leaves(name, tree)
-        if not jax.tree.leaves(xs):
-            raise ValueError("xs: expected inputs [B, T, ...], got none")
-        batched = {"xs": (xs, 2), "targets": (targets, 1)} | (
-            {"state0": (state0, 1)} if self._state_axis == 0 else {}
-        )
+    def _count(self, params: Params, state0: State, xs: PyTree, args: PyTree) -> int:
+        """How many sequences the batch has."""
+        check_leaves("params", params)
         sizes = {}
-        for name, (tree, least) in batched.items():
-            for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-                place = name + jax.tree_util.keystr(path)
-                if np.ndim(leaf) < least:
-                    expected = "batch and time" if least == 2 else "the batch"
-                    raise ValueError(
-                        f"{place}: expected {expected} as first axes, got shape {list(np.shape(leaf))}"
-                    )
-                sizes[place] = np.shape(leaf)[0]
+        for name, tree, axes in zip(("state0", "xs", "args"), (state0, xs, args), self._in_axes, strict=True):
+            check_leaves(name, tree)
+            leaves = jax.tree_util.tree_leaves_with_path(tree)
+            for (path, leaf), axis in zip(leaves, _leaf_axes(name, axes, tree), strict=True):
+                shape = list(np.shape(leaf))
+                if axis is None:
+                    continue
+                if not -len(shape) <= axis < len(shape):
+                    raise ValueError(f"{at_path(name, path)}: expected the batch as axis {axis}, got shape {shape}")
+                sizes[at_path(name, path)] = shape[axis]
         if len(set(sizes.values())) > 1 or 0 in sizes.values():
             raise ValueError(f"batch: expected one number of sequences, at least 1, in all leaves, got {sizes}")
+        return next(iter(sizes.values()), 1)
 
-    def _one(self, params: Params, state0: State, xs: PyTree, target: PyTree) -> tuple[Recurrence, BoundLoss]:
+    def _shared(self, args: PyTree) -> list[bool]:
+        """Of every leaf of `args` that holds floating numbers: whether all sequences share it."""
+        axes = _leaf_axes("args", self._in_axes[2], args)
+        return [
+            axis is None for axis, leaf in zip(axes, jax.tree.leaves(args), strict=True) if is_differentiable(leaf)
+        ]
+
+    def _one(
+        self, params: Params, batch: tuple[State, PyTree, PyTree], i: Array, length: int | None
+    ) -> tuple[Recurrence, BoundLoss]:
         """Recurrence and loss of one sequence."""
+        parts = zip(("state0", "xs", "args"), self._in_axes, batch, strict=True)
+        state0, xs, args = (_item(name, axes, tree, i) for name, axes, tree in parts)
+        return check_step(bind(self._step, params, state0, xs, length)), bind_loss(self._loss, args, self._has_aux)
 
-        def loss(states: State) -> Array:
-            return self._loss(params, states, target)
-
-        return bind(self._step, params, state0, xs), bind_loss(loss)
-
-    def _measured(self, params: Params, state0: State, xs: PyTree, targets: PyTree) -> _Measured:
-        count, length = jax.tree.leaves(xs)[0].shape[:2]
+    def _measured(
+        self, params: Params, state0: State, xs: PyTree, args: PyTree, count: int, length: int | None
+    ) -> _Measured:
+        batch = state0, xs, args
         sampled = min(self._sequences, count)
-        axes = (self._state_axis, 0, 0)
 
-        def part(cut: slice) -> tuple[State, PyTree, PyTree]:
-            xs_part, targets_part = jax.tree.map(lambda a: a[cut], (xs, targets))
-            return state0 if axes[0] is None else jax.tree.map(lambda a: a[cut], state0), xs_part, targets_part
-
-        def sequence(state0: State, xs: PyTree, target: PyTree) -> tuple[dict[str, Array], State]:
-            recurrence, loss = self._one(params, state0, xs, target)
-            signal = propagate_error_signal(check_step(recurrence), loss)
+        def sequence(i: Array) -> tuple[dict[str, Array], tuple[State, PyTree, Array]]:
+            recurrence, loss = self._one(params, batch, i, length)
+            signal = propagate_error_signal(recurrence, loss)
             params_grad = signal.done.params_grad
+            log_norm = params_grad.log_norm
             rate = slope(signal.gains, signal.back)
-            out_of_range = nonfinite.nonfinite((signal.done.signal.value, params_grad.value))
-            return {
+            grads = jax.tree.leaves(signal.done.loss.args)
+            trained = [g for g, shared in zip(grads, self._shared(args), strict=True) if shared]
+            out_of_range = any_nonfinite((signal.done.signal.value, params_grad.value, trained))
+            # Of a loss that reads no state there is no signal, hence NaN, which is no fault.
+            lost = signal.reads & jnp.isnan(signal.gains[0])
+            finite = signal.finite & ~lost & (log_norm < jnp.inf)
+            found = {
                 "loss": signal.done.loss.value,
                 "growth_rate": rate,
-                "horizon": horizon(signal.gains, signal.back, rate, jnp.asarray(self._fraction)),
+                "horizon": horizon(signal.gains, signal.back, rate, jnp.asarray(self._threshold)),
                 "end_gain": signal.gains[0],
                 "peak_gain": signal.peak,
-                "params_grad_log_norm": params_grad.log_norm,
-                "adjoint_log_norms": signal.adjoint_log_norms,
-                # Of a loss that reads no state there is no signal, hence NaN, which is no fault.
-                "finite": signal.finite & ~(signal.reads & jnp.isnan(signal.gains[0])),
-                "in_range": ~jnp.any(out_of_range),
-            }, signal.starts
+                "params_grad_log_norm": log_norm,
+                "adjoint_log_norms": jnp.where(recurrence.real, signal.adjoint_log_norms, jnp.nan),
+                "real": recurrence.real,
+                "finite": finite,
+                "fine": finite & ~jnp.any(out_of_range),
+            }
+            return found, (signal.starts, recurrence.instants.x, recurrence.real)
 
-        def value(state0: State, xs: PyTree, target: PyTree) -> Array:
-            recurrence, loss = self._one(params, state0, xs, target)
-            return loss(states_of(check_step(recurrence)))[0]
+        def value(i: Array) -> Array:
+            recurrence, loss = self._one(params, batch, i, length)
+            return loss(states_of(recurrence))[0]
 
-        found, starts = jax.vmap(sequence, axes)(*part(slice(sampled)))
-        chosen = min(self._spectra, length)
-        times = np.arange(1, chosen + 1) * length // chosen - 1
-        owners = np.arange(chosen) % sampled
-        at = jax.tree.map(lambda a: jnp.asarray(a)[owners, times], (starts, xs))
-        num = None if self._num is None else check_num(self._num, jax.tree.map(lambda a: a[0, 0], starts))
-        sv, ev = spectra_at(self._step, params, at[0], at[1], num)
-        others = jax.vmap(value, axes)(*part(slice(sampled, None))) if count > sampled else jnp.zeros(0)
-        fine = jnp.all(jnp.isfinite(others)) & ~jnp.any(nonfinite.nonfinite(params))
-        return _Measured(**found, singular_values=sv, eigenvalues=ev, others_finite=fine)
+        with full_precision():
+            found, along = jax.vmap(sequence)(jnp.arange(sampled))
+            sv, ev = self._spectra_of(params, *along)
+        others = jax.vmap(value)(jnp.arange(sampled, count)) if count > sampled else jnp.zeros(0)
+        others_finite = jnp.all(jnp.isfinite(others)) & ~jnp.any(any_nonfinite(params))
+        return _Measured(**found, singular_values=sv, eigenvalues=ev, others_finite=others_finite)
 
-    def _traced(self, params: Params, state0: State, xs: PyTree, targets: PyTree) -> tuple[Array, nonfinite.Trace]:
-        def sequence(item: Any) -> nonfinite.Trace:
-            h0, x, target = item if self._state_axis == 0 else (state0, *item)
-            recurrence, loss = self._one(params, h0, x, target)
-            return nonfinite.trace(check_step(recurrence), target, loss)
+    def _spectra_of(
+        self, params: Params, starts: State, xs: PyTree, real: Bool[Array, "S T"]
+    ) -> tuple[Float[Array, "K D"], Complex[Array, "K D"]]:
+        """Of a few Jacobians at real steps, leaves ``[S, T, ...]``; NaN where there are not that many."""
+        sampled, steps = real.shape
+        index = jnp.arange(min(self._spectra, steps))
+        owners = index % sampled
+        lengths = jnp.sum(real, axis=1)[owners]
+        chosen = jnp.minimum(self._spectra, lengths)
+        order = (index + 1) * lengths // jnp.maximum(chosen, 1) - 1
+        missing = index >= chosen
+        times = jnp.argsort(~real, axis=1, stable=True)[owners, jnp.where(missing, 0, order)]
+        states, inputs = jax.tree.map(lambda a: a[owners, times], (starts, xs))
+        num = None if self._num is None else check_num(self._num, jax.tree.map(lambda a: a[0], states))
+        sv, ev = spectra_at(self._step, params, states, inputs, num)
+        return jnp.where(missing[:, None], jnp.nan, sv), jnp.where(missing[:, None], jnp.nan, ev)
+
+    def _traced(
+        self, params: Params, state0: State, xs: PyTree, args: PyTree, count: int, length: int | None
+    ) -> tuple[Array, Trace]:
+        def sequence(i: Array) -> Trace:
+            return trace_nonfinite(*self._one(params, (state0, xs, args), i, length))
 
         # One after the other: it must fit where the loop's own update did.
-        items = (state0, xs, targets) if self._state_axis == 0 else (xs, targets)
-        return nonfinite.nonfinite(params), jax.lax.map(sequence, items)
+        return any_nonfinite(params), jax.lax.map(sequence, jnp.arange(count))
+
+
+def _check_axes(in_axes: Any) -> tuple[Axes, Axes, Axes]:
+    if not (isinstance(in_axes, tuple) and len(in_axes) == 3):
+        raise TypeError(f"in_axes: expected a tuple of three, for (state0, xs, args), got {in_axes!r}")
+    for axis in jax.tree.leaves(in_axes):
+        if isinstance(axis, bool) or not isinstance(axis, int):
+            raise TypeError(f"in_axes: expected integers and None, got {axis!r}")
+    return in_axes
+
+
+def _parts(name: str, axes: Axes, tree: PyTree) -> tuple[list[tuple[int | None, PyTree]], Any]:
+    """The parts of the tree, each with its axis, and the structure that puts parts together."""
+    structure: Any
+    leaves, structure = jax.tree.flatten(axes, is_leaf=lambda node: node is None)
+    try:
+        return list(zip(leaves, structure.flatten_up_to(tree), strict=True)), structure
+    except ValueError as error:
+        raise ValueError(
+            f"in_axes: expected for {name} a prefix of its structure, {jax.tree.structure(tree)}, got {axes}"
+        ) from error
+
+
+def _leaf_axes(name: str, axes: Axes, tree: PyTree) -> list[int | None]:
+    """For every leaf of the tree its axis."""
+    return [axis for axis, part in _parts(name, axes, tree)[0] for _ in jax.tree.leaves(part)]
+
+
+def _item(name: str, axes: Axes, tree: PyTree, i: Array) -> PyTree:
+    """The i-th of a batch."""
+
+    def of(axis: int | None, part: PyTree) -> PyTree:
+        if axis is None:
+            return part
+        return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(jnp.asarray(a), i, axis, keepdims=False), part)
+
+    parts, structure = _parts(name, axes, tree)
+    return jax.tree.unflatten(structure, [of(axis, part) for axis, part in parts])
 
 
 def _scalars(found: _Measured) -> dict[str, float]:
-    adjoints = found.adjoint_log_norms
+    rows = zip(found.adjoint_log_norms, found.real, strict=True)
+    adjoints = [row[real] if real.any() else np.full(1, np.nan) for row, real in rows]
     values = {
         "growth_rate": found.growth_rate,
         "horizon": found.horizon,
         "end_gain": found.end_gain,
         "peak_gain": found.peak_gain,
         "gradient_log_norm": found.params_grad_log_norm,
-        "adjoint_log_norm/first": adjoints[:, 0],
-        "adjoint_log_norm/last": adjoints[:, -1],
-        "adjoint_log_norm/max": adjoints.max(axis=1),
+        "adjoint_log_norm/first": [row[0] for row in adjoints],
+        "adjoint_log_norm/last": [row[-1] for row in adjoints],
+        "adjoint_log_norm/max": [row.max() for row in adjoints],
         "spectral_norm": found.singular_values[:, 0],
         "spectral_radius": np.abs(found.eigenvalues[:, 0]),
     }
@@ -359,10 +498,15 @@ def _scalars(found: _Measured) -> dict[str, float]:
     return {"bptt/loss": float(np.mean(found.loss, dtype=np.float64)), **medians}
 
 
+def _rate_and_horizon(scalars: dict[str, float]) -> str:
+    rate, steps = scalars["bptt/growth_rate"], scalars["bptt/horizon"]
+    return f"growth rate {rate:.3g} nats per step, horizon {steps:.4g} steps"
+
+
 def _median(values: Any) -> float:
     values = np.asarray(values, np.float64)
     known = values[~np.isnan(values)]
-    return verdict.describe(known)["median"] if known.size else math.nan
+    return describe(known)["median"] if known.size else math.nan
 
 
 def _finite(values: Any) -> np.ndarray:
