@@ -86,8 +86,8 @@ def check_estimator() -> None:
     """The slope of the adjoints is the `growth_rate` of `gradient_flow`."""
     cell = bptt.rnn(16, gain=1.5)
     arguments = cell.init(jax.random.key(0), 1), jnp.linspace(-1, 1, 16), jnp.zeros((100, 1))
-    flow = bptt.gradient_flow(cell.step, *arguments, loss, stride=100)
-    gains, logs = np.append(flow.error_log_gains, 0), np.asarray(log_norms(cell.step, *arguments))
+    flow = bptt.gradient_flow(cell.step, *arguments, loss, spectra=False)
+    gains, logs = np.append(flow.signal.log_gains, 0), np.asarray(log_norms(cell.step, *arguments))
     if np.max(np.abs(gains[1:] - (logs - logs[-1]))) > 1e-3 or abs(slope(gains) - flow.growth_rate) > 1e-5:
         raise SystemExit("the slope of the adjoints is not the growth_rate of gradient_flow")
 

@@ -240,7 +240,7 @@ def matrix_free_run(hidden: int, length: int, num: int) -> dict[str, Any]:
     return {
         "peak": peak,
         "seconds": time.perf_counter() - start,
-        "product_log_norms": np.asarray(measure().product_log_norms),
+        "product_log_norms": np.asarray(measure().products.log_norms),
         "singular_values": np.asarray(measure().singular_values),
         "verdict": measure().verdict,
     }

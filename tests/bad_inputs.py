@@ -90,7 +90,7 @@ def recurrence(name: str, **options: Any) -> Target:
 
 
 SAYS: dict[str, Callable[[Any], bool]] = {
-    "gradient_flow": lambda flow: flow.verdict == "non-finite" and not flow.finite,
+    "gradient_flow": lambda flow: flow.verdict == "non-finite" and not flow.numerics.finite,
     "lyapunov_exponents": lambda found: found.first_nonfinite >= 0 and "not finite" in found.statement,
     "predict_parallel": lambda found: not finite(found.exponent),
     "deer": lambda found: not found.converged and bool(np.all(np.isnan(found.states))),
@@ -169,7 +169,9 @@ TARGETS: list[Target] = [
         loss=LOSS,
         stride=(1, "integer"),
         num=(2, "at most or none"),
-        fraction=(1e-3, "fraction"),
+        threshold=(1e-3, "fraction"),
+        share=(1e-3, "fraction"),
+        spectra=(True, "flag"),
     ),
     recurrence("lyapunov_exponents", num=(2, "at most or none"), warmup=(1, "warmup")),
     recurrence("leading_singular_values", num=NUM),

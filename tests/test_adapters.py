@@ -308,7 +308,7 @@ def test_dropout_and_layer_normalisation():
             (bptt.unroll(step, params, h0, (xs, raw), remat=3), bptt.unroll(*plain[:4])),
             (bptt.adjoints(step, params, h0, (xs, keys), loss).params_grad, perturbation_gradients(plain, loss)[0]),
         ]
-        return masks, flow.product_log_norms, pairs
+        return masks, flow.products.log_norms, pairs
 
     raw = jax.random.split(jax.random.PRNGKey(5), steps)
     masks, log_norms, pairs = results(jax.random.wrap_key_data(raw), raw)

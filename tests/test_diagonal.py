@@ -329,10 +329,10 @@ def test_flow_and_adjoints_of_lru_in_closed_form(x64):
             jax.grad(lambda p: loss(bptt.unroll_linear(step, p, h0, xs)))(params),
         )
     )(params)
-    np.testing.assert_allclose(flow.product_log_norms, back * np.log(0.9), rtol=1e-12)
-    np.testing.assert_allclose(flow.error_log_gains, back * np.log(0.5), rtol=1e-12)
+    np.testing.assert_allclose(flow.products.log_norms, back * np.log(0.9), rtol=1e-12)
+    np.testing.assert_allclose(flow.signal.log_gains, back * np.log(0.5), rtol=1e-12)
     np.testing.assert_allclose(flow.growth_rate, np.log(0.5), rtol=1e-12)
-    np.testing.assert_allclose(flow.singular_values[:, 0], 0.9, rtol=1e-13)
+    np.testing.assert_allclose(flow.spectra.singular_values[:, 0], 0.9, rtol=1e-13)
     assert flow.verdict == "vanishing"
     np.testing.assert_allclose(measured.log_norms, (back - 1) * np.log(0.5), rtol=1e-12, atol=1e-12)
     # As a cotangent of JAX: dL/dx - i dL/dy = lambda^(T - t).

@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -185,7 +186,9 @@ def test_a_long_sequence_and_many_eigenvalues_stay_small(flows) -> None:
     rng = np.random.default_rng(0)
     norms = rng.standard_normal((3, 20_000)).cumsum(axis=1)
     cloud = rng.standard_normal((3, 20, 128)) + 1j * rng.standard_normal((3, 20, 128))
-    flow = flows["{nan}"]._replace(adjoint_log_norms=norms, eigenvalues=cloud)
+    flow = flows["{nan}"]
+    signal, spectra = replace(flow.signal, adjoint_log_norms=norms), replace(flow.spectra, eigenvalues=cloud)
+    flow = replace(flow, signal=signal, spectra=spectra)
     text = _page({"long": flow})
     assert text.count("<image") == 1
     assert len(text) < 500_000

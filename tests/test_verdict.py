@@ -8,19 +8,35 @@ import pytest
 from bptt_jax.analysis import verdict
 
 EDGE = math.log(1e-3)
-NUMBERS = {
-    "length": 200,
-    "fraction": 1e-3,
-    "growth_rate": -0.25,
-    "horizon": 27.4,
-    "peak_gain": 0.0,
-    "clip_threshold": 0.123,
-    "largest_gradient_log10": 1.0,
-    "nonfinite_step": -1,
-    "nonfinite_adjoint_step": -1,
-    "nonfinite_contribution_step": -1,
-    "nonfinite_losses": 0,
-}
+CASE = verdict.Findings(
+    verdicts=["vanishing"],
+    lengths=[200],
+    threshold=1e-3,
+    rate=-0.25,
+    rate_error=0.01,
+    horizon=27.4,
+    horizon_error=0.0,
+    extrapolated=False,
+    cut_lag=-1,
+    end_gain=-50.0,
+    peak_gain=0.0,
+    order=math.nan,
+    kept=math.nan,
+    gated=None,
+    clip_threshold=0.123,
+    largest_gradient_log10=1.0,
+    range_log10=38.5,
+    in_range=True,
+    nonfinite_step=-1,
+    nonfinite_adjoint_step=-1,
+    nonfinite_contribution_step=-1,
+    nonfinite_product_step=-1,
+    nonfinite_losses=0,
+)
+
+
+def case(kind, **changes):
+    return CASE._replace(verdicts=[kind], **changes)
 
 
 @pytest.mark.parametrize(
@@ -34,6 +50,8 @@ NUMBERS = {
         (-100.0, 100.0, True, "exploding"),  # it blew up on the way, whatever arrives at the end
         (0.0, 0.0, False, "non-finite"),
         (math.nan, math.nan, False, "non-finite"),
+        (math.nan, -math.inf, True, "unmeasured"),
+        (math.nan, 100.0, True, "exploding"),
     ],
 )
 def test_judge(end, peak, finite, expected):
@@ -56,6 +74,8 @@ def test_the_threshold_is_the_callers():
         (["steady", "vanishing"], "vanishing"),
         (["steady", "steady", "exploding"], "steady"),
         (["steady"] * 9 + ["non-finite"], "non-finite"),
+        (["unmeasured"] * 9 + ["steady"], "steady"),
+        (["unmeasured"], "unmeasured"),
     ],
 )
 def test_overall(verdicts, expected):
@@ -76,44 +96,75 @@ def test_describe():
     assert all(math.isnan(v) for v in verdict.describe([1.0, np.nan]).values())
 
 
-def test_steady_needs_no_advice():
-    assert verdict.advise("steady", None, NUMBERS) == []
+@pytest.mark.parametrize("kind", ["steady", "unmeasured"])
+def test_no_advice_where_nothing_is_wrong(kind):
+    assert verdict.advise(case(kind, rate=-0.001, horizon=900.0)) == []
 
 
 @pytest.mark.parametrize("gated", [None, False, True])
 def test_advice_on_vanishing(gated):
-    tries = " | ".join(verdict.advise("vanishing", gated, NUMBERS))
+    tries = " | ".join(verdict.advise(case("vanishing", gated=gated)))
     assert "falls to 0.001 in 28 steps of 200" in tries
     assert "truncating at 28 steps" in tries
-    assert ("weights times 1.28" in tries) == (not gated)  # e^0.25
     # A gate of share p keeps p^200 = 1e-3 of its cell: p = 0.96605, of which the logit is 3.35.
     assert "bias of 3.3" in tries
-    endless = " | ".join(
-        verdict.advise("vanishing", gated, NUMBERS | {"horizon": math.inf, "growth_rate": -math.inf})
-    )
-    assert "more steps than measured" in endless
-    assert "weights times" not in endless
+    assert ("its forget" in tries) == (gated is True)
+
+
+def test_truncation_is_advised_only_where_it_saves_something():
+    assert "truncating" not in " | ".join(verdict.advise(case("vanishing", horizon=187.0)))
+
+
+def test_a_unit_that_integrates_is_told_its_leak():
+    tries = " | ".join(verdict.advise(case("vanishing", kept=0.8, gated=False)))
+    assert "keeps 0.8 of itself" in tries
+    assert "0.966 or more" in tries
+    assert "lstm" not in tries
+
+
+def test_a_cut_is_no_decay():
+    (line,) = verdict.advise(case("vanishing", cut_lag=11, end_gain=-math.inf))
+    assert "exactly zero from 11 steps back on, of 200" in line
+    assert "Sequence(resets=)" in line
 
 
 @pytest.mark.parametrize("gated", [None, False, True])
 def test_advice_on_exploding(gated):
-    tries = " | ".join(
-        verdict.advise("exploding", gated, NUMBERS | {"growth_rate": 0.25, "largest_gradient_log10": 25.0})
-    )
+    growing = case("exploding", gated=gated, rate=0.25)
+    tries = " | ".join(verdict.advise(growing._replace(largest_gradient_log10=25.0)))
     assert "clip the global norm at 0.12" in tries
     assert "reach 1e25" in tries
     assert "truncate at 27 steps" in tries  # ln(1000) / 0.25 = 27.6
     assert "stays below 1000" in tries
-    assert ("weights times 0.779" in tries) == (not gated)
-    small = " | ".join(verdict.advise("exploding", gated, NUMBERS | {"growth_rate": 0.01}))
+    small = " | ".join(verdict.advise(growing._replace(rate=0.01)))
     assert "1e25" not in small
     assert "overflow" not in small
     assert "truncate" not in small  # it would reach 690 steps
 
 
+def test_a_gradient_that_overflows_is_told_from_a_norm_that_does():
+    tries = " | ".join(verdict.advise(case("exploding", rate=2.0, largest_gradient_log10=311.0, in_range=False)))
+    assert "1e311, which ends at 1e38" in tries
+    assert "clip_adjoints" in tries
+    assert "clip the global norm" not in tries
+    assert "clip_by_global_norm" not in tries
+
+
+def test_polynomial_growth_is_no_matter_of_the_weights():
+    tries = " | ".join(verdict.advise(case("exploding", rate=0.02, order=1.0)))
+    assert "lag^1.0" in tries
+    assert "truncate" not in tries
+
+
+def test_a_forward_jacobian_that_is_nan_where_the_gradient_is_not():
+    (line,) = verdict.advise(case("steady", nonfinite_product_step=4))
+    assert "dh_5/dh_4" in line
+    assert "spectra=False" in line
+
+
 def test_advice_on_what_is_not_finite():
     def advice(**numbers):
-        (line,) = verdict.advise("non-finite", None, NUMBERS | numbers)
+        (line,) = verdict.advise(case("non-finite", **numbers))
         return line
 
     assert "state is first NaN or infinite at h_8" in advice(nonfinite_step=7, nonfinite_adjoint_step=19)
@@ -122,3 +173,21 @@ def test_advice_on_what_is_not_finite():
     assert "(x_4)" in advice(nonfinite_contribution_step=3)
     assert "(x_1 or h_0)" in advice(nonfinite_contribution_step=0)
     assert "dh_1/dh_0" in advice()
+
+
+def test_statements():
+    steady = case("steady", rate=-0.006, rate_error=0.007, horizon=1029.0, horizon_error=1100.0, extrapolated=True)
+    assert "horizon 1.03e+03 +- 1.1e+03 steps, extrapolated; -0.006 +- 0.007 nats" in verdict.state(steady)
+    assert "after 28 of 200 steps; -0.25 +- 0.01 nats" in verdict.state(case("vanishing"))
+    assert "no horizon in sight" in verdict.state(steady._replace(horizon=math.inf))
+    assert "reads no state" in verdict.state(case("unmeasured", lengths=[0]))
+    assert "less than two steps" in verdict.state(case("unmeasured", lengths=[1]))
+    assert "1e+434-fold" in verdict.state(case("exploding", peak_gain=1000.0))
+
+
+def test_the_statement_of_a_batch_tells_lengths_where_verdicts_follow_them():
+    batch = CASE._replace(verdicts=["steady"] * 2 + ["vanishing"] * 3, lengths=[12, 40, 50, 70, 90])
+    line = verdict.state(batch)
+    assert "5 sequences, 2 steady, 3 vanishing" in line
+    assert "they differ in length: steady 12 to 40, vanishing 50 to 90 steps" in line
+    assert "differ" not in verdict.state(batch._replace(lengths=[50] * 5))

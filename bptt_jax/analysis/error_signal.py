@@ -1,131 +1,295 @@
-"""The error signal on its way back to h_0: what one backward pass tells, without any D x D matrix."""
+"""The error signal on its way back: what one backward pass tells, without any D x D matrix.
 
-from functools import partial
+In each segment, a stretch between resets, the immediate derivative of the last state that the loss reads there is
+followed back alone to the segment's start (Hochreiter's error flow), since later losses do not refresh it.
+"""
+
+import math
+from functools import reduce
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
-from bptt_jax.analysis import matrix_free
 from bptt_jax.analysis.adjoints import Backward, backward
+from bptt_jax.analysis.growth import Growth, Tally
 from bptt_jax.analysis.loss import BoundLoss
 from bptt_jax.linalg import logscale
-from bptt_jax.recurrence.linearization import Linearization
-from bptt_jax.step import Array, PyTree, Recurrence, State, ravel_state
+from bptt_jax.linalg.logscale import LogScaled
+from bptt_jax.recurrence.linearization import Linearization, cut
+from bptt_jax.step import PyTree, Recurrence, State, choose
 
 
-class Signal(NamedTuple):
-    """What one backward pass tells, without Jacobians; fields as in `GradientFlow`.
+class ErrorSignal(NamedTuple):
+    """What one backward pass tells. Of the state's L leaves that hold floating numbers, in their order.
 
     Attributes:
       done: the backward pass.
-      starts: h_0 .. h_{T-1}.
-      reads: whether the loss reads any state; if not, `gains` is NaN.
-      last_read: index of the last that it reads.
-      back: s, as `GradientFlow.reach`.
-      gains: ``[T]``, as `GradientFlow.error_log_gains`.
-      peak: as `GradientFlow.peak_gain`.
-      bad_state, bad_adjoint: ``[T]``, where these are not finite.
-      finite: whether loss, states and adjoints are.
+      lags: ``[T]``, real steps from where the signal begins in its segment back to h_t; 0 where there is no signal:
+        in padding, and after it. At the step that leads to the state where it begins, the lag is 1.
+      gains: ``[T]``, log of what arrives at h_t of the signal, relative to its norm; NaN where there is none.
+      leaf_gains: ``[T, L]``, likewise what arrives in each leaf, relative to the norm of the whole signal.
+      growth: of `gains`.
+      leaf_growth: of `leaf_gains`, ``[L]``.
+      adjoint_log_norms: ``[T]``, log of ``||dL/dh_{t+1}||``; NaN in padding.
+      largest: of the adjoints' log norms.
+      reach: lags of the longest segment.
+      peak_gain: the largest, over t, of ``log ||dL/dh_t|| - log sum_k ||dl/dh_k||``, over all k >= t in the segment:
+        at most 0 if no product of Jacobians exceeds 1. -inf if the loss reads no state.
+      reads: whether the loss reads any state that a real step leads to.
+      first_nonfinite_state: the first t whose h_{t+1} is NaN or infinite; -1 if none.
+      first_nonfinite_adjoint: likewise of dL/dh_{t+1}, going backwards; -1 if none.
+      finite: whether the loss, the adjoints and what is followed are, and no state is NaN.
     """
 
     done: Backward
-    starts: State
-    adjoint_log_norms: Array
-    reads: Array
-    last_read: Array
-    back: Array
-    gains: Array
-    peak: Array
-    bad_state: Array
-    bad_adjoint: Array
-    finite: Array
+    lags: Int[Array, " T"]
+    gains: Float[Array, " T"]
+    leaf_gains: Float[Array, "T L"]
+    growth: Growth
+    leaf_growth: Growth
+    adjoint_log_norms: Float[Array, " T"]
+    largest: Float[Array, ""]
+    reach: Int[Array, ""]
+    peak_gain: Float[Array, ""]
+    reads: Bool[Array, ""]
+    first_nonfinite_state: Int[Array, ""]
+    first_nonfinite_adjoint: Int[Array, ""]
+    finite: Bool[Array, ""]
 
 
-def propagate_error_signal(recurrence: Recurrence, loss: BoundLoss) -> Signal:
-    """Follows the error signal of the last state that the loss reads; nothing here is of size D x D."""
+def propagate_error_signal(
+    recurrence: Recurrence, loss: BoundLoss, *, threshold: Float[Array, ""], share: Float[Array, ""]
+) -> ErrorSignal:
+    """Follows the error signals of all segments back, in one reverse scan; nothing here is of size D x D.
+
+    Args:
+      recurrence, loss: to be traced.
+      threshold: where a signal counts as gone.
+      share: of the largest immediate derivative in a segment, in its largest entry, which one must exceed to count as
+        reading its state.
+    """
     done = backward(recurrence, loss)
-    states, starts = done.along.states, done.along.starts
-    log_norms, immediate, steps = done.signal.log_norm, done.loss.states, recurrence.length
-    error, reads, last_read = _error_signal(immediate)
-    bad_state = ~_finite_by_step(states)
-    bad_adjoint = ~(log_norms < jnp.inf)
-    return Signal(
+    along = done.along
+    real = along.recurrence.instants.real
+    immediate = done.loss.states if real is None else _at_held_states(done.loss.states, real)
+    adjoints = done.signal.log_norm
+    level = jnp.log(threshold).astype(adjoints.dtype)
+    least = _least_that_reads(immediate, along.recurrence, share.astype(adjoints.dtype))
+    end, ways = _send_back(along, immediate, adjoints, least, level)
+    growth = end.tally.growth(ways.increments, ways.places, level)
+    leaves = slice(None) if ways.gains.shape[1] == 1 else slice(1, None)
+    found = end.found
+    return ErrorSignal(
         done,
-        starts,
-        log_norms,
-        reads,
-        last_read,
-        jnp.where(reads, last_read + 1, steps),
-        _error_log_gains(done.along, starts, error, last_read),
-        _peak_gain(log_norms, immediate),
-        bad_state,
-        bad_adjoint,
-        jnp.isfinite(done.loss.value) & ~jnp.any(bad_state) & ~jnp.any(bad_adjoint),
+        ways.lags.astype(jnp.int32),
+        ways.gains[:, 0],
+        ways.gains[:, leaves],
+        jax.tree.map(lambda a: a[0], growth),
+        jax.tree.map(lambda a: a[leaves], growth),
+        adjoints if real is None else jnp.where(real, adjoints, jnp.nan),
+        found.largest,
+        end.tally.length[0].astype(jnp.int32),
+        found.peak,
+        end.tally.lags[0] > 0,
+        found.bad_state.astype(jnp.int32),
+        found.bad_adjoint.astype(jnp.int32),
+        jnp.isfinite(done.loss.value) & (found.spoilt == 0) & (found.bad_adjoint < 0),
     )
 
 
-def slope(gains: Array, back: Array) -> Array:
-    """The growth rate: least-squares slope of the gains against the steps back, the start (0, 0) included."""
-    steps = gains.shape[0]
-    gains = jnp.append(gains, 0.0)
-    back = back.astype(gains.dtype)
-    lag = (back - jnp.arange(steps + 1, dtype=gains.dtype)) / back
-    used = (lag > 0) | (jnp.arange(steps + 1) == steps)
-    lag = jnp.where(jnp.arange(steps + 1) == steps, 0.0, lag)
-    dead = jnp.any(used & (gains == -jnp.inf))
-    gains = jnp.where(used & (gains != -jnp.inf), gains, 0.0)
-    n = jnp.sum(used, dtype=gains.dtype)
-    centred = jnp.where(used, lag - jnp.sum(jnp.where(used, lag, 0.0)) / n, 0.0)
-    slope = jnp.sum(centred * (gains - jnp.sum(gains) / n)) / jnp.sum(centred**2) / back
-    return jnp.where(dead, -jnp.inf, slope)
+def _at_held_states(immediate: State, real: Bool[Array, " T"]) -> State:
+    """The immediate derivatives, those at padded steps moved to the last real step, whose state is held there."""
+    index = jnp.arange(len(real))
+    owner = jax.lax.cummax(jnp.where(real, index, -1))
+    owner = jnp.where(owner < 0, len(real), owner)  # before the first one that of h_0, which no step leads to
+    return jax.tree.map(lambda a: jnp.zeros_like(a).at[owner].add(a, mode="drop"), immediate)
 
 
-def horizon(gains: Array, back: Array, rate: Array, fraction: Array) -> Array:
-    """Steps until the gains have fallen to `fraction` for good."""
-    lag = back - jnp.arange(gains.shape[0])
-    threshold = jnp.log(fraction).astype(gains.dtype)
-    within = 1 + jnp.max(jnp.where((lag > 0) & (gains >= threshold), lag, 0))
-    falling = rate < 0
-    further = (threshold - gains[0]) / jnp.where(falling, rate, -1)
-    beyond = jnp.where(falling, back.astype(gains.dtype) + further, jnp.inf)
-    horizon = jnp.where(gains[0] >= threshold, beyond, within.astype(gains.dtype))
-    return jnp.where(jnp.any(jnp.isnan(gains)), jnp.nan, horizon)
+def _least_that_reads(immediate: State, recurrence: Recurrence, share: Float[Array, ""]) -> Float[Array, "#T"]:
+    """That share of the largest entry in the segment of each step; of what is finite."""
+
+    def largest(a: Array) -> Array:
+        a = jnp.abs(a).reshape(recurrence.length, -1)
+        return jnp.max(jnp.where(a < jnp.inf, a, 0), axis=1, initial=0).astype(share.dtype)
+
+    found = reduce(jnp.maximum, map(largest, jax.tree.leaves(immediate)))
+    if recurrence.instants.reset is None:
+        found = jnp.broadcast_to(jnp.max(found), found.shape)
+    else:
+        segment = jnp.cumsum(recurrence.instants.reset)
+        found = jax.ops.segment_max(found, segment, num_segments=recurrence.length)[segment]
+    return share * found
 
 
-def _finite_by_step(states: State) -> Array:
-    leaves = jax.tree.leaves(states)
-    return jnp.stack([jnp.all(jnp.isfinite(a.reshape(a.shape[0], -1)), axis=1) for a in leaves]).all(axis=0)
+class _Sizes(NamedTuple):
+    """Of a tree as a whole and, if there are several, of each of its leaves, ``[R]``: their norm is
+    ``largest * sqrt(squares)``."""
+
+    largest: Array
+    squares: Array
+
+    @property
+    def logs(self) -> Float[Array, " R"]:
+        zero = self.largest == 0
+        logs = jnp.log(jnp.where(zero, 1, self.largest)) + jnp.log(jnp.where(zero, 1, self.squares)) / 2
+        return jnp.where(zero, -jnp.inf, logs)
 
 
-def _error_signal(immediate: State) -> tuple[Array, Array, Array]:
-    """(dl/dh_s as a real vector [D], whether there is one, index of s)."""
-    # The cotangent of x + iy is dL/dx - i dL/dy, while Jacobians act on (x, y).
-    vectors = jax.vmap(lambda d: ravel_state(jax.tree.map(jnp.conj, d))[0])(immediate)
-    reads = jnp.any(vectors != 0, axis=1)
-    last = vectors.shape[0] - 1 - jnp.argmax(reads[::-1])
-    any_read = jnp.any(reads)
-    return vectors[last], any_read, jnp.where(any_read, last, vectors.shape[0] - 1)
+def _measure(tree: PyTree) -> tuple[LogScaled, _Sizes]:
+    """The tree, normalized, and its sizes."""
+    leaves = [jnp.abs(a) for a in jax.tree.leaves(tree)]
+    dtype = max([jnp.dtype(jnp.float32), *(a.dtype for a in leaves)], key=lambda d: d.itemsize)
+    leaves = [a.astype(dtype) for a in leaves]
+    largest = [jnp.max(a, initial=0) for a in leaves]
+    top = reduce(jnp.maximum, largest)
+    exponent = jnp.where((top == 0) | ~jnp.isfinite(top), 0, jnp.frexp(top)[1])
+    scales = [jnp.where(each == 0, 1, each) for each in largest]
+    squares = [jnp.sum(jnp.square(a / scale)) for a, scale in zip(leaves, scales, strict=True)]
+    if len(leaves) > 1:
+        whole = jnp.where(top == 0, 1, top)
+        squares = [sum(s * jnp.square(a / whole) for s, a in zip(squares, largest, strict=True)), *squares]
+        largest = [top, *largest]
+    return LogScaled(logscale.shift(tree, -exponent), exponent), _Sizes(jnp.stack(largest), jnp.stack(squares))
 
 
-def _error_log_gains(along: Linearization, starts: State, error: Array, last_read: Array) -> Array:
-    """Log norms [T] of the error signal carried back to each h_t, relative to its start."""
-    pull = matrix_free.pull_back(along)
+class _Found(NamedTuple):
+    """Scalars of the reverse scan, floating numbers, so that one array holds them.
 
-    def body(signal: tuple[Array, Array], inputs: tuple[PyTree, Array]) -> tuple[tuple[Array, Array], Array]:
-        residuals, move = inputs
-        moved = logscale.normalize(pull(residuals, signal[0]), signal[1])
-        signal = jax.tree.map(partial(jnp.where, move), moved, signal)
-        return signal, logscale.log_norm(*signal)
+    Attributes:
+      lag: real steps since the signal began; -1 if there is none.
+      origin: log of the norm with which it began.
+      came_in: log of the sum of the norms of the immediate derivatives, from the end of the segment on.
+      peak, largest, bad_state, bad_adjoint: see `ErrorSignal`.
+      spoilt: 1 if a state or the signal is NaN.
+    """
 
-    on_the_way = jnp.arange(jax.tree.leaves(starts)[0].shape[0]) <= last_read
-    start = logscale.normalize(error, jnp.zeros((), jnp.int32))
-    _, gains = jax.lax.scan(body, start, (along.residuals, on_the_way), reverse=True)
-    return gains - logscale.log_norm(*start)
+    lag: Array
+    origin: Array
+    came_in: Array
+    peak: Array
+    largest: Array
+    bad_state: Array
+    bad_adjoint: Array
+    spoilt: Array
 
 
-def _peak_gain(adjoint_log_norms: Array, immediate: State) -> Array:
-    """The largest ``||lambda_t|| / sum_{k >= t} ||dl/dh_k||``: at most 1 if no product of Jacobians exceeds 1."""
-    came_in = jax.lax.cumlogsumexp(jax.vmap(logscale.log_norm)(immediate), reverse=True)
-    silent = came_in == -jnp.inf
-    return jnp.max(jnp.where(silent, -jnp.inf, adjoint_log_norms - jnp.where(silent, 0.0, came_in)))
+class _Carried(NamedTuple):
+    """Of the reverse scan: what has arrived, normalized; the logarithms of its mantissa and of those of its leaves,
+    ``[R]``; and what was found."""
+
+    signal: LogScaled
+    logs: Array
+    found: Array
+    tally: Array
+
+
+class _End(NamedTuple):
+    found: _Found
+    tally: Tally
+
+
+class _Ways(NamedTuple):
+    """Of all steps: see `ErrorSignal` and `bptt_jax.analysis.growth.Tally.growth`."""
+
+    lags: Array
+    gains: Array
+    increments: Array
+    places: Array
+
+
+def _send_back(
+    along: Linearization,
+    immediate: State,
+    adjoints: Float[Array, " T"],
+    least: Float[Array, " T"],
+    level: Float[Array, ""],
+) -> tuple[_End, _Ways]:
+    """The reverse scan. What it carries beside the signal is packed: each array that it carries or gives is one more
+    loop to compile."""
+    dtype = adjoints.dtype
+    steps = along.recurrence.length
+
+    def body(carry: _Carried, at: tuple[PyTree, State, State, Array, Array, Array]) -> tuple[_Carried, Array]:
+        residuals, state, derivative, adjoint, least, t = at
+        real = True if residuals.real is None else residuals.real
+        found, tally = _Found(*carry.found), Tally(*carry.tally)
+        start, sizes = _measure(derivative)
+        logs = sizes.logs
+        # Not "above", so that NaN reads.
+        begins = real & (found.lag < 0) & (sizes.largest[0] != 0) & ~(sizes.largest[0] <= least)
+        fresh = LogScaled(start.mantissa, jnp.zeros_like(start.exponent)), logs - _log(start.exponent, dtype)
+        signal, before = choose(begins, fresh, (carry.signal, carry.logs))
+        tally = choose(begins, tally.begin(), tally)
+        origin = jnp.where(begins, logs[0] - _log(start.exponent, dtype), found.origin)
+        lag = jnp.where(begins, 0, found.lag)
+        came_in = jnp.logaddexp(found.came_in, logs[0])
+        silent = (came_in == -jnp.inf) | jnp.logical_not(real)
+        peak = jnp.maximum(found.peak, jnp.where(silent, -jnp.inf, adjoint - jnp.where(silent, 0, came_in)))
+
+        pulled, sizes = _measure(along.pull(residuals, signal.mantissa))
+        moved = real & (lag >= 0)
+        lag = jnp.where(moved, lag + 1, lag)
+        logs = sizes.logs
+        increment, after = logs - before, logs - _log(pulled.exponent, dtype)
+        gain = logs + _log(signal.exponent, dtype) - origin
+        left, arrived = before != -jnp.inf, logs != -jnp.inf
+        further = tally.step(lag, gain, increment, left, arrived, level)
+        alive = moved & (further.place > tally.place)
+        tally = choose(moved, further, tally)
+        values = (gain, increment, tally.place)
+        outside = (jnp.nan, 0.0, 0.0)
+        kept = (moved, alive, alive)
+        out = jnp.stack([jnp.where(k, v, o) for k, v, o in zip(kept, values, outside, strict=True)])
+        out = jnp.concatenate([jnp.broadcast_to(jnp.where(moved, lag, 0), (1, out.shape[1])), out])
+
+        bad = [~jnp.isfinite(a) for a in _floating(state)]
+        nan = [jnp.isnan(a) for a in _floating(state)]
+        spoilt = (
+            reduce(jnp.logical_or, map(jnp.any, nan))
+            | (moved & jnp.isnan(gain[0]))
+            | (moved & (gain[0] == jnp.inf))
+        )
+        signal = LogScaled(pulled.mantissa, signal.exponent + pulled.exponent)
+        if residuals.reset is None:
+            last = t == 0
+        else:
+            last = residuals.reset | (t == 0)
+            signal = cut(residuals, signal)
+        tally = choose(last & (lag > 0), tally.end(lag), tally)
+        found = _Found(
+            jnp.where(last, -1, lag),
+            origin,
+            jnp.where(last, -jnp.inf, came_in),
+            peak,
+            jnp.maximum(found.largest, adjoint),
+            jnp.where(reduce(jnp.logical_or, map(jnp.any, bad)), t, found.bad_state),
+            jnp.where((found.bad_adjoint < 0) & ~(adjoint < jnp.inf), t, found.bad_adjoint),
+            jnp.where(spoilt, 1, found.spoilt),
+        )
+        return _Carried(signal, after, jnp.stack(found), jnp.stack(tally)), out
+
+    nothing = along.no_cotangents
+    _, sizes = _measure(nothing)
+    rows = len(sizes.largest)
+    found = _Found(*(jnp.asarray(v, dtype) for v in (-1, 0, -jnp.inf, -jnp.inf, -jnp.inf, -1, -1, 0)))
+    carry = _Carried(
+        LogScaled(nothing, jnp.zeros((), jnp.int32)),
+        jnp.full(rows, -jnp.inf, dtype),
+        jnp.stack(found),
+        jnp.stack(Tally.empty(rows, dtype)),
+    )
+    inputs = along.residuals, along.states, immediate, adjoints, least, jnp.arange(steps, dtype=dtype)
+    end, out = jax.lax.scan(body, carry, inputs, reverse=True)
+    ways = _Ways(out[:, 0, 0], out[:, 1], out[:, 2], out[:, 3])
+    return _End(_Found(*end.found), Tally(*end.tally)), ways
+
+
+def _log(exponent: Int[Array, ""], dtype: jnp.dtype) -> Float[Array, ""]:
+    """log of 2^exponent."""
+    return exponent.astype(dtype) * math.log(2)
+
+
+def _floating(tree: PyTree) -> list[Array]:
+    return [a for a in jax.tree.leaves(tree) if jnp.issubdtype(a.dtype, jnp.inexact)]

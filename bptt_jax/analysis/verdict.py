@@ -2,40 +2,43 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-Verdict: TypeAlias = Literal["vanishing", "exploding", "steady", "non-finite"]
+Verdict: TypeAlias = Literal["unmeasured", "steady", "vanishing", "exploding", "non-finite"]
 
-SEVERITY: tuple[Verdict, ...] = ("steady", "vanishing", "exploding", "non-finite")
+SEVERITY: tuple[Verdict, ...] = ("unmeasured", "steady", "vanishing", "exploding", "non-finite")
+
+_LEAKY = 0.5  # of itself that a unit keeps in a step, from which on it is taken for one that integrates
 
 
-def judge(end_gain: float, peak_gain: float, fraction: float, finite: bool) -> Verdict:
+def judge(end_gain: float, peak_gain: float, threshold: float, finite: bool) -> Verdict:
     """One sequence's verdict.
 
     Args:
-      end_gain: log of what is left at h_0 of the error signal of the last step that the loss reads.
+      end_gain: log of what is left of the error signal at the start of its longest segment; NaN if there is nothing
+        to tell by.
       peak_gain: log of the largest adjoint relative to what an isometry would have carried.
-      fraction: the threshold; see `bptt_jax.gradient_flow` for its reason.
+      threshold: see `bptt_jax.gradient_flow` for its reason.
       finite: whether all of the forward and backward pass is.
     """
     if not finite:
         return "non-finite"
-    if peak_gain > -math.log(fraction):
+    if peak_gain > -math.log(threshold):
         return "exploding"
-    if end_gain < math.log(fraction):
-        return "vanishing"
-    return "steady"
+    if math.isnan(end_gain):
+        return "unmeasured"
+    return "vanishing" if end_gain < math.log(threshold) else "steady"
 
 
 def overall(verdicts: list[Verdict]) -> Verdict:
-    """The most frequent verdict of a batch, the graver one of two equally frequent; one NaN spoils a batch."""
+    """The most frequent verdict of a batch, the graver one of two equally frequent; one NaN spoils a batch, and where
+    nothing was measured does not count."""
     if "non-finite" in verdicts:
         return "non-finite"
-    count = Counter(verdicts)
-    return max(count, key=lambda v: (count[v], SEVERITY.index(v)))
+    count = Counter(v for v in verdicts if v != "unmeasured")
+    return max(count, key=lambda v: (count[v], SEVERITY.index(v)), default="unmeasured")
 
 
 def describe(values: Any) -> dict[str, float]:
@@ -53,75 +56,232 @@ def describe(values: Any) -> dict[str, float]:
         }
 
 
-def advise(verdict: Verdict, gated: bool | None, numbers: Mapping[str, float]) -> list[str]:
-    """What to try, with numbers from the measurement.
+class Findings(NamedTuple):
+    """What is put into words: of one sequence, or typical of a batch.
 
-    Args:
-      verdict: of the sequence or batch.
+    Attributes:
+      verdicts: of every sequence.
+      lengths: lags of the longest segment of every sequence.
+      threshold: where a signal counts as gone.
+      rate, rate_error: nats per step backwards.
+      horizon, horizon_error, extrapolated: the median sequence's.
+      cut_lag: the median lag at which the step itself erases the signal, among the sequences in which it does so
+        within a segment; -1 if there is none.
+      end_gain, peak_gain: logs, medians.
+      order: power of the lag by which the signal grows, where it is a power and no exponential; else NaN.
+      kept: mean eigenvalue of the Jacobians, the share of itself that a unit keeps in a step; NaN if unknown.
       gated: whether the step has a forget or update gate; None if unknown.
-      numbers: ``length``, ``fraction``, ``growth_rate``, ``horizon``, ``peak_gain``, ``clip_threshold`` and
-        ``largest_gradient_log10``, ``nonfinite_step``, ``nonfinite_adjoint_step``, ``nonfinite_contribution_step``
-        (the first of the batch, -1 for none) and ``nonfinite_losses``, their number; the others a typical value.
+      clip_threshold: NaN if there is none to recommend.
+      largest_gradient_log10: of what one step adds to the gradient.
+      range_log10: of the largest number that its dtype holds.
+      in_range: whether the gradient is in that range.
+      nonfinite_step, nonfinite_adjoint_step, nonfinite_contribution_step: the first of the batch, counted from 0, or
+        -1; of the products the last.
+      nonfinite_product_step: t such that dh_e/dh_t is the last product that is not finite, -1 if all are.
+      nonfinite_losses: how many.
     """
-    length, fraction = int(numbers["length"]), numbers["fraction"]
-    rate, horizon = numbers["growth_rate"], numbers["horizon"]
-    match verdict:
-        case "steady":
-            return []
+
+    verdicts: list[Verdict]
+    lengths: list[int]
+    threshold: float
+    rate: float
+    rate_error: float
+    horizon: float
+    horizon_error: float
+    extrapolated: bool
+    cut_lag: int
+    end_gain: float
+    peak_gain: float
+    order: float
+    kept: float
+    gated: bool | None
+    clip_threshold: float
+    largest_gradient_log10: float
+    range_log10: float
+    in_range: bool
+    nonfinite_step: int
+    nonfinite_adjoint_step: int
+    nonfinite_contribution_step: int
+    nonfinite_product_step: int
+    nonfinite_losses: int
+
+    @property
+    def verdict(self) -> Verdict:
+        return overall(self.verdicts)
+
+    @property
+    def length(self) -> int:
+        """Typical lags."""
+        return sorted(self.lengths)[(len(self.lengths) - 1) // 2]
+
+
+def with_error(rate: float, error: float) -> str:
+    """A rate with its standard error."""
+    return f"{rate:.3g} nats per step" if math.isnan(error) else f"{rate:.3g} +- {error:.2g} nats per step"
+
+
+def horizon_words(horizon: float, error: float, extrapolated: bool) -> str:
+    """A horizon, marked where it is extrapolated."""
+    if math.isnan(horizon):
+        return "horizon unknown"
+    if math.isinf(horizon):
+        return "no horizon in sight"
+    if not extrapolated:
+        return f"horizon {math.ceil(horizon)} steps"
+    return f"horizon {horizon:.3g}{'' if math.isnan(error) else f' +- {error:.2g}'} steps, extrapolated"
+
+
+def state(f: Findings) -> str:
+    """What was found, in one line."""
+    if len(f.verdicts) > 1:
+        return _state_of_batch(f)
+    rate = with_error(f.rate, f.rate_error)
+    match f.verdict:
+        case "unmeasured" if f.length == 0:
+            return "unmeasured: the loss reads no state that a step leads to"
+        case "unmeasured":
+            return "unmeasured: the error signal has less than two steps to go back"
         case "non-finite":
-            if numbers["nonfinite_step"] >= 0:
-                where = f"the state is first NaN or infinite at h_{int(numbers['nonfinite_step']) + 1}"
-                return [f"{where}: bound the activation or lower the recurrent gain, and look at that input"]
-            if numbers["nonfinite_adjoint_step"] >= 0:
-                where = f"dL/dh_{int(numbers['nonfinite_adjoint_step']) + 1}"
-                return [
-                    f"the backward pass is first NaN or infinite at {where}: "
-                    "look for a derivative that is infinite there (sqrt or norm at 0, log of 0)"
-                ]
-            if numbers["nonfinite_losses"] > 0:
-                return ["the loss is NaN or infinite though all states are finite: look into the loss"]
-            if numbers["nonfinite_contribution_step"] >= 0:
-                t = int(numbers["nonfinite_contribution_step"]) + 1
-                bounded = "x_1 or h_0" if t == 1 else f"x_{t}"
-                return [
-                    f"states and adjoints are finite, but what step {t} adds to the gradient is not: look for an "
-                    f"infinity that the step bounds ({bounded}), or an infinite derivative with respect to a "
-                    "parameter (sqrt or norm at 0)"
-                ]
-            return ["dh_1/dh_0 is NaN or infinite: look for a derivative that is infinite at h_0"]
+            return f"non-finite: {_what_is_not_finite(f)}"
+        case "vanishing" if f.cut_lag >= 0:
+            cut = f"the step itself makes the error signal exactly zero after {f.cut_lag} of {f.length} steps"
+            return f"vanishing: {cut}; {rate} before" if f.cut_lag > 2 else f"vanishing: {cut}"
         case "vanishing":
-            tries = [f"the signal falls to {fraction:g} in {_steps(horizon)} of {length}: nothing older is learned"]
-            if not gated and math.isfinite(rate) and rate < 0:
-                tries.append(_rescale(rate))
-            # A gate that keeps a share p of its cell at every step keeps p^T of it over T.
-            bias = f"at a bias of {_logit(fraction ** (1 / length)):.1f} or more, to reach back {length} steps"
-            tries.append(f"{'its' if gated else 'gru or lstm, with the'} forget (update) gate {bias}")
-            if math.isfinite(horizon):
-                tries.append(f"truncating at {math.ceil(horizon)} steps loses next to nothing")
-            return tries
+            end = math.ceil(f.horizon)
+            return f"vanishing: less than {f.threshold:g} of the signal is left after {end} of {f.length} steps; {rate}"
         case "exploding":
-            threshold = numbers["clip_threshold"]
-            tries = [f"clip the global norm at {threshold:.2g}"] if math.isfinite(threshold) else []
-            if numbers["largest_gradient_log10"] > math.log10(float(np.finfo(np.float32).max)) / 2:
-                tries.append(
-                    f"gradient norms reach 1e{numbers['largest_gradient_log10']:.0f}: use a clip whose norm cannot "
-                    "overflow (squares in float32 end at 1e19)"
-                )
-            if rate > 0 and not gated:
-                tries.append(_rescale(rate))
-            reach = max(1, math.floor(-math.log(fraction) / rate)) if rate > 0 else length
-            if reach < length:
-                tries.append(f"truncate at {reach} steps, within which the growth stays below {1 / fraction:g}")
-            return tries
+            return f"exploding: adjoints grow {_plain(f.peak_gain)}-fold within {f.length} steps; {rate}"
+    horizon = horizon_words(f.horizon, f.horizon_error, f.extrapolated)
+    return f"steady: {horizon}; {rate}; {_plain(f.end_gain)} of the signal is left after {f.length} steps"
 
 
-def _rescale(rate: float) -> str:
-    return f"recurrent weights times {math.exp(-rate):.3g} and measure again, or orthogonal ones"
+def _state_of_batch(f: Findings) -> str:
+    counts = [f"{f.verdicts.count(v)} {v}" for v in SEVERITY if v in f.verdicts]
+    parts = [f"{len(f.verdicts)} sequences, {', '.join(counts)}"]
+    if f.verdict == "non-finite":
+        return f"{parts[0]}: {_what_is_not_finite(f)}"
+    if not math.isnan(f.rate):
+        parts.append(with_error(f.rate, f.rate_error))
+        parts.append(horizon_words(f.horizon, f.horizon_error, f.extrapolated))
+    lengths = {v: [n for n, w in zip(f.lengths, f.verdicts, strict=True) if w == v] for v in SEVERITY}
+    if lengths["steady"] and lengths["vanishing"] and min(f.lengths) < max(f.lengths):
+        spans = ", ".join(f"{v} {_span(lengths[v])}" for v in ("steady", "vanishing"))
+        parts.append(f"they differ in length: {spans} steps")
+    return "; ".join(parts)
+
+
+def _span(lengths: list[int]) -> str:
+    low, high = min(lengths), max(lengths)
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def _plain(log: float) -> str:
+    """exp(log), which may be no float, with two digits."""
+    if not math.isfinite(log):
+        return "0" if log < 0 else str(log)
+    if abs(log) < 600:
+        return f"{math.exp(log):.2g}"
+    return f"1e{round(log / math.log(10)):+d}"
+
+
+def advise(f: Findings) -> list[str]:
+    """What to try, with numbers from the measurement."""
+    match f.verdict:
+        case "non-finite":
+            return [_what_is_not_finite(f)]
+        case "vanishing":
+            tries = _against_vanishing(f)
+        case "exploding":
+            tries = _against_explosion(f)
+        case _:
+            tries = []
+    if f.nonfinite_product_step >= 0:
+        tries.append(
+            f"norms of products and spectra are NaN from dh_{f.nonfinite_product_step + 1}/dh_"
+            f"{f.nonfinite_product_step} on, where the forward Jacobian is NaN though the backward pass is finite (a "
+            "log-sum-exp of -inf is such a case): the gradient is not touched; spectra=False leaves them out"
+        )
+    return tries
+
+
+def _what_is_not_finite(f: Findings) -> str:
+    if f.nonfinite_step >= 0:
+        where = f"the state is first NaN or infinite at h_{f.nonfinite_step + 1}"
+        return f"{where}: bound the activation or lower the recurrent gain, and look at that input"
+    if f.nonfinite_adjoint_step >= 0:
+        return (
+            f"the backward pass is first NaN or infinite at dL/dh_{f.nonfinite_adjoint_step + 1}: "
+            "look for a derivative that is infinite there (sqrt or norm at 0, log of 0)"
+        )
+    if f.nonfinite_losses > 0:
+        return "the loss is NaN or infinite though all states are finite: look into the loss"
+    if f.nonfinite_contribution_step >= 0:
+        t = f.nonfinite_contribution_step + 1
+        bounded = "x_1 or h_0" if t == 1 else f"x_{t}"
+        return (
+            f"states and adjoints are finite, but what step {t} adds to the gradient is not: look for an "
+            f"infinity that the step bounds ({bounded}), or an infinite derivative with respect to a "
+            "parameter (sqrt or norm at 0)"
+        )
+    return "dh_1/dh_0 is NaN or infinite: look for a derivative that is infinite at h_0"
+
+
+def _against_vanishing(f: Findings) -> list[str]:
+    if f.cut_lag >= 0:
+        return [
+            f"the signal is exactly zero from {f.cut_lag} steps back on, of {f.length}: the step itself erases the "
+            "state there (a unit that is off or saturated, or a new episode: if so declare it, Sequence(resets=))"
+        ]
+    length, end = f.length, math.ceil(f.horizon)
+    tries = [f"the signal falls to {f.threshold:g} in {end} steps of {length}: nothing older is learned"]
+    # A unit that keeps a share p of itself at every step keeps p^T of it over T.
+    share = f.threshold ** (1 / length)
+    if f.gated:
+        tries.append(
+            f"its forget (update) gate at a bias of {_logit(share):.1f} or more, to reach back {length} steps"
+        )
+    elif f.kept >= _LEAKY:
+        tries.append(
+            f"a unit keeps {f.kept:.2g} of itself in a step: at {share:.3g} or more (a smaller leak, a smaller time "
+            f"step, an update gate at a bias of {_logit(share):.1f}) it reaches back {length} steps"
+        )
+    else:
+        tries.append(
+            f"gru or lstm, with the forget (update) gate at a bias of {_logit(share):.1f} or more, to reach back "
+            f"{length} steps"
+        )
+    if 2 * end <= length:
+        tries.append(f"truncating at {end} steps loses next to nothing")
+    return tries
+
+
+def _against_explosion(f: Findings) -> list[str]:
+    tries = []
+    if not f.in_range:
+        tries.append(
+            f"the gradient itself leaves its dtype (1e{f.largest_gradient_log10:.0f}, which ends at "
+            f"1e{f.range_log10:.0f}), so no clip of it can help: clip dL/dh on its way back (bptt_jax.clip_adjoints), "
+            "or truncate"
+        )
+    else:
+        if math.isfinite(f.clip_threshold):
+            tries.append(f"clip the global norm at {f.clip_threshold:.2g}")
+        if f.largest_gradient_log10 > f.range_log10 / 2:
+            tries.append(
+                f"gradient norms reach 1e{f.largest_gradient_log10:.0f}: use bptt_jax.clip_by_global_norm, whose norm "
+                f"cannot overflow (squares end at 1e{f.range_log10 / 2:.0f})"
+            )
+    if not math.isnan(f.order):
+        tries.append(
+            f"the growth is polynomial, as lag^{f.order:.1f}, not exponential, as of what moves freely: no factor on "
+            "weights changes that; divide the loss by it, or clip"
+        )
+        return tries
+    reach = max(1, math.floor(-math.log(f.threshold) / f.rate)) if f.rate > 0 else f.length
+    if reach < f.length:
+        tries.append(f"truncate at {reach} steps, within which the growth stays below {1 / f.threshold:g}")
+    return tries
 
 
 def _logit(p: float) -> float:
     return math.log(p) - math.log1p(-p)
-
-
-def _steps(horizon: float) -> str:
-    return f"{math.ceil(horizon)} steps" if math.isfinite(horizon) else "more steps than measured"

@@ -351,25 +351,27 @@ def _numbers(flow: GradientFlow, gated: bool | None) -> dict[str, Any]:
         q = np.quantile(np.asarray(values, np.float64), [0.1, 0.5, 0.9], axis=0, method="inverted_cdf")
         return {"q10": q[0].tolist(), "median": q[1].tolist(), "q90": q[2].tolist()}
 
-    singular = np.moveaxis(np.asarray(flow.singular_values, np.float64), 1, 0)
+    assert flow.products is not None
+    assert flow.spectra is not None
+    singular = np.moveaxis(np.asarray(flow.spectra.singular_values, np.float64), 1, 0)
     singular = singular.reshape(singular.shape[0], -1)
     levels = {"min": 0.0, "q10": 0.1, "median": 0.5, "q90": 0.9, "max": 1.0}
     return {
         **flow.summary(),
         "advice": flow.advice(gated=gated),
         "per_step": {
-            name: over_batch(getattr(flow, name))
-            for name in (
-                "adjoint_log_norms",
-                "product_log_norms",
-                "error_log_gains",
-                "contribution_log_norms",
-                "contribution_shares",
-            )
+            name: over_batch(values)
+            for name, values in {
+                "adjoint_log_norms": flow.signal.adjoint_log_norms,
+                "product_log_norms": flow.products.log_norms,
+                "error_log_gains": flow.signal.log_gains,
+                "contribution_log_norms": flow.contributions.log_norms,
+                "contribution_shares": flow.contributions.shares,
+            }.items()
         },
-        "spectra_steps": np.asarray(flow.spectra_steps)[0].tolist(),
+        "spectra_steps": np.asarray(flow.spectra.steps)[0].tolist(),
         "singular_values": {k: np.quantile(singular, q, axis=1).tolist() for k, q in levels.items()},
         "eigenvalues_of_first_sequence": [
-            [[z.real, z.imag] for z in row] for row in np.asarray(flow.eigenvalues)[0].tolist()
+            [[z.real, z.imag] for z in row] for row in np.asarray(flow.spectra.eigenvalues)[0].tolist()
         ],
     }

@@ -51,7 +51,7 @@ def plot_gradient_flow(flows: GradientFlow | Mapping[str, GradientFlow], *, titl
       A `matplotlib.figure.Figure`; ``figure.savefig(path)`` writes it.
 
     Raises:
-      TypeError, ValueError: `flows` is neither a GradientFlow nor a non-empty mapping of them.
+      TypeError, ValueError: `flows` is neither a GradientFlow nor a non-empty mapping of them, or one has no spectra.
       ImportError: matplotlib is not installed.
     """
     named = {"gradient": flows} if isinstance(flows, GradientFlow) else flows
@@ -59,6 +59,9 @@ def plot_gradient_flow(flows: GradientFlow | Mapping[str, GradientFlow], *, titl
         raise TypeError(f"flows: expected a GradientFlow or a mapping of them by name, got {type(flows).__name__}")
     if not named:
         raise ValueError("flows: expected at least one GradientFlow, got an empty mapping")
+    for name, flow in named.items():
+        if flow.spectra is None:
+            raise ValueError(f"flows: expected spectra, got a flow without them: {name} (spectra=False)")
     columns = len(named)
     figure = Figure(figsize=(max(7.0, 3.1 * columns), 10.5), layout="constrained")
     grid = figure.add_gridspec(3, columns, height_ratios=(1.35, 0.9, 1.0))
@@ -222,13 +225,14 @@ def _draw_norms(ax: Axes, flows: Mapping[str, GradientFlow], columns: int) -> No
     lowest = 0.0
     for i, (name, flow) in enumerate(flows.items()):
         color, dash = _LINES[i % len(_LINES)]
-        decades = _batched(flow.adjoint_log_norms, 1) / math.log(10)
+        decades = _batched(flow.signal.adjoint_log_norms, 1) / math.log(10)
         t = np.arange(1, decades.shape[1] + 1)
         low, middle, high = _quantiles(np.where(np.isfinite(decades), decades, np.nan), [0.1, 0.5, 0.9])
         horizon = float(_quantiles(_batched(flow.horizon, 0), [0.5])[0])
         label = f"{name}: {flow.verdict}"
         if math.isfinite(horizon):
-            label += f", horizon {math.ceil(horizon)}"
+            beyond = float(_quantiles(_batched(flow.horizon_extrapolated, 0).astype(float), [0.5])[0]) > 0
+            label += f", horizon {math.ceil(horizon)}" + " (extrapolated)" * beyond
         ax.plot(t, middle, color=color, linestyle=dash, linewidth=1.8, label=textwrap.fill(label, 42))
         # The outline of a filled area keeps every vertex, so a long one is that of blocks, each as wide as it gets.
         starts = np.arange(0, len(t), -(-len(t) // _BAND))
@@ -251,20 +255,22 @@ def _draw_norms(ax: Axes, flows: Mapping[str, GradientFlow], columns: int) -> No
     ax.set_ylabel(r"gradient norm  $\|dL/dh_t\|_2$")
     ax.grid(True, color="0.9", linewidth=0.6)
     ax.margins(x=0.01)
-    fraction = float(np.ravel(np.asarray(next(iter(flows.values())).fraction))[0])
+    threshold = float(np.ravel(np.asarray(next(iter(flows.values())).threshold))[0])
     ax.legend(
         loc="lower center",
         bbox_to_anchor=(0.5, 1.0),
         ncols=columns,
         frameon=False,
-        title=f"dot: horizon, where {fraction:g} of the error signal is left",
+        title=f"dot: horizon, where {threshold:g} of the error signal is left",
         title_fontsize="small",
     )
 
 
 def _draw_singular_values(ax: Axes, flow: GradientFlow) -> None:
-    values = _batched(flow.singular_values, 2)
-    steps = _batched(flow.spectra_steps, 1)[0]
+    assert flow.spectra is not None
+    values, steps = _batched(flow.spectra.singular_values, 2), _batched(flow.spectra.steps, 1)
+    longest = np.argmax(np.sum(steps > 0, axis=1))
+    steps, values = steps[longest][steps[longest] > 0], values[:, steps[longest] > 0]
     pooled = np.moveaxis(values, 1, 0).reshape(len(steps), -1)
     lowest, q10, median, q90, largest = _quantiles(pooled, [0.0, 0.1, 0.5, 0.9, 1.0], axis=1)
     ax.fill_between(steps, q10, q90, color="0.75", linewidth=0, label="middle 80 %")
@@ -290,7 +296,8 @@ def _legend_below(ax: Axes, columns: int, title: str | None = None) -> None:
 
 
 def _draw_eigenvalues(ax: Axes, flow: GradientFlow, color: str, reach: float) -> None:
-    values = np.asarray(flow.eigenvalues)
+    assert flow.spectra is not None
+    values = np.asarray(flow.spectra.eigenvalues)
     values = values.reshape(-1, values.shape[-1])
     values = values[:: -(-values.size // _SCATTERED)].ravel()  # whole matrices, for pairs stand together
     values = values[np.isfinite(values)]
@@ -305,7 +312,7 @@ def _draw_eigenvalues(ax: Axes, flow: GradientFlow, color: str, reach: float) ->
 
 def _reach(flows: Mapping[str, GradientFlow]) -> float:
     """Of a plane with the unit circle and the eigenvalues of all."""
-    moduli = [np.abs(np.asarray(flow.eigenvalues)) for flow in flows.values()]
+    moduli = [np.abs(np.asarray(flow.spectra.eigenvalues)) for flow in flows.values() if flow.spectra is not None]
     return max(1.25, *(1.05 * float(np.max(m[np.isfinite(m)], initial=0.0)) for m in moduli))
 
 
