@@ -55,7 +55,16 @@ from bptt_jax.results import Result
 from bptt_jax.step import Cell, Sequence, Step, ravel_state
 
 if TYPE_CHECKING:
-    from bptt_jax.plots.figures import plot_gradient_flow, plot_influence_map, plot_training
+    from bptt_jax.plots.adjoints import plot_adjoints
+    from bptt_jax.plots.flow import (
+        plot_eigenvalues,
+        plot_gradient_flow,
+        plot_leaves,
+        plot_norms,
+        plot_singular_values,
+    )
+    from bptt_jax.plots.influence import plot_influence_map
+    from bptt_jax.plots.training import plot_training
     from bptt_jax.remedies.clipping import (
         autoclip,
         clip_adjoints,
@@ -82,7 +91,13 @@ _ON_FIRST_USE = {
         ),
         "bptt_jax.remedies.clipping",
     ),
-    **dict.fromkeys(("plot_gradient_flow", "plot_influence_map", "plot_training"), "bptt_jax.plots.figures"),
+    **dict.fromkeys(
+        ("plot_eigenvalues", "plot_gradient_flow", "plot_leaves", "plot_norms", "plot_singular_values"),
+        "bptt_jax.plots.flow",
+    ),
+    "plot_adjoints": "bptt_jax.plots.adjoints",
+    "plot_influence_map": "bptt_jax.plots.influence",
+    "plot_training": "bptt_jax.plots.training",
 }
 
 __all__ = [
@@ -143,8 +158,13 @@ __all__ = [
     "omega_penalty",
     "omega_terms",
     "parallel_adjoints",
+    "plot_adjoints",
+    "plot_eigenvalues",
     "plot_gradient_flow",
     "plot_influence_map",
+    "plot_leaves",
+    "plot_norms",
+    "plot_singular_values",
     "plot_training",
     "predict_parallel",
     "prefix_products",

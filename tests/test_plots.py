@@ -10,7 +10,9 @@ import pytest
 from matplotlib.colors import to_rgb
 
 import bptt_jax as bptt
-from bptt_jax.plots.figures import plot_parts, plot_training
+from bptt_jax.plots.flow import plot_parts
+from bptt_jax.plots.style import DecadeFormatter
+from bptt_jax.plots.training import plot_training
 
 LENGTH = 24
 
@@ -41,7 +43,7 @@ def test_norms_are_the_measured_ones_with_horizon(flows) -> None:
         expected = ((LENGTH - t) * math.log(gain) + 0.5 * math.log(2)) / math.log(10)
         np.testing.assert_array_equal(curves[name].get_xdata(), t)
         np.testing.assert_allclose(curves[name].get_ydata(), expected, rtol=1e-5, atol=1e-5)
-    assert curves["shrinks"].get_label() == "shrinks: vanishing, horizon 10"
+    assert curves["shrinks"].get_label() == "shrinks: vanishing, horizon 10 steps"
     (dot,) = [line for line in norms.lines if line.get_marker() == "o"]
     assert dot.get_xdata() == LENGTH - 10
     assert figure.get_suptitle() == "two"
@@ -49,7 +51,7 @@ def test_norms_are_the_measured_ones_with_horizon(flows) -> None:
 
 def test_axes_are_named_and_the_legend_is_outside(flows) -> None:
     figure = bptt.plot_gradient_flow(flows)
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     assert len(figure.axes) == 5
     for ax in figure.axes:
         assert ax.get_xlabel()
@@ -195,3 +197,130 @@ def test_influence_map_shows_the_pairs() -> None:
     assert "log" in bar.get_ylabel()
     with pytest.raises(ValueError, match="expected that of one sequence, got a batch"):
         bptt.plot_influence_map(bptt.InfluenceMap(jnp.zeros((2, 3)), jnp.zeros((2, 3, 3))))
+
+
+def test_ticks_that_lie_close_are_told_apart():
+    """A signal that loses 1 % at a step stays within a decade."""
+    xs = jnp.zeros((LENGTH, 2))
+    flow = bptt.gradient_flow(_step, 0.99, jnp.ones(2), xs, lambda s: jnp.sum(s[-1]))
+    figure = bptt.plot_norms(flow)
+    figure.draw_without_rendering()
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert len(labels) > 2
+    assert len(set(labels)) == len(labels)
+    np.testing.assert_allclose([float(text) for text in DecadeFormatter().format_ticks([-0.02, -0.01, 0.01])],
+        10.0 ** np.asarray([-0.02, -0.01, 0.01]), rtol=0.03)  # fmt: skip
+    assert DecadeFormatter().format_ticks([-2.0, 0.0, 1.0]) == ["$10^{-2}$", "$10^{0}$", "$10^{1}$"]
+    assert [float(text) for text in DecadeFormatter().format_ticks([-20.5, -20.25])] == pytest.approx(
+        [10**-20.5, 10**-20.25], rel=0.1
+    )
+
+
+def test_a_horizon_beyond_what_was_measured_is_marked_and_has_no_dot():
+    xs = jnp.zeros((LENGTH, 2))
+    flow = bptt.gradient_flow(_step, 0.99, jnp.ones(2), xs, lambda s: jnp.sum(s[-1]))
+    norms = bptt.plot_norms({"slow": flow}).axes[0]
+    (curve,) = [line for line in norms.lines if "slow" in str(line.get_label())]
+    assert "extrapolated" in curve.get_label()
+    assert not [line for line in norms.lines if line.get_marker() == "o"]
+
+
+def test_padded_sequences_are_aligned_at_their_end():
+    lengths = (LENGTH, 10)
+    xs = jnp.where(jnp.arange(LENGTH)[None, :, None] < jnp.asarray(lengths)[:, None, None], 0.1, jnp.nan)
+    trials = bptt.Sequence(jnp.broadcast_to(xs, (2, LENGTH, 2)), mask=~jnp.isnan(xs[..., 0]))
+    flow = jax.vmap(
+        lambda x: bptt.gradient_flow(_step, 0.5, jnp.ones(2), x, lambda s: jnp.sum(s[-1]), spectra=False)
+    )(trials)
+    figure = bptt.plot_gradient_flow(flow)
+    (ax,) = figure.axes  # without spectra, the norms alone
+    assert "aligned" in ax.get_xlabel()
+    (curve,) = [line for line in ax.lines if "gradient" in str(line.get_label())]
+    t = np.arange(1, LENGTH + 1)  # both fall by one half a step from the same end, so the median is each of them
+    expected = ((LENGTH - t) * math.log(0.5) + 0.5 * math.log(2)) / math.log(10)
+    np.testing.assert_allclose(curve.get_ydata(), expected, rtol=1e-5, atol=1e-5)
+    (dot,) = [line for line in ax.lines if line.get_marker() == "o"]
+    assert dot.get_xdata() == LENGTH - 10
+
+
+def test_axes_that_are_given_are_drawn_on(flows):
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 8))
+    axes = np.ravel(figure.subplots(5, 1))
+    assert bptt.plot_gradient_flow(flows, axes=axes) is figure
+    assert all(ax.lines or ax.collections for ax in axes)
+    for draw in (bptt.plot_norms, bptt.plot_singular_values, bptt.plot_eigenvalues, bptt.plot_leaves):
+        figure = Figure(figsize=(4, 3))
+        ax = figure.subplots()
+        assert draw(flows["shrinks"], ax=ax) is figure
+        assert ax.get_xlabel()
+        assert ax.get_ylabel()
+    with pytest.raises(ValueError, match="axes: expected 5, one for each panel, got 1"):
+        bptt.plot_gradient_flow(flows, axes=[ax])
+    with pytest.raises(ValueError, match="figsize: expected None"):
+        bptt.plot_gradient_flow(flows, axes=axes, figsize=(3, 3))
+
+
+def test_a_column_is_as_wide_as_asked_and_no_text_lies_on_another(flows):
+    """3.4 inches, the width of a column in print."""
+    figure = bptt.plot_gradient_flow(flows, figsize=(3.4, 9.0))
+    assert tuple(figure.get_size_inches()) == (3.4, 9.0)
+    figure.draw_without_rendering()
+    boxes = []
+    for ax in figure.axes:
+        texts = [ax.xaxis.label, ax.yaxis.label, ax.title]
+        for axis in (ax.xaxis, ax.yaxis):  # matplotlib keeps ticks beyond the ends, which it does not draw
+            low, high = sorted(axis.get_view_interval())
+            texts += [tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
+        legend = ax.get_legend()
+        texts += legend.get_texts() if legend else []
+        boxes += [text.get_window_extent() for text in texts if text.get_visible() and text.get_text()]
+    assert len(boxes) > 30
+    width = 3.4 * figure.dpi
+    assert all(box.x0 >= -1 and box.x1 <= width + 1 for box in boxes)
+    overlaps = [
+        (a, b) for i, a in enumerate(boxes) for b in boxes[:i] if a.shrunk(0.9, 0.9).overlaps(b.shrunk(0.9, 0.9))
+    ]
+    assert overlaps == []
+
+
+def test_a_notebook_shows_it_without_any_setup(flows):
+    for figure in (bptt.plot_gradient_flow(flows), bptt.plot_norms(flows)):
+        assert figure._repr_png_().startswith(b"\x89PNG")
+
+
+def test_leaves_are_told_apart():
+    """One leaf keeps, the other forgets."""
+
+    def step(_, h, x):
+        return {"keeps": h["keeps"] + x, "forgets": 0.5 * h["forgets"] + x}
+
+    h0 = {"keeps": jnp.ones(2), "forgets": jnp.ones(2)}
+
+    def loss(states):
+        return jnp.sum(states["keeps"][-1] + states["forgets"][-1])
+
+    flow = bptt.gradient_flow(step, None, h0, jnp.zeros((LENGTH, 2)), loss, spectra=False)
+    found = bptt.adjoints(step, None, h0, jnp.zeros((LENGTH, 2)), loss)
+    for measured in (flow, found):
+        lines = {line.get_label(): line.get_ydata() for line in bptt.plot_leaves(measured).axes[0].lines}
+        assert set(lines) == {"keeps", "forgets"}
+        slopes = {name: np.nanmean(np.diff(y)) for name, y in lines.items()}
+        assert slopes["keeps"] == pytest.approx(0, abs=1e-6)
+        assert slopes["forgets"] == pytest.approx(math.log10(2), rel=1e-5)
+    with pytest.raises(TypeError, match="found: expected a GradientFlow or Adjoints, got int"):
+        bptt.plot_leaves(3)
+
+
+def test_adjoints_are_drawn_unit_by_unit():
+    decay = jnp.asarray([0.5, 0.9, 0.0])
+    found = bptt.adjoints(lambda w, h, x: w * h, decay, jnp.ones(3), jnp.zeros(12), lambda s: jnp.sum(s[-1]))
+    figure = bptt.plot_adjoints(found)
+    shown = figure.axes[0].collections[0].get_array().reshape(3, 12)
+    lags = np.arange(12)[::-1]
+    np.testing.assert_allclose(shown[:2], np.log10([[0.5], [0.9]]) * lags, atol=1e-5)
+    assert shown[2, 0] == shown.min()  # zero
+    with pytest.raises(ValueError, match="adjoints: expected those of one sequence"):
+        bptt.plot_adjoints(jax.vmap(lambda w: bptt.adjoints(lambda w, h, x: w * h, w, jnp.ones(3), jnp.zeros(12),
+            lambda s: jnp.sum(s[-1])))(jnp.ones((2, 3))))  # fmt: skip

@@ -192,7 +192,7 @@ def _diagnose(arguments: argparse.Namespace) -> int:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-        from bptt_jax.plots.figures import plot_gradient_flow, plot_parts
+        from bptt_jax.plots.flow import plot_gradient_flow, plot_parts
     except ImportError:
         raise BadArgument("needs matplotlib and rich: python -m pip install 'bptt_jax[plot]'") from None
     settings = _diagnose_settings(arguments)
@@ -259,7 +259,7 @@ def _train(arguments: argparse.Namespace) -> int:
     try:
         from rich.console import Console
 
-        from bptt_jax.plots.figures import plot_training
+        from bptt_jax.plots.training import plot_training
     except ImportError:
         raise BadArgument("needs matplotlib and rich: python -m pip install 'bptt_jax[plot,train]'") from None
     options = {k: v for k, v in vars(arguments).items() if k not in ("command", "out", "updates")}

@@ -72,7 +72,7 @@ def page(title: str, record: Mapping[str, Any], norms: Any, spectra: Sequence[tu
     Args:
       title: what was measured.
       record: of `bptt_jax.cli.diagnose.record`.
-      norms, spectra: figures of `bptt_jax.plots.figures.plot_parts`, `spectra` in the order of the recurrences.
+      norms, spectra: figures of `bptt_jax.plots.flow.plot_parts`, `spectra` in the order of the recurrences.
     """
     recurrences = record["recurrences"]
     told = "; ".join(f"{name}: {s['verdict']}" for name, s in recurrences.items())
