@@ -149,12 +149,15 @@ def test_scalars_are_those_of_gradient_flow():
     @jax.jit
     def flows(params, state0, xs, args):
         def one(x, y):
-            return bptt.gradient_flow(step, params, state0, x, lambda states: loss(states, y))
+            return bptt.gradient_flow(step, params, state0, x, loss, args=y)
 
         return jax.vmap(one, (0, AXES))(xs, args)
 
     flow = flows(params, state0, jax.tree.map(lambda a: a[:2], xs), args | {"target": args["target"][:2]})
-    adjoints, sv, ev = map(np.asarray, (flow.adjoint_log_norms, flow.singular_values, flow.eigenvalues))
+    adjoints, sv, ev = map(
+        np.asarray, (flow.signal.adjoint_log_norms, flow.spectra.singular_values, flow.spectra.eigenvalues)
+    )
+    pooled = flow.pooled()
     owners, at = [0, 1, 0], [3, 7, 11]  # three Jacobians, spread over time, from two sequences
 
     def median(values):
@@ -162,11 +165,13 @@ def test_scalars_are_those_of_gradient_flow():
 
     expected = {
         "loss": np.mean(flow.loss),
-        "growth_rate": median(flow.growth_rate),
-        "horizon": median(flow.horizon),
+        "growth_rate": pooled.growth_rate,
+        "growth_rate_error": pooled.growth_rate_error,
+        "horizon": pooled.horizon,
+        "horizon_extrapolated": 1,
         "end_gain": median(flow.end_gain),
         "peak_gain": median(flow.peak_gain),
-        "gradient_log_norm": median(flow.params_grad_log_norm),
+        "gradient_log_norm": median(flow.numerics.params_grad_log_norm),
         "adjoint_log_norm/first": median(adjoints[:, 0]),
         "adjoint_log_norm/last": median(adjoints[:, -1]),
         "adjoint_log_norm/max": median(adjoints.max(axis=1)),
@@ -217,8 +222,7 @@ def test_what_is_measured_does_not_depend_on_padding():
     record, want = probe(params, state0, long, args), probe(params, state0, xs, args)
     assert record.nonfinite is None
     assert record.verdict == want.verdict
-    for name in without_time(want).keys() - {"bptt/growth_rate", "bptt/horizon"}:
-        value = want.scalars[name]
+    for name, value in without_time(want).items():
         np.testing.assert_allclose(record.scalars[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
     for name, values in want.histograms.items():
         np.testing.assert_allclose(np.sort(record.histograms[name]), np.sort(values), rtol=1e-4, atol=1e-6)
@@ -232,25 +236,32 @@ def test_trials_of_different_lengths_are_measured_each_as_it_is():
     monitor = bptt.Monitor(step, loss, spectra=4, in_axes=(None, 0, AXES))
     spoilt = jax.tree.map(lambda a: np.where(mask[..., None], a, np.nan), xs)
     record = quietly(monitor.probe, 0, params, state0, bptt.Sequence(spoilt, mask=mask), args)
-    flows = []
-    for i, n in enumerate(lengths):
-        own = args | {"target": args["target"][i]}
-        inputs = jax.tree.map(lambda a, i=i, n=n: a[i, :n], xs)
-        flows.append(bptt.gradient_flow(step, params, state0, inputs, lambda states, own=own: loss(states, own)))
+    flows = [
+        bptt.gradient_flow(
+            step,
+            params,
+            state0,
+            jax.tree.map(lambda a, i=i, n=n: a[i, :n], xs),
+            loss,
+            args=args | {"target": args["target"][i]},
+        )
+        for i, n in enumerate(lengths)
+    ]
     # Each has one of the four Jacobians, from the first quarter of the first to the end of the last.
     at = [(i + 1) * n // min(4, n) - 1 if i < n else None for i, n in enumerate(lengths)]
-    norms = [f.singular_values[k, 0] for f, k in zip(flows, at, strict=True) if k is not None]
+    norms = [f.spectra.singular_values[k, 0] for f, k in zip(flows, at, strict=True) if k is not None]
     assert len(norms) == 4
     np.testing.assert_allclose(record.histograms["bptt/singular_values"].reshape(4, -1)[:, 0], norms, rtol=1e-4)
-    adjoints = [np.asarray(f.adjoint_log_norms) for f in flows]
+    adjoints = [np.asarray(f.signal.adjoint_log_norms) for f in flows]
 
     def median(values):
         return np.quantile(np.asarray(values), 0.5, method="inverted_cdf")
 
     expected = {
         "loss": np.mean([f.loss for f in flows]),
+        "horizon": median([f.horizon for f in flows]),
         "end_gain": median([f.end_gain for f in flows]),
-        "gradient_log_norm": median([f.params_grad_log_norm for f in flows]),
+        "gradient_log_norm": median([f.numerics.params_grad_log_norm for f in flows]),
         "adjoint_log_norm/first": median([a[0] for a in adjoints]),
         "adjoint_log_norm/last": median([a[-1] for a in adjoints]),
         "adjoint_log_norm/max": median([a.max() for a in adjoints]),
@@ -262,14 +273,23 @@ def test_trials_of_different_lengths_are_measured_each_as_it_is():
     np.testing.assert_allclose(got, np.sort(np.concatenate(adjoints)), rtol=1e-4, atol=1e-6)
 
 
-def test_where_a_nan_begins_in_a_stream_of_episodes():
+def test_episodes_are_measured_as_gradient_flow_measures_them():
     params, state0, xs, args = example()
     resets = np.isin(np.arange(T), [4, 9])[None] & np.array([[True]] * B)
     start = jax.tree.map(lambda a: a + np.float32(0.25), state0)
     sequence = bptt.Sequence(xs, resets=resets, reset_state=start)
     axes = bptt.Sequence(0, resets=0, reset_state=None)
     monitor = bptt.Monitor(step, loss, sequences=B, in_axes=(None, axes, AXES))
-    assert quietly(monitor.probe, 0, params, state0, sequence, args).nonfinite is None
+    record = quietly(monitor.probe, 0, params, state0, sequence, args)
+
+    def one(xs, args):
+        return bptt.gradient_flow(step, params, state0, xs, loss, args=args, spectra=False)
+
+    flow = jax.vmap(one, (axes, AXES))(sequence, args)
+    pooled = flow.pooled()
+    assert record.verdict == flow.verdict
+    for name in ("growth_rate", "growth_rate_error", "horizon"):
+        np.testing.assert_allclose(record.scalars[f"bptt/{name}"], getattr(pooled, name), rtol=1e-4, err_msg=name)
     # What goes wrong is told with the norms of its own episode alone.
     xs["a"][2, 10, 0] = np.nan
     found = monitor.locate(params, state0, sequence, args)
@@ -332,9 +352,8 @@ def test_counters_keys_and_flags_in_the_state():
     record = quietly(monitor.probe, 0, params, state0, xs)
     assert record.nonfinite is None
     assert len(record.histograms["bptt/singular_values"]) == 2 * N
-    first = bptt.adjoints(mixed, params, state0, jax.tree.map(lambda a: a[0], xs), of_mixed)
-    alone = quietly(bptt.Monitor(mixed, of_mixed, sequences=1).probe, 0, params, state0, xs)
-    assert alone.scalars["bptt/adjoint_log_norm/first"] == pytest.approx(float(first.log_norms[0]), rel=1e-4)
+    flow = bptt.gradient_flow(mixed, params, state0, jax.tree.map(lambda a: a[0], xs), of_mixed)
+    assert record.scalars["bptt/adjoint_log_norm/max"] <= float(np.max(flow.signal.adjoint_log_norms)) + 5
     xs["a"][1, 3, 2] = np.nan
     found = monitor.locate(params, state0, xs)
     assert (found.array, found.step, found.sequence) == ("xs['a']", 4, 1)
@@ -369,7 +388,8 @@ def test_the_logarithm_of_zero_is_no_fault():
     params, state0 = jnp.float32(-0.3), np.full(2, -np.inf, np.float32)
     xs = np.full((B, T, 2), -np.inf, np.float32)
     xs[:, 0, 0] = 0
-    assert quietly(monitor.probe, 0, params, state0, xs).nonfinite is None
+    record = quietly(monitor.probe, 0, params, state0, xs)
+    assert (record.nonfinite, record.verdict) == (None, "steady")
     xs[1, 5, 0] = np.nan
     found = monitor.locate(params, state0, xs)
     assert (found.array, found.step, found.sequence) == ("xs", 6, 1)
@@ -485,6 +505,7 @@ def test_bad_input():
         (ValueError, "spectra", {"spectra": 0}),
         (ValueError, "num", {"num": 0}),
         (ValueError, "threshold", {"threshold": 2.0}),
+        (ValueError, "share", {"share": 0.0}),
         (TypeError, "in_axes", {"in_axes": (None, 0)}),
         (TypeError, "in_axes", {"in_axes": (None, 0.0, 0)}),
     ]:

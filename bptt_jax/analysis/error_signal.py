@@ -149,7 +149,10 @@ def _measure(tree: PyTree) -> tuple[LogScaled, _Sizes]:
     squares = [jnp.sum(jnp.square(a / scale)) for a, scale in zip(leaves, scales, strict=True)]
     if len(leaves) > 1:
         whole = jnp.where(top == 0, 1, top)
-        squares = [sum(s * jnp.square(a / whole) for s, a in zip(squares, largest, strict=True)), *squares]
+        together = sum(
+            (s * jnp.square(a / whole) for s, a in zip(squares, largest, strict=True)), jnp.zeros_like(top)
+        )
+        squares = [together, *squares]
         largest = [top, *largest]
     return LogScaled(logscale.shift(tree, -exponent), exponent), _Sizes(jnp.stack(largest), jnp.stack(squares))
 

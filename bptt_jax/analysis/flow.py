@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,8 @@ from bptt_jax.step import (
     ravel_state,
     state_size,
 )
+
+Levels: TypeAlias = tuple[Array | np.ndarray, Array | np.ndarray]
 
 # Numbers in one chunk of Jacobians: 2 MB in float32, of which some ten copies live at a time.
 _CHUNK_NUMBERS = 1 << 19
@@ -104,8 +106,8 @@ class ProductNorms(Result):
       log_norms: ``[T]``, entry t is log of ``||dh_e/dh_t||_2``, t = 0 .. T-1, with e the end of the segment that step
         t -> t + 1 belongs to; at its first step, h_t is the state that it starts from. Nothing passes a reset. NaN
         in padding.
-      block_log_norms: ``[T, L]``, likewise of the diagonal block of ``dh_e/dh_t`` that belongs to each leaf of the state
-        (see `LeafFlow`), by all paths, those through other leaves too. None where there is one leaf, and with `num`.
+      block_log_norms: ``[T, L]``, likewise of the diagonal block of ``dh_e/dh_t`` of each leaf of the state (see
+        `LeafFlow`), by all paths, those through other leaves too. None where there is one leaf, and with `num`.
     """
 
     log_norms: Float[Array, " T"] = field(dims=("time",))
@@ -386,7 +388,7 @@ def _findings(flow: GradientFlow, gated: bool | None) -> verdict.Findings:
     erased = cuts[(cuts >= 0) & (ends == -np.inf)]
     added = np.asarray(flow.contributions.log_norms, np.float64)
     spoilt = np.argwhere(~(added < np.inf))  # True for NaN too; -inf is the norm 0
-    products = [] if flow.products is None else np.argwhere(_nan_where_real(flow))
+    products: Any = [] if flow.products is None else np.argwhere(_nan_where_real(flow))
 
     def first(steps: Any) -> int:
         known = np.ravel(np.asarray(steps))
@@ -535,12 +537,31 @@ def _check_cost(recurrence: Recurrence, stride: int) -> None:
 @partial(jax.jit, static_argnames=("spectra", "stride", "num"))
 def _gradient_flow(
     recurrence: Recurrence,
-    levels: tuple[Array | np.ndarray, Array | np.ndarray],
+    levels: Levels,
     loss: BoundLoss,
     spectra: bool,
     stride: int,
     num: int | None,
 ) -> GradientFlow:
+    return measure_flow(recurrence, levels, loss, spectra=spectra, stride=stride, num=num)[0]
+
+
+def measure_flow(
+    recurrence: Recurrence,
+    levels: Levels,
+    loss: BoundLoss,
+    *,
+    spectra: bool = True,
+    stride: int = 1,
+    num: int | None = None,
+) -> tuple[GradientFlow, ErrorSignal]:
+    """`gradient_flow` of checked arguments, to be traced, and the error signal that it comes from.
+
+    Args:
+      recurrence, loss: to be traced.
+      levels: ``(threshold, share)``.
+      spectra, stride, num: as for `gradient_flow`.
+    """
     threshold, share = map(jnp.asarray, levels)
     recurrence = check_step(recurrence)
     signal = propagate_error_signal(recurrence, loss, threshold=threshold, share=share)
@@ -549,13 +570,10 @@ def _gradient_flow(
     added = contributions(done, params_grad)
     norms = found = None
     if spectra:
-        if num is None:
-            norms = _product_norms(along)
-        else:
-            norms = ProductNorms(matrix_free.suffix_log_norms(along), None)
+        norms = _product_norms(along) if num is None else ProductNorms(matrix_free.suffix_log_norms(along), None)
         found = _spectra(along, stride, num, norms.log_norms)
     growth = signal.growth
-    return GradientFlow(
+    flow = GradientFlow(
         loss=done.loss.value,
         growth_rate=growth.rate,
         growth_rate_error=growth.rate_error,
@@ -584,6 +602,7 @@ def _gradient_flow(
         aux=done.loss.aux,
         mode=along.mode,
     )
+    return flow, signal
 
 
 def _leaf_names(tree: PyTree) -> tuple[str, ...]:

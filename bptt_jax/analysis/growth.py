@@ -66,7 +66,7 @@ class Tally(NamedTuple):
     within: Array
     cut: Array
     typical: Array
-    count: Array
+    counted: Array
     lags: Array
     slope: Array
     weight: Array
@@ -107,7 +107,7 @@ class Tally(NamedTuple):
         alive = left & arrived & (self.dead == 0)
         died = left & ~arrived & (self.dead == 0)
         place = jnp.where(alive, self.place + 1, self.place)
-        typical = jnp.where(alive & (self.count == 0), increment, self.typical)
+        typical = jnp.where(alive & (self.counted == 0), increment, self.typical)
         moment = jnp.where(alive, (increment - typical) * place, 0)
         return self._replace(
             place=place,
@@ -119,7 +119,7 @@ class Tally(NamedTuple):
             within=jnp.where(gain >= level, lag, self.within),
             cut=jnp.where(died, lag, self.cut),
             typical=typical,
-            count=self.count + alive.astype(gain.dtype),
+            counted=self.counted + alive.astype(gain.dtype),
             lags=self.lags + 1,
         )
 
@@ -150,8 +150,8 @@ class Tally(NamedTuple):
           level: as for `step`.
         """
         weight = jnp.where(self.weight > 0, self.weight, 1)
-        rate = jnp.where(self.count > 1, self.typical + self.slope / weight, jnp.nan)
-        error = _standard_error(increments, places, rate, weight, self.count)
+        rate = jnp.where(self.counted > 1, self.typical + self.slope / weight, jnp.nan)
+        error = _standard_error(increments, places, rate, weight, self.counted)
         length = jnp.where(self.end_cut == self.length, self.length - 1, self.length)
         known = (length > 0) & (self.lags > 1) & ~jnp.isnan(self.end_gain)
         extrapolated = known & (self.end_gain >= level)

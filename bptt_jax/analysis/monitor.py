@@ -1,5 +1,6 @@
 """`Monitor`: a probe of the gradient flow in the user's own training loop, at every n-th update."""
 
+import dataclasses
 import math
 import operator
 import time
@@ -12,8 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Complex, Float
 
-from bptt_jax.analysis.error_signal import horizon, propagate_error_signal, slope
-from bptt_jax.analysis.flow import spectra_at
+from bptt_jax.analysis.flow import GradientFlow, check_threshold, measure_flow, spectra_at
 from bptt_jax.analysis.loss import BoundLoss, bind_loss
 from bptt_jax.analysis.matrix_free import check_num
 from bptt_jax.analysis.nonfinite import (
@@ -25,8 +25,9 @@ from bptt_jax.analysis.nonfinite import (
     locate_first,
     trace_nonfinite,
 )
-from bptt_jax.analysis.verdict import SEVERITY, Verdict, describe, judge, overall
-from bptt_jax.checks import at_path, check_function, check_leaves, check_positive_int, check_share
+from bptt_jax.analysis.verdict import SEVERITY, Verdict, describe, horizon_words, overall, with_error
+from bptt_jax.checks import at_path, check_function, check_leaves, check_positive_int
+from bptt_jax.recurrence.linearization import Mode
 from bptt_jax.recurrence.unroll import states_of
 from bptt_jax.results import Result, field
 from bptt_jax.step import (
@@ -87,27 +88,18 @@ class _Measured(NamedTuple):
     """Of the sampled sequences, and of K Jacobians.
 
     Attributes:
-      loss, growth_rate, horizon, end_gain, peak_gain, params_grad_log_norm: ``[S]``.
-      adjoint_log_norms: ``[S, T]``, NaN in padding.
+      flow: leaves ``[S, ...]``, what is never asked for left out.
       real: False in padding.
-      finite: ``[S]``, as `GradientFlow.finite`, but for the products.
-      fine: ``[S]``, whether nothing is to be searched for a NaN.
       singular_values, eigenvalues: NaN where there is no such Jacobian.
+      fine: whether nothing anywhere is to be searched for a NaN.
       others_finite: whether the losses of all other sequences and the parameters are.
     """
 
-    loss: Float[Array, " S"]
-    growth_rate: Float[Array, " S"]
-    horizon: Float[Array, " S"]
-    end_gain: Float[Array, " S"]
-    peak_gain: Float[Array, " S"]
-    params_grad_log_norm: Float[Array, " S"]
-    adjoint_log_norms: Float[Array, "S T"]
+    flow: GradientFlow
     real: Bool[Array, "S T"]
-    finite: Bool[Array, " S"]
-    fine: Bool[Array, " S"]
     singular_values: Float[Array, "K D"]
     eigenvalues: Complex[Array, "K D"]
+    fine: Bool[Array, ""]
     others_finite: Bool[Array, ""]
 
 
@@ -116,13 +108,14 @@ class Monitor:
 
     ``monitor(update, params, state0, xs, args)``, called once per update, returns a `MonitorRecord` at every n-th
     and None in between, at next to no cost; any logger may write its flat dictionaries. Measured is what
-    `bptt_jax.gradient_flow` measures, but for the products of Jacobians, of the first few sequences of the batch;
-    spectra are those of a few Jacobians. Call it before an update that donates the parameters' buffers.
+    ``jax.vmap`` of `bptt_jax.gradient_flow` with ``spectra=False`` measures of the first few sequences of the
+    batch; spectra are those of a few Jacobians. Call it before an update that donates the parameters' buffers.
 
     Step, loss and arguments are those of `bptt_jax.gradient_flow`, of a whole batch: `in_axes` says where the
-    batch is, as for `jax.vmap`. Sequences may be padded and begin anew (`bptt_jax.Sequence`). A loss that needs
-    parameters of its own (a readout) finds them in `args`, beside what each sequence has for itself; what all
-    sequences share there has the axis None, and counts as trained.
+    batch is, as for `jax.vmap`. Sequences may be padded and begin anew (`bptt_jax.Sequence`): every number is that
+    of the sequences without their padding. A loss that needs parameters of its own (a readout) finds them in
+    `args`, beside what each sequence has for itself; what all sequences share there has the axis None, and counts
+    as trained.
 
     It warns (`MonitorWarning`) when the verdict differs from that of the probe before, and when something is NaN or
     infinite in the forward or backward pass of the sampled sequences, the losses of the others, or the
@@ -133,14 +126,16 @@ class Monitor:
 
     Scalars; logarithms are natural, rates in nats per step. Of several sequences or Jacobians the median is taken,
     NaN ones left out, if not said otherwise. A sequence whose loss has no derivative in any state (a readout of
-    zeros) has no error signal: its rate, horizon and end gain are NaN, its verdict is "steady".
+    zeros) has no error signal: its rate, horizon and gains are NaN, its verdict is "unmeasured".
 
     ================================= ==========================================================================
     name                              value
     ================================= ==========================================================================
     bptt/loss                         mean loss of the sampled sequences
-    bptt/growth_rate                  nats per step backwards, `GradientFlow.growth_rate`
-    bptt/horizon                      steps, `GradientFlow.horizon`; may be inf
+    bptt/growth_rate                  nats per step backwards, `PooledFlow.growth_rate`
+    bptt/growth_rate_error            its standard error
+    bptt/horizon                      steps, `PooledFlow.horizon`; may be inf
+    bptt/horizon_extrapolated         1 if that lies beyond what was measured, else 0
     bptt/end_gain                     log of what arrives at h_0 of the error signal, `GradientFlow.end_gain`
     bptt/peak_gain                    `GradientFlow.peak_gain`
     bptt/gradient_log_norm            log of the norm of one sequence's dL/dparams
@@ -149,8 +144,9 @@ class Monitor:
     bptt/adjoint_log_norm/max         the largest over time
     bptt/spectral_norm                largest singular value of a Jacobian dh_t/dh_{t-1}
     bptt/spectral_radius              largest modulus of its eigenvalues
-    bptt/verdict                      0 steady, 1 vanishing, 2 exploding, 3 non-finite
-    bptt/verdict_share/steady         share of the sampled sequences with this verdict
+    bptt/verdict                      -1 unmeasured, 0 steady, 1 vanishing, 2 exploding, 3 non-finite
+    bptt/verdict_share/unmeasured     share of the sampled sequences with this verdict
+    bptt/verdict_share/steady
     bptt/verdict_share/vanishing
     bptt/verdict_share/exploding
     bptt/verdict_share/non-finite
@@ -181,7 +177,7 @@ class Monitor:
       spectra: of how many Jacobians in all, evenly spaced in time back from the last real step, from the sampled
         sequences by turns.
       num: of these spectra the first `num` values only, without any D x D matrix; see `bptt_jax.gradient_flow`.
-      threshold: of horizon and verdict, as `fraction` of `bptt_jax.gradient_flow`.
+      threshold, share: as for `bptt_jax.gradient_flow`.
       in_axes: where the batch is in ``(state0, xs, args)``, as for `jax.vmap`: by default in front of every leaf of
         `xs` and `args`, and nowhere in a `state0` that all sequences start from. States carried over from the batch
         before: ``(0, 0, 0)``. A readout beside the targets: ``(None, 0, {"readout": None, "target": 0})``.
@@ -197,7 +193,7 @@ class Monitor:
       >>> xs, targets = jax.random.normal(jax.random.key(0), (8, 30, 2)), jnp.zeros(8)
       >>> record = monitor(0, params, jnp.zeros(2), xs, {"readout": params["readout"], "target": targets})
       >>> record.verdict, record.scalars["bptt/horizon"]
-      ('vanishing', 6.0)
+      ('vanishing', 7.0)
     """
 
     def __init__(
@@ -211,6 +207,7 @@ class Monitor:
         spectra: int = 2,
         num: int | None = None,
         threshold: float = 1e-3,
+        share: float = 1e-3,
         in_axes: tuple[Axes, Axes, Axes] = (None, 0, 0),
     ) -> None:
         check_function("step", step, "step(params, state, x) -> state")
@@ -220,7 +217,7 @@ class Monitor:
         self._sequences = check_positive_int("sequences", sequences)
         self._spectra = check_positive_int("spectra", spectra)
         self._num = None if num is None else check_positive_int("num", num)
-        self._threshold = float(check_share("threshold", threshold))
+        self._levels = check_threshold("threshold", threshold), check_threshold("share", share)
         self._in_axes = _check_axes(in_axes)
         self._measure = jax.jit(self._measured, static_argnums=(4, 5))
         self._trace = jax.jit(self._traced, static_argnums=(4, 5))
@@ -298,17 +295,16 @@ class Monitor:
         start = time.perf_counter()
         found: _Measured = jax.device_get(self._measure(*given, count, length))
         where = None if found.fine.all() and found.others_finite else self._locate(given, count, length)
-        columns = (found.end_gain, found.peak_gain, found.finite)
-        verdicts = [judge(float(e), float(p), self._threshold, bool(ok)) for e, p, ok in zip(*columns, strict=True)]
+        verdicts = found.flow.verdicts.tolist()
         together = overall(verdicts) if found.others_finite else "non-finite"
         scalars = _scalars(found) | {
-            "bptt/verdict": float(SEVERITY.index(together)),
+            "bptt/verdict": float(SEVERITY.index(together) - 1),
             **{f"bptt/verdict_share/{v}": verdicts.count(v) / len(verdicts) for v in SEVERITY},
             "bptt/non_finite/step": -1.0 if where is None else float(where.step),
             "bptt/non_finite/sequence": -1.0 if where is None else float(where.sequence),
         }
         histograms = {
-            "bptt/adjoint_log_norms": _finite(found.adjoint_log_norms),
+            "bptt/adjoint_log_norms": _finite(found.flow.signal.adjoint_log_norms),
             "bptt/singular_values": _finite(found.singular_values),
             "bptt/eigenvalue_moduli": _finite(np.abs(found.eigenvalues)),
         }
@@ -377,45 +373,30 @@ class Monitor:
         batch = state0, xs, args
         sampled = min(self._sequences, count)
 
-        def sequence(i: Array) -> tuple[dict[str, Array], tuple[State, PyTree, Array]]:
+        def sequence(i: Array) -> tuple[GradientFlow, Array, tuple[State, PyTree, Array]]:
             recurrence, loss = self._one(params, batch, i, length)
-            signal = propagate_error_signal(recurrence, loss)
-            params_grad = signal.done.params_grad
-            log_norm = params_grad.log_norm
-            rate = slope(signal.gains, signal.back)
+            flow, signal = measure_flow(recurrence, self._levels, loss, spectra=False)
             grads = jax.tree.leaves(signal.done.loss.args)
             trained = [g for g, shared in zip(grads, self._shared(args), strict=True) if shared]
-            out_of_range = any_nonfinite((signal.done.signal.value, params_grad.value, trained))
-            # Of a loss that reads no state there is no signal, hence NaN, which is no fault.
-            lost = signal.reads & jnp.isnan(signal.gains[0])
-            finite = signal.finite & ~lost & (log_norm < jnp.inf)
-            found = {
-                "loss": signal.done.loss.value,
-                "growth_rate": rate,
-                "horizon": horizon(signal.gains, signal.back, rate, jnp.asarray(self._threshold)),
-                "end_gain": signal.gains[0],
-                "peak_gain": signal.peak,
-                "params_grad_log_norm": log_norm,
-                "adjoint_log_norms": jnp.where(recurrence.real, signal.adjoint_log_norms, jnp.nan),
-                "real": recurrence.real,
-                "finite": finite,
-                "fine": finite & ~jnp.any(out_of_range),
-            }
-            return found, (signal.starts, recurrence.instants.x, recurrence.real)
+            fine = flow.numerics.finite & flow.numerics.in_range & ~jnp.any(any_nonfinite(trained))
+            # What is left out here is not computed either: a gradient of the parameters for every step.
+            without: dict[str, Any] = dict.fromkeys(("contributions", "leaves", "aux"))
+            flow = dataclasses.replace(flow, **without)
+            return flow, fine, (signal.done.along.starts, recurrence.instants.x, recurrence.real)
 
         def value(i: Array) -> Array:
             recurrence, loss = self._one(params, batch, i, length)
             return loss(states_of(recurrence))[0]
 
         with full_precision():
-            found, along = jax.vmap(sequence)(jnp.arange(sampled))
-            sv, ev = self._spectra_of(params, *along)
+            flow, fine, along = jax.vmap(sequence)(jnp.arange(sampled))
+            sv, ev = self._spectra_of(params, *along, flow.mode)
         others = jax.vmap(value)(jnp.arange(sampled, count)) if count > sampled else jnp.zeros(0)
         others_finite = jnp.all(jnp.isfinite(others)) & ~jnp.any(any_nonfinite(params))
-        return _Measured(**found, singular_values=sv, eigenvalues=ev, others_finite=others_finite)
+        return _Measured(flow, along[2], sv, ev, fine, others_finite)
 
     def _spectra_of(
-        self, params: Params, starts: State, xs: PyTree, real: Bool[Array, "S T"]
+        self, params: Params, starts: State, xs: PyTree, real: Bool[Array, "S T"], mode: Mode
     ) -> tuple[Float[Array, "K D"], Complex[Array, "K D"]]:
         """Of a few Jacobians at real steps, leaves ``[S, T, ...]``; NaN where there are not that many."""
         sampled, steps = real.shape
@@ -428,7 +409,7 @@ class Monitor:
         times = jnp.argsort(~real, axis=1, stable=True)[owners, jnp.where(missing, 0, order)]
         states, inputs = jax.tree.map(lambda a: a[owners, times], (starts, xs))
         num = None if self._num is None else check_num(self._num, jax.tree.map(lambda a: a[0], states))
-        sv, ev = spectra_at(self._step, params, states, inputs, num)
+        sv, ev = spectra_at(self._step, params, states, inputs, num, mode)
         return jnp.where(missing[:, None], jnp.nan, sv), jnp.where(missing[:, None], jnp.nan, ev)
 
     def _traced(
@@ -480,27 +461,33 @@ def _item(name: str, axes: Axes, tree: PyTree, i: Array) -> PyTree:
 
 
 def _scalars(found: _Measured) -> dict[str, float]:
-    rows = zip(found.adjoint_log_norms, found.real, strict=True)
+    flow, pooled = found.flow, found.flow.pooled()
+    rows = zip(flow.signal.adjoint_log_norms, found.real, strict=True)
     adjoints = [row[real] if real.any() else np.full(1, np.nan) for row, real in rows]
     values = {
-        "growth_rate": found.growth_rate,
-        "horizon": found.horizon,
-        "end_gain": found.end_gain,
-        "peak_gain": found.peak_gain,
-        "gradient_log_norm": found.params_grad_log_norm,
+        "end_gain": flow.end_gain,
+        "peak_gain": flow.peak_gain,
+        "gradient_log_norm": flow.numerics.params_grad_log_norm,
         "adjoint_log_norm/first": [row[0] for row in adjoints],
         "adjoint_log_norm/last": [row[-1] for row in adjoints],
         "adjoint_log_norm/max": [row.max() for row in adjoints],
         "spectral_norm": found.singular_values[:, 0],
         "spectral_radius": np.abs(found.eigenvalues[:, 0]),
     }
-    medians = {f"bptt/{name}": _median(a) for name, a in values.items()}
-    return {"bptt/loss": float(np.mean(found.loss, dtype=np.float64)), **medians}
+    return {
+        "bptt/loss": float(np.mean(flow.loss, dtype=np.float64)),
+        "bptt/growth_rate": float(pooled.growth_rate),
+        "bptt/growth_rate_error": float(pooled.growth_rate_error),
+        "bptt/horizon": float(pooled.horizon),
+        "bptt/horizon_extrapolated": float(pooled.horizon_extrapolated),
+        **{f"bptt/{name}": _median(a) for name, a in values.items()},
+    }
 
 
 def _rate_and_horizon(scalars: dict[str, float]) -> str:
-    rate, steps = scalars["bptt/growth_rate"], scalars["bptt/horizon"]
-    return f"growth rate {rate:.3g} nats per step, horizon {steps:.4g} steps"
+    rate = with_error(scalars["bptt/growth_rate"], scalars["bptt/growth_rate_error"])
+    beyond = scalars["bptt/horizon_extrapolated"] > 0
+    return f"{rate}, horizon {horizon_words(scalars['bptt/horizon'], math.nan, beyond)}"
 
 
 def _median(values: Any) -> float:

@@ -37,7 +37,7 @@ def overall(verdicts: list[Verdict]) -> Verdict:
     nothing was measured does not count."""
     if "non-finite" in verdicts:
         return "non-finite"
-    count = Counter(v for v in verdicts if v != "unmeasured")
+    count: Counter[Verdict] = Counter(v for v in verdicts if v != "unmeasured")
     return max(count, key=lambda v: (count[v], SEVERITY.index(v)), default="unmeasured")
 
 
