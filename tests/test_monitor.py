@@ -307,9 +307,39 @@ def test_episodes_are_measured_as_gradient_flow_measures_them():
     assert monitor.locate(params, state0, sequence, args) is None
     # The derivative at the start of an episode counts, as it does of a sequence alone.
     state0["s"][:] = 0
+    resets[:, 0] = False
     xs["b"][1, 4] = 0
     found = monitor.locate(params, state0, sequence, args)
     assert (found.array, found.step, found.sequence) == ("Jacobian", 5, 1)
+
+
+def test_a_bad_derivative_at_the_end_of_an_episode_is_told_without_the_next():
+    def at_fourth(states):
+        return jnp.linalg.norm(states["v"][3]) + jnp.sum(states["r"][-1])
+
+    params, state0, xs, _ = example()
+    xs["a"][1] = 0
+    stream = bptt.Sequence(xs, resets=np.tile(np.arange(T) == 4, (B, 1)))
+    found = bptt.Monitor(step, at_fourth).locate(params, state0, stream)
+    assert (found.array, found.step, found.sequence) == ("dloss/dstate['v']", 4, 1)
+    assert found.log_norms_before == ()
+
+
+def test_of_what_the_loss_is_given_only_what_is_shared_is_trained():
+    def rooted(states, args):
+        return jnp.sum(states[-1]) + jnp.sqrt(args)
+
+    xs, zeros = np.ones((B, T, 2), np.float32), np.zeros(B, np.float32)
+    own = bptt.Monitor(diagonal, rooted)
+    assert own.locate(np.float32(0.5), np.zeros(2, np.float32), xs, zeros) is None
+    shared = bptt.Monitor(diagonal, rooted, in_axes=(None, 0, None))
+    assert shared.locate(np.float32(0.5), np.zeros(2, np.float32), xs, zeros[0]).array == "dL/dargs"
+
+
+def test_a_loss_that_reads_no_state_warns_of_nothing():
+    monitor = bptt.Monitor(diagonal, lambda states: 0.0 * jnp.sum(states))
+    record = monitor.probe(0, np.float32(0.5), np.zeros(2, np.float32), np.ones((B, T, 2), np.float32))
+    assert (record.verdict, record.scalars["bptt/verdict"]) == ("unmeasured", -1)
 
 
 def test_a_bad_derivative_of_the_loss_in_padding_is_that_of_the_last_real_step():
@@ -381,17 +411,18 @@ def test_the_logarithm_of_zero_is_no_fault():
     def best(params, h, x):
         return jnp.maximum(params + h, x)
 
-    def read(states):
-        return states[-1, 0]
+    def read(states, args):
+        return states[-1, 0] * args
 
-    monitor = bptt.Monitor(best, read)
+    monitor = bptt.Monitor(best, read, in_axes=(None, 0, None))
     params, state0 = jnp.float32(-0.3), np.full(2, -np.inf, np.float32)
     xs = np.full((B, T, 2), -np.inf, np.float32)
     xs[:, 0, 0] = 0
-    record = quietly(monitor.probe, 0, params, state0, xs)
+    record = quietly(monitor.probe, 0, params, state0, xs, np.float32(2))
     assert (record.nonfinite, record.verdict) == (None, "steady")
+    assert monitor.locate(params, state0, xs, np.float32("nan")).array == "args"
     xs[1, 5, 0] = np.nan
-    found = monitor.locate(params, state0, xs)
+    found = monitor.locate(params, state0, xs, np.float32(2))
     assert (found.array, found.step, found.sequence) == ("xs", 6, 1)
 
 

@@ -212,7 +212,8 @@ class GradientFlow(Result):
     def verdicts(self) -> np.ndarray:
         """One for each sequence, an array of the batch's shape; see `verdict`."""
         columns = (self.end_gain, self.peak_gain, self.threshold, self.numerics.finite)
-        judged = np.vectorize(verdict.judge, otypes=[object])(*map(np.asarray, columns))
+        with np.errstate(invalid="ignore"):  # NaN where nothing was measured
+            judged = np.vectorize(verdict.judge, otypes=[object])(*map(np.asarray, columns))
         return np.asarray(judged, object)
 
     @property
