@@ -6,6 +6,7 @@ A static fault raises TypeError or ValueError; of a traced value, `equinox.error
 import warnings
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import CodeType, MethodType
 from typing import Any, NamedTuple
 
@@ -115,7 +116,7 @@ def check_number(name: str, value: Any, expected: str, holds: Callable[[Any], An
     message = f"{name}: expected {expected}"
     if isinstance(value, bool) or not isinstance(value, (int, float, np.number, np.ndarray, jax.Array)):
         raise TypeError(f"{message}, got {type_name(value)}")
-    if jnp.shape(value) != () or jnp.iscomplexobj(value):
+    if jnp.shape(value) != () or jnp.issubdtype(jnp.result_type(value), jnp.complexfloating):
         raise ValueError(f"{message}, got {value}")
     held = holds(value)
     if isinstance(held, jax.core.Tracer):  # under optax.inject_hyperparams, say
@@ -212,17 +213,44 @@ def check_flags(name: str, flags: Any, steps: int | None = None) -> None:
         raise ValueError(f"{name}: expected {steps} booleans, one for each step, got {flags.shape[0]}")
 
 
-def check_function(name: str, function: Any, signature: str) -> None:
-    """Raises TypeError unless `function` is a hashable callable."""
+@dataclass(frozen=True, eq=False)
+class _Itself:
+    """A function that has no hash, looked up as what it is."""
+
+    function: Callable[..., Any]
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.function(*arguments)
+
+    def __hash__(self) -> int:
+        return id(self.function)
+
+    def __eq__(self, other: Any) -> bool:
+        return isinstance(other, _Itself) and other.function is self.function
+
+
+def check_function(name: str, function: Any, signature: str) -> Any:
+    """Returns `function`, or it with a hash, if it is a callable that can be looked up.
+
+    What Equinox makes of a function (``eqx.filter_vmap(step)``) often has no hash, but is a pytree, and so by
+    contract does not change.
+
+    Raises:
+      TypeError: it is no callable, or has no hash and is no pytree, or one that holds arrays.
+    """
     if not callable(function):
         raise TypeError(f"{name}: expected a function {signature}, got {type_name(function)}")
     try:
         hash(function)
     except TypeError:
+        leaves = jax.tree.leaves(function)
+        if not any(leaf is function or isinstance(leaf, (jax.Array, np.ndarray)) for leaf in leaves):
+            return _Itself(function)
         raise TypeError(
             f"{name}: expected a hashable function, since it is compiled once and looked up again, got "
             f"{type_name(function)}; wrap it in a function {signature}, an Equinox module in bptt_jax.from_equinox"
         ) from None
+    return function
 
 
 def check_leaves(name: str, tree: Any, *, keys: bool = True) -> None:
@@ -243,7 +271,8 @@ def check_leaves(name: str, tree: Any, *, keys: bool = True) -> None:
         numbers = numbers and not isinstance(leaf, np.ma.MaskedArray)  # its mask would be lost
         dtype = np.asarray(leaf).dtype if numbers else np.dtype(object)
         if dtype.kind in "OSUMmV" and not jnp.issubdtype(dtype, jnp.floating):
-            raise TypeError(f"{at_path(name, path)}: expected an array of numbers, got {type_name(leaf)}")
+            way = "; equinox.partition(module, equinox.is_array) takes functions out" if callable(leaf) else ""
+            raise TypeError(f"{at_path(name, path)}: expected an array of numbers, got {type_name(leaf)}{way}")
         if dtype.char in "gG" or not dtype.isnative:  # JAX would refuse the former, and misread the latter
             expected = "numbers of at most 64 bits in this machine's byte order"
             raise TypeError(f"{at_path(name, path)}: expected {expected}, got {dtype.str}; cast them by astype")

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
+from itertools import permutations
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -190,7 +191,7 @@ def bind(step: Step, params: Params, state0: State, xs: PyTree = None, length: i
       TypeError: `step` is no hashable callable; a leaf is no array; a mask or resets are no booleans.
       ValueError: the state holds no floating number; T is missing, zero, or not the same everywhere.
     """
-    check_function("step", step, "step(params, state, x) -> state")
+    step = check_function("step", step, "step(params, state, x) -> state")
     sequence = xs if isinstance(xs, Sequence) else Sequence(xs)
     for name, tree in (("params", params), ("state0", state0), ("xs", sequence.xs)):
         check_leaves(name, tree)
@@ -234,11 +235,8 @@ def check_step(recurrence: Recurrence) -> Recurrence:
         new = jax.eval_shape(called, params, state0, x)
         _check_new_state(new, state0)
     except Exception as error:
-        if _is_batch(recurrence.step, params, state0, x):
-            raise ValueError(
-                f"xs: expected one sequence [T, ...], got {describe_shapes(xs)}, of which step takes one axis "
-                "less: a batch; jax.vmap over its first axis"
-            ) from error
+        if remedy := _remedy(recurrence):
+            raise ValueError(remedy) from error
         raise
     return recurrence
 
@@ -367,17 +365,24 @@ def _like(leaf: Any, h: Array) -> Array:
 def _check_new_state(new: State, state0: State) -> None:
     expected: Any = jax.tree.structure(state0)
     if expected != jax.tree.structure(new):
-        if isinstance(new, tuple) and len(new) == 2 and jax.tree.structure(new[0]) == expected:
-            raise ValueError(
-                "step: must return the new state alone, got a pair whose first entry has the structure of state0; "
-                "an output is a function of the states, for the loss"
-            )
-        if isinstance(new, tuple) and len(new) == 2 and jax.tree.structure(new[1]) == expected:
-            raise ValueError(
-                "step: must return the new state alone, got a pair whose second entry has the structure of state0; "
-                "is it called as (params, x, state) -> (output, state)? Wrap it: "
-                "lambda params, state, x: module(params, x, state)[1]"
-            )
+        if isinstance(new, tuple) and len(new) == 2:
+            first, second = (_shapes(entry) == _shapes(state0) for entry in new)
+            alone = "step: must return the new state alone, got a pair"
+            swapped = "or, of one called as (params, x, state) -> (output, state), step(params, x, state)[1]"
+            if first and second:
+                raise ValueError(
+                    f"{alone}, both entries like state0; return step(params, state, x)[0] if that is the state, "
+                    f"{swapped}"
+                )
+            if first:
+                raise ValueError(
+                    f"{alone} whose first entry is like state0; return step(params, state, x)[0]: an output is a "
+                    "function of the states, for the loss"
+                )
+            if second:
+                raise ValueError(
+                    f"{alone} whose second entry is like state0; return step(params, state, x)[1], {swapped}"
+                )
         raise ValueError(
             f"step: must return a state of the structure of state0, {expected}, got {jax.tree.structure(new)}"
         )
@@ -394,17 +399,43 @@ def _check_new_state(new: State, state0: State) -> None:
             )
 
 
-def _is_batch(step: Step, params: Params, state0: State, x: Input) -> bool:
-    """Whether the step would work if `x` had one axis less: xs is then [B, T, ...], a batch without `jax.vmap`."""
-    leaves = jax.tree.leaves(x)
-    if not leaves or any(len(leaf.shape) < 2 for leaf in leaves):
-        return False
-    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), x)
+def _remedy(recurrence: Recurrence) -> str:
+    """How a step that did not work would work; empty if that is not known."""
+    step, params, state0, xs = recurrence.step, recurrence.params, recurrence.state0, recurrence.instants.x
+    x, one = (jax.tree.map(lambda leaf, n=n: jax.ShapeDtypeStruct(leaf.shape[n:], leaf.dtype), xs) for n in (1, 2))
+    if _entry(step, (params, state0, x), state0) is not None:
+        return ""
+    deep = all(len(leaf.shape) > 2 for leaf in jax.tree.leaves(xs))
+    if deep and _entry(step, (params, state0, one), state0) is not None:
+        return (
+            f"xs: expected one sequence [T, ...], got {describe_shapes(xs)}, of which step takes one axis less: a "
+            "batch; jax.vmap over its first axis"
+        )
+    given = {"params": params, "state": state0, "x": x}
+    for names in list(permutations(given))[1:]:
+        entry = _entry(step, tuple(given[name] for name in names), state0)
+        if entry is not None:
+            call = f"step({', '.join(names)}){entry}"
+            return (
+                "step: expected a function called as step(params, state, x), got one that works as "
+                f"{call}; wrap it: lambda params, state, x: {call}"
+            )
+    return ""
+
+
+def _entry(step: Step, arguments: tuple[Any, ...], state0: State) -> str | None:
+    """Which entry of what the step returns is like a state: itself, "", or one of a pair; None if it fails."""
     try:
-        _check_new_state(jax.eval_shape(step, params, state0, one), state0)
+        new = jax.eval_shape(step, *arguments)
     except Exception:
-        return False
-    return True
+        return None
+    pair = {"[0]": new[0], "[1]": new[1]} if isinstance(new, tuple) and len(new) == 2 else {}
+    return next((entry for entry, tree in ({"": new} | pair).items() if _shapes(tree) == _shapes(state0)), None)
+
+
+def _shapes(tree: PyTree) -> tuple[Any, list[tuple[int, ...]]]:
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, [jnp.shape(leaf) for leaf in leaves]
 
 
 def _check_like_state(name: str, tree: PyTree, state0: State) -> None:

@@ -1,10 +1,13 @@
 """Cells of Equinox, Flax and Haiku as steps, against each library's own loop and own calls."""
 
+import functools
+import inspect
 import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import equinox as eqx
 import flax.linen as nn
 import haiku as hk
@@ -388,6 +391,328 @@ def test_haiku_finds_its_own_among_the_parameters_of_a_network():
         step(params, h, x)
 
 
+def advanced(h: jax.Array, x: jax.Array) -> jax.Array:
+    """A state of one's own; with arguments exchanged it runs as well, and gives another."""
+    return jnp.tanh(0.5 * h - jnp.sum(x * jnp.arange(1.0, x.size + 1)))
+
+
+def own_nnx(first: str, second: str, state: int, result: Callable[[Any, Any], Any] = lambda h, y: (h, y)) -> Any:
+    """A module called with arguments of these names, of which the one at the place `state` is the state."""
+
+    def call(self: Any, *both: jax.Array) -> Any:
+        h, x = both if state == 0 else both[::-1]
+        if x.shape[0] > h.shape[0]:
+            raise ValueError("the input is too long")
+        new = advanced(h, x)
+        pair = result(new, -new)
+        return pair if state == 0 or not isinstance(pair, tuple) else pair[::-1]
+
+    names = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in ("self", first, second)]
+    call.__signature__ = inspect.Signature(names)
+    return type("Own", (nnx.Module,), {"__call__": call})()
+
+
+TOLD = [
+    *(
+        ("carry", "x", 0),
+        ("h", "inputs", 0),
+        ("hidden", "a", 0),
+        ("a", "input", 0),
+        ("V", "x", 0),
+        ("h_prev", "x_t", 0),
+    ),
+    *(
+        ("x", "h", 1),
+        ("inputs", "prev_state", 1),
+        ("x", "VT", 1),
+        ("obs", "core_state", 1),
+        ("u", "state", 1),
+        ("x1", "h0", 1),
+    ),
+]
+UNTOLD = [("a", "b"), ("x", "u"), ("x", "t"), ("h", "state"), ("x", "inputs"), ("input_state", "x"), ("v", "a")]
+H0, XS = np.asarray([0.1, -0.2, 0.3], np.float32), np.asarray([[1.0, 0.5, -0.3]], np.float32)
+
+
+@pytest.mark.parametrize(("first", "second", "state"), TOLD)
+def test_the_names_of_the_arguments_tell_the_order(first, second, state):
+    for result in (lambda h, y: (h, y), lambda h, y: h):
+        step, params = bptt.from_nnx(own_nnx(first, second, state, result))
+        np.testing.assert_allclose(step(params, H0, XS[0]), advanced(H0, XS[0]), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("first", "second"), UNTOLD)
+@pytest.mark.parametrize("state", [0, 1])
+def test_where_the_names_do_not_tell(first, second, state):
+    """The shapes do; where they are alike the call is refused, with the way out, until `order` says it."""
+    cell = own_nnx(first, second, state)
+    step, params = bptt.from_nnx(cell)
+    np.testing.assert_allclose(step(params, H0, XS[0, :2]), advanced(H0, XS[0, :2]), rtol=1e-6)
+    with pytest.raises(
+        ValueError, match=r'cell: expected a call that tells .*; give order="state first" or order="inp'
+    ):
+        bptt.unroll(step, params, H0, XS)
+    step, params = bptt.from_nnx(cell, order=("state first", "input first")[state])
+    np.testing.assert_allclose(bptt.unroll(step, params, H0, XS)[0], advanced(H0, XS[0]), rtol=1e-6)
+
+
+def test_an_order_that_is_none():
+    for make in (
+        lambda order: bptt.from_nnx(own_nnx("h", "x", 0), order=order),
+        lambda order: bptt.from_equinox(InputFirst(jnp.eye(N)), order=order),
+        lambda order: bptt.from_linen(LinenInputFirst(), {"params": {}}, order=order),
+        lambda order: bptt.from_haiku(lambda: HaikuStateFirst(), {}, order=order),
+    ):
+        with pytest.raises(ValueError, match="order: expected 'state first' or 'input first', got 'state'"):
+            make("state")
+
+
+def test_a_pair_whose_entries_are_told_by_their_shapes():
+    """A state that comes back at the other place than it went."""
+    cell = own_nnx("x", "h", 1, lambda h, y: (y[:2], h))
+    step, params = bptt.from_nnx(cell)
+    np.testing.assert_allclose(step(params, H0, XS[0]), advanced(H0, XS[0]), rtol=1e-6)
+    never = own_nnx("x", "h", 1, lambda h, y: (h[:1], y[:2]))
+    with pytest.raises(ValueError, match=r"step: must keep the shape of state, \[3\], got \[1\]"):
+        bptt.unroll(*bptt.from_nnx(never), H0, XS)
+
+
+class InputFirst(eqx.Module):
+    """In the manner of Haiku and Spyx; a state that it can make itself is no less a state."""
+
+    weight: jax.Array
+    rate: float = eqx.field(static=True, default=0.5)
+
+    def __call__(self, x: jax.Array, state: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+        h = self.advance(jnp.zeros(N) if state is None else state, x)
+        return 2 * h, h
+
+    def advance(self, state: jax.Array, x: jax.Array) -> jax.Array:
+        return jnp.tanh(self.weight @ state - self.rate * x)
+
+
+class LinenInputFirst(nn.Module):
+    @nn.compact
+    def __call__(self, x: jax.Array, state: jax.Array) -> tuple[jax.Array, jax.Array]:
+        h = jnp.tanh(self.param("weight", nn.initializers.ones, (N, N)) @ state - 0.5 * x)
+        return 2 * h, h
+
+
+class HaikuStateFirst(hk.Module):
+    def __call__(self, state: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        h = jnp.tanh(hk.get_parameter("weight", (N, N), init=jnp.ones) @ state - 0.5 * x)
+        return h, 2 * h
+
+
+def test_modules_called_in_the_other_order():
+    """State and input of one shape: Equinox with a pair or by a method, Linen and Haiku the other way round."""
+    w = jnp.asarray(np.random.default_rng(5).standard_normal((N, N)), jnp.float32)
+    cell = InputFirst(w)
+    expected = cell.advance(H0, XS[0])
+    for step, params in (
+        bptt.from_equinox(cell),
+        bptt.from_equinox(cell.advance),
+        bptt.from_linen(LinenInputFirst(), {"params": {"weight": w}}),
+        bptt.from_haiku(lambda: HaikuStateFirst(name="core"), {"core": {"weight": w}}),
+    ):
+        got, pull = jax.vjp(lambda p, step=step: step(p, H0, XS[0]), params)
+        np.testing.assert_allclose(got, expected, rtol=1e-6)
+        (gradient,) = jax.tree.leaves(pull(jnp.ones(N)))
+        np.testing.assert_allclose(
+            gradient, jax.grad(lambda w: jnp.sum(InputFirst(w).advance(H0, XS[0])))(w), rtol=1e-6
+        )
+
+
+# Steps as people have them, of params, state and input with 3 numbers each.
+
+
+def plain(params: jax.Array, h: jax.Array, x: jax.Array) -> jax.Array:
+    return jnp.tanh(params * h + jnp.roll(h, 1) - x)
+
+
+class Simulator:
+    def __init__(self, rate: float):
+        self.rate = rate
+
+    def step(self, params: Any, h: jax.Array, x: jax.Array) -> jax.Array:
+        return self.rate * plain(params, h, x)
+
+
+class Rates(eqx.Module):
+    weight: jax.Array
+    rate: float = eqx.field(static=True)
+    activation: Callable[[jax.Array], jax.Array] = eqx.field(static=True)
+
+    def __call__(self, h: jax.Array, x: jax.Array) -> jax.Array:
+        return self.rate * self.activation(self.weight * h + jnp.roll(h, 1) - x)
+
+
+@jax.custom_gradient
+def surrogate(v: jax.Array) -> Any:
+    return jnp.heaviside(v, 0.0), lambda g: (g / jnp.square(1 + 10 * jnp.abs(v)),)
+
+
+@eqx.filter_custom_vjp
+def saturating(v: jax.Array, slope: float) -> jax.Array:
+    return jnp.tanh(slope * v)
+
+
+@saturating.def_fwd
+def _(perturbed: Any, v: jax.Array, slope: float) -> Any:
+    y = jnp.tanh(slope * v)
+    return y, y
+
+
+@saturating.def_bwd
+def _(y: jax.Array, g: jax.Array, perturbed: Any, v: jax.Array, slope: float) -> Any:
+    return g * slope * (1 - y * y)
+
+
+@eqx.filter_custom_jvp
+def bent(v: jax.Array) -> jax.Array:
+    return jnp.tanh(v)
+
+
+@bent.def_jvp
+def _(primals: Any, tangents: Any) -> Any:
+    (v,), (t,) = primals, tangents
+    return jnp.tanh(v), None if t is None else 0.5 * t
+
+
+def converted(params: Any, h: jax.Array, x: jax.Array) -> jax.Array:
+    """In the manner of differential-equation solvers: what a vector field closes over is made an argument."""
+    field, constants = jax.closure_convert(lambda h: plain(params, h, x) - h, h)
+
+    @jax.custom_vjp
+    def move(h: jax.Array, constants: Any) -> jax.Array:
+        return h + 0.1 * field(h, *constants)
+
+    def forward(h: jax.Array, constants: Any) -> Any:
+        return jax.vjp(lambda h, constants: h + 0.1 * field(h, *constants), h, constants)
+
+    move.defvjp(forward, lambda pull, g: pull(g))
+    return move(h, constants)
+
+
+def tsit5(params: jax.Array, h: jax.Array, x: jax.Array) -> jax.Array:
+    diffrax = pytest.importorskip("diffrax")
+    term = diffrax.ODETerm(lambda t, h, args: plain(args[0], h, args[1]) - h)
+    solver = diffrax.Tsit5()
+    memory = solver.init(term, 0.0, 0.1, h, (params, x))
+    return solver.step(term, 0.0, 0.1, h, (params, x), memory, made_jump=False)[0]
+
+
+RATE = np.asarray([0.9, -0.4, 0.5], np.float32)
+STEPS: dict[str, tuple[Any, Any]] = {
+    "jit": (jax.jit(plain), RATE),
+    "filter_jit": (eqx.filter_jit(plain), RATE),
+    "filter_checkpoint": (eqx.filter_checkpoint(plain), RATE),
+    "filter_vmap": (eqx.filter_vmap(lambda p, h, x: jnp.tanh(p * h - x)), RATE),
+    "filter_closure_convert": (eqx.filter_closure_convert(plain, jnp.asarray(RATE), jnp.asarray(H0), XS[0]), RATE),
+    "functools.partial": (functools.partial(lambda rate, *given: rate * plain(*given), 0.9), RATE),
+    "partial of an array": (functools.partial(lambda a, *given: a * plain(*given), jnp.float32(0.9)), RATE),
+    "Partial": (jax.tree_util.Partial(lambda a, *given: a * plain(*given), jnp.float32(0.9)), RATE),
+    "bound method": (Simulator(0.9).step, RATE),
+    "method of a module": (Rates.__call__, Rates(jnp.asarray(RATE), 0.9, jnp.tanh)),
+    "filtered method": (eqx.filter_jit(Rates.__call__), Rates(jnp.asarray(RATE), 0.9, jnp.tanh)),
+    "module as params": (lambda module, h, x: module(h, x), Rates(jnp.asarray(RATE), 0.9, jnp.sin)),
+    "filter_custom_jvp": (lambda p, h, x: bent(p * h + jnp.roll(h, 1) - x), RATE),
+    "filter_custom_vjp": (lambda p, h, x: saturating(p * h + jnp.roll(h, 1) - x, 0.8), RATE),
+    "custom_gradient": (lambda p, h, x: p * h - jnp.roll(surrogate(h - x), 1), RATE),
+    "closure_convert": (converted, RATE),
+    "diffrax Tsit5": (tsit5, RATE),
+}
+
+
+def quadratic(states: jax.Array) -> jax.Array:
+    return jnp.sum(jnp.square(states[-1] + 0.1 * states[0]))
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_steps_as_people_have_them(name):
+    """States, Jacobians and gradients against a Python loop and `jax.grad` over it."""
+    step, params = STEPS[name]
+    xs = jnp.asarray(np.random.default_rng(6).standard_normal((2, 3)), jnp.float32)
+
+    def by_hand(params: Any, h: Any) -> Any:
+        states = []
+        for x in xs:
+            h = step(params, h, x)
+            states.append(h)
+        return quadratic(jnp.stack(states)), jnp.stack(states)
+
+    (loss, states), gradients = jax.jit(jax.value_and_grad(by_hand, (0, 1), has_aux=True))(params, jnp.asarray(H0))
+    found = bptt.adjoints(step, params, H0, xs, quadratic)
+    chex.assert_trees_all_close(
+        (found.loss, found.states, found.params_grad, found.state0_grad),
+        (loss, states, *gradients),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+    starts = jnp.concatenate([jnp.asarray(H0)[None], states[:-1]])
+    expected = jax.vmap(lambda h, x: jax.jacrev(lambda h: step(params, h, x))(h))(starts, xs)
+    chex.assert_trees_all_close(bptt.jacobians(step, params, H0, xs), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_function_without_a_hash_is_compiled_once(compilations):
+    """It is looked up as itself: the same object is no new function, and another is."""
+    step = eqx.filter_vmap(lambda p, h, x: jnp.tanh(p * h - x))
+    bptt.jacobians(step, RATE, H0, XS)
+    compilations.clear()
+    bptt.jacobians(step, RATE, H0, XS)
+    assert compilations == []
+    other = eqx.filter_vmap(lambda p, h, x: p * h)
+    np.testing.assert_array_equal(bptt.jacobians(other, RATE, H0, XS)[0], np.diag(RATE))
+
+
+def test_what_holds_arrays_and_has_no_hash_is_refused():
+    """They would be constants, without a gradient."""
+    module = InputFirst(jnp.eye(N))
+    for step in (module, module.advance, eqx.filter_vmap(module)):
+        with pytest.raises(TypeError, match=r"step: expected a hashable function.*bptt_jax\.from_equinox"):
+            bptt.unroll(step, None, H0, XS)
+    with pytest.raises(TypeError, match=r"params\.activation: expected an array .*; equinox\.partition\(module"):
+        bptt.unroll(plain, eqx.nn.MLP(1, 1, 1, 1, key=jax.random.key(0)), H0, XS)
+
+
+def spyx_loop(module: Any, params: Any, h: Any, xs: jax.Array) -> Any:
+    graphdef, _ = nnx.split(module)
+    states = []
+    for x in xs:
+        _, h = nnx.merge(graphdef, params)(x, h)
+        states.append(h)
+    return jax.tree.map(lambda *a: jnp.stack(a), *states)
+
+
+@pytest.mark.parametrize("kind", ["IF", "LIF", "ALIF", "CuBaLIF", "RLIF", "LI", "Sequential"])
+def test_spyx(kind):
+    """Called as ``cell(x, V)``, with V as large as x, and a surrogate for the derivative of its spikes."""
+    spyx = pytest.importorskip("spyx")
+
+    def make(rngs: nnx.Rngs) -> Any:
+        if kind == "Sequential":
+            return spyx.nn.Sequential(
+                nnx.Linear(I, N, rngs=rngs), spyx.nn.LIF((N,), rngs=rngs), spyx.nn.LI((N,), rngs=rngs)
+            )
+        return getattr(spyx.nn, kind)((N,), rngs=rngs)
+
+    module = make(nnx.Rngs(0))
+    nnx.update(module, drawn(nnx.state(module, nnx.Param), jnp.float32))
+    step, params = bptt.from_nnx(module)
+    h0 = jax.tree.map(lambda a: a[0], module.initial_state(1))
+    size = I if kind == "Sequential" else N
+    xs = jnp.asarray(2 * np.random.default_rng(4).standard_normal((T, size)), jnp.float32)
+
+    def loss(states: Any) -> jax.Array:
+        return sum(jnp.sum(jnp.square(a)) for a in jax.tree.leaves(states))
+
+    expected = jax.jit(jax.value_and_grad(lambda p, h: loss(spyx_loop(module, p, h, xs)), (0, 1)))(params, h0)
+    found = bptt.adjoints(step, params, h0, xs, loss)
+    chex.assert_trees_all_close(
+        (found.loss, (found.params_grad, found.state0_grad)), expected, rtol=1e-4, atol=1e-5
+    )
+
+
 def test_what_is_no_equinox_cell():
     linear = eqx.filter_eval_shape(eqx.nn.Linear, I, N, key=jax.random.key(0))
     for wrong in (lambda x, h: h, jnp.tanh, 3, eqx.nn.GRUCell, linear):
@@ -395,14 +720,14 @@ def test_what_is_no_equinox_cell():
             bptt.from_equinox(wrong)
 
 
-class Mixing(nnx.Module):
-    """Called as a cell, but it returns no pair."""
+class Triple(nnx.Module):
+    """Called as a cell, but what it returns is none."""
 
     def __init__(self, inputs: int, hidden: int, *, rngs: nnx.Rngs):
         self.linear = nnx.Linear(inputs, hidden, rngs=rngs)
 
-    def __call__(self, h: jax.Array, x: jax.Array) -> jax.Array:
-        return h + self.linear(x)
+    def __call__(self, h: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        return h, h, self.linear(x)
 
 
 def test_what_is_no_nnx_cell():
@@ -412,8 +737,10 @@ def test_what_is_no_nnx_cell():
             bptt.from_nnx(wrong)
     with pytest.raises(ValueError, match=r"cell: expected an nnx\.RNN that runs forwards"):
         bptt.from_nnx(nnx.RNN(nnx_cell(nnx.SimpleCell), reverse=True))
-    step, params = bptt.from_nnx(nnx_cell(Mixing))
-    with pytest.raises(TypeError, match=r"cell: expected a cell that returns \(carry, output\), got ") as caught:
+    step, params = bptt.from_nnx(nnx_cell(Triple))
+    with pytest.raises(
+        TypeError, match=r"cell: expected a cell that returns \(carry, output\), or the state alone, got tuple"
+    ) as caught:
         bptt.unroll(step, params, jnp.ones(N), jnp.ones((T, I)))
     assert "raised by step" in caught.value.__notes__[0]
 

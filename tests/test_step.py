@@ -93,7 +93,18 @@ BAD = [
     (
         made(lambda h: (h, h)),
         ValueError,
-        "step: must return the new state alone, got a pair whose first entry has the structure of state0",
+        "step: must return the new state alone, got a pair, both entries like state0; return step(params, "
+        "state, x)[0] if…or, of one called as (params, x, state) -> (output, state), step(params, x, state)[1]",
+    ),
+    (
+        made(lambda h: (h, h[:2])),
+        ValueError,
+        "step: must return the new state alone, got a pair whose first entry is like state0; return…)[0]",
+    ),
+    (
+        made(lambda h: (h[:2], h)),
+        ValueError,
+        "step: must return the new state alone, got a pair whose second entry is like state0; return…)[1], or, of",
     ),
     (
         made(lambda h: {"g": h["h"]}, {"h": H}),
@@ -110,6 +121,28 @@ BAD = [
         lambda: run(H, XS[:, :2]),
         TypeError,
         "incompatible shapes…raised by step(params, state, x) on state float32[3] and x float32[2]",
+    ),
+    # arguments in another order, a batch
+    (
+        lambda: bptt.unroll(lambda p, x, h: jnp.tanh(p * h + x.sum()), P, H, XS[:, :2]),
+        ValueError,
+        "step: expected a function called as step(params, state, x), got one that works as step(params, x, state); "
+        "wrap it: lambda params, state, x: step(params, x, state)",
+    ),
+    (
+        lambda: bptt.jacobians(lambda p, x, h: (x, jnp.tanh(p * h + x.sum())), P, H, XS[:, :2]),
+        ValueError,
+        "got one that works as step(params, x, state)[1]; wrap it: lambda params, state, x: step(params, ",
+    ),
+    (
+        lambda: bptt.unroll(lambda h, x, p: p["w"] * h + x, {"w": P}, H, XS),
+        ValueError,
+        "step: expected…got one that works as step(state, x, params); wrap it",
+    ),
+    (
+        lambda: run(H, XS[:, None]),
+        ValueError,
+        "xs: expected one sequence [T, ...], got float32[4,1,3], of which step takes one axis less: a batch; ",
     ),
     # what the loss returns
     (lambda: measure(lambda states: states[-1]), ValueError, "loss: must return a scalar, got shape [3]"),
@@ -203,6 +236,12 @@ def test_every_analysis_checks_its_loss(function, compilations):
     with pytest.raises(ValueError, match="loss: must return a scalar"):
         function(step, P, H, XS, lambda states: states[-1])
     assert compilations == []
+
+
+def test_a_dtype_alone_is_no_reason_to_think_of_another_order():
+    """In another order it would keep the dtype, of what is then the state."""
+    with pytest.raises(TypeError, match="step: must keep the dtype of state, bfloat16, got float32"):
+        bptt.unroll(lambda p, h, x: (h + x.astype(h.dtype)).astype(p.dtype), P, jnp.asarray(H, jnp.bfloat16), XS)
 
 
 def test_a_step_that_raises_says_on_what():

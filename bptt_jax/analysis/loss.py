@@ -86,7 +86,7 @@ def bind_loss(loss: Loss, args: PyTree = None, has_aux: bool = False) -> BoundLo
     Raises:
       TypeError, ValueError: `loss` is no hashable function; a leaf of `args` is no array; `has_aux` is no bool.
     """
-    check_function("loss", loss, "loss(states) -> scalar")
+    loss = check_function("loss", loss, "loss(states) -> scalar")
     check_leaves("args", args)
     if not isinstance(has_aux, bool):
         raise TypeError(f"has_aux: expected True or False, got {type(has_aux).__name__}")

@@ -1,29 +1,50 @@
 """Cells of other libraries as steps: the cell's own call, the state in the library's order, the weights taken out.
 
 A library is imported where its function is called, never before.
+
+Which argument of a call comes first differs: Flax calls ``cell(carry, x)``, Equinox, Haiku and Spyx call
+``cell(x, state)``, and a module of one's own may do either, in any of them. Called the wrong way round many would
+run. So the names of the arguments decide, then the shapes; where neither can, it is refused until `order` says it.
 """
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
+import jax.numpy as jnp
 
+from bptt_jax.checks import check_choice
 from bptt_jax.step import Input, Params, State, Step
 
 if TYPE_CHECKING:
     import haiku as hk
     from flax import linen, nnx
 
+Order = Literal["state first", "input first"]
+
 _VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+# How much a name speaks for the state, or, below zero, for the input; x is the input beside h or V, but in control
+# it is the state, beside u.
+_SPEAKS = {
+    **dict.fromkeys(("carry", "state", "states", "hidden", "h", "hx", "hc", "memory"), 2),
+    **dict.fromkeys(("v", "vt", "vi", "vin", "mem", "membrane"), 1),
+    **dict.fromkeys(("x", "xs", "xt"), -1),
+    **dict.fromkeys(("input", "inputs", "obs", "observation", "observations", "token", "tokens"), -2),
+}
 
 
-def from_equinox(cell: Callable[[Input, State], State]) -> tuple[Step, Params]:
+def from_equinox(cell: Callable[[Any, Any], Any], *, order: Order | None = None) -> tuple[Step, Params]:
     """An Equinox cell as a step.
 
     Args:
-      cell: any module called as ``cell(x, h) -> h``: `equinox.nn.GRUCell`, `equinox.nn.LSTMCell` (whose state is
-        ``(h, c)``), or one's own.
+      cell: any module called as ``cell(x, h)`` or ``cell(h, x)``, or a method of one: `equinox.nn.GRUCell`,
+        `equinox.nn.LSTMCell` (whose state is ``(h, c)``), or one's own. What it returns is the new state, or a pair
+        with it.
+      order: whether the call has the "state first" or the "input first", where neither the names of its arguments
+        nor the shapes tell.
 
     Returns:
       ``(step, params)``: `params` is the module with everything but its floating arrays taken out, so
@@ -31,6 +52,7 @@ def from_equinox(cell: Callable[[Input, State], State]) -> tuple[Step, Params]:
 
     Raises:
       TypeError: `cell` is no `equinox.Module` called with an input and a state.
+      ValueError: when the step is called, both orders are possible.
 
     Example:
       >>> import equinox
@@ -42,21 +64,26 @@ def from_equinox(cell: Callable[[Input, State], State]) -> tuple[Step, Params]:
 
     if not (isinstance(cell, eqx.Module) and _takes_two(cell)):
         raise TypeError(f"cell: expected an equinox.Module called as cell(x, h), got {_name(cell)}")
+    order = _order(cell, order)
     params, static = eqx.partition(cell, eqx.is_inexact_array)
 
     def step(params: Params, h: State, x: Input) -> State:
         module: Any = eqx.combine(params, static)
-        return module(x, h)
+        return _advance("cell", module, h, x, order, "input first")
 
     return step, params
 
 
-def from_nnx(cell: "nnx.Module") -> tuple[Step, Params]:
+def from_nnx(cell: "nnx.Module", *, order: Order | None = None) -> tuple[Step, Params]:
     """A Flax NNX cell as a step.
 
     Args:
       cell: any module called as ``cell(carry, x) -> (carry, output)``: `flax.nnx.GRUCell`, `SimpleCell`, `LSTMCell`
-        and `OptimizedLSTMCell` (whose carry is ``(c, h)``), or one's own; or a `flax.nnx.RNN`, whose cell is taken.
+        and `OptimizedLSTMCell` (whose carry is ``(c, h)``), or one's own; or one called as
+        ``cell(x, state) -> (output, state)``, like those of Spyx; or a `flax.nnx.RNN`, whose cell is taken. It may
+        return the new state alone.
+      order: whether the call has the "state first" or the "input first", where neither the names of its arguments
+        nor the shapes tell. A pair that is returned has the state at the same place.
 
     Returns:
       ``(step, params)``: `params` is a copy of the cell's ``nnx.state(cell, nnx.Param)``, on which Optax works and
@@ -68,9 +95,10 @@ def from_nnx(cell: "nnx.Module") -> tuple[Step, Params]:
     Raises:
       ImportError: Flax is missing.
       TypeError: `cell` is no module called with a carry and an input, or, when the step is called, does not return
-        a pair.
-      ValueError: `cell` is an `nnx.RNN` that runs backwards; or, when the step is called, the cell writes to one of
-        its variables (a count of random numbers drawn, statistics of a batch), which no pure function can.
+        a state.
+      ValueError: `cell` is an `nnx.RNN` that runs backwards; or, when the step is called, both orders are possible,
+        or the cell writes to one of its variables (a count of random numbers drawn, statistics of a batch), which
+        no pure function can.
     """
     try:
         from flax import nnx
@@ -82,32 +110,42 @@ def from_nnx(cell: "nnx.Module") -> tuple[Step, Params]:
         cell = cell.cell
     if not (isinstance(cell, nnx.Module) and _takes_two(cell)):
         raise TypeError(f"cell: expected an nnx.Module called as cell(carry, x), got {_name(cell)}")
+    order = _order(cell, order)
     # The variables that nnx.split gives are the cell's own: without a copy, later writes to it would be seen here.
     graphdef, params, others = jax.tree.map(lambda a: a, nnx.split(cell, nnx.Param, ...))
 
     def step(params: Params, carry: State, x: Input) -> State:
-        module: Any = nnx.merge(graphdef, params, others, copy=True)
-        before = jax.tree_util.tree_leaves_with_path(nnx.state(module))
-        carry = _of_pair(module(carry, x), 0, "cell")
-        after = dict(jax.tree_util.tree_leaves_with_path(nnx.state(module)))
-        for path, value in before:
-            if after.get(path) is not value:
-                raise ValueError(
-                    f"cell: expected no call to change the module, but it writes to {jax.tree_util.keystr(path)}; "
-                    "switch it by cell.eval(), or give it the key of each instant in xs, x = (x, key)"
-                )
-        return carry
+        def call(first: Any, second: Any) -> Any:
+            module: Any = nnx.merge(graphdef, params, others, copy=True)
+            before = jax.tree_util.tree_leaves_with_path(nnx.state(module))
+            result = module(first, second)
+            after = dict(jax.tree_util.tree_leaves_with_path(nnx.state(module)))
+            for path, value in before:
+                if after.get(path) is not value:
+                    at = jax.tree_util.keystr(path)
+                    raise ValueError(
+                        f"cell: expected no call to change the module, but it writes to {at}; switch it by "
+                        "cell.eval(), or give it the key of each instant in xs, x = (x, key)"
+                    )
+            return result
+
+        return _advance("cell", call, carry, x, order, "state first")
 
     return step, params
 
 
-def from_linen(module: "linen.Module", variables: Mapping[str, Any]) -> tuple[Step, Params]:
+def from_linen(
+    module: "linen.Module", variables: Mapping[str, Any], *, order: Order | None = None
+) -> tuple[Step, Params]:
     """A Flax Linen cell as a step.
 
     Args:
       module: any module called as ``module(carry, x) -> (carry, output)``: `flax.linen.GRUCell`, `MGUCell`,
-        `SimpleCell`, `LSTMCell` and `OptimizedLSTMCell` (whose carry is ``(c, h)``), or one's own.
+        `SimpleCell`, `LSTMCell` and `OptimizedLSTMCell` (whose carry is ``(c, h)``), or one's own; or as
+        ``module(x, state) -> (output, state)``. It may return the new state alone.
       variables: what ``module.init(key, carry, x)`` returned, or the part of a network's that belongs to the cell.
+      order: whether the call has the "state first" or the "input first", where neither the names of its arguments
+        nor the shapes tell. A pair that is returned has the state at the same place.
 
     Returns:
       ``(step, params)``: `params` is ``variables["params"]``; other collections stay as they are. The state of the
@@ -118,8 +156,8 @@ def from_linen(module: "linen.Module", variables: Mapping[str, Any]) -> tuple[St
     Raises:
       ImportError: Flax is missing.
       TypeError: `module` is no module called with a carry and an input, or, when the step is called, does not
-        return a pair; `variables` is no mapping.
-      ValueError: `variables` has no collection "params".
+        return a state; `variables` is no mapping.
+      ValueError: `variables` has no collection "params"; or, when the step is called, both orders are possible.
     """
     try:
         from flax import linen
@@ -131,15 +169,21 @@ def from_linen(module: "linen.Module", variables: Mapping[str, Any]) -> tuple[St
         raise TypeError(f"variables: expected what module.init returns, got {_name(variables)}")
     if "params" not in variables:
         raise ValueError(f'variables: expected a collection "params", got {sorted(variables)}')
+    order = _order(module, order)
     others = {name: collection for name, collection in variables.items() if name != "params"}
 
     def step(params: Params, carry: State, x: Input) -> State:
-        return _of_pair(module.apply({**others, "params": params}, carry, x), 0, "module")
+        def call(first: Any, second: Any) -> Any:
+            return module.apply({**others, "params": params}, first, second)
+
+        return _advance("module", call, carry, x, order, "state first")
 
     return step, variables["params"]
 
 
-def from_haiku(make: "Callable[[], hk.RNNCore]", params: Mapping[str, Any]) -> tuple[Step, Params]:
+def from_haiku(
+    make: "Callable[[], hk.RNNCore]", params: Mapping[str, Any], *, order: Order | None = None
+) -> tuple[Step, Params]:
     """A Haiku core as a step.
 
     Haiku builds modules inside ``hk.transform`` only, so the core comes as a function that makes it::
@@ -151,9 +195,12 @@ def from_haiku(make: "Callable[[], hk.RNNCore]", params: Mapping[str, Any]) -> t
 
     Args:
       make: returns a core called as ``core(x, state) -> (output, state)``: `hk.GRU`, `hk.VanillaRNN`, `hk.LSTM`
-        (whose state has ``hidden`` and ``cell``), `hk.DeepRNN` (a tuple of its cores' states), or one's own.
+        (whose state has ``hidden`` and ``cell``), `hk.DeepRNN` (a tuple of its cores' states), or one's own; or as
+        ``core(state, x) -> (state, output)``. It may return the new state alone.
       params: Haiku's parameters by module name; those of a whole network will do where the core is called there as
         here (``hk.LSTM(16, name="lstm_1")`` finds "lstm_1/linear"), the others are then ignored.
+      order: whether the call has the "state first" or the "input first", where neither the names of its arguments
+        nor the shapes tell. A pair that is returned has the state at the same place.
 
     Returns:
       ``(step, params)``, the parameters as they came. A core that draws random numbers takes a key with every
@@ -162,7 +209,8 @@ def from_haiku(make: "Callable[[], hk.RNNCore]", params: Mapping[str, Any]) -> t
     Raises:
       ImportError: Haiku is missing.
       TypeError: `make` is no function that returns a core, or, when the step is called, the core does not return a
-        pair; `params` is no mapping.
+        state; `params` is no mapping.
+      ValueError: when the step is called, both orders are possible.
     """
     try:
         import haiku as hk
@@ -178,28 +226,91 @@ def from_haiku(make: "Callable[[], hk.RNNCore]", params: Mapping[str, Any]) -> t
     core = hk.transform(make).apply(params, None)
     if not _takes_two(core):
         raise TypeError(f"{expected}, got one that returns {_name(core)}")
-    call = hk.transform(lambda x, state: make()(x, state))
+    order = _order(core, order)
+    call = hk.transform(lambda first, second: make()(first, second))
 
     def step(params: Params, state: State, x: Input) -> State:
-        return _of_pair(call.apply(params, None, x, state), 1, "make")
+        return _advance("make", lambda *both: call.apply(params, None, *both), state, x, order, "input first")
 
     return step, params
 
 
 def _takes_two(module: Any) -> bool:
-    """Whether a call needs two arguments, as that of a cell; of a layer it needs one."""
-    if not callable(module):
-        return False
+    """Whether a call takes two arguments, as that of a cell; of a layer it takes one, and options."""
+    return callable(module) and (_first_two(module) != () or _takes_any(module))
+
+
+def _takes_any(module: Any) -> bool:
+    return any(p.kind is _VARIABLE[0] for p in inspect.signature(module).parameters.values())
+
+
+def _first_two(module: Any) -> tuple[str, ...]:
+    """The names of the two arguments that a call needs, or of one that it needs and a state that it can make."""
     parameters = inspect.signature(module).parameters.values()
-    needed = [p for p in parameters if p.default is p.empty and p.kind not in _VARIABLE]
-    return len(needed) == 2 or any(p.kind is _VARIABLE[0] for p in parameters)
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind not in _VARIABLE]
+    places = [p.name for p in parameters if p.kind in _POSITIONAL][:2]
+    made = len(places) == 2 and needed == places[:1] and _speaks(places[1]) == 2
+    return tuple(places) if made or (needed == places and len(places) == 2) else ()
 
 
-def _of_pair(result: Any, index: int, name: str) -> State:
+def _speaks(name: str) -> int:
+    words = [word.rstrip("0123456789") for word in re.split("_+", name.lower())]
+    found = {_SPEAKS[word] for word in words if word in _SPEAKS}
+    return found.pop() if len(found) == 1 else 0
+
+
+def _order(module: Any, order: Order | None) -> Order | None:
+    """As it was given, or as the names of the arguments tell; None if they do not."""
+    if order is not None:
+        return check_choice("order", order, "state first", "input first")
+    names = _first_two(module)
+    if not names:
+        return None
+    first, second = map(_speaks, names)
+    if abs(first - second) < 2:
+        return None
+    return "state first" if first > second else "input first"
+
+
+def _shapes(tree: Any) -> tuple[Any, list[tuple[int, ...]]]:
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, [jnp.shape(leaf) for leaf in leaves]
+
+
+def _advance(
+    name: str, call: Callable[[Any, Any], Any], state: State, x: Input, order: Order | None, usual: Order
+) -> State:
+    """The new state of ``call(state, x)``, or of ``call(x, state)``, whichever `order` says.
+
+    Where it does not, the order that gives a state like the old one; the library's `usual` one where neither does,
+    for its message.
+    """
+    if order is None:
+        orders: tuple[Order, Order] = ("state first", "input first")
+        possible = [each for each in orders if _fits(name, call, state, x, each)]
+        if len(possible) == 2:
+            raise ValueError(
+                f"{name}: expected a call that tells its state from its input by the names of its arguments or by "
+                f'their shapes, got one that does not; give order="{orders[0]}" or order="{orders[1]}"'
+            )
+        order = possible[0] if possible else usual
+    first = order == "state first"
+    result = call(state, x) if first else call(x, state)
+    if _shapes(result)[0] == _shapes(state)[0]:
+        return result
     if not (isinstance(result, tuple) and len(result) == 2):
-        pair = ("(carry, output)", "(output, state)")[index]
-        raise TypeError(f"{name}: expected a cell that returns {pair}, got {_name(result)}")
-    return result[index]
+        pair = "(carry, output)" if first else "(output, state)"
+        raise TypeError(f"{name}: expected a cell that returns {pair}, or the state alone, got {_name(result)}")
+    mine, other = result if first else result[::-1]
+    return other if _shapes(other) == _shapes(state) != _shapes(mine) else mine
+
+
+def _fits(name: str, call: Callable[[Any, Any], Any], state: State, x: Input, order: Order) -> bool:
+    try:
+        new = jax.eval_shape(lambda state, x: _advance(name, call, state, x, order, order), state, x)
+    except Exception:
+        return False
+    return _shapes(new) == _shapes(state)
 
 
 def _name(value: Any) -> str:

@@ -63,7 +63,7 @@ def rnn(
       (4,)
     """
     n, dtype = check_positive_int("hidden_size", hidden_size), check_floating("dtype", dtype)
-    check_function("activation", activation, "activation(array) -> array")
+    activation = check_function("activation", activation, "activation(array) -> array")
     gain = check_finite("gain", gain)
     check_initializers(recurrent_init, input_init)
 
