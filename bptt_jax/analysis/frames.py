@@ -1,116 +1,216 @@
-"""Orthonormal frames carried along trajectories by the tangent map: the recursion behind Lyapunov exponents."""
+"""Orthonormal frames propagated along trajectories by the tangent map: the recursion behind Lyapunov exponents."""
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jaxtyping import Bool, Float
 
+from bptt_jax.linalg import logscale
 from bptt_jax.linalg.host_lapack import host_lq
-from bptt_jax.linalg.precision import matmul
-from bptt_jax.step import Array, Params, PyTree, State, Step, full_precision, ravel_state
+from bptt_jax.linalg.products import matmul
+from bptt_jax.recurrence.tangents import tangent_step
+from bptt_jax.step import Array, Instant, PyTree, Recurrence, State, choose, differentiable_part
 
 _LONGEST = 64  # steps between two orthonormalisations, at most
 _FORGETS = 0.03  # of a faster pace, at every orthonormalisation after the first few
 _LARGE = 8192  # numbers from which on LAPACK may divide a matrix among threads, which block each other
+_ROUNDINGS = 4.0  # of the largest length: what is no longer than that may be zero
 
 
-class Carried(NamedTuple):
+class Frames(NamedTuple):
+    """One of each of C trajectories.
+
+    Attributes:
+      rows: ``[C, num, D]``, directions, orthonormal at the ends of a stretch.
+      places: ``[C, num]``, which row each direction is: those that were lost have gone last.
+    """
+
+    rows: Array
+    places: Array
+
+
+class FrameTrajectory(NamedTuple):
     """What frames have become after n steps along C trajectories.
 
     Attributes:
-      vectors: ``[C, D]``, the last states.
-      frames: ``[C, num, D]``, orthonormal rows if the last step was forced.
-      growth: ``[n, C, num]``, log of each direction's length before an orthonormalisation, 0 at other steps; NaN
-        where the frame is not finite.
+      states: the last ones, leaves ``[C, ...]``.
+      frames: the last ones, orthonormal if the last step was forced.
+      growth: ``[n, C, num]``, log of each direction's length before an orthonormalisation, 0 at other steps; -inf
+        where nothing at all was left of it, NaN where the frame is not finite.
       zero: ``[n, C, num]``, whether that length is no more than what rounding leaves of zero.
-      due: ``[n]``, whether the frames were orthonormalised after this step.
+      orthonormalised: ``[n, C]``, whether that was done after this step, a real one.
+      finite: ``[n, C]``, whether state and frame are.
     """
 
-    vectors: Array
-    frames: Array
+    states: State
+    frames: Frames
     growth: Array
     zero: Array
-    due: Array
+    orthonormalised: Array
+    finite: Array
 
 
-def carry(
-    step: Step,
-    params: Params,
-    unravel: Callable[[Array], State],
-    vectors: Array,
-    frames: Array,
-    xs: PyTree,
-    forced: np.ndarray,
-) -> Carried:
-    """Carries one frame along each of C trajectories, all of them orthonormalised when one of them needs it.
+def propagate_frames(
+    recurrence: Recurrence,
+    states: State,
+    frames: Frames,
+    fresh: Float[Array, "num D"],
+    instants: Instant,
+    forced: Bool[Array, "n C"],
+    mending: Bool[Array, "n C"],
+    *,
+    always: bool,
+) -> FrameTrajectory:
+    """Propagates one frame along each of C trajectories, all of them orthonormalised when one of them needs it.
+
+    Directions that a step maps exactly to zero are drawn anew, and stand last from then on, so that they take
+    nothing from those that live. After a reset the whole frame is `fresh`. In padding all is held.
 
     Args:
-      step, params: of the recurrence.
-      unravel: from ``[D]`` to a state.
-      vectors: ``[C, D]``, the states to begin with.
-      frames: ``[C, num, D]``, orthonormal rows.
-      xs: inputs, leaves ``[n, C, ...]``.
-      forced: ``[n]``, after which steps to orthonormalise in any case.
+      recurrence: checked; its step is what counts, and what a reset makes of the state.
+      states: to begin with, leaves ``[C, ...]``.
+      frames: to begin with, orthonormal.
+      fresh: orthonormal rows, of which new directions are made.
+      instants: leaves ``[n, C, ...]``.
+      forced: after which steps to orthonormalise in any case; the last ones before padding should be among them.
+      mending: where coordinates that no direction holds any more come back, as large as half of the digits.
+      always: orthonormalise after every step.
     """
+    count, num, _ = frames.rows.shape
+    dtype = frames.rows.dtype
     # Two fifths of the digits: how far directions grow apart varies, and the others must see them through. The pace
     # is the share that a step takes. Of the range, which they use up together, a quarter each way.
-    limit = -0.4 * math.log(jnp.finfo(frames.dtype).eps)
-    huge = float(jnp.finfo(vectors.dtype).max) ** 0.25
+    limit = -0.4 * math.log(jnp.finfo(dtype).eps)
+    huge = min(float(jnp.finfo(a.dtype).max) for a in jax.tree.leaves(differentiable_part(states)[0])) ** 0.25
+    along = _each(tangent_step(recurrence, "lyapunov_exponents"), count)
 
-    def along(vector: Array, frame: Array, x: PyTree) -> tuple[Array, Array]:
-        # In less, the shorter directions would drown in its rounding.
-        with full_precision():
-            vector, push = jax.linearize(lambda v: ravel_state(step(params, unravel(v), x))[0], vector)
-        return vector, jax.vmap(push)(frame.astype(vector.dtype)).astype(frame.dtype)
-
-    def body(carry: Any, inputs: Any) -> tuple[Any, tuple[Array, Array, Array]]:
-        vectors, frames, since, pace, done = carry
-        x, now = inputs
-        vectors, frames = jax.vmap(along)(vectors, frames, x)
+    def body(carry: Any, inputs: Any) -> tuple[Any, tuple[Array, ...]]:
+        states, frames, since, pace, done = carry
+        at, now, mend = inputs
+        if at.reset is not None:
+            frames = _where(at.reset, begin_frames(fresh, count), frames)
+        new, vectors, pushed = along(states, at, frames.rows)
+        finite = jnp.all(jnp.isfinite(vectors), axis=1)
+        if at.real is None:
+            states, frames = new, frames._replace(rows=pushed)
+        else:
+            states, frames = _where(at.real, (new, frames._replace(rows=pushed)), (states, frames))
+            finite |= ~at.real
         since = since + 1
-        largest = jnp.max(jnp.abs(frames), axis=(1, 2))
-        within = jnp.all((largest > 1 / huge) & (largest < huge))
-        due = now | ~within | (since >= _LONGEST) | (pace * (since + 1).astype(pace.dtype) > 1)
 
-        def orthonormalise(frames: Array) -> tuple[Array, Array, Array, Array, Array, Array]:
-            frames, growth, zero = _orthonormalised(frames)
-            apart = jax.lax.stop_gradient(jnp.max(growth, axis=1) - jnp.min(growth, axis=1))
+        def orthonormalise(frames: Frames) -> tuple[Any, ...]:
+            after, growth, zero, apart = _orthonormalised(frames, fresh, mend)
+            if at.real is not None:
+                after = _where(at.real, after, frames)
+                growth = jnp.where(at.real[:, None], growth, 0)
+                zero &= at.real[:, None]
             spent = apart / (limit * since.astype(pace.dtype))
             keeps = 1 - jnp.maximum(_FORGETS, 1 / (done + 2).astype(pace.dtype))
-            faster = jnp.where(jnp.isfinite(spent), jnp.maximum(spent, keeps * pace), 1)  # NaN: at every step
-            return frames, growth, zero, jnp.zeros_like(since), jnp.max(faster), done + 1
+            return after, growth, zero, jnp.zeros_like(since), jnp.max(jnp.maximum(spent, keeps * pace)), done + 1
 
-        def leave(frames: Array) -> tuple[Array, Array, Array, Array, Array, Array]:
-            nothing = jnp.zeros(frames.shape[:2], frames.dtype)
-            return frames, nothing, jnp.zeros(nothing.shape, bool), since, pace, done
+        def leave(frames: Frames) -> tuple[Any, ...]:
+            nothing = jnp.zeros((count, num), dtype)
+            return frames, nothing, jnp.zeros((count, num), bool), since, pace, done
 
-        frames, growth, zero, since, pace, done = jax.lax.cond(due, orthonormalise, leave, frames)
-        return (vectors, frames, since, pace, done), (growth, zero, due)
+        if always:
+            due = jnp.ones((), bool)
+            frames, growth, zero, since, pace, done = orthonormalise(frames)
+        else:
+            largest = jnp.max(jnp.abs(frames.rows), axis=(1, 2))
+            within = jnp.all((largest > 1 / huge) & (largest < huge))
+            late = (since >= _LONGEST) | (pace * (since + 1).astype(pace.dtype) > 1)
+            due = jnp.any(now) | ~within | late | jnp.any(_rank(frames.rows) < num)
+            frames, growth, zero, since, pace, done = jax.lax.cond(due, orthonormalise, leave, frames)
+        finite &= ~jnp.any(jnp.isnan(growth), axis=1)
+        held = jnp.zeros(count, bool) if at.real is None else ~at.real
+        return (states, frames, since, pace, done), (growth, zero, due & ~held, finite)
 
-    counters = jnp.zeros((), jnp.int32), jnp.ones((), frames.dtype), jnp.zeros((), jnp.int32)
-    start: Any = (vectors, frames, *counters)
-    (vectors, frames, *_), measured = jax.lax.scan(body, start, (xs, jnp.asarray(forced)))
-    return Carried(vectors, frames, *measured)
+    counters = jnp.zeros((), jnp.int32), jnp.ones((), dtype), jnp.zeros((), jnp.int32)
+    start: Any = (states, frames, *counters)
+    (states, frames, *_), measured = jax.lax.scan(body, start, (instants, forced, mending))
+    return FrameTrajectory(states, frames, *measured)
 
 
-def _orthonormalised(frames: Array) -> tuple[Array, Array, Array]:
+def begin_frames(fresh: Float[Array, "num D"], count: int) -> Frames:
+    """The same for all C trajectories."""
+    places = jnp.broadcast_to(jnp.arange(len(fresh)), (count, len(fresh)))
+    return Frames(jnp.broadcast_to(fresh, (count, *fresh.shape)), places)
+
+
+def _each(function: Callable[..., Any], count: int) -> Callable[..., Any]:
+    """For each of `count`; a single one by itself, for a `lax.cond` in a batch evaluates both sides."""
+    if count > 1:
+        return jax.vmap(function)
+
+    def alone(*arguments: PyTree) -> PyTree:
+        return jax.tree.map(lambda a: a[None], function(*jax.tree.map(lambda a: a[0], arguments)))
+
+    return alone
+
+
+def _where(which: Bool[Array, " C"], a: PyTree, b: PyTree) -> PyTree:
+    return jax.vmap(choose)(which, a, b)
+
+
+def _rank(rows: Float[Array, "C num D"]) -> Array:
+    """``[C]``, the most that the rank of each can be by the rows and columns that hold anything."""
+    some = rows != 0
+    return jnp.minimum(*(jnp.sum(jnp.any(some, axis=axis), axis=1) for axis in (1, 2)))
+
+
+def _orthonormalised(
+    frames: Frames, fresh: Float[Array, "num D"], mend: Bool[Array, " C"]
+) -> tuple[Frames, Array, Array, Array]:
     """Orthonormal frames of the same flags of subspaces; the log of each direction's length before, and whether
-    that is no more than what rounding leaves of zero.
+    that is no more than what rounding leaves of zero, ``[C, num]``; and how far lengths have grown apart, ``[C]``.
     """
-    finite = jnp.all(jnp.isfinite(frames), axis=(1, 2), keepdims=True)
-    l, q = orthonormal(jnp.where(finite, frames, 0))  # a bad frame never reaches LAPACK
-    lengths = jnp.abs(jnp.diagonal(l, axis1=1, axis2=2))
-    growth = jnp.where(lengths == 0, -jnp.inf, jnp.log(jnp.where(lengths == 0, 1, lengths)))
-    zero = lengths <= 4 * float(jnp.finfo(l.dtype).eps) * jnp.max(lengths, axis=1, keepdims=True)
-    return q, jnp.where(finite[..., 0], growth, jnp.nan), zero & finite[..., 0]
+    count, num, _ = frames.rows.shape
+    finite = jnp.all(jnp.isfinite(frames.rows), axis=(1, 2))
+    rows = jnp.where(finite[:, None, None], frames.rows, 0)  # a bad frame never reaches LAPACK
+    rows, exponent = jax.vmap(logscale.normalize)(rows, jnp.zeros(count, jnp.int32))
+    gone = jnp.arange(num)[None] >= _rank(rows)[:, None]
+    empty = ~jnp.any(rows != 0, axis=1)
+    rows, places = jax.lax.cond(
+        jnp.all(jnp.any(rows != 0, axis=2)), lambda rows, places: (rows, places), partial(_lost_last, fresh), rows,
+        frames.places,
+    )  # fmt: skip
+    l, q = orthonormal(rows)
+    eps = float(jnp.finfo(l.dtype).eps)
+    lengths = jnp.where(gone, 0, jnp.abs(jnp.diagonal(l, axis1=1, axis2=2)))
+    zero = lengths <= _ROUNDINGS * eps * jnp.max(lengths, axis=1, keepdims=True)
+    logs = jnp.log(jnp.where(lengths == 0, 1, lengths)) + math.log(2) * exponent.astype(l.dtype)[:, None]
+    logs = jnp.where(zero, jax.lax.stop_gradient(logs), logs)  # the derivative of a rounding
+    growth = jnp.where(lengths == 0, -jnp.inf, logs)
+    q = jnp.where(mend[:, None, None] & empty[:, None], q + math.sqrt(eps) * fresh[None], q)
+    live = jax.lax.stop_gradient(logs)
+    apart = jnp.max(live, axis=1, where=lengths > 0, initial=-jnp.inf) - jnp.min(
+        live, axis=1, where=lengths > 0, initial=jnp.inf
+    )
+    growth, zero = (jnp.take_along_axis(a, places, axis=1) for a in (growth, zero))
+    growth = jnp.where(finite[:, None], growth, jnp.nan)
+    return Frames(q, places), growth, zero & finite[:, None], jnp.maximum(apart, 0)
+
+
+def _lost_last(fresh: Float[Array, "num D"], rows: Array, places: Array) -> tuple[Array, Array]:
+    """Rows that hold nothing after all others, and drawn anew."""
+    lost = ~jnp.any(rows != 0, axis=2)
+    order = jnp.argsort(lost, axis=1, stable=True)
+    rows = jnp.take_along_axis(rows, order[:, :, None], axis=1)
+    lost = jnp.take_along_axis(lost, order, axis=1)
+    new_places = jnp.take_along_axis(jnp.argsort(order, axis=1), places, axis=1)
+    return jnp.where(lost[:, :, None], fresh[None], rows), new_places
 
 
 @jax.custom_jvp
-def orthonormal(frames: Array) -> tuple[Array, Array]:
-    """A = L Q for real ``[..., M, N]``, M <= N: L ``[..., M, M]`` lower triangular, Q with orthonormal rows."""
+def orthonormal(frames: Float[Array, "... M N"]) -> tuple[Float[Array, "... M M"], Float[Array, "... M N"]]:
+    """A = L Q for real ``[..., M, N]``, M <= N: L ``[..., M, M]`` lower triangular, Q with orthonormal rows.
+
+    In the derivative a row that is lost in the rounding of the others is a constant, but for staying orthogonal.
+    """
     rows, columns = frames.shape[-2:]
     if rows * columns < _LARGE:
         return _lq(frames)
@@ -126,7 +226,12 @@ def _lq(frames: Array) -> tuple[Array, Array]:
 def _orthonormal_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Any, Any]:
     # From dA = dL Q + L dQ with a lower triangular dL and an antisymmetric dQ Q^T.
     l, q = orthonormal(*primals)
-    change = jax.lax.linalg.triangular_solve(l, tangents[0], left_side=True, lower=True)  # L^-1 dA
+    lengths = jnp.abs(jnp.diagonal(l, axis1=-2, axis2=-1))
+    bound = _ROUNDINGS * float(jnp.finfo(l.dtype).eps) * jnp.max(lengths, axis=-1, keepdims=True)
+    lost = (lengths <= bound)[..., None]
+    safe = jnp.where(lost, jnp.eye(l.shape[-1], dtype=l.dtype), l)
+    moved = jnp.where(lost, 0, tangents[0])
+    change = jax.lax.linalg.triangular_solve(safe, moved, left_side=True, lower=True)  # L^-1 dA
     inside = matmul(change, q.mT)
     upper = jnp.triu(inside, 1)
     turn = upper - upper.mT

@@ -1,19 +1,30 @@
 """Lyapunov exponents of a recurrence: the rates at which small differences grow, for ever, along its trajectory."""
 
 import math
-from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
-from bptt_jax.analysis.frames import Carried, carry, orthonormal
+from bptt_jax.analysis.averages import (
+    MOST_BATCHES,
+    Batches,
+    batch_sums,
+    batches,
+    count_within,
+    measured_episodes,
+    root,
+    squared_error,
+)
+from bptt_jax.analysis.frames import Frames, FrameTrajectory, begin_frames, orthonormal, propagate_frames
 from bptt_jax.checks import check_positive_int
-from bptt_jax.recurrence.unroll import final_state
+from bptt_jax.results import Result, field
 from bptt_jax.step import (
     Array,
+    Instant,
     Params,
     PyTree,
     Recurrence,
@@ -25,49 +36,89 @@ from bptt_jax.step import (
     ravel_state,
 )
 
-_BATCHES = 20
+_FEW = 4  # exponents up to which orthonormalising after every step costs little
 _UNSETTLED = 0.01  # of a standard error: changes between two passes that are no matter
 _BY_CHANCE = 0.01  # share of the orthonormalisations
 _DRIFT = 3.0  # standard errors by which two halves may differ
+_NEUTRAL = 2.0  # standard errors within which an exponent may be zero
 
 
-class LyapunovSpectrum(NamedTuple):
-    """Lyapunov exponents, natural logarithms per step, descending; a pytree of arrays.
+class LyapunovSpectrum(Result):
+    """Lyapunov exponents, natural logarithms per step, descending.
 
-    Under ``jax.vmap`` every field has the sequences as its first axis; `pooled` makes one spectrum of them.
+    Under `jax.vmap` every field has the sequences as its first axis; `pooled` makes one spectrum of them.
 
     Attributes:
-      exponents: ``[num]``, nats per step; -inf for directions that a step maps to zero.
-      standard_errors: ``[num]``, from the means of 20 to 39 batches of consecutive steps and the covariance of
-        neighbours: honest where a batch is as long as the trajectory remembers. NaN from fewer than two steps; 0
-        for -inf.
-      growth: ``[T - warmup, num]``, what each step has added to the logarithm: its mean over the steps is
-        `exponents`. The growth of steps between two orthonormalisations stands at the later one.
+      exponents: ``[num]``, nats per step, the mean of `growth` over the measured steps; -inf for directions that a
+        step maps to zero; NaN where the trajectory is not finite, or no step is left after the warm-up.
+      standard_errors: ``[num]``, from the means of 20 to 39 batches of consecutive steps, none of which reaches
+        over a reset, and the covariance of neighbours: honest where a batch is as long as the trajectory remembers.
+        NaN from fewer than two steps; 0 for -inf.
+      kaplan_yorke_dimension: ``j + (sum of the first j exponents) / |exponent j + 1|``, with the largest j whose
+        sum is not negative (Kaplan and Yorke 1979): the attractor's. For j an exponent within two standard errors
+        of zero counts as zero. 0 if all exponents are negative, D if their sum is not; NaN if it takes more
+        exponents than were computed.
+      kaplan_yorke_error: its standard error, to first order; j is taken for known.
+      entropy_rate: the sum of the positive exponents, nats per step: by Pesin's formula the Kolmogorov-Sinai
+        entropy. A lower bound where exponents beyond `num` are positive too.
+      entropy_rate_error: its standard error, with that of exponents that may be zero.
+      growth: ``[T, num]``, what each step has added to the logarithm; 0 where nothing is measured. The growth of
+        steps between two orthonormalisations stands at the later one.
+      orthonormalised: ``[T]``, whether that was done after the step, so that the sum of `growth` up to it is exact.
+      episode: ``[T]``, of each measured step the number of resets up to it; -1 in warm-ups and in padding.
       size: D, of the state; exponents beyond `num` are unknown.
-      first_nonfinite: index of the first step after the warm-up whose growth is NaN; -1 if none.
+      first_nonfinite: the first step k (which makes h_{k+1}) whose state or Jacobian is not finite; -1 if none.
     """
 
-    exponents: Array
-    standard_errors: Array
-    growth: Array
-    size: Array
-    first_nonfinite: Array
+    exponents: Float[Array, " num"] = field(dims=("exponent",))
+    standard_errors: Float[Array, " num"] = field(dims=("exponent",))
+    kaplan_yorke_dimension: Float[Array, ""] = field(dims=())
+    kaplan_yorke_error: Float[Array, ""] = field(dims=())
+    entropy_rate: Float[Array, ""] = field(dims=())
+    entropy_rate_error: Float[Array, ""] = field(dims=())
+    growth: Float[Array, "T num"] = field(dims=("time", "exponent"))
+    orthonormalised: Bool[Array, " T"] = field(dims=("time",))
+    episode: Int[Array, " T"] = field(dims=("time",))
+    size: Int[Array, ""] = field(dims=())
+    first_nonfinite: Int[Array, ""] = field(dims=())
+
+    _views: ClassVar = {"converged": ("exponent",), "living_exponents": ("exponent",)}
 
     @property
     def running(self) -> np.ndarray:
-        """``[T - warmup, num]``: the estimate from the steps so far."""
+        """``[T, num]``: the estimate from the steps up to the last orthonormalisation; NaN before the first."""
         growth = np.asarray(self.growth, np.float64)
-        return np.cumsum(growth, axis=-2) / np.arange(1, growth.shape[-2] + 1)[:, None]
+        measured = np.asarray(self.episode) >= 0
+        known = np.asarray(self.orthonormalised) & measured
+        latest = np.maximum.accumulate(np.where(known, np.cumsum(measured, axis=-1), 0), axis=-1)
+        with np.errstate(invalid="ignore"):
+            return np.cumsum(growth, axis=-2) / np.where(latest == 0, np.nan, latest)[..., None]
 
     def finite_time(self, window: int) -> np.ndarray:
-        """``[(T - warmup) // window, num]``: the rates within consecutive windows of so many steps."""
+        """``[windows, num]``: the rates within consecutive windows of so many measured steps.
+
+        They start with each episode; what is left at its end belongs to none. Of a batch ``[..., windows, num]``,
+        NaN where a sequence has fewer of them.
+
+        Raises:
+          ValueError: no episode is that long, or the growth at the windows' edges is not known exactly, since no
+            orthonormalisation took place there: ask for it by ``lyapunov_exponents(..., window=)``.
+        """
         window = check_positive_int("window", window)
-        growth = np.asarray(self.growth, np.float64)
-        count = growth.shape[-2] // window
-        if count == 0:
-            raise ValueError(f"window: expected at most {growth.shape[-2]} steps, got {window}")
-        cut = growth[..., : count * window, :]
-        return cut.reshape(*growth.shape[:-2], count, window, growth.shape[-1]).mean(axis=-2)
+        *lead, steps, num = np.shape(self.growth)
+        rows = zip(
+            np.asarray(self.growth, np.float64).reshape(-1, steps, num),
+            np.asarray(self.episode).reshape(-1, steps),
+            np.asarray(self.orthonormalised).reshape(-1, steps),
+            strict=True,
+        )
+        found = [_windows(*row, window) for row in rows]
+        most = max(len(f) for f in found)
+        if most == 0:
+            longest = max(np.unique(e[e >= 0], return_counts=True)[1].max(initial=0) for e in self._episodes)
+            raise ValueError(f"window: expected at most {longest} steps, got {window}")
+        padded = [np.concatenate([f, np.full((most - len(f), num), np.nan)]) for f in found]
+        return np.stack(padded).reshape(*lead, most, num)
 
     @property
     def converged(self) -> np.ndarray:
@@ -75,73 +126,88 @@ class LyapunovSpectrum(NamedTuple):
 
         The errors come from each half alone: what has drifted in between is not taken for noise.
         """
-        means = _batch_means(jnp.asarray(self.growth))
-        half = means.shape[-2] // 2
-        if half < 2:
-            return np.zeros(means.shape[:-2] + means.shape[-1:], bool)
-        first, second = means[..., :half, :], means[..., -half:, :]
-        error = jnp.sqrt(_squared_error(first) + _squared_error(second))
-        first, second = jnp.mean(first, axis=-2), jnp.mean(second, axis=-2)
-        close = jnp.abs(first - second) <= _DRIFT * error + 1e-6
-        return np.asarray(close | ((first == -jnp.inf) & (second == -jnp.inf)))
+        *lead, steps, num = np.shape(self.growth)
+        growth = jnp.asarray(self.growth).reshape(-1, steps, num)
+        episode = jnp.asarray(self.episode).reshape(-1, steps)
+        return np.asarray(jax.vmap(_converged)(growth, episode)).reshape(*lead, num)
+
+    @property
+    def living_exponents(self) -> Float[Array, " num"]:
+        """``[num]``: the rates of what lives: means over the stretches between two orthonormalisations in which a
+        direction was not mapped to zero, as if steps that do so were resets. -inf if there is none. They have
+        derivatives.
+        """
+        measured = self.episode >= 0
+        upto = jnp.cumsum(measured, axis=-1, dtype=jnp.int32)
+        known = self.orthonormalised & measured
+        latest = jax.lax.cummax(jnp.where(known, upto, 0), axis=known.ndim - 1)
+        before = jnp.concatenate([jnp.zeros_like(latest[..., :1]), latest[..., :-1]], axis=-1)
+        living = known[..., None] & (self.growth != -jnp.inf)
+        steps = jnp.sum(jnp.where(living, (upto - before)[..., None], 0), axis=-2, dtype=jnp.int32)
+        total = jnp.sum(jnp.where(living, self.growth, 0), axis=-2)
+        none = jnp.where(jnp.any(measured, axis=-1), -jnp.inf, jnp.nan).astype(total.dtype)[..., None]
+        return jnp.where(steps == 0, none, total / jnp.where(steps == 0, 1, steps).astype(total.dtype))
 
     @property
     def statement(self) -> str:
-        """One line: the largest exponent, of a batch that of all sequences, and what to doubt."""
-        if int(np.max(self.first_nonfinite)) >= 0:
-            step = int(np.min(np.asarray(self.first_nonfinite)[np.asarray(self.first_nonfinite) >= 0]))
-            return f"not finite from step {step} after the warm-up on"
-        largest = np.argmax(self.exponents)
-        error = np.ravel(self.standard_errors)[largest]
-        line = f"largest exponent {np.ravel(self.exponents)[largest]:.4g} +- {error:.2g} nats per step"
+        """One line: the largest exponent, of a batch that of `pooled`, and what to doubt.
+
+        Of a batch of several axes a line for each of the leading ones.
+        """
+        lead = np.shape(self.exponents)[:-1]
+        if len(lead) > 1:
+            parts = [(i, jax.tree.map(lambda a, i=i: a[i], self)) for i in np.ndindex(*lead[:-1])]
+            return "\n".join(f"[{', '.join(map(str, i))}]: {part.statement}" for i, part in parts)
+        bad = np.ravel(np.asarray(self.first_nonfinite))
+        if np.any(bad >= 0):
+            some = f" in {np.sum(bad >= 0)} of {len(bad)} sequences" if lead else ""
+            return f"not finite from step {np.min(bad[bad >= 0])} on{some}"
+        if np.all(np.asarray(self.episode) < 0):
+            return "no step is left after the warm-up"
+        if lead:
+            one = self.pooled() if lead[0] > 1 else jax.tree.map(lambda a: a[0], self)
+            return one.statement
+        largest = float(self.exponents[0])
+        line = f"largest exponent {largest:.4g} +- {float(self.standard_errors[0]):.2g} nats per step"
+        erased = np.flatnonzero(np.any(np.asarray(self.growth) == -np.inf, axis=-1))
+        if len(erased):
+            dead = int(np.sum(np.asarray(self.exponents) == -np.inf))
+            more = f" and {len(erased) - 1} more" if len(erased) > 1 else ""
+            line += f"; {dead} of {len(self.exponents)} are -inf, erased by step {erased[0]}{more}"
+            line += " (resets are to be declared)" if len(erased) < len(self.growth) // 2 else ""
         drifting = int(np.sum(~self.converged))
         if drifting:
             line += f"; not converged: the halves disagree for {drifting} of {self.converged.size} exponents"
         return line
 
-    @property
-    def kaplan_yorke_dimension(self) -> float:
-        """``j + (sum of the first j exponents) / |exponent j + 1|``, with the largest j whose sum is not negative.
-
-        Of Kaplan and Yorke 1979, the attractor's. 0 if all exponents are negative, D if their sum is not; NaN if it
-        takes more exponents than were computed. Raises ValueError for a batch.
-        """
-        exponents = self._of_one("kaplan_yorke_dimension")
-        sums = np.cumsum(exponents)
-        j = int(np.sum(np.logical_and.accumulate(sums >= 0)))
-        if np.isnan(exponents).any():
-            return float("nan")
-        if j == len(exponents):
-            return float(j) if j == int(np.ravel(self.size)[0]) else float("nan")
-        return 0.0 if j == 0 else j + float(sums[j - 1] / -exponents[j])
-
-    @property
-    def entropy_rate(self) -> float:
-        """Sum of the positive exponents, nats per step: by Pesin's formula the Kolmogorov-Sinai entropy.
-
-        A lower bound where exponents beyond `num` are positive too. Raises ValueError for a batch.
-        """
-        return float(np.sum(np.maximum(self._of_one("entropy_rate"), 0)))
-
-    def _of_one(self, name: str) -> np.ndarray:
-        exponents = np.asarray(self.exponents, np.float64)
-        if exponents.ndim != 1:
-            raise ValueError(f"{name}: expected one spectrum, got a batch of shape {exponents.shape}; see pooled()")
-        return exponents
-
     def pooled(self) -> "LyapunovSpectrum":
-        """One spectrum from a batch: means over the sequences, standard errors from their scatter."""
-        if jnp.ndim(self.exponents) != 2 or len(self.exponents) < 2:
+        """One spectrum from a batch, of several axes along the last one: means over all steps, standard errors from
+        the scatter of the sequences.
+
+        Raises:
+          ValueError: this is no batch, or one of a single sequence.
+        """
+        if jnp.ndim(self.exponents) < 2 or jnp.shape(self.exponents)[-2] < 2:
             raise ValueError("pooled: expected a batch of at least two spectra, as by jax.vmap")
-        exponents = jnp.mean(self.exponents, axis=0)
-        scatter = jnp.std(self.exponents, axis=0, ddof=1) / math.sqrt(len(self.exponents))
-        return LyapunovSpectrum(
-            exponents,
-            jnp.where(exponents == -jnp.inf, 0, scatter),
-            jnp.mean(self.growth, axis=0),
-            self.size[0],
-            jnp.max(self.first_nonfinite),
-        )
+        pool = _pooled
+        for _ in range(jnp.ndim(self.exponents) - 2):
+            pool = jax.vmap(pool)
+        return pool(self)
+
+    @property
+    def _episodes(self) -> np.ndarray:
+        episode = np.asarray(self.episode)
+        return episode.reshape(-1, episode.shape[-1])
+
+    def _headline(self) -> str:
+        return self.statement
+
+    def _figure(self) -> Any:
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(3.0, 2.2), layout="constrained")
+        draw_exponents(figure.subplots(), self)
+        return figure
 
 
 def lyapunov_exponents(
@@ -154,34 +220,47 @@ def lyapunov_exponents(
     num: int | None = None,
     warmup: int = 0,
     segments: int = 1,
+    window: int | None = None,
 ) -> LyapunovSpectrum:
     """The largest exponents, by QR of the tangent map (Benettin et al. 1980; Engelken et al., arXiv:2006.02427).
 
     A frame of `num` orthonormal directions is carried along by Jacobian-vector products and orthonormalised again
-    by Householder's QR: after 64 steps at the latest, and the sooner the faster its directions grow apart, so that
-    most of the digits remain. A direction that is shrunk, relative to the largest, by the precision (5e-7 in
-    float32) counts as mapped to zero, -inf, if that happens more than once and at more than 1 % of the
-    orthonormalisations. Products of matrices, the step's too, are in full precision on every device. The frame
-    starts at random, always the same; it needs a warm-up as much as the state does.
+    by Householder's QR: of up to four directions after every step; of more after 64 steps at the latest, and the
+    sooner the faster they grow apart, so that most of the digits remain. Products of matrices, the step's too, are
+    in full precision on every device. The frame starts at random, always the same; it needs a warm-up as much as
+    the state does.
+
+    A direction that a measured step maps exactly to zero has the exponent -inf. One that is shrunk, relative to the
+    largest, by the precision (5e-7 in float32) counts as mapped to zero if that happens more than once and at more
+    than 1 % of the orthonormalisations: once it may be chance. What is lost is drawn anew, so that what a step
+    erases during the warm-up does not matter afterwards.
+
+    Of a `bptt_jax.Sequence` it gives what it gives of the pieces between resets run alone, together: each begins
+    with the frame drawn anew and has a warm-up of its own, pieces that are not longer do not count, and means are
+    over all measured steps. Padding counts for nothing.
 
     Args:
-      step, params, state0, xs, length: as for `bptt_jax.unroll`.
+      step, params, state0, xs, length: as for `bptt_jax.unroll`. A step that has no forward mode (`jax.custom_vjp`)
+        is pushed by the transpose of its backward pass: what backpropagation multiplies.
       num: how many exponents; D, all, by default. Cost and memory grow with it, not with D^2.
-      warmup: steps at the beginning that only prepare state and frame.
+      warmup: real steps at the beginning, and after every reset, that only prepare state and frame.
       segments: into how many stretches of time the steps after the warm-up are cut, whose frames are then carried
         side by side, as one batch. Each begins with the frame in which the one before has ended, so they are
         carried again until, by the pace at which changes shrink, no exponent is off by more than a hundredth of
         its standard error: three or four times where a stretch is longer than a frame remembers, at most
         `segments` times, after which all is as in one piece. The states alone are unrolled step by step before.
         For parallel hardware and small D, where one frame at a time leaves it idle.
+      window: orthonormalise after every `window` measured steps too, so that `LyapunovSpectrum.finite_time` knows
+        windows of so many steps, and of multiples. Not needed for up to four exponents.
 
     Returns:
-      `LyapunovSpectrum`; NaN where the trajectory is not finite. It can be jitted, vmapped over sequences, and
-      differentiated with respect to `params`, `state0` and `xs`; with several segments in forward mode only.
+      `LyapunovSpectrum`. It can be jitted, vmapped over sequences, and differentiated with respect to `params`,
+      `state0` and `xs`; with several segments in forward mode only.
 
     Raises:
       TypeError, ValueError: an argument breaks the contract; `num` exceeds D, no step is left after the warm-up, or
-        there are more segments than steps after it.
+        there are more segments than steps after it; the step has a backward pass alone that cannot be turned round,
+        and D exceeds 1024.
 
     Example:
       >>> step = lambda w, h, x: w * h
@@ -202,117 +281,245 @@ def lyapunov_exponents(
     segments = check_positive_int("segments", segments)
     if segments > steps - warmup:
         raise ValueError(f"segments: expected at most the {steps - warmup} steps after the warm-up, got {segments}")
-    return _exponents(recurrence, num, int(warmup), segments)
+    window = None if window is None else check_positive_int("window", window)
+    return _exponents(recurrence, num, int(warmup), segments, window)
 
 
-@partial(jax.jit, static_argnames=("num", "warmup", "segments"))
-def _exponents(recurrence: Recurrence, num: int, warmup: int, segments: int) -> LyapunovSpectrum:
+@partial(jax.jit, static_argnames=("num", "warmup", "segments", "window"))
+def _exponents(
+    recurrence: Recurrence, num: int, warmup: int, segments: int, window: int | None
+) -> LyapunovSpectrum:
     recurrence = check_step(recurrence)
-    step, params, xs, steps = recurrence.step, recurrence.params, recurrence.instants.x, recurrence.length
-    start, unravel = ravel_state(recurrence.state0)
+    instants, steps, real = recurrence.instants, recurrence.length, recurrence.real
+    start = ravel_state(recurrence.state0)[0]
     kind = max(start.dtype, jnp.dtype(jnp.float32), key=lambda d: d.itemsize)
-    _, frame = orthonormal(jax.random.normal(jax.random.key(0), (start.size, num), kind).T)
+    _, fresh = orthonormal(jax.random.normal(jax.random.key(0), (start.size, num), kind).T)
+    age, episode = measured_episodes(real, recurrence.resets, warmup)
+    of = batches(episode, MOST_BATCHES if instants.reset is None else steps)
     length = -(-(steps - warmup) // segments)
     later = -(-(steps - warmup) // length) - 1
     first = steps - later * length
-    # At the ends of the warm-up, of every segment and batch, so that each has its own growth and all of it.
-    edges = [*range(steps, warmup - 1, -_batch_length(steps - warmup)), *range(first, steps, length)]
-    forced = np.isin(np.arange(1, steps + 1), [warmup, *edges])
-    head = jax.tree.map(lambda a: a[:first, None], xs)
-    begun = carry(step, params, unravel, start[None], frame[None], head, forced[:first])
-    parts = [begun._replace(**{k: getattr(begun, k)[warmup:] for k in ("growth", "zero", "due")})]
+    # At the ends of the warm-up, of every batch and segment, so that each has its own growth and all of it; and
+    # before padding, in which other frames may be orthonormalised beside.
+    cuts = jnp.asarray(np.isin(np.arange(1, steps + 1), range(first, steps, length)))
+    forced = of.ends | cuts | (real & (age == warmup - 1)) | (real & ~jnp.append(real[1:], False))
+    if window is not None:
+        forced |= (episode >= 0) & (count_within(episode)[0] % window == 0)
+    timing = instants, forced, real & (age < warmup - 1)
+    propagate = partial(propagate_frames, recurrence, fresh=fresh, always=num <= _FEW or window == 1)
+
+    head = jax.tree.map(lambda a: a[:first, None], timing)
+    states = jax.tree.map(lambda a: a[None], recurrence.state0)
+    begun = propagate(states, begin_frames(fresh, 1), instants=head[0], forced=head[1], mending=head[2])
+    parts = [begun]
     if later:
-        tail = jax.tree.map(lambda a: a[first:].reshape(later, length, *a.shape[1:]), xs)
-        parts.append(_side_by_side(step, params, unravel, begun, tail, forced[first:].reshape(later, length)))
-    growth, zero = (jnp.concatenate([_in_order(getattr(p, k)) for p in parts]) for k in ("growth", "zero"))
+        tail = jax.tree.map(lambda a: a[first:].reshape(later, length, *a.shape[1:]), timing)
+        weights = of._replace(index=of.index[first:]), episode[first:] >= 0
+        parts.append(_side_by_side(recurrence, propagate, begun, tail, weights))
+    growth, zero, orthonormalised, finite = (
+        jnp.concatenate([_in_order(getattr(p, k)) for p in parts])
+        for k in ("growth", "zero", "orthonormalised", "finite")
+    )
+    return _spectrum(growth, zero, orthonormalised, finite, episode, of, start.size)
+
+
+def _spectrum(
+    growth: Array, zero: Array, orthonormalised: Array, finite: Array, episode: Array, of: Batches, size: int
+) -> LyapunovSpectrum:
+    measured = episode >= 0
+    growth = jnp.where(measured[:, None], growth, 0)
     # A random matrix may come that near to a singular one by chance, once; a rank that is missing is missing often.
-    times = sum(jnp.sum(p.due, dtype=float) * p.growth.shape[1] for p in parts)
+    times = jnp.sum(orthonormalised & measured, dtype=growth.dtype)
     by_chance = jnp.minimum(jnp.maximum(_BY_CHANCE * times, 1), times - 1)
-    dead = jnp.sum(zero, axis=0, dtype=float) > by_chance
+    zero = zero & measured[:, None]
+    dead = jnp.sum(zero, axis=0, dtype=growth.dtype) > by_chance
     growth = jnp.where(zero & dead[None], -jnp.inf, growth)
-    exponents = jnp.mean(growth, axis=0)
+    growth = jnp.where((measured & ~finite)[:, None], jnp.nan, growth)
+    steps = jnp.sum(measured, dtype=growth.dtype)
+    exponents = jnp.sum(growth, axis=0) / jnp.where(steps == 0, jnp.nan, steps)
+    exponents = jnp.where(jnp.all(finite), exponents, jnp.nan)
     order = jnp.argsort(-exponents, stable=True)
-    bad = jnp.any(~(growth < jnp.inf), axis=1)
+    growth, exponents = growth[:, order], exponents[order]
+    sums = batch_sums(jnp.where((exponents == -jnp.inf)[None], 0, growth), of)
+    counts = batch_sums(measured[:, None].astype(growth.dtype), of)[:, 0]
     return LyapunovSpectrum(
-        exponents[order],
-        _standard_errors(growth, exponents)[order],
-        growth[:, order],
-        jnp.asarray(start.size, jnp.int32),
-        jnp.where(jnp.any(bad), jnp.argmax(bad), -1),
+        *_with_errors(exponents, sums, counts, of.follows, size),
+        growth,
+        orthonormalised,
+        episode,
+        jnp.asarray(size, jnp.int32),
+        jnp.where(jnp.all(finite), -1, jnp.argmin(finite)),
     )
 
 
+def _with_errors(
+    exponents: Float[Array, " num"],
+    sums: Float[Array, "B num"],
+    counts: Float[Array, " B"],
+    follows: Bool[Array, " B"],
+    size: Array | int,
+) -> tuple[Array, ...]:
+    """The first fields of a spectrum, given the growth in each batch and its number of steps."""
+    errors = root(squared_error(sums, counts, follows))
+    neutral = _NEUTRAL * jnp.where(jnp.isnan(errors), 0, errors)
+    index = jnp.arange(len(exponents))
+    # How many exponents have a sum that is not negative, were those zero that may be.
+    clear = jnp.where(jnp.abs(exponents) <= neutral, jnp.maximum(exponents, 0), exponents)
+    j = jnp.sum(jnp.cumprod(jnp.cumsum(clear) >= 0))
+    total = jnp.sum(jnp.where(index < j, exponents, 0))
+    following = jnp.sum(jnp.where(index == j, exponents, 0))
+    between = (j > 0) & (j < len(exponents))
+    shrinks = jnp.where(between, -following, 1)
+    whole = jnp.where(j == size, j.astype(total.dtype), jnp.nan)
+    dimension = jnp.where(between, j.astype(total.dtype) + total / shrinks, jnp.where(j == 0, 0, whole))
+    slopes = jnp.where(index < j, 1 / shrinks, jnp.where(index == j, total / jnp.square(shrinks), 0))
+    entropy = jnp.sum(jnp.maximum(exponents, 0))
+    both = jnp.stack([jnp.where(between, slopes, 0), (exponents > -neutral).astype(errors.dtype)])
+    around = jnp.where((counts > 0)[:, None], sums, 0)
+    combined = jnp.sum(around[:, None] * both[None], axis=-1)
+    dimension_error, entropy_error = root(squared_error(combined, counts, follows))
+    bad = jnp.any(jnp.isnan(exponents))
+    return (
+        exponents,
+        jnp.where(exponents == -jnp.inf, 0, errors),
+        jnp.where(bad, jnp.nan, dimension),
+        jnp.where(bad | jnp.isnan(dimension), jnp.nan, dimension_error),
+        jnp.where(bad, jnp.nan, entropy),
+        jnp.where(bad, jnp.nan, entropy_error),
+    )
+
+
+def _pooled(batch: LyapunovSpectrum) -> LyapunovSpectrum:
+    measured = batch.episode >= 0
+    counts = jnp.sum(measured, axis=1, dtype=batch.growth.dtype)
+    total = jnp.sum(counts)
+    sums = jnp.where((counts > 0)[:, None], batch.exponents * counts[:, None], 0)
+    exponents = jnp.sum(sums, axis=0) / jnp.where(total == 0, jnp.nan, total)
+    order = jnp.argsort(-exponents, stable=True)
+    dead = exponents == -jnp.inf
+    weight = jnp.sum(measured, axis=0, dtype=counts.dtype)
+    growth = jnp.sum(batch.growth, axis=0) / jnp.where(weight == 0, 1, weight)[:, None]
+    alone = jnp.zeros(len(counts), bool)
+    scattered = jnp.where(dead[None], 0, sums)[:, order]
+    bad = batch.first_nonfinite
+    unknown = jnp.iinfo(bad.dtype).max
+    earliest = jnp.min(jnp.where(bad >= 0, bad, unknown))
+    return LyapunovSpectrum(
+        *_with_errors(exponents[order], scattered, counts, alone, batch.size[0]),
+        growth[:, order],
+        jnp.all(batch.orthonormalised | ~measured, axis=0),
+        jnp.max(batch.episode, axis=0),
+        batch.size[0],
+        jnp.where(earliest == unknown, -1, earliest),
+    )
+
+
+def _converged(growth: Float[Array, "T num"], episode: Int[Array, " T"]) -> Bool[Array, " num"]:
+    dead = jnp.any(growth == -jnp.inf, axis=0)
+    of = batches(episode, len(episode))
+    sums = batch_sums(jnp.where(dead[None], 0, growth), of)
+    counts = batch_sums((episode >= 0)[:, None].astype(growth.dtype), of)[:, 0]
+    number = jnp.sum(counts > 0)
+    half, index = number // 2, jnp.arange(len(counts))
+    means, squares = [], []
+    for which in (index < half, (index >= number - half) & (index < number)):
+        steps = jnp.where(which, counts, 0)
+        part = jnp.where(which[:, None], sums, 0)
+        means.append(jnp.sum(part, axis=0) / jnp.maximum(jnp.sum(steps), 1))
+        squares.append(squared_error(part, steps, of.follows & which & jnp.roll(which, 1)))
+    close = jnp.abs(means[0] - means[1]) <= _DRIFT * root(squares[0] + squares[1]) + 1e-6
+    return (half >= 2) & (close | dead)
+
+
+def _windows(growth: np.ndarray, episode: np.ndarray, known: np.ndarray, window: int) -> np.ndarray:
+    """``[windows, num]`` of one sequence."""
+    found = [np.empty((0, growth.shape[-1]))]
+    for number in np.unique(episode[episode >= 0]):
+        own = episode == number
+        count = np.sum(own) // window
+        if count and not np.all(known[own][window - 1 : count * window : window]):
+            raise ValueError(
+                f"window: the growth within windows of {window} steps is not known exactly, for the frame was not "
+                f"orthonormalised at their edges; lyapunov_exponents(..., window={window}) sees to that"
+            )
+        found.append(growth[own][: count * window].reshape(count, window, -1).mean(axis=1))
+    return np.concatenate(found)
+
+
 def _side_by_side(
-    step: Step, params: Params, unravel: Callable[[Array], State], begun: Carried, xs: PyTree, forced: np.ndarray
-) -> Carried:
-    """The segments that follow on `begun`, `xs` and `forced` ``[segments, steps, ...]``, as in one unbroken run.
+    recurrence: Recurrence, propagate: Any, begun: FrameTrajectory, timing: Any, weights: tuple[Batches, Array]
+) -> FrameTrajectory:
+    """The segments that follow on `begun`, leaves of `timing` ``[segments, steps, ...]``, as in one unbroken run.
 
     Each needs the frame in which the one before ends. A first guess is put right from pass to pass: one more
     segment at least each time, and nearly all at once where a segment is longer than a frame remembers.
-    """
-    count, length = forced.shape
-    eps = float(jnp.finfo(begun.frames.dtype).eps)
 
-    def to_next(vector: Array, segment: PyTree) -> tuple[Array, Array]:
-        with full_precision():  # as `carry`, so that the pieces fit
-            end = ravel_state(final_state(step, params, unravel(vector), segment, length=length))[0]
+    `weights`: their batches, and which steps are measured.
+    """
+    count, length = timing[1].shape
+    eps = float(jnp.finfo(begun.growth.dtype).eps)
+    of, measured = weights
+    steps = measured.astype(begun.growth.dtype)[:, None]
+    counts = batch_sums(steps, of)[:, 0]
+    total = jnp.maximum(jnp.sum(steps), 1)
+
+    def to_next(state: State, segment: Instant) -> tuple[State, State]:
+        with full_precision():  # as in `propagate`, so that the pieces fit
+            end, _ = jax.lax.scan(lambda h, at: (recurrence.advance(h, at), None), state, segment, length=length)
         return end, end
 
-    but_last = jax.tree.map(lambda a: a[:-1], xs)
-    _, ends = jax.lax.scan(to_next, begun.vectors[0], but_last, length=count - 1)
-    starts = jnp.concatenate([begun.vectors, ends])
-    by_time = jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), xs)
+    instants = timing[0]
+    but_last = jax.tree.map(lambda a: a[:-1], instants)
+    _, ends = jax.lax.scan(to_next, jax.tree.map(lambda a: a[0], begun.states), but_last, length=count - 1)
+    starts = _joined(begun.states, ends)
+    instants, forced, mending = jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), timing)
 
-    def run(frames: Array) -> Carried:
-        return carry(step, params, unravel, starts, frames, by_time, np.asarray(forced.any(axis=0)))
+    def run(frames: Frames) -> FrameTrajectory:
+        return propagate(starts, frames, instants=instants, forced=forced, mending=mending)
 
-    def again(state: tuple[Carried, Array, Array, Array]) -> tuple[Carried, Array, Array, Array]:
-        before, passes, last, _ = state
-        after = run(jnp.concatenate([begun.frames, before.frames[:-1]]))
-        old, new = (_in_order(found.growth) for found in (before, after))
-        exponents = jnp.mean(new, axis=0)
+    def again(carry: tuple[FrameTrajectory, Array, Array, Array]) -> tuple[FrameTrajectory, Array, Array, Array]:
+        before, passes, last, _ = carry
+        after = run(_joined(begun.frames, jax.tree.map(lambda a: a[:-1], before.frames)))
+        old, new = (jnp.where(measured[:, None], _in_order(found.growth), 0) for found in (before, after))
+        living = jnp.where(jnp.any(new == -jnp.inf, axis=0)[None], 0, new)
+        error = root(squared_error(batch_sums(living, of), counts, of.follows))
         # Where the shortest direction has lost two fifths of the digits, its rounding is eps to the other three.
-        allowed = _UNSETTLED * _standard_errors(new, exponents) + eps**0.6
+        allowed = _UNSETTLED * jnp.where(jnp.isnan(error), 0, error) + eps**0.6
         # Without signs, that no cancelling looks like rest; where growth is -inf, so is the exponent.
-        moved = jnp.mean(jnp.where(new == old, 0, jnp.abs(new - old)), axis=0)
-        change = jnp.max(jnp.where(exponents == -jnp.inf, 0, moved / allowed))
+        moved = jnp.sum(jnp.where(new == old, 0, jnp.abs(new - old)), axis=0) / total
+        change = jnp.max(jnp.where(jnp.any(new == -jnp.inf, axis=0), 0, moved / allowed))
         # Changes that shrink by the factor change / last sum up to change / (1 - factor), which is to be below 1.
         return after, passes + 1, change, change * last > last - change
 
-    guess = run(jnp.broadcast_to(begun.frames, (count, *begun.frames.shape[1:])))
+    guess = run(jax.tree.map(lambda a: jnp.broadcast_to(a, (count, *a.shape[1:])), begun.frames))
     start = guess, jnp.ones((), jnp.int32), jnp.zeros((), guess.growth.dtype), jnp.ones((), bool)
-    return jax.lax.while_loop(lambda state: state[3] & (state[1] < count), again, start)[0]
+    return jax.lax.while_loop(lambda carry: carry[3] & (carry[1] < count), again, start)[0]
+
+
+def _joined(a: PyTree, b: PyTree) -> PyTree:
+    return jax.tree.map(lambda x, y: jnp.concatenate([x, y]), a, b)
 
 
 def _in_order(a: Array) -> Array:
-    """``[steps, segments, num] -> [segments * steps, num]``."""
-    return jnp.swapaxes(a, 0, 1).reshape(-1, a.shape[-1])
+    """``[steps, segments, ...] -> [segments * steps, ...]``."""
+    return jnp.swapaxes(a, 0, 1).reshape(-1, *a.shape[2:])
 
 
-def _batch_length(steps: int) -> int:
-    return max(1, steps // _BATCHES)
-
-
-def _batch_means(growth: Array) -> Array:
-    """``[..., T, num] -> [..., batches, num]``, of whole batches counted from the end."""
-    length = _batch_length(growth.shape[-2])
-    batches = growth.shape[-2] // length
-    cut = growth[..., growth.shape[-2] - batches * length :, :]
-    return cut.reshape(*growth.shape[:-2], batches, length, growth.shape[-1]).mean(axis=-2)
-
-
-def _squared_error(means: Array) -> Array:
-    """Of the mean over the batches ``[..., batches, num]``."""
-    batches = means.shape[-2]
-    around = means - jnp.mean(means, axis=-2, keepdims=True)
-    # What a batch passes on to the next: at first order, and only where it makes the error larger.
-    passed_on = jnp.maximum(jnp.sum(around[..., 1:, :] * around[..., :-1, :], axis=-2), 0)
-    return (jnp.sum(jnp.square(around), axis=-2) + 2 * passed_on) / (batches * (batches - 1))
-
-
-def _standard_errors(growth: Array, exponents: Array) -> Array:
-    means = _batch_means(growth)
-    if len(means) < 2:
-        return jnp.full_like(exponents, jnp.nan)
-    square = _squared_error(jnp.where((exponents == -jnp.inf)[None], 0, means))
-    return jnp.where(square == 0, 0, jnp.sqrt(jnp.where(square == 0, 1, square)))
+def draw_exponents(axes: Any, spectrum: LyapunovSpectrum) -> None:
+    """The exponents of one spectrum, with bars of two standard errors, on matplotlib's axes; arrows for -inf."""
+    values = np.asarray(spectrum.exponents, np.float64)
+    errors = np.nan_to_num(np.asarray(spectrum.standard_errors, np.float64))
+    if values.ndim != 1:
+        raise ValueError(f"spectrum: expected one, got a batch of shape {list(values.shape[:-1])}; see pooled()")
+    index = 1 + np.arange(len(values))
+    shown = np.isfinite(values)
+    axes.axhline(0, color="0.75", linewidth=0.8, zorder=0)
+    few = len(values) <= 40
+    axes.errorbar(
+        index[shown], values[shown], _NEUTRAL * errors[shown], fmt="o" if few else ".", markersize=4 if few else 2,
+        color="black", ecolor="0.5", elinewidth=1.0, capsize=2 if few else 0,
+    )  # fmt: skip
+    dead = index[values == -math.inf]
+    axes.plot(dead, np.full(len(dead), 0.04), "v", color="#c8102e", markersize=4, clip_on=False,
+              transform=axes.get_xaxis_transform())  # fmt: skip
+    axes.set(xlabel="i", ylabel="exponent i (nats per step)", xlim=(0.5, len(values) + 0.5))
