@@ -1,6 +1,7 @@
 """Exponents against exact values, identities and a plain QR recursion in NumPy."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 from oracles import cell_example
 
 import bptt_jax as bptt
+from bptt_jax.analysis.lyapunov import living_rates
 
 
 def plain_qr(jacobians: np.ndarray, num: int) -> np.ndarray:
@@ -180,7 +182,7 @@ def test_standard_errors_hold_the_truth_as_often_as_they_say(case) -> None:
         rates = jax.lax.scan(
             lambda x, e: (0.95 * x + math.sqrt(1 - 0.95**2) * e,) * 2, jnp.zeros(()), noise[:, 0, 0]
         )[1]
-        return bptt.lyapunov_exponents(lambda p, h, x: jnp.exp(x - 0.1) * h, None, jnp.ones(1), rates, warmup=50)
+        return bptt.lyapunov_exponents(lambda p, h, x: jnp.exp(x - 0.1) * h, None, jnp.zeros(1), rates, warmup=50)
 
     spectra = jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(8), 50))
     # Newman's formula, psi(3/2), psi(1), psi(1/2).
@@ -217,7 +219,7 @@ def test_a_quiet_beginning_and_a_violent_end() -> None:
     """What the first steps say of the pace must not let the frame leave the range of its floats later."""
     for rate in (1e4, 1e-4):
         rates = jnp.concatenate([jnp.ones(200), jnp.full(100, rate)])
-        spectrum = bptt.lyapunov_exponents(lambda p, h, x: x * h, None, jnp.ones(2), rates)
+        spectrum = bptt.lyapunov_exponents(lambda p, h, x: x * h, None, jnp.zeros(5), rates)
         np.testing.assert_allclose(spectrum.exponents, math.log(rate) / 3, rtol=1e-5)
 
 
@@ -267,31 +269,114 @@ def test_batches_pooled() -> None:
         pooled.pooled()
 
 
-def test_a_batch_speaks_of_its_largest_exponent() -> None:
-    rates = jnp.asarray([0.5, 2.0])[:, None, None] * jnp.ones((2, 60, 1))
-    batch = jax.vmap(lambda xs: bptt.lyapunov_exponents(lambda p, h, x: x * h, None, jnp.zeros(1), xs))(rates)
-    assert batch.statement.startswith("largest exponent 0.6931 ")
-    for name in ("kaplan_yorke_dimension", "entropy_rate"):
-        with pytest.raises(ValueError, match=f"{name}: expected one spectrum"):
-            getattr(batch, name)
+def diagonal(rates: Any, steps: int = 60, **options: Any) -> bptt.LyapunovSpectrum:
+    """Of ``h <- rates h``, by a frame that has turned to the axes."""
+    rates = jnp.asarray(rates, float)
+    return bptt.lyapunov_exponents(lambda p, h, x: p * h, rates, jnp.zeros(len(rates)), length=steps, **options)
+
+
+def noise(shape: tuple[int, ...]) -> bptt.LyapunovSpectrum:
+    """A batch of scalar runs, of 300 random rates each."""
+
+    def one(xs):
+        return bptt.lyapunov_exponents(lambda p, h, x: x * h, None, jnp.zeros(1), xs)
+
+    run = one
+    for _ in shape:
+        run = jax.vmap(run)
+    return run(jnp.exp(-0.5 + jax.random.normal(jax.random.key(0), (*shape, 300, 1))))
+
+
+def test_a_batch_speaks_of_all_its_sequences() -> None:
+    batch = noise((16,))
+    mean, scatter = np.mean(batch.exponents), np.std(batch.exponents, ddof=1) / 4
+    assert batch.statement == batch.pooled().statement
+    assert batch.statement.startswith(f"largest exponent {mean:.4g} +- {scatter:.2g} nats per step")
+    assert np.shape(batch.kaplan_yorke_dimension) == np.shape(batch.entropy_rate) == (16,)
+
+
+def test_a_batch_of_several_axes_is_pooled_along_the_last() -> None:
+    batch = noise((2, 3))
+    np.testing.assert_allclose(batch.pooled().exponents, np.mean(batch.exponents, axis=1), rtol=1e-5)
+    first, second = (jax.tree.map(lambda a, i=i: a[i], batch).pooled() for i in (0, 1))
+    np.testing.assert_allclose(
+        batch.pooled().standard_errors, [first.standard_errors, second.standard_errors], rtol=1e-5
+    )
+    assert batch.statement == f"[0]: {first.statement}\n[1]: {second.statement}"
+
+
+def test_sequences_of_different_lengths_are_weighed() -> None:
+    """Pooled as their steps together; each with the error of a mean of as many."""
+    lengths, rates = np.array([20, 50, 80]), np.array([0.5, 0.7, 0.9])
+    masks = jnp.asarray(np.arange(80) < lengths[:, None])
+
+    def one(rate, mask):
+        sequence = bptt.Sequence(mask=mask)
+        return bptt.lyapunov_exponents(lambda p, h, x: p * h, rate, jnp.zeros(1), sequence)
+
+    pooled = jax.vmap(one)(jnp.asarray(rates, jnp.float32), masks).pooled()
+    mean = np.average(np.log(rates), weights=lengths)
+    np.testing.assert_allclose(pooled.exponents, [mean], rtol=1e-5)
+    around = lengths * (np.log(rates) - mean)
+    np.testing.assert_allclose(
+        pooled.standard_errors, [math.sqrt(3 / 2 * np.sum(around**2)) / lengths.sum()], rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize(
-    ("exponents", "size", "dimension", "entropy"),
+    ("exponents", "num", "dimension", "entropy"),
     [
         ([0.9056, 0.0, -14.572], 3, 2 + 0.9056 / 14.572, 0.9056),  # Lorenz
         ([-0.1, -0.2], 2, 0, 0),
         ([0.3, -0.1], 2, 2, 0.3),
-        ([0.3, -0.1], 5, math.nan, 0.3),
-        ([math.nan, -1.0], 2, math.nan, math.nan),
+        ([0.3, -0.1, -0.4, -0.5, -0.6], 2, math.nan, 0.3),
+        ([0.3, 0.1, -0.5], 3, 2.8, 0.4),
         ([0.5, -np.inf], 2, 1, 0.5),
+        ([0.0, -0.4], 2, 1, 0),  # a limit cycle
     ],
 )
-def test_dimension_and_entropy(exponents, size, dimension, entropy) -> None:
-    zeros = jnp.zeros(len(exponents))
-    spectrum = bptt.LyapunovSpectrum(jnp.array(exponents), zeros, zeros[None], jnp.array(size), jnp.array(-1))
-    assert spectrum.kaplan_yorke_dimension == pytest.approx(dimension, nan_ok=True)
-    assert spectrum.entropy_rate == pytest.approx(entropy, nan_ok=True)
+def test_dimension_and_entropy(x64, exponents, num, dimension, entropy) -> None:
+    spectrum = diagonal(np.exp(exponents), 900, num=num, warmup=800)
+    np.testing.assert_allclose(spectrum.exponents, exponents[:num], atol=1e-9)
+    assert float(spectrum.kaplan_yorke_dimension) == pytest.approx(dimension, nan_ok=True, abs=1e-6)
+    assert float(spectrum.entropy_rate) == pytest.approx(entropy, abs=1e-9)
+
+
+def test_dimension_and_entropy_have_errors(x64) -> None:
+    """Of scalar recurrences side by side, which share their noise: as large as the scatter of many runs."""
+    weights = np.array([1.0, 0.5, 2.0])
+    rates = 0.5 - np.array([0.4, 0.49, 0.9])
+
+    def one(key):
+        xs = jnp.exp(rates + 0.1 * jax.random.normal(key, (400, 1)) * weights)
+        return bptt.lyapunov_exponents(lambda p, h, x: x * h, None, jnp.zeros(3), xs, warmup=100)
+
+    batch = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(1), 200))
+    for name, error in (
+        ("kaplan_yorke_dimension", batch.kaplan_yorke_error),
+        ("entropy_rate", batch.entropy_rate_error),
+    ):
+        scatter = np.std(getattr(batch, name), ddof=1)
+        assert np.mean(error) == pytest.approx(scatter, rel=0.2)
+        pooled = batch.pooled()
+        errors = {"kaplan_yorke_dimension": pooled.kaplan_yorke_error, "entropy_rate": pooled.entropy_rate_error}
+        assert float(errors[name]) == pytest.approx(scatter / math.sqrt(200), rel=0.1)
+
+
+def test_a_limit_cycle_has_its_dimension_with_an_error() -> None:
+    """An exponent of 0.0001 +- 0.0002, or of as much below zero, may be zero: the dimension is about one."""
+    for seed, sign in ((0, 1), (1, -1)):
+        xs = jax.random.normal(jax.random.key(seed), (600, 1))
+        xs = 0.004 * (xs - xs[100:].mean()) + sign * 1e-4
+        rates = jnp.exp(jnp.concatenate([xs, jnp.full((600, 1), -0.2)], axis=1))
+        found = bptt.lyapunov_exponents(lambda p, h, x: x * h, None, jnp.zeros(2), rates, warmup=100)
+        error = float(found.standard_errors[0])
+        assert float(found.exponents[0]) == pytest.approx(sign * 1e-4, abs=1e-6)
+        assert 1e-4 < error < 3e-4
+        assert float(found.kaplan_yorke_dimension) == pytest.approx(1 + sign * 1e-4 / 0.2, abs=1e-5)
+        assert float(found.kaplan_yorke_error) == pytest.approx(error / 0.2, rel=1e-3)
+        assert float(found.entropy_rate) == pytest.approx(max(sign, 0) * 1e-4, abs=1e-6)
+        assert float(found.entropy_rate_error) == pytest.approx(error, rel=1e-3)
 
 
 def test_says_when_it_has_not_converged_or_is_not_finite() -> None:
@@ -301,13 +386,59 @@ def test_says_when_it_has_not_converged_or_is_not_finite() -> None:
     assert "not converged: the halves disagree for 1 of 1" in drifting.statement
     blown = bptt.lyapunov_exponents(lambda p, h, x: h * h, None, jnp.full(1, 10.0), length=20, warmup=2)
     assert int(blown.first_nonfinite) >= 0
-    assert blown.statement == f"not finite from step {int(blown.first_nonfinite)} after the warm-up on"
+    assert blown.statement == f"not finite from step {int(blown.first_nonfinite)} on"
     assert np.isnan(float(blown.exponents[0]))
+    both = jax.vmap(lambda h: bptt.lyapunov_exponents(lambda p, h, x: h * h, None, h, length=20))(
+        jnp.array([[0.5], [10.0]])
+    )
+    assert both.statement == f"not finite from step {int(blown.first_nonfinite)} on in 1 of 2 sequences"
+    erased = bptt.lyapunov_exponents(lambda p, h, x: x * h, None, jnp.zeros(1), jnp.ones(60).at[7].set(0))
+    assert "1 of 1 are -inf, erased by step 7 (resets are to be declared)" in erased.statement
     short = bptt.lyapunov_exponents(linear, jnp.eye(2), jnp.ones(2), length=1)
     assert np.isnan(short.standard_errors).all()
     assert not short.converged.any()
     with pytest.raises(ValueError, match="window: expected at most 1 steps, got 2"):
         short.finite_time(2)
+
+
+@pytest.mark.parametrize("num", [1, 2, 6])
+@pytest.mark.parametrize("resets", [False, True])
+def test_windows_are_exact(x64, num, resets) -> None:
+    """Against a QR at every step; of more than four exponents where it was asked for, and else refused."""
+    e = cell_example("gru", jnp.float64, n=6, steps=120)
+    begins = np.isin(np.arange(120), [50, 90])
+
+    def spectrum(**options):
+        xs = bptt.Sequence(e.xs, resets=jnp.asarray(begins)) if resets else e.xs
+        return bptt.lyapunov_exponents(e.step, e.params, e.state0, xs, num=num, warmup=10, **options)
+
+    found = spectrum(window=5)
+    jacobians = bptt.jacobians(
+        e.step, e.params, e.state0, bptt.Sequence(e.xs, resets=jnp.asarray(begins)) if resets else e.xs
+    )
+    pieces = np.split(np.asarray(jacobians), [50, 90] if resets else [])
+    growth = [plain_qr(piece, num)[10:] for piece in pieces]
+    order = np.argsort(-np.concatenate(growth).mean(axis=0), kind="stable")
+    for window in (5, 10, 15):
+        expected = [g[: len(g) // window * window].reshape(-1, window, num).mean(axis=1)[:, order] for g in growth]
+        np.testing.assert_allclose(found.finite_time(window), np.concatenate(expected), rtol=1e-6, atol=1e-9)
+    known = np.asarray(found.orthonormalised) & (np.asarray(found.episode) >= 0)
+    running = np.cumsum(np.concatenate(growth), axis=0) / np.arange(1, len(np.concatenate(growth)) + 1)[:, None]
+    at = np.cumsum(np.asarray(found.episode) >= 0)[known] - 1
+    np.testing.assert_allclose(found.running[known], running[at][:, order], rtol=1e-6, atol=1e-9)
+    if num > 4:
+        with pytest.raises(ValueError, match=r"windows of 7 steps is not known exactly.*window=7\) sees to that"):
+            spectrum().finite_time(7)
+    else:
+        assert spectrum().finite_time(7).shape == (sum(len(g) // 7 for g in growth), num)
+
+
+def test_windows_of_a_constant_rate() -> None:
+    found = diagonal([0.99, 0.98], 2000, num=2, warmup=1500)
+    for window in (1, 5, 7):
+        rates = found.finite_time(window)
+        assert rates.shape == (500 // window, 2)
+        np.testing.assert_allclose(rates, np.broadcast_to(np.log([0.99, 0.98]), rates.shape), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -320,6 +451,7 @@ def test_says_when_it_has_not_converged_or_is_not_finite() -> None:
         ({"warmup": 1.0}, TypeError, "warmup: expected an integer, got float"),
         ({"length": 0}, ValueError, "length"),
         ({"segments": 0}, ValueError, "segments: expected at least 1"),
+        ({"window": 0}, ValueError, "window: expected at least 1"),
         (
             {"segments": 5, "warmup": 1},
             ValueError,
@@ -374,3 +506,204 @@ def test_side_by_side_without_inputs_and_forward_derivative(x64) -> None:
     one, two = (jax.jvp(lambda s, n=n: largest(s, n), (jnp.float64(0.8),), (jnp.float64(1.0),)) for n in (1, 4))
     np.testing.assert_allclose(two, one, rtol=1e-8)
     assert float(two[0]) == pytest.approx(math.log(0.72), rel=1e-6)
+
+
+def test_pieces_side_by_side(x64) -> None:
+    """With padding and resets too: every step's growth as in one piece."""
+    e = cell_example("gru", jnp.float64, steps=90)
+    t = np.arange(90)
+    sequence = bptt.Sequence(
+        e.xs, mask=jnp.asarray((t % 7 != 3) & (t < 80)), resets=jnp.asarray(np.isin(t, [31, 45, 66]))
+    )
+
+    def spectrum(segments: int) -> bptt.LyapunovSpectrum:
+        return bptt.lyapunov_exponents(e.step, e.params, e.state0, sequence, warmup=6, segments=segments)
+
+    whole, cut = spectrum(1), spectrum(4)
+    within = 0.01 * np.asarray(whole.standard_errors) + 1e-9
+    assert np.all(np.abs(np.asarray(cut.exponents - whole.exponents)) <= within)
+    for name in ("episode", "first_nonfinite", "size"):
+        np.testing.assert_array_equal(getattr(cut, name), getattr(whole, name))
+    erased = jnp.ones(400).at[1].set(0)
+    for rates, num in (((0.5, 0.9), 1), ((0.5, 0.9), 2), ((0.5, 1.3), 2)):
+        found = bptt.lyapunov_exponents(
+            lambda w, h, x: x * w * h, jnp.asarray(rates), jnp.ones(2), erased, num=num, warmup=50, segments=5
+        )
+        np.testing.assert_allclose(found.exponents, np.log(rates[::-1])[:num], rtol=1e-9)
+
+
+@pytest.mark.parametrize("num", [1, 3, 8])
+def test_as_the_pieces_run_alone(x64, num) -> None:
+    """Padded and reset, every step's growth is that of the pieces; each has a warm-up, and a frame, of its own."""
+    e = cell_example("lstm", jnp.float64, n=4, steps=60)
+    rng = np.random.default_rng(0)
+    real, begins = rng.random(60) < 0.8, np.isin(np.arange(60), [20, 43])
+    real[[19, 20, 42, 43, 59]] = True
+    garbage = jnp.where(jnp.asarray(real)[:, None], e.xs, jnp.nan)
+    restart = jax.tree.map(lambda a: 0.5 * a, e.state0)
+    sequence = bptt.Sequence(garbage, mask=jnp.asarray(real), resets=jnp.asarray(begins), reset_state=restart)
+    found = bptt.lyapunov_exponents(e.step, e.params, e.state0, sequence, num=num, warmup=4, window=1)
+    piece = np.cumsum(begins)
+    expected, total = np.zeros((60, num)), 0.0
+    for k in range(3):
+        own = np.flatnonzero(real & (piece == k))
+        alone = bptt.lyapunov_exponents(
+            e.step, e.params, e.state0 if k == 0 else restart, e.xs[own], num=num, warmup=4, window=1
+        )
+        expected[own] = alone.growth
+        total += np.asarray(alone.exponents) * (len(own) - 4)
+        np.testing.assert_array_equal(np.asarray(found.episode)[own], [-1] * 4 + [k] * (len(own) - 4))
+    assert np.all(np.asarray(found.episode)[~real] == -1)
+    np.testing.assert_allclose(np.sort(found.growth, axis=1), np.sort(expected, axis=1), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(np.sum(found.exponents), np.sum(total) / (real.sum() - 12), rtol=1e-9)
+    if num == 1:
+        np.testing.assert_allclose(found.exponents, total / (real.sum() - 12), rtol=1e-9)
+    # Batches of 1 step here, since 20 of them there are to be; neighbours only within a piece.
+    measured = np.asarray(found.episode)
+    rows = np.asarray(found.growth)[measured >= 0] - np.asarray(found.exponents)
+    beside = np.diff(measured[measured >= 0]) == 0
+    shared = np.sum(np.where(beside[:, None], rows[1:] * rows[:-1], 0), axis=0)
+    count = len(rows)
+    square = (np.sum(rows**2, axis=0) + 2 * np.maximum(shared, 0)) / (count * (count - 1))
+    np.testing.assert_allclose(found.standard_errors, np.sqrt(square), rtol=1e-9)
+
+
+def test_batches_do_not_reach_over_a_reset() -> None:
+    """Pieces of 400 and 200 steps give batches of 30 from the end of each, and pieces of 10 are batches."""
+    lengths = [400, 10, 200, 10]
+    begins = np.isin(np.arange(620), np.cumsum(lengths)[:-1])
+    rates = np.exp(np.random.default_rng(1).standard_normal(620))
+    sequence = bptt.Sequence(jnp.asarray(rates, jnp.float32), resets=jnp.asarray(begins))
+    found = bptt.lyapunov_exponents(lambda p, h, x: x * h, None, jnp.zeros(1), sequence)
+    pieces = np.split(np.log(rates), np.cumsum(lengths)[:-1])
+    batches, linked = [], []
+    for piece in pieces:
+        length = min(31, len(piece))  # 620 // 20
+        own = piece[len(piece) % length :].reshape(-1, length)
+        batches += list(own)
+        linked += [False] + [True] * (len(own) - 1)
+    sums, counts = (np.array([f(b) for b in batches]) for f in (np.sum, len))
+    around = sums - counts * sums.sum() / counts.sum()
+    shared = max(0, np.sum((around[1:] * around[:-1])[linked[1:]]))
+    square = (np.sum(around**2) + 2 * shared) / counts.sum() ** 2 * len(sums) / (len(sums) - 1)
+    np.testing.assert_allclose(found.standard_errors, [math.sqrt(square)], rtol=1e-4)
+
+
+@jax.custom_vjp
+def spike(v):
+    return (v > 0).astype(v.dtype)
+
+
+spike.defvjp(lambda v: (spike(v), v), lambda v, c: (c / jnp.square(1 + 10 * jnp.abs(v)),))
+
+
+@jax.custom_vjp
+def clipped_backwards(v):
+    return v
+
+
+clipped_backwards.defvjp(lambda v: (v, None), lambda _, c: (jnp.clip(c, -1, 1),))
+
+
+def spiking(p, h, x):
+    return p @ spike(h - 0.1) + 0.5 * h + x
+
+
+def clipping(p, h, x):
+    return jnp.tanh(p @ clipped_backwards(h) + x)
+
+
+def looping(p, h, x):
+    return jax.lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, jnp.tanh(p @ c[1]) + x), (0, h))[1]
+
+
+def branching(p, h, x):
+    return jax.lax.cond(x[0] > 0, lambda h: jnp.tanh(p @ h), lambda h: 0.9 * h + x, h)
+
+
+@pytest.mark.parametrize("segments", [1, 3])
+@pytest.mark.parametrize("step", [spiking, clipping, looping, branching])
+def test_whatever_way_a_step_is_differentiated(x64, step, segments) -> None:
+    """Its exponents are those of its Jacobians: of the backward pass where it has no other."""
+    rng = np.random.default_rng(3)
+    p, xs = jnp.asarray(rng.standard_normal((3, 3))), jnp.asarray(rng.standard_normal((60, 3)))
+    found = bptt.lyapunov_exponents(step, p, jnp.ones(3), xs, warmup=5, segments=segments)
+    growth = plain_qr(np.asarray(bptt.jacobians(step, p, jnp.ones(3), xs)), 3)[5:]
+    np.testing.assert_allclose(np.sort(found.exponents), np.sort(growth.mean(axis=0)), rtol=1e-6)
+
+
+def test_a_step_that_cannot_be_pushed() -> None:
+    with pytest.raises(
+        TypeError, match=r"step: lyapunov_exponents needs pushes.*jax.custom_jvp.*instead of D = 1100"
+    ):
+        bptt.lyapunov_exponents(lambda p, h, x: clipped_backwards(h), None, jnp.zeros(1100), length=5, num=1)
+
+
+@pytest.mark.parametrize("segments", [1, 4])
+def test_counters_and_keys_pass_through(x64, segments) -> None:
+    """And turn what they turn: noise from a key in the state, a rate that depends on a counter."""
+
+    def step(p, state, x):
+        h, count, key = state
+        key, own = jax.random.split(key)
+        rate = jnp.where(count % 3 == 0, 0.5, 2.0) * jnp.exp(0.1 * jax.random.normal(own, (2,)))
+        return rate * h, count + 1, key
+
+    state0 = jnp.zeros(2), jnp.asarray(0), jax.random.key(7)
+    found = bptt.lyapunov_exponents(step, None, state0, length=90, warmup=30, segments=segments)
+    keys, key = [], jax.random.key(7)
+    for _ in range(90):
+        key, own = jax.random.split(key)
+        keys.append(own)
+    noise = np.stack([jax.random.normal(k, (2,)) for k in keys])
+    logs = np.log(np.where(np.arange(90) % 3 == 0, 0.5, 2.0))[:, None] + 0.1 * noise
+    # Both rates are about the same, so the frame has not turned: their sum is exact.
+    assert float(jnp.sum(found.exponents)) == pytest.approx(logs[30:].sum() / 60, rel=1e-9)
+
+
+def test_gradients_beside_dead_exponents(x64) -> None:
+    """Of those that live as if the others were not there; of those that are -inf zero, never NaN."""
+    rates = jnp.asarray([0.9, 0.5, 0.0])
+
+    def exponents(w, num):
+        return bptt.lyapunov_exponents(
+            lambda w, h, x: w * h, w, jnp.ones(3), length=200, num=num, warmup=150
+        ).exponents
+
+    all_of_them = jax.jacrev(exponents)(rates, 3)
+    np.testing.assert_allclose(all_of_them[:2], [[1 / 0.9, 0, 0], [0, 2, 0]], atol=1e-6)
+    np.testing.assert_array_equal(all_of_them[2], 0)
+    singular = jnp.asarray([[0.5, 0.5], [0.5, 0.5]])
+
+    def largest(w):
+        return bptt.lyapunov_exponents(linear, w, jnp.ones(2), length=30, warmup=5).exponents[0]
+
+    np.testing.assert_allclose(jax.grad(largest)(singular), np.full((2, 2), 0.5), atol=1e-9)  # u v^T of ||W||
+
+
+def test_what_lives_between_erasures(x64) -> None:
+    """Rates as if the steps that erase were resets: of a direction by itself, and with their errors."""
+    xs = np.exp(-0.3 + 0.2 * np.random.default_rng(2).standard_normal(300))
+    xs[[70, 200]] = 0
+    found = bptt.lyapunov_exponents(lambda p, h, x: x * h, None, jnp.zeros(1), jnp.asarray(xs))
+    living = np.log(xs[xs > 0])
+    assert float(found.exponents[0]) == -np.inf
+    np.testing.assert_allclose(found.living_exponents, [living.mean()], rtol=1e-9)
+    rates, errors = living_rates(found)
+    np.testing.assert_allclose(rates, found.living_exponents, rtol=1e-12)
+    assert 0.5 < float(errors[0]) / (living.std() / math.sqrt(298)) < 2
+    blown = diagonal([np.nan])
+    assert np.isnan(blown.living_exponents).all()
+    assert diagonal([0.5, 0.0]).living_exponents[1] == -np.inf
+    np.testing.assert_allclose(living_rates(jax.tree.map(lambda a: a[None], found))[0], [rates])
+
+
+def test_a_spectrum_reads() -> None:
+    found = diagonal([0.5, 0.9])
+    assert len(repr(found).splitlines()) <= 10
+    assert "largest exponent" in repr(found)
+    data = found.to_xarray()
+    assert data["exponents"].dims == ("exponent",)
+    assert data["growth"].dims == ("time", "exponent")
+    assert data["converged"].dims == ("exponent",)
+    assert "<img" in found._repr_html_()

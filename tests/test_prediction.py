@@ -13,7 +13,7 @@ import bptt_jax as bptt
 
 
 def prediction(exponent, error=0.0, steps=1000):
-    return bptt.ParallelPrediction(*(np.asarray(a) for a in (exponent, error, steps, 4)))
+    return bptt.ParallelPrediction(*(np.asarray(a) for a in (exponent, error, steps, steps, 4)))
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,8 @@ def prediction(exponent, error=0.0, steps=1000):
 def test_verdict(exponent, error, steps, verdict) -> None:
     found = prediction(exponent, error, steps)
     assert found.verdict == verdict
-    assert f"over {steps} steps" in found.statement
+    assert f"{steps} steps" in found.statement
+    assert ("not finite" in found.statement) == math.isnan(exponent)
 
 
 def test_of_a_batch_the_worst_decides() -> None:

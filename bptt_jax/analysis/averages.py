@@ -19,33 +19,27 @@ class Batches(NamedTuple):
     shorter than a batch is one by itself.
 
     Attributes:
-      index: ``[T]``, the batch of each step; B where it belongs to none.
+      number: ``[T]``, the batch of each step; B where it belongs to none.
       follows: ``[B]``, whether the batch before it is of the same episode.
       ends: ``[T]``, whether a batch ends with the step, or one begins after it.
     """
 
-    index: Int[Array, " T"]
+    number: Int[Array, " T"]
     follows: Bool[Array, " B"]
     ends: Bool[Array, " T"]
 
 
-def measured_episodes(
-    real: Bool[Array, " T"], resets: Bool[Array, " T"], warmup: int
-) -> tuple[Int[Array, " T"], Int[Array, " T"]]:
-    """The number of each step within its episode, and the episode of each measured step, -1 of all others.
-
-    Args:
-      real: False in padding.
-      resets: before which steps an episode begins; real steps only.
-      warmup: real steps at the beginning of each episode that are not measured.
-    """
-    count = _counted(real) - 1
-    age = count - jax.lax.cummax(jnp.where(resets, count, 0))
-    return age, jnp.where(real & (age >= warmup), _counted(resets), -1)
+def number_episodes(real: Bool[Array, " T"], resets: Bool[Array, " T"]) -> Int[Array, " T"]:
+    """The number of resets up to each real step; -1 in padding. Resets are at real steps only."""
+    return jnp.where(real, _counted(resets), -1)
 
 
 def count_within(episode: Int[Array, " T"]) -> tuple[Int[Array, " T"], Int[Array, " T"]]:
-    """For each measured step how many of its episode there are up to it, itself included, and after it."""
+    """For each step how many of its episode there are up to it, itself included, and after it.
+
+    Args:
+      episode: ascending; -1 at steps that do not count, for which nothing is told.
+    """
     measured = episode >= 0
     total = _counted(measured)
     latest = jax.lax.cummax(episode)
@@ -79,7 +73,7 @@ def batches(episode: Int[Array, " T"], most: int) -> Batches:
 def batch_sums(values: Float[Array, "T K"], of: Batches) -> Float[Array, "B K"]:
     """The sum of the values over the steps of each batch."""
     most = len(of.follows)
-    return jax.ops.segment_sum(values, of.index, most + 1, indices_are_sorted=False)[:most]
+    return jax.ops.segment_sum(values, of.number, most + 1, indices_are_sorted=False)[:most]
 
 
 def squared_error(sums: Float[Array, "B K"], steps: Float[Array, " B"], follows: Bool[Array, " B"]) -> Array:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -67,8 +66,9 @@ def propagate_frames(
 ) -> FrameTrajectory:
     """Propagates one frame along each of C trajectories, all of them orthonormalised when one of them needs it.
 
-    Directions that a step maps exactly to zero are drawn anew, and stand last from then on, so that they take
-    nothing from those that live. After a reset the whole frame is `fresh`. In padding all is held.
+    Directions that are lost, of which a step leaves nothing or mere rounding, stand last from then on, so that they
+    take nothing from those that live; of nothing a new one is drawn. After a reset the whole frame is `fresh`. In
+    padding all is held.
 
     Args:
       recurrence: checked; its step is what counts, and what a reset makes of the state.
@@ -169,17 +169,18 @@ def _orthonormalised(
     that is no more than what rounding leaves of zero, ``[C, num]``; and how far lengths have grown apart, ``[C]``.
     """
     count, num, _ = frames.rows.shape
+    eps = float(jnp.finfo(frames.rows.dtype).eps)
     finite = jnp.all(jnp.isfinite(frames.rows), axis=(1, 2))
     rows = jnp.where(finite[:, None, None], frames.rows, 0)  # a bad frame never reaches LAPACK
     rows, exponent = jax.vmap(logscale.normalize)(rows, jnp.zeros(count, jnp.int32))
     gone = jnp.arange(num)[None] >= _rank(rows)[:, None]
     empty = ~jnp.any(rows != 0, axis=1)
-    rows, places = jax.lax.cond(
-        jnp.all(jnp.any(rows != 0, axis=2)), lambda rows, places: (rows, places), partial(_lost_last, fresh), rows,
-        frames.places,
-    )  # fmt: skip
+    # A row of mere rounding says nothing, and would claim the direction of a row that lives.
+    sizes = jnp.max(jnp.abs(rows), axis=2)
+    lost = sizes <= _ROUNDINGS * eps * jnp.max(sizes, axis=1, keepdims=True)
+    rows, places = jax.lax.cond(jnp.any(lost), _lost_last, lambda rows, places, *_: (rows, places), rows,
+                                frames.places, lost, fresh)  # fmt: skip
     l, q = orthonormal(rows)
-    eps = float(jnp.finfo(l.dtype).eps)
     lengths = jnp.where(gone, 0, jnp.abs(jnp.diagonal(l, axis1=1, axis2=2)))
     zero = lengths <= _ROUNDINGS * eps * jnp.max(lengths, axis=1, keepdims=True)
     logs = jnp.log(jnp.where(lengths == 0, 1, lengths)) + math.log(2) * exponent.astype(l.dtype)[:, None]
@@ -195,14 +196,14 @@ def _orthonormalised(
     return Frames(q, places), growth, zero & finite[:, None], jnp.maximum(apart, 0)
 
 
-def _lost_last(fresh: Float[Array, "num D"], rows: Array, places: Array) -> tuple[Array, Array]:
-    """Rows that hold nothing after all others, and drawn anew."""
-    lost = ~jnp.any(rows != 0, axis=2)
+def _lost_last(
+    rows: Float[Array, "C num D"], places: Array, lost: Bool[Array, "C num"], fresh: Float[Array, "num D"]
+) -> tuple[Array, Array]:
+    """Lost rows after all others, those that hold nothing at all drawn anew."""
     order = jnp.argsort(lost, axis=1, stable=True)
     rows = jnp.take_along_axis(rows, order[:, :, None], axis=1)
-    lost = jnp.take_along_axis(lost, order, axis=1)
-    new_places = jnp.take_along_axis(jnp.argsort(order, axis=1), places, axis=1)
-    return jnp.where(lost[:, :, None], fresh[None], rows), new_places
+    places = jnp.take_along_axis(jnp.argsort(order, axis=1), places, axis=1)
+    return jnp.where(jnp.any(rows != 0, axis=2, keepdims=True), rows, fresh[None]), places
 
 
 @jax.custom_jvp

@@ -15,7 +15,7 @@ from bptt_jax.analysis.averages import (
     batch_sums,
     batches,
     count_within,
-    measured_episodes,
+    number_episodes,
     root,
     squared_error,
 )
@@ -133,20 +133,10 @@ class LyapunovSpectrum(Result):
 
     @property
     def living_exponents(self) -> Float[Array, " num"]:
-        """``[num]``: the rates of what lives: means over the stretches between two orthonormalisations in which a
-        direction was not mapped to zero, as if steps that do so were resets. -inf if there is none. They have
-        derivatives.
+        """``[num]``: the rates while directions live: means over the stretches between two orthonormalisations in
+        which none is mapped to zero, as if the steps that do so were resets. -inf if there is no such stretch.
         """
-        measured = self.episode >= 0
-        upto = jnp.cumsum(measured, axis=-1, dtype=jnp.int32)
-        known = self.orthonormalised & measured
-        latest = jax.lax.cummax(jnp.where(known, upto, 0), axis=known.ndim - 1)
-        before = jnp.concatenate([jnp.zeros_like(latest[..., :1]), latest[..., :-1]], axis=-1)
-        living = known[..., None] & (self.growth != -jnp.inf)
-        steps = jnp.sum(jnp.where(living, (upto - before)[..., None], 0), axis=-2, dtype=jnp.int32)
-        total = jnp.sum(jnp.where(living, self.growth, 0), axis=-2)
-        none = jnp.where(jnp.any(measured, axis=-1), -jnp.inf, jnp.nan).astype(total.dtype)[..., None]
-        return jnp.where(steps == 0, none, total / jnp.where(steps == 0, 1, steps).astype(total.dtype))
+        return living_rates(self)[0]
 
     @property
     def statement(self) -> str:
@@ -237,7 +227,8 @@ def lyapunov_exponents(
 
     Of a `bptt_jax.Sequence` it gives what it gives of the pieces between resets run alone, together: each begins
     with the frame drawn anew and has a warm-up of its own, pieces that are not longer do not count, and means are
-    over all measured steps. Padding counts for nothing.
+    over all measured steps. Padding counts for nothing. Where the step itself erases the state at a declared reset,
+    that one step is not measured.
 
     Args:
       step, params, state0, xs, length: as for `bptt_jax.unroll`. A step that has no forward mode (`jax.custom_vjp`)
@@ -282,30 +273,50 @@ def lyapunov_exponents(
     if segments > steps - warmup:
         raise ValueError(f"segments: expected at most the {steps - warmup} steps after the warm-up, got {segments}")
     window = None if window is None else check_positive_int("window", window)
-    return _exponents(recurrence, num, int(warmup), segments, window)
+    length = -(-(steps - warmup) // segments)
+    later = -(-(steps - warmup) // length) - 1
+    cut = None if later == 0 else (later, length)
+    return _exponents(recurrence, np.int32(warmup), num, cut, window)
 
 
-@partial(jax.jit, static_argnames=("num", "warmup", "segments", "window"))
+@partial(jax.jit, static_argnames=("num", "cut", "window"))
 def _exponents(
-    recurrence: Recurrence, num: int, warmup: int, segments: int, window: int | None
+    recurrence: Recurrence, warmup: Array, num: int, cut: tuple[int, int] | None, window: int | None
 ) -> LyapunovSpectrum:
-    recurrence = check_step(recurrence)
+    return measure_exponents(check_step(recurrence), warmup, num, cut, window)
+
+
+def measure_exponents(
+    recurrence: Recurrence,
+    warmup: Int[Array, "..."],
+    num: int,
+    cut: tuple[int, int] | None = None,
+    window: int | None = None,
+) -> LyapunovSpectrum:
+    """The spectrum of a checked recurrence, to be traced.
+
+    Args:
+      recurrence, num, window: as for `lyapunov_exponents`.
+      warmup: for all steps, or for the episode of each, ``[T]``.
+      cut: how many segments at the end, and of how many steps each, are worked on side by side after the others.
+    """
     instants, steps, real = recurrence.instants, recurrence.length, recurrence.real
     start = ravel_state(recurrence.state0)[0]
     kind = max(start.dtype, jnp.dtype(jnp.float32), key=lambda d: d.itemsize)
     _, fresh = orthonormal(jax.random.normal(jax.random.key(0), (start.size, num), kind).T)
-    age, episode = measured_episodes(real, recurrence.resets, warmup)
+    episode = number_episodes(real, recurrence.resets)
+    age = count_within(episode)[0]
+    episode = jnp.where(age > warmup, episode, -1)
     of = batches(episode, MOST_BATCHES if instants.reset is None else steps)
-    length = -(-(steps - warmup) // segments)
-    later = -(-(steps - warmup) // length) - 1
+    later, length = cut or (0, 1)
     first = steps - later * length
     # At the ends of the warm-up, of every batch and segment, so that each has its own growth and all of it; and
     # before padding, in which other frames may be orthonormalised beside.
     cuts = jnp.asarray(np.isin(np.arange(1, steps + 1), range(first, steps, length)))
-    forced = of.ends | cuts | (real & (age == warmup - 1)) | (real & ~jnp.append(real[1:], False))
+    forced = of.ends | cuts | (real & (age == warmup)) | (real & ~jnp.append(real[1:], False))
     if window is not None:
         forced |= (episode >= 0) & (count_within(episode)[0] % window == 0)
-    timing = instants, forced, real & (age < warmup - 1)
+    timing = instants, forced, real & (age < warmup)
     propagate = partial(propagate_frames, recurrence, fresh=fresh, always=num <= _FEW or window == 1)
 
     head = jax.tree.map(lambda a: a[:first, None], timing)
@@ -314,13 +325,15 @@ def _exponents(
     parts = [begun]
     if later:
         tail = jax.tree.map(lambda a: a[first:].reshape(later, length, *a.shape[1:]), timing)
-        weights = of._replace(index=of.index[first:]), episode[first:] >= 0
+        weights = of._replace(number=of.number[first:]), episode[first:] >= 0
         parts.append(_side_by_side(recurrence, propagate, begun, tail, weights))
     growth, zero, orthonormalised, finite = (
         jnp.concatenate([_in_order(getattr(p, k)) for p in parts])
         for k in ("growth", "zero", "orthonormalised", "finite")
     )
-    return _spectrum(growth, zero, orthonormalised, finite, episode, of, start.size)
+    # A reset that the step carries out itself, too, erases what it starts from: it is no decay.
+    erases = recurrence.resets & jnp.any(growth == -jnp.inf, axis=1)
+    return _spectrum(growth, zero, orthonormalised, finite, jnp.where(erases, -1, episode), of, start.size)
 
 
 def _spectrum(
@@ -343,12 +356,12 @@ def _spectrum(
     sums = batch_sums(jnp.where((exponents == -jnp.inf)[None], 0, growth), of)
     counts = batch_sums(measured[:, None].astype(growth.dtype), of)[:, 0]
     return LyapunovSpectrum(
-        *_with_errors(exponents, sums, counts, of.follows, size),
-        growth,
-        orthonormalised,
-        episode,
-        jnp.asarray(size, jnp.int32),
-        jnp.where(jnp.all(finite), -1, jnp.argmin(finite)),
+        **_with_errors(exponents, sums, counts, of.follows, size),
+        growth=growth,
+        orthonormalised=orthonormalised,
+        episode=episode,
+        size=jnp.asarray(size, jnp.int32),
+        first_nonfinite=jnp.where(jnp.all(finite), -1, jnp.argmin(finite)),
     )
 
 
@@ -358,8 +371,8 @@ def _with_errors(
     counts: Float[Array, " B"],
     follows: Bool[Array, " B"],
     size: Array | int,
-) -> tuple[Array, ...]:
-    """The first fields of a spectrum, given the growth in each batch and its number of steps."""
+) -> dict[str, Array]:
+    """Fields of a spectrum, given the growth in each batch and its number of steps."""
     errors = root(squared_error(sums, counts, follows))
     neutral = _NEUTRAL * jnp.where(jnp.isnan(errors), 0, errors)
     index = jnp.arange(len(exponents))
@@ -379,14 +392,14 @@ def _with_errors(
     combined = jnp.sum(around[:, None] * both[None], axis=-1)
     dimension_error, entropy_error = root(squared_error(combined, counts, follows))
     bad = jnp.any(jnp.isnan(exponents))
-    return (
-        exponents,
-        jnp.where(exponents == -jnp.inf, 0, errors),
-        jnp.where(bad, jnp.nan, dimension),
-        jnp.where(bad | jnp.isnan(dimension), jnp.nan, dimension_error),
-        jnp.where(bad, jnp.nan, entropy),
-        jnp.where(bad, jnp.nan, entropy_error),
-    )
+    return {
+        "exponents": exponents,
+        "standard_errors": jnp.where(exponents == -jnp.inf, 0, errors),
+        "kaplan_yorke_dimension": jnp.where(bad, jnp.nan, dimension),
+        "kaplan_yorke_error": jnp.where(bad | jnp.isnan(dimension), jnp.nan, dimension_error),
+        "entropy_rate": jnp.where(bad, jnp.nan, entropy),
+        "entropy_rate_error": jnp.where(bad, jnp.nan, entropy_error),
+    }
 
 
 def _pooled(batch: LyapunovSpectrum) -> LyapunovSpectrum:
@@ -405,13 +418,38 @@ def _pooled(batch: LyapunovSpectrum) -> LyapunovSpectrum:
     unknown = jnp.iinfo(bad.dtype).max
     earliest = jnp.min(jnp.where(bad >= 0, bad, unknown))
     return LyapunovSpectrum(
-        *_with_errors(exponents[order], scattered, counts, alone, batch.size[0]),
-        growth[:, order],
-        jnp.all(batch.orthonormalised | ~measured, axis=0),
-        jnp.max(batch.episode, axis=0),
-        batch.size[0],
-        jnp.where(earliest == unknown, -1, earliest),
+        **_with_errors(exponents[order], scattered, counts, alone, batch.size[0]),
+        growth=growth[:, order],
+        orthonormalised=jnp.all(batch.orthonormalised | ~measured, axis=0),
+        episode=jnp.max(batch.episode, axis=0),
+        size=batch.size[0],
+        first_nonfinite=jnp.where(earliest == unknown, -1, earliest),
     )
+
+
+def living_rates(spectrum: LyapunovSpectrum) -> tuple[Float[Array, "... num"], Float[Array, "... num"]]:
+    """`LyapunovSpectrum.living_exponents`, of a batch too, and their standard errors; both have derivatives."""
+
+    def of_one(spectrum: LyapunovSpectrum) -> tuple[Array, Array]:
+        growth, measured = spectrum.growth, spectrum.episode >= 0
+        upto = jnp.cumsum(measured, dtype=jnp.int32)
+        known = spectrum.orthonormalised & measured
+        latest = jax.lax.cummax(jnp.where(known, upto, 0))
+        before = jnp.concatenate([jnp.zeros_like(latest[:1]), latest[:-1]])
+        lives = known[:, None] & (growth != -jnp.inf)
+        growth = jnp.where(lives, growth, 0)
+        steps = jnp.where(lives, (upto - before)[:, None], 0).astype(growth.dtype)
+        total = jnp.sum(steps, axis=0)
+        rates = jnp.where(total == 0, -jnp.inf, jnp.sum(growth, axis=0) / jnp.where(total == 0, 1, total))
+        unknown = (spectrum.first_nonfinite >= 0) | ~jnp.any(measured)
+        of = batches(spectrum.episode, len(measured))
+        sums, counts = batch_sums(growth, of), batch_sums(steps, of)
+        square = jax.vmap(lambda s, n: squared_error(s[:, None], n, of.follows)[0], 1)(sums, counts)
+        return jnp.where(unknown, jnp.nan, rates), root(jnp.where(total == 0, 0, square))
+
+    for _ in range(jnp.ndim(spectrum.exponents) - 1):
+        of_one = jax.vmap(of_one)
+    return of_one(spectrum)
 
 
 def _converged(growth: Float[Array, "T num"], episode: Int[Array, " T"]) -> Bool[Array, " num"]:

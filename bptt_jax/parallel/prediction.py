@@ -2,13 +2,15 @@
 
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from bptt_jax.analysis.lyapunov import lyapunov_exponents
+from bptt_jax.analysis.averages import count_within, number_episodes
+from bptt_jax.analysis.lyapunov import living_rates, measure_exponents
 from bptt_jax.results import Result, field
-from bptt_jax.step import Array, Params, PyTree, State, Step, bind, state_size
+from bptt_jax.step import Array, Params, PyTree, Recurrence, State, Step, bind, check_step
 
 _MARGIN = 1.0  # nats over the whole sequence
 
@@ -20,28 +22,31 @@ class ParallelPrediction(Result):
     largest exponent: a batch iterates until its last sequence has converged.
 
     Attributes:
-      exponent: the largest Lyapunov exponent of the trajectory, nats per step.
+      exponent: the largest Lyapunov exponent of the trajectory, nats per step; of a step that erases all
+        differences now and then, their rate in between; NaN where the trajectory is not finite.
       standard_error: of it.
       length: T, of steps.
+      longest: how many real steps there are without a reset; those differences have to grow or to shrink.
       size: D, of the state.
     """
 
     exponent: Float[Array, ""] = field(dims=())
     standard_error: Float[Array, ""] = field(dims=())
     length: Int[Array, ""] = field(dims=())
+    longest: Int[Array, ""] = field(dims=())
     size: Int[Array, ""] = field(dims=())
 
     def _headline(self) -> str:
-        exponent, error, steps, _ = self._decisive
-        return f"{self.verdict}: exponent {exponent:.3g} +- {error:.2g} nats per step over {steps} steps"
+        return f"{self.verdict}: {self._measured}"
 
     @property
     def verdict(self) -> Literal["parallel", "sequential", "undecided"]:
-        """ "parallel" if differences surely shrink over the sequence (by more than one nat, two standard errors
-        aside), "sequential" if they surely grow by as much or the exponent is not finite, "undecided" between.
+        """ "parallel" if differences surely shrink over the longest piece (by more than one nat, two standard
+        errors aside), "sequential" if they surely grow by as much or the exponent is not finite, "undecided"
+        between.
         """
-        exponent, error, steps, _ = self._decisive
-        margin = _MARGIN / steps + 2 * (0.0 if np.isnan(error) else error)
+        exponent, error, longest, *_ = self._decisive
+        margin = _MARGIN / max(longest, 1) + 2 * (0.0 if np.isnan(error) else error)
         if exponent < -margin:
             return "parallel"
         return "undecided" if exponent <= margin else "sequential"
@@ -51,23 +56,31 @@ class ParallelPrediction(Result):
         """One line: the exponent, what follows from it, and what an iteration with full Jacobians costs: some
         2 T D^3 flops in products of matrices and 3 T D^2 numbers of memory.
         """
-        exponent, error, steps, size = self._decisive
+        *_, steps, size = self._decisive
         follows = {
             "parallel": "differences shrink, a few iterations",
             "sequential": "differences grow, about as many iterations as steps: evaluate it step by step",
             "undecided": "about neutral, dozens of iterations, more the longer the sequence",
         }[self.verdict]
         return (
-            f"exponent {exponent:.3g} +- {error:.2g} nats per step over {steps} steps: {follows}; each takes "
+            f"{self._measured}: {follows}; each takes "
             f"{2.0 * steps * size**3:.2g} flops and {3.0 * steps * size**2:.2g} numbers"
         )
 
     @property
-    def _decisive(self) -> tuple[float, float, int, int]:
-        columns = [np.ravel(np.asarray(a)) for a in (self.exponent, self.standard_error, self.length, self.size)]
+    def _measured(self) -> str:
+        exponent, error, longest, *_ = self._decisive
+        if np.isnan(exponent):
+            return f"the trajectory of {longest} steps is not finite"
+        return f"exponent {exponent:.3g} +- {error:.2g} nats per step over {longest} steps"
+
+    @property
+    def _decisive(self) -> tuple[float, float, int, int, int]:
+        fields = (self.exponent, self.standard_error, self.longest, self.length, self.size)
+        columns = [np.ravel(np.asarray(a)) for a in fields]
         worst = int(np.argmax(columns[0]))  # NaN counts as the largest
-        exponent, error, steps, size = (a[worst] for a in columns)
-        return float(exponent), float(error), int(steps), int(size)
+        exponent, error, longest, steps, size = (a[worst] for a in columns)
+        return float(exponent), float(error), int(longest), int(steps), int(size)
 
 
 def predict_parallel(
@@ -77,8 +90,9 @@ def predict_parallel(
     (Gonzalez et al. 2025, arXiv:2508.16817: a recurrence that forgets differences gives a well-conditioned problem,
     one that amplifies them a problem whose condition grows exponentially in T).
 
-    It is measured along the sequential trajectory, without its first tenth; so measure once, on a typical sequence,
-    for many evaluations.
+    It is measured along the sequential trajectory, without its first tenth (of every piece that begins with a
+    reset); so measure once, on a typical sequence, for many evaluations. Steps that erase all differences are taken
+    for resets.
 
     Args:
       step, params, state0, xs, length: as for `bptt_jax.unroll`.
@@ -95,12 +109,20 @@ def predict_parallel(
       >>> [bptt.predict_parallel(step, w, jnp.ones(1), length=100).verdict for w in (0.5, 1.0, 2.0)]
       ['parallel', 'undecided', 'sequential']
     """
-    steps = bind(step, params, state0, xs, length).length
-    spectrum = lyapunov_exponents(step, params, state0, xs, length=length, num=1, warmup=steps // 10)
-    size = state_size(state0)
+    return _predict(bind(step, params, state0, xs, length))
+
+
+@jax.jit
+def _predict(recurrence: Recurrence) -> ParallelPrediction:
+    recurrence = check_step(recurrence)
+    upto, after = count_within(number_episodes(recurrence.real, recurrence.resets))
+    pieces = jnp.where(recurrence.real, upto + after, 0)
+    spectrum = measure_exponents(recurrence, pieces // 10, num=1)
+    rates, errors = living_rates(spectrum)
     return ParallelPrediction(
-        spectrum.exponents[0],
-        spectrum.standard_errors[0],
-        jnp.asarray(steps, jnp.int32),
-        jnp.asarray(size, jnp.int32),
+        rates[0],
+        errors[0],
+        jnp.asarray(recurrence.length, jnp.int32),
+        jnp.max(pieces),
+        jnp.asarray(recurrence.size, jnp.int32),
     )

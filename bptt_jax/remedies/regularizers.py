@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 
 from bptt_jax.analysis.adjoints import backward
 from bptt_jax.analysis.loss import BoundLoss, bind_loss
-from bptt_jax.analysis.lyapunov import lyapunov_exponents
+from bptt_jax.analysis.lyapunov import living_rates, lyapunov_exponents
 from bptt_jax.checks import check_choice, check_positive_int
 from bptt_jax.linalg.logscale import LogScaled, log_norm
 from bptt_jax.recurrence.frozen import frozen_push
@@ -129,20 +129,28 @@ def flossing_penalty(
       step, params, state0, xs, length, num, warmup: as for `bptt_jax.lyapunov_exponents`.
 
     Returns:
-      A scalar, in (nats per step)^2, differentiable through the QR decompositions; inf where one of the exponents
-      is -inf, and then without a useful gradient: choose a smaller `num`.
+      A scalar, in (nats per step)^2, differentiable through the QR decompositions. Steps that map a direction to
+      zero are passed over, for this direction, as if they were resets; directions that no step leaves alive do not
+      count. NaN where the trajectory is not finite.
 
     Raises:
       TypeError, ValueError: as `bptt_jax.lyapunov_exponents`.
+      RuntimeError: when it runs: every step maps all directions to zero.
 
     Example:
       >>> step = lambda w, h, x: w * h
       >>> round(float(bptt.flossing_penalty(step, 0.5, jnp.ones(1), length=50, num=1)), 3)  # log(2)^2
       0.48
     """
+    import equinox as eqx  # costs 0.25 s, more than the rest of this package: only where it is used
+
     num = check_positive_int("num", num)
     spectrum = lyapunov_exponents(step, params, state0, xs, num=num, length=length, warmup=warmup)
-    return jnp.mean(jnp.square(spectrum.exponents))
+    rates, _ = living_rates(spectrum)
+    lives = rates != -jnp.inf
+    count = jnp.sum(lives, dtype=rates.dtype)
+    penalty = jnp.sum(jnp.square(jnp.where(lives, rates, 0))) / jnp.where(count == 0, 1, count)
+    return eqx.error_if(penalty, count == 0, "flossing_penalty: expected a step that leaves some direction alive")
 
 
 @jax.jit
