@@ -56,6 +56,7 @@ from bptt_jax.step import Cell, Sequence, Step, ravel_state
 
 if TYPE_CHECKING:
     from bptt_jax.plots.adjoints import plot_adjoints
+    from bptt_jax.plots.exponents import plot_exponents
     from bptt_jax.plots.flow import (
         plot_eigenvalues,
         plot_gradient_flow,
@@ -96,6 +97,7 @@ _ON_FIRST_USE = {
         "bptt_jax.plots.flow",
     ),
     "plot_adjoints": "bptt_jax.plots.adjoints",
+    "plot_exponents": "bptt_jax.plots.exponents",
     "plot_influence_map": "bptt_jax.plots.influence",
     "plot_training": "bptt_jax.plots.training",
 }

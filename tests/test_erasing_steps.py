@@ -141,8 +141,8 @@ def test_there_are_enough_of_them() -> None:
 
 @pytest.mark.parametrize("steps", [40, 400])
 def test_the_faster_unit_in_a_measured_step(steps, dtype) -> None:
-    """What is left of a vector is its slower part: of the first direction, until that is below the rounding; then the
-    first direction is lost, and the second one's rate is the slower unit's."""
+    """What is left of a vector is its slower part: of the first direction, until that is below the rounding; then
+    the first direction is lost, and the second one's rate is the slower unit's."""
     rates, at = np.array([0.5, 0.9]), steps // 2
     xs = np.ones((steps, 2))
     xs[at, 1] = 0

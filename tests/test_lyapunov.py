@@ -348,7 +348,7 @@ def test_dimension_and_entropy_have_errors(x64) -> None:
     rates = 0.5 - np.array([0.4, 0.49, 0.9])
 
     def one(key):
-        xs = jnp.exp(rates + 0.1 * jax.random.normal(key, (400, 1)) * weights)
+        xs = jnp.exp(rates[None] + 0.1 * jax.random.normal(key, (400, 1)) * weights[None])
         return bptt.lyapunov_exponents(lambda p, h, x: x * h, None, jnp.zeros(3), xs, warmup=100)
 
     batch = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(1), 200))
@@ -393,7 +393,7 @@ def test_says_when_it_has_not_converged_or_is_not_finite() -> None:
     )
     assert both.statement == f"not finite from step {int(blown.first_nonfinite)} on in 1 of 2 sequences"
     erased = bptt.lyapunov_exponents(lambda p, h, x: x * h, None, jnp.zeros(1), jnp.ones(60).at[7].set(0))
-    assert "1 of 1 are -inf, erased by step 7 (resets are to be declared)" in erased.statement
+    assert "1 of 1 are -inf, erased by step 7: resets are to be declared" in erased.statement
     short = bptt.lyapunov_exponents(linear, jnp.eye(2), jnp.ones(2), length=1)
     assert np.isnan(short.standard_errors).all()
     assert not short.converged.any()
@@ -614,7 +614,7 @@ def clipping(p, h, x):
 
 
 def looping(p, h, x):
-    return jax.lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, jnp.tanh(p @ c[1]) + x), (0, h))[1]
+    return jax.lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, jnp.tanh(0.7 * p @ c[1]) + 0.2 * x), (0, h))[1]
 
 
 def branching(p, h, x):

@@ -162,9 +162,10 @@ class LyapunovSpectrum(Result):
         erased = np.flatnonzero(np.any(np.asarray(self.growth) == -np.inf, axis=-1))
         if len(erased):
             dead = int(np.sum(np.asarray(self.exponents) == -np.inf))
-            more = f" and {len(erased) - 1} more" if len(erased) > 1 else ""
-            line += f"; {dead} of {len(self.exponents)} are -inf, erased by step {erased[0]}{more}"
-            line += " (resets are to be declared)" if len(erased) < len(self.growth) // 2 else ""
+            line += f"; {dead} of {len(self.exponents)} are -inf"
+            if len(erased) < np.sum(np.asarray(self.episode) >= 0) // 2:  # no property of the step, then
+                more = f" and {len(erased) - 1} more" if len(erased) > 1 else ""
+                line += f", erased by step {erased[0]}{more}: resets are to be declared"
         drifting = int(np.sum(~self.converged))
         if drifting:
             line += f"; not converged: the halves disagree for {drifting} of {self.converged.size} exponents"
@@ -480,7 +481,7 @@ def _windows(growth: np.ndarray, episode: np.ndarray, known: np.ndarray, window:
                 f"window: the growth within windows of {window} steps is not known exactly, for the frame was not "
                 f"orthonormalised at their edges; lyapunov_exponents(..., window={window}) sees to that"
             )
-        found.append(growth[own][: count * window].reshape(count, window, -1).mean(axis=1))
+        found.append(growth[own][: count * window].reshape(count, window, growth.shape[-1]).mean(axis=1))
     return np.concatenate(found)
 
 
@@ -544,7 +545,7 @@ def _in_order(a: Array) -> Array:
 
 
 def draw_exponents(axes: Any, spectrum: LyapunovSpectrum) -> None:
-    """The exponents of one spectrum, with bars of two standard errors, on matplotlib's axes; arrows for -inf."""
+    """The exponents of one spectrum, with bars of two standard errors, on matplotlib's axes."""
     values = np.asarray(spectrum.exponents, np.float64)
     errors = np.nan_to_num(np.asarray(spectrum.standard_errors, np.float64))
     if values.ndim != 1:
@@ -558,6 +559,10 @@ def draw_exponents(axes: Any, spectrum: LyapunovSpectrum) -> None:
         color="black", ecolor="0.5", elinewidth=1.0, capsize=2 if few else 0,
     )  # fmt: skip
     dead = index[values == -math.inf]
-    axes.plot(dead, np.full(len(dead), 0.04), "v", color="#c8102e", markersize=4, clip_on=False,
-              transform=axes.get_xaxis_transform())  # fmt: skip
-    axes.set(xlabel="i", ylabel="exponent i (nats per step)", xlim=(0.5, len(values) + 0.5))
+    if len(dead):
+        where = axes.get_xaxis_transform()
+        axes.plot(dead, np.zeros(len(dead)), "v", color="#c8102e", markersize=5, clip_on=False, transform=where)
+        axes.annotate("-inf", (dead[-1], 0), (0, 5), ha="right", color="#c8102e", fontsize="small", xycoords=where,
+                      textcoords="offset points")  # fmt: skip
+    axes.set(xlabel="exponent", ylabel="nats per step", xlim=(0.5, len(values) + 0.5))
+    axes.xaxis.get_major_locator().set_params(integer=True)
