@@ -162,6 +162,7 @@ __all__ = [
     "parallel_adjoints",
     "plot_adjoints",
     "plot_eigenvalues",
+    "plot_exponents",
     "plot_gradient_flow",
     "plot_influence_map",
     "plot_leaves",

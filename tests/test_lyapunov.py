@@ -614,7 +614,9 @@ def clipping(p, h, x):
 
 
 def looping(p, h, x):
-    return jax.lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, jnp.tanh(0.7 * p @ c[1]) + 0.2 * x), (0, h))[1]
+    return jax.lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, jnp.tanh(0.7 * p @ c[1]) + 0.2 * x), (0, h))[
+        1
+    ]
 
 
 def branching(p, h, x):

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 
 from bptt_jax.linalg import logscale
 from bptt_jax.linalg.host_lapack import host_lq
-from bptt_jax.linalg.products import matmul
+from bptt_jax.linalg.precision import matmul
 from bptt_jax.recurrence.tangents import tangent_step
 from bptt_jax.step import Array, Instant, PyTree, Recurrence, State, choose, differentiable_part
 

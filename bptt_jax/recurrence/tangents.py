@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from bptt_jax.linalg.products import matmul
+from bptt_jax.linalg.precision import matmul
 from bptt_jax.recurrence.linearization import differentiation_mode
 from bptt_jax.step import Array, Instant, Recurrence, State, full_precision, ravel_state
 
