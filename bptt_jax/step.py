@@ -267,9 +267,10 @@ def ravel_state(state: State) -> tuple[Array, Callable[[Array], State]]:
     part, merge = differentiable_part(state)
     leaves, treedef = jax.tree.flatten(part)
     is_complex = [jnp.iscomplexobj(leaf) for leaf in leaves]
-    vector, unravel_parts = ravel_pytree(
-        [(leaf.real, leaf.imag) if c else leaf for leaf, c in zip(leaves, is_complex, strict=True)]
-    )
+    with jax.numpy_dtype_promotion("standard"):  # leaves of several dtypes, in the one that holds them all
+        vector, unravel_parts = ravel_pytree(
+            [(leaf.real, leaf.imag) if c else leaf for leaf, c in zip(leaves, is_complex, strict=True)]
+        )
 
     def unravel(vector: Array) -> State:
         parts = unravel_parts(vector)

@@ -18,9 +18,10 @@ def before_reset(resets: Bool[Array, " T"]) -> Bool[Array, " T"]:
     return jnp.sum(resets) > jnp.cumsum(resets)
 
 
-def after_reset(resets: Bool[Array, " T"]) -> Bool[Array, " T"]:
-    """Whether a reset lies between the first step and this one."""
-    return jnp.cumsum(resets.at[0].set(False)) > 0
+def after_reset(resets: Bool[Array, " T"], real: Bool[Array, " T"] | None = None) -> Bool[Array, " T"]:
+    """Whether a reset lies between the first real step and this one; `resets` are at real steps."""
+    first = 0 if real is None else jnp.argmax(real)
+    return jnp.cumsum(resets.at[first].set(False)) > 0
 
 
 def numbers_in_piece(real: Bool[Array, " T"], resets: Bool[Array, " T"]) -> Int[Array, " T"]:

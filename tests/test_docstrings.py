@@ -52,6 +52,10 @@ def test_the_main_functions_have_examples() -> None:
         "from_linen",
         "from_haiku",
         "plot_gradient_flow",  # shown in the guides
+        "plot_norms",  # panels of it
+        "plot_singular_values",
+        "plot_eigenvalues",
+        "plot_leaves",
         "plot_influence_map",
         "plot_training",
     }

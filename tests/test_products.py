@@ -266,6 +266,12 @@ def test_resets_without_padding_and_before_the_first_step():
     np.testing.assert_array_equal(bptt.prefix_products(a, resets=begins).value, bptt.prefix_products(a).value)
     last = jnp.asarray([False, False, False, True])
     np.testing.assert_allclose(product_log_norms(a, resets=last) / np.log(2), [-np.inf] * 3 + [1], rtol=1e-6)
+    padded = {"mask": np.arange(4) > 1, "resets": begins}
+    np.testing.assert_array_equal(jacobian_product(a, **padded).value, 4 * np.eye(2))
+    np.testing.assert_array_equal(bptt.prefix_products(a, **padded).value[2:], [2 * np.eye(2), 4 * np.eye(2)])
+    sequence = bptt.Sequence(**padded)
+    found = bptt.product_singular_values(lambda w, h, x: w @ h, a[0], jnp.ones(2), sequence, num=2)
+    np.testing.assert_allclose(found.log_values / np.log(2), [2, 2], rtol=1e-6)
 
 
 @pytest.mark.parametrize("at", [1, 4])

@@ -237,7 +237,8 @@ def _truncation_bias(recurrence: Recurrence, loss: BoundLoss, longest: int) -> T
 
     def inner(a: LogScaled, b: LogScaled) -> Array:
         # Only the angle matters, and the mantissas are of a size whose square every float holds.
-        return jax.tree.reduce(jnp.add, jax.tree.map(lambda u, v: jnp.real(jnp.vdot(u, v)), a.mantissa, b.mantissa))
+        products = jax.tree.map(lambda u, v: jnp.real(jnp.vdot(u, v)), a.mantissa, b.mantissa)
+        return jax.tree.reduce(jnp.add, products, jnp.zeros(()))
 
     def earlier(a: Array) -> Array:
         return jnp.concatenate([a[1:], jnp.zeros_like(a[:1])])

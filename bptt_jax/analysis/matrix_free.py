@@ -173,7 +173,7 @@ def product_singular_values(
 
     Returns:
       `LeadingLogValues`; NaN if a step leads to NaN or infinity, or a Jacobian is not finite. Nothing passes a
-      reset: with one after the first step all are -inf.
+      reset: with one after the first real step all are -inf.
 
     Example:
       >>> step = lambda w, h, x: w * h
@@ -262,7 +262,7 @@ def _product_singular_values(recurrence: Recurrence, num: int) -> LeadingLogValu
     first = jnp.zeros((), int)
     found = _log_values(along, first, first, num)
     found = jax.tree.map(lambda a: jnp.where(jnp.any(_spoilt(along)), jnp.nan, a), found)
-    zero = after_reset(recurrence.resets)[-1]
+    zero = after_reset(recurrence.resets, recurrence.real)[-1]
     return LeadingLogValues(jnp.where(zero, -jnp.inf, found.log_values), jnp.where(zero, jnp.inf, found.errors))
 
 

@@ -193,7 +193,7 @@ class Monitor:
       >>> xs, targets = jax.random.normal(jax.random.key(0), (8, 30, 2)), jnp.zeros(8)
       >>> record = monitor(0, params, jnp.zeros(2), xs, {"readout": params["readout"], "target": targets})
       >>> record.verdict, record.scalars["bptt/horizon"]
-      ('vanishing', 7.0)
+      ('vanishing', 6.0)
     """
 
     def __init__(

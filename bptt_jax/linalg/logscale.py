@@ -78,7 +78,7 @@ class LogScaled:
     @classmethod
     def of(cls, tree: PyTree, axes: int = 0) -> "LogScaled":
         """Plain numbers, normalised; every index of the first `axes` axes has a power of two of its own."""
-        lead = jnp.shape(jax.tree.leaves(tree)[0])[:axes]
+        lead = jnp.shape(jax.tree.leaves(tree)[0])[:axes] if axes else ()
         return cls(tree, jnp.zeros(lead, jnp.int32)).normalized()
 
     def normalized(self) -> "LogScaled":

@@ -30,7 +30,7 @@ def jacobian_product(
 
     Args:
       jacobians: ``[T, D, D]`` in order of time, as from `bptt_jax.jacobians`.
-      resets: those of the `bptt_jax.Sequence`: the product is zero if there is one after the first step.
+      resets: those of the `bptt_jax.Sequence`: the product is zero if there is one after the first real step.
       mask: that of the `bptt_jax.Sequence`. In padding the Jacobian counts as the identity, whatever stands there,
         and a reset takes place before the next real step.
       states: h_1 .. h_T, leaves ``[T, ...]``, as from `bptt_jax.unroll`. A step that leads to NaN or infinity has a
@@ -90,7 +90,7 @@ def prefix_products(
 
     Returns:
       `LogScaled` with a leading axis of T: entry t is ``J_t ... J_0 = dh_{t+1}/dh_0``, zero from the first reset on
-      that comes after the first step. Some 2 T products of matrices, in O(log T) rounds.
+      that comes after the first real step. Some 2 T products of matrices, in O(log T) rounds.
 
     Example:
       >>> found = bptt.prefix_products(jnp.full((3, 1, 1), 0.5))
@@ -184,7 +184,7 @@ def _cumulated(*given: Any, reverse: bool) -> LogScaled:
     products = jax.lax.associative_scan(combine, LogScaled.of(jacobians, axes=1), reverse=reverse)
     if resets is None:
         return products
-    return products.zero_where(before_reset(resets) if reverse else after_reset(resets))
+    return products.zero_where(before_reset(resets) if reverse else after_reset(resets, given[2]))
 
 
 @jax.jit
@@ -195,7 +195,7 @@ def _product(*given: Any) -> LogScaled:
         return jacobian @ product, None
 
     product = jax.lax.scan(body, identity(jacobians.shape[-1], jacobians.dtype), jacobians)[0]
-    return product if resets is None else product.zero_where(after_reset(resets)[-1])
+    return product if resets is None else product.zero_where(after_reset(resets, given[2])[-1])
 
 
 @jax.jit

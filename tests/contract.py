@@ -1,0 +1,807 @@
+"""Every public function on every step of the registry, in every dtype, with and without padding and resets.
+
+Two ways to what is right: a Python loop over the steps that are real, in double precision, differentiated by
+`jax.grad` and `jax.jacrev`, in which the package has no part; and the function itself on the pieces alone, cut at
+the resets and without padding. What stands in the padding is NaN, or an index and a key that belong nowhere.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from registry import REGISTRY, Entry, Problem
+
+import bptt_jax as bptt
+
+PIECE = 5  # steps of a piece that is run alone, and of a plain sequence: they share what is compiled
+TOLERANCE = {"float32": 1e-4, "float64": 1e-9, "float16": 3e-2, "bfloat16": 3e-1}
+
+
+class Plan(NamedTuple):
+    """Padding, resets, and which states the loss reads.
+
+    Attributes:
+      real: "#" is a real step, "." padding.
+      resets: indices.
+      reads: states with a weight in the loss; None: all.
+      own_reset_state: a `reset_state` of its own, instead of `state0`.
+    """
+
+    real: str
+    resets: tuple[int, ...] = ()
+    reads: tuple[int, ...] | None = None
+    own_reset_state: bool = False
+
+    @property
+    def steps(self) -> int:
+        return len(self.real)
+
+    @property
+    def mask(self) -> np.ndarray:
+        return np.asarray([c == "#" for c in self.real])
+
+    @property
+    def flags(self) -> np.ndarray:
+        return np.isin(np.arange(self.steps), self.resets)
+
+    @property
+    def pieces(self) -> list[tuple[bool, list[int]]]:
+        """Of each, whether it begins with a reset, and the steps that are real."""
+        pieces: list[tuple[bool, list[int]]] = [(False, [])]
+        pending = False
+        for k, real in enumerate(self.mask):
+            pending |= bool(self.flags[k])
+            if real:
+                if pending:
+                    pieces.append((True, []))
+                pending = False
+                pieces[-1][1].append(k)
+        return [piece for piece in pieces if piece[1]]
+
+    @property
+    def weights(self) -> np.ndarray:
+        drawn = np.random.default_rng(self.steps).uniform(0.5, 1.5, self.steps).astype(np.float32)
+        return drawn if self.reads is None else np.where(np.isin(np.arange(self.steps), self.reads), drawn, 0)
+
+    def folded(self, steps: list[int]) -> np.ndarray:
+        """The weights of a piece alone: what reads the state in padding, reads it where it arose."""
+        after = np.flatnonzero(self.mask)
+        owner = np.searchsorted(after, np.arange(self.steps), side="right") - 1
+        return np.asarray([self.weights[(owner >= 0) & (after[owner] == k)].sum() for k in steps], np.float32)
+
+
+# The pieces of the first plan of each kind are `PIECE` steps long: these are run alone.
+PLANS = {
+    "plain": (Plan("#####"), Plan("#####", reads=(4,)), Plan("#####", reads=(2,))),
+    "mask": (Plan("#####...", reads=(7,)), Plan(".##.#.##")),
+    "resets": (Plan("##########", (5,)), Plan("##########", (0, 5, 9), reads=(9,)), Plan("##########")),
+    "both": (
+        Plan("#####..#####.", (6,), None, True),
+        Plan(".#.###.#####.", (0, 4, 6, 7, 12), (3, 6, 12), True),
+        Plan("..#####......", (1,), None, True),
+    ),
+}
+
+
+class Truth(NamedTuple):
+    """Of one plan, in double precision; trees of floating leaves, leaves in time ``[T, ...]``.
+
+    Attributes:
+      jacobians, params_jacobians: ``[T, D, D]`` and ``[T, D, P]``, of the bare steps, by real numbers; in padding
+        the identity and zero.
+      immediate: ``[T, D]``, derivatives of the loss by the real numbers of each state.
+    """
+
+    states: Any
+    starts: list[Any]
+    jacobians: np.ndarray
+    params_jacobians: np.ndarray
+    immediate: np.ndarray
+    loss: Any
+    aux: Any
+    adjoints: Any
+    params_grad: Any
+    contributions: np.ndarray
+    state0_grad: Any
+    reset_state_grad: Any
+    xs_grad: Any
+    args_grad: Any
+
+
+class Case(NamedTuple):
+    """One cell of the table, but for the function."""
+
+    name: str
+    dtype: str
+    kind: str
+
+    @property
+    def entry(self) -> Entry:
+        return REGISTRY[self.name]
+
+    @property
+    def problem(self) -> Problem:
+        return _problem(self.name, self.dtype)
+
+    @property
+    def plans(self) -> tuple[Plan, ...]:
+        return PLANS[self.kind]
+
+    @property
+    def tolerance(self) -> float:
+        return TOLERANCE[self.dtype] if self.entry.tolerance is None else self.entry.tolerance
+
+    def truth(self, plan: Plan) -> Truth:
+        return truth_of(self.name, plan)
+
+    def arguments(self, plan: Plan) -> tuple[Any, ...]:
+        """``step, params, state0, xs``."""
+        problem, kind = self.problem, self.kind
+        xs = first_steps(problem.xs, plan.steps)
+        if kind == "plain":
+            return (*problem[:3], bptt.Sequence(length=plan.steps) if xs is None else xs)
+        sequence = bptt.Sequence(
+            xs if kind == "resets" else spoilt(xs, plan.mask),
+            mask=None if kind == "resets" else jnp.asarray(plan.mask),
+            resets=None if kind == "mask" else jnp.asarray(plan.flags),
+            reset_state=problem.reset_state if plan.own_reset_state else None,
+        )
+        return (*problem[:3], sequence)
+
+    def alone(self, plan: Plan) -> Iterator[tuple[list[int], tuple[Any, ...], Any]]:
+        """The steps of each piece, its arguments and those of its loss."""
+        problem = self.problem
+        for reset, steps in plan.pieces:
+            start = problem.reset_state if reset and plan.own_reset_state else problem.state0
+            xs = jax.tree.map(lambda a, steps=steps: a[np.asarray(steps)], problem.xs)
+            arguments = problem.step, problem.params, start, bptt.Sequence(length=PIECE) if xs is None else xs
+            yield steps, arguments, loss_args(plan.folded(steps), self.dtype)
+
+
+class Comparison(NamedTuple):
+    """`got` against `expected`; of logarithms the difference counts, not the ratio; `slack` times the tolerance."""
+
+    what: str
+    got: Any
+    expected: Any
+    logarithms: bool = False
+    slack: float = 1.0
+
+
+class Check(NamedTuple):
+    """What is asked of one public function.
+
+    Attributes:
+      run: all that is to be compared.
+      refusal: what a refusal says, as a regular expression, where this entry must be refused; else None.
+      applies: whether there is anything to ask.
+    """
+
+    run: Callable[[Case], Iterator[Comparison]]
+    refusal: Callable[[Entry], str | None] = lambda entry: None
+    applies: Callable[[Case], bool] = lambda case: True
+
+
+Outcome = Literal["ok", "refused", "wrong", "raised"]
+
+
+def judge(name: str, case: Case) -> tuple[Outcome, str]:
+    """What became of a cell, and why if that is wrong."""
+    check = CHECKS[name]
+    expected = check.refusal(case.entry)
+    with jax.enable_x64(case.dtype == "float64"):
+        try:
+            for comparison in check.run(case):
+                fault = difference(comparison, case.tolerance)
+                if fault:
+                    return "wrong", f"{comparison.what}: {fault}"
+        except Exception as error:
+            message = f"{type(error).__name__}: {error}"
+            if expected and isinstance(error, (TypeError, ValueError)) and re.search(expected, message, re.DOTALL):
+                return "refused", ""
+            return "raised", message
+    return ("wrong", f"answered, though it cannot be known; expected: {expected}") if expected else ("ok", "")
+
+
+def cells(names: Any = None) -> Iterator[tuple[str, Case]]:
+    """The whole table, entry by entry."""
+    for name in REGISTRY if names is None else names:
+        for dtype in REGISTRY[name].dtypes:
+            for kind in PLANS:
+                case = Case(name, dtype, kind)
+                yield from ((check, case) for check in CHECKS if CHECKS[check].applies(case))
+
+
+def covering() -> list[tuple[str, Case]]:
+    """Some of the table: every entry, and every check twice, plainly and with padding and resets."""
+    chosen, left, dtype = [], list(REGISTRY), 0
+    for kind in ("both", "plain", "mask", "resets"):
+        for check in CHECKS:
+            if kind in ("mask", "resets") and not left:
+                break
+            for name in [*left, *REGISTRY]:
+                entry = REGISTRY[name]
+                case = Case(name, entry.dtypes[dtype % len(entry.dtypes)], kind)
+                if CHECKS[check].applies(case):
+                    chosen.append((check, case))
+                    left = [other for other in left if other != name]
+                    dtype += 1
+                    break
+    return chosen
+
+
+# --- The loss
+
+
+def loss(states: Any, args: Any) -> tuple[Any, Any]:
+    """``sum_t weights_t l(h_t)``, and beside it how large the states are. What is infinite at the start of a
+    computation in the log domain, and held in padding, is not read."""
+    weights, readout = args["weights"], args["readout"]
+
+    def at_each_step(a: Any) -> Any:
+        a = jnp.where(jnp.isfinite(a), a, jnp.zeros_like(a)).reshape(a.shape[0], -1)
+        re, im = (part.astype(weights.dtype) for part in (a.real, a.imag))
+        return jnp.sum(readout * (re + 0.5 * im) + 0.5 * (jnp.square(re) + jnp.square(im)), axis=1)
+
+    read = sum(at_each_step(a) for a in jax.tree.leaves(states) if jnp.issubdtype(a.dtype, jnp.inexact))
+    return weights @ read, {"read": read, "label": args["label"]}
+
+
+def loss_args(weights: np.ndarray, dtype: str) -> Any:
+    wide = jnp.float64 if dtype == "float64" else jnp.float32
+    return {
+        "weights": jnp.asarray(weights, wide),
+        "readout": jnp.asarray(0.75, wide),
+        "label": jnp.asarray(3, jnp.int32),
+    }
+
+
+# --- What is right
+
+
+@lru_cache(maxsize=4)
+def _problem(name: str, dtype: str) -> Problem:
+    with jax.enable_x64(dtype == "float64"):
+        return REGISTRY[name].problem(dtype)
+
+
+def first_steps(xs: Any, steps: int) -> Any:
+    return jax.tree.map(lambda a: a[:steps], xs)
+
+
+def spoilt(xs: Any, real: np.ndarray) -> Any:
+    """With NaN in the padding; of integers far too large ones, of keys another."""
+
+    def spoil(a: Any) -> Any:
+        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            return jnp.where(real, a, jax.random.key(99))
+        nothing = jnp.nan if jnp.issubdtype(a.dtype, jnp.inexact) else 2**30
+        return jnp.where(real.reshape(-1, *[1] * (a.ndim - 1)), a, jnp.asarray(nothing, a.dtype))
+
+    return jax.tree.map(spoil, xs)
+
+
+def floats(tree: Any) -> tuple[Any, Any]:
+    """The floating leaves, and the others; each with None in place of the other."""
+    return eqx.partition(jax.tree.map(jnp.asarray, tree), eqx.is_inexact_array)
+
+
+def vector_of(tree: Any) -> Any:
+    """The floating numbers, leaf by leaf, of a complex leaf the real parts and then the imaginary ones."""
+    leaves = jax.tree.leaves(floats(tree)[0])
+    parts = [part for a in leaves for part in ((a.real, a.imag) if jnp.iscomplexobj(a) else (a,))]
+    return jnp.concatenate([jnp.ravel(part).astype(float) for part in parts] or [jnp.zeros(0)])
+
+
+def like_vector(tree: Any, vector: Any) -> Any:
+    """A tree with the floating numbers of `vector`, and what else `tree` has."""
+    part, rest = floats(tree)
+    leaves, treedef = jax.tree.flatten(part)
+    new, at = [], 0
+    for a in leaves:
+        numbers = vector[at : at + a.size * (1 + jnp.iscomplexobj(a))]
+        at += numbers.size
+        halves = numbers.reshape(-1, *a.shape)
+        new.append(jax.lax.complex(*halves) if jnp.iscomplexobj(a) else halves[0].astype(a.dtype))
+    return eqx.combine(jax.tree.unflatten(treedef, new), rest)
+
+
+def real_vector(cotangent: Any) -> np.ndarray:
+    """Derivatives by the real numbers: JAX's cotangent of x + iy is dL/dx - i dL/dy."""
+    leaves = [np.asarray(a) for a in jax.tree.leaves(cotangent)]
+    parts = [part for a in leaves for part in ((a.real, -a.imag) if np.iscomplexobj(a) else (a,))]
+    return np.concatenate([np.ravel(part).astype(np.float64) for part in parts] or [np.zeros(0)])
+
+
+def walk(step: Any, plan: Plan, params: list[Any], start: Any, reset: Any, xs: list[Any], added: list[Any]) -> Any:
+    """All states, and what every step starts from (None in padding), of a Python loop; `added` is added to each
+    state."""
+    h, pending, states, starts = start, False, [], []
+    for k, real in enumerate(plan.mask):
+        pending |= bool(plan.flags[k])
+        if real:
+            h, pending = (reset if pending else h), False
+            starts.append(h)
+            h = step(params[k], h, xs[k])
+        else:
+            starts.append(None)
+        part, rest = floats(h)
+        h = eqx.combine(jax.tree.map(jnp.add, part, added[k]), rest)
+        states.append(h)
+    return states, starts
+
+
+def at_step(tree: Any, k: int) -> Any:
+    return jax.tree.map(lambda a: a[k], tree)
+
+
+def stacked(trees: list[Any]) -> Any:
+    return jax.tree.map(lambda *a: jnp.stack(a), *trees)
+
+
+@lru_cache(maxsize=1)
+def _one_step(name: str) -> tuple[Any, Any]:
+    """The step, and its Jacobians by state and parameters, both compiled."""
+    entry = REGISTRY[name]
+    step = entry.problem("float64").step
+    differentiate = jax.jacrev if entry.pulls else jax.jacfwd
+
+    def jacobians(params: Any, h: Any, x: Any) -> Any:
+        def moved(h_vector: Any, params_vector: Any) -> Any:
+            return vector_of(step(like_vector(params, params_vector), like_vector(h, h_vector), x))
+
+        return differentiate(moved, (0, 1))(vector_of(h), vector_of(params))
+
+    return jax.jit(step), jax.jit(jacobians)
+
+
+@lru_cache(maxsize=16)
+def truth_of(name: str, plan: Plan) -> Truth:
+    with jax.enable_x64(True):
+        return _truth(name, plan)
+
+
+def _truth(name: str, plan: Plan) -> Truth:
+    problem, (step, jacobians_of) = _problem(name, "float64"), _one_step(name)
+    steps, args = plan.steps, loss_args(plan.weights, "float64")
+    moving_params, params = floats(problem.params)
+    moving_xs, xs = floats([at_step(problem.xs, k) for k in range(steps)])
+    (start, rest), (reset, rest_of_reset) = floats(problem.state0), floats(problem.reset_state)
+    moving_args, rest_of_args = floats(args)
+    zeros = jax.tree.map(jnp.zeros_like, start)
+
+    def run(given: Any) -> Any:
+        begin = eqx.combine(given["start"], rest)
+        return walk(
+            step,
+            plan,
+            [eqx.combine(p, params) for p in given["params"]],
+            begin,
+            eqx.combine(given["reset"], rest_of_reset) if plan.own_reset_state else begin,
+            eqx.combine(given["xs"], xs),
+            given["added"],
+        )
+
+    def total(given: Any) -> Any:
+        return loss(stacked(run(given)[0]), eqx.combine(given["args"], rest_of_args))
+
+    given = {
+        "params": [moving_params] * steps,
+        "start": start,
+        "reset": reset,
+        "xs": moving_xs,
+        "added": [zeros] * steps,
+        "args": moving_args,
+    }
+    states, starts = run(given)
+    moving_states, other_states = floats(stacked(states))
+    immediate = jax.grad(lambda part: loss(eqx.combine(part, other_states), args)[0])(moving_states)
+    size, params_size = vector_of(problem.state0).size, vector_of(problem.params).size
+    held = np.eye(size), np.zeros((size, params_size))
+    jacobians = [
+        held if h is None else jacobians_of(problem.params, h, at_step(problem.xs, k)) for k, h in enumerate(starts)
+    ]
+    if REGISTRY[name].pulls:
+        (value, aux), grad = jax.value_and_grad(total, has_aux=True)(given)
+    else:
+        value, aux = total(given)
+        grad = jax.tree.map(lambda a: jnp.full_like(a, jnp.nan), given)
+    contributions = np.stack([np.asarray(vector_of(g)) for g in grad["params"]])
+    return Truth(
+        states=stacked(states),
+        starts=starts,
+        jacobians=np.stack([np.asarray(j) for j, _ in jacobians]),
+        params_jacobians=np.stack([np.asarray(j) for _, j in jacobians]),
+        immediate=np.stack([real_vector(at_step(immediate, k)) for k in range(steps)]),
+        loss=value,
+        aux=aux,
+        adjoints=stacked(grad["added"]),
+        params_grad=jax.tree.map(lambda *g: sum(g), *grad["params"]),
+        contributions=contributions,
+        state0_grad=grad["start"],
+        reset_state_grad=grad["reset"] if plan.own_reset_state else None,
+        xs_grad=stacked(grad["xs"]),
+        args_grad=grad["args"],
+    )
+
+
+# --- Comparing
+
+
+def numbers(leaf: Any) -> np.ndarray:
+    if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    a = np.asarray(leaf)
+    return a.astype(np.complex128 if np.iscomplexobj(a) else np.float64)
+
+
+def difference(comparison: Comparison, tolerance: float) -> str:
+    """What is wrong; empty if nothing."""
+    _, got, expected, logarithms, slack = comparison
+    if jax.tree.structure(got) != jax.tree.structure(expected):
+        return f"structure {jax.tree.structure(got)} for {jax.tree.structure(expected)}"
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(expected)]
+    pairs = [(numbers(a), numbers(b)) for a, b in zip(*map(jax.tree.leaves, (got, expected)), strict=True)]
+    share = 0.3 if tolerance > 1e-2 else 1e-3  # of the whole, below which a leaf need not be known for itself
+    whole = share * np.sqrt(sum(np.sum(np.abs(b[np.isfinite(b)]) ** 2) for _, b in pairs))
+    for path, (a, b) in zip(paths, pairs, strict=True):
+        if a.shape != b.shape:
+            return f"{path} shape {a.shape} for {b.shape}"
+        if not np.array_equal(a[~np.isfinite(b)], b[~np.isfinite(b)], equal_nan=True):
+            return f"{path} {a} for {b}"
+        a, b = a[np.isfinite(b)], b[np.isfinite(b)]
+        if not a.size:
+            continue
+        scale = 1.0 if logarithms else max(np.linalg.norm(b), whole) or 1.0
+        error = np.max(np.abs(a - b)) if logarithms else np.linalg.norm(a - b)
+        if not error <= (30 if logarithms else 1) * slack * tolerance * scale:
+            return f"{path} off by {error / scale:.2g}: {a.ravel()[:6]} for {b.ravel()[:6]}"
+    return ""
+
+
+def same_dtypes(what: str, got: Any, like: Any) -> Comparison:
+    """Their dtypes, as numbers."""
+
+    def number(a: Any) -> int:
+        return sum(map(ord, str(jnp.asarray(a).dtype)))
+
+    return Comparison(f"dtypes of {what}", *(jax.tree.map(number, tree) for tree in (got, like)))
+
+
+def log(a: Any) -> np.ndarray:
+    with np.errstate(divide="ignore"):
+        return np.log(np.asarray(a, np.float64))
+
+
+def log_norms(tree: Any) -> np.ndarray:
+    """``[T]``."""
+    return log(np.sqrt(sum(np.sum(np.abs(_rows(a)) ** 2, axis=1) for a in jax.tree.leaves(tree))))
+
+
+def _rows(a: Any) -> np.ndarray:
+    return np.asarray(a).reshape(np.shape(a)[0], -1)
+
+
+def at_steps(tree: Any, steps: list[int]) -> Any:
+    return jax.tree.map(lambda a: a[np.asarray(steps)], tree)
+
+
+# --- The spine. What the pieces give alone makes the whole as it stands, step by step, where nothing else is said.
+
+
+def check_states(function: Callable[..., Any], **options: Any) -> Check:
+    def run(case: Case) -> Iterator[Comparison]:
+        for plan in case.plans:
+            states, truth = function(*case.arguments(plan), **options), case.truth(plan)
+            yield Comparison("states", states, truth.states)
+            yield same_dtypes("states", at_step(states, 0), case.problem.state0)
+        whole = function(*case.arguments(case.plans[0]), **options)
+        for steps, arguments, _ in case.alone(case.plans[0]):
+            yield Comparison("states of the piece", at_steps(whole, steps), function(*arguments, **options))
+
+    return Check(run)
+
+
+def check_final_state(case: Case) -> Iterator[Comparison]:
+    for plan in case.plans:
+        yield Comparison("state", bptt.final_state(*case.arguments(plan)), at_step(case.truth(plan).states, -1))
+    *_, (_, arguments, _) = case.alone(case.plans[0])
+    whole = bptt.final_state(*case.arguments(case.plans[0]))
+    yield Comparison("state after the last piece", whole, bptt.final_state(*arguments))
+
+
+def check_jacobians(mode: Any) -> Callable[[Case], Iterator[Comparison]]:
+    def run(case: Case) -> Iterator[Comparison]:
+        for plan in case.plans:
+            got = bptt.jacobians(*case.arguments(plan), mode=mode)
+            yield Comparison("jacobians", got, case.truth(plan).jacobians)
+        whole = bptt.jacobians(*case.arguments(case.plans[0]), mode=mode)
+        for steps, arguments, _ in case.alone(case.plans[0]):
+            yield Comparison("of the piece", whole[np.asarray(steps)], bptt.jacobians(*arguments, mode=mode))
+
+    return run
+
+
+def check_adjoints(case: Case) -> Iterator[Comparison]:
+    """The pieces' losses, gradients and gradients of what the loss is given add up; of the states they start from,
+    by where these come from."""
+    for plan in case.plans:
+        yield from _adjoints_against_truth(case, plan, _adjoints(case.arguments(plan), _args(case, plan)))
+    plan = case.plans[0]
+    whole = _adjoints(case.arguments(plan), _args(case, plan))
+    pieces = [(steps, _adjoints(arguments, args)) for steps, arguments, args in case.alone(plan)]
+    for steps, alone in pieces:
+        yield Comparison("adjoints of the piece", at_steps(whole.adjoints, steps), alone.adjoints)
+        yield Comparison("log norms of the piece", at_steps(whole.log_norms, steps), alone.log_norms, True)
+        yield Comparison("xs_grad of the piece", at_steps(whole.xs_grad, steps), alone.xs_grad)
+    first, *others = [alone for _, alone in pieces]
+    later = jax.tree.map(lambda *g: sum(g), *[alone.state0_grad for alone in others]) if others else None
+    yield Comparison("sum of losses", whole.loss, sum(alone.loss for _, alone in pieces))
+    yield Comparison(
+        "sum of params_grad",
+        whole.params_grad,
+        jax.tree.map(lambda *g: sum(g), *[alone.params_grad for _, alone in pieces]),
+    )
+    yield Comparison(
+        "sum of args_grad", whole.args_grad["readout"], sum(alone.args_grad["readout"] for _, alone in pieces)
+    )
+    if later is None or plan.own_reset_state:
+        yield Comparison("state0_grad of the first piece", whole.state0_grad, first.state0_grad)
+        yield Comparison("sum of the others'", whole.reset_state_grad, later)
+    else:
+        total = jax.tree.map(jnp.add, first.state0_grad, later)
+        yield Comparison("sum of state0_grad", whole.state0_grad, total)
+
+
+def check_adjoints_remat(case: Case) -> Iterator[Comparison]:
+    for plan in case.plans:
+        found = _adjoints(case.arguments(plan), _args(case, plan), remat=2)
+        yield from _adjoints_against_truth(case, plan, found)
+
+
+def _args(case: Case, plan: Plan) -> Any:
+    return loss_args(plan.weights, case.dtype)
+
+
+def _adjoints(arguments: tuple[Any, ...], args: Any, **options: Any) -> bptt.Adjoints:
+    return bptt.adjoints(*arguments, loss, args=args, has_aux=True, inputs=True, **options)
+
+
+def _adjoints_against_truth(case: Case, plan: Plan, got: bptt.Adjoints) -> Iterator[Comparison]:
+    truth = case.truth(plan)
+    for name in ("loss", "aux", "states", "adjoints", "params_grad", "state0_grad", "reset_state_grad"):
+        yield Comparison(name, getattr(got, name), getattr(truth, name))
+    yield Comparison("args_grad", got.args_grad, truth.args_grad)
+    yield Comparison("xs_grad", got.xs_grad, truth.xs_grad)
+    yield Comparison("log_norms", got.log_norms, log_norms(truth.adjoints), True)
+    by_leaf = jax.tree.map(log_norms, truth.adjoints)
+    yield Comparison("leaf_log_norms", got.leaf_log_norms, by_leaf, True)
+    if jax.tree.leaves(truth.xs_grad):
+        yield Comparison("xs_log_norms", got.xs_log_norms, log_norms(truth.xs_grad), True)
+    yield same_dtypes("params_grad", got.params_grad, floats(case.problem.params)[0])
+    yield same_dtypes("adjoints", at_step(got.adjoints, 0), floats(case.problem.state0)[0])
+
+
+def check_contributions(case: Case) -> Iterator[Comparison]:
+    """Shares are of the whole gradient, so the pieces alone tell them only by way of the norms."""
+    for plan in case.plans:
+        got = bptt.temporal_contributions(*case.arguments(plan), only_loss, args=_args(case, plan))
+        by_step = case.truth(plan).contributions
+        whole = by_step.sum(axis=0)
+        yield Comparison("log_norms", got.log_norms, log(np.linalg.norm(by_step, axis=1)), True)
+        with np.errstate(invalid="ignore"):
+            yield Comparison("shares", got.shares, by_step @ whole / (whole @ whole))
+    whole = bptt.temporal_contributions(*case.arguments(case.plans[0]), only_loss, args=_args(case, case.plans[0]))
+    for steps, arguments, args in case.alone(case.plans[0]):
+        alone = bptt.temporal_contributions(*arguments, only_loss, args=args)
+        yield Comparison("of the piece", at_steps(whole.log_norms, steps), alone.log_norms, True)
+
+
+def only_loss(states: Any, args: Any) -> Any:
+    return loss(states, args)[0]
+
+
+def no_backward_pass(entry: Entry) -> str | None:
+    return None if entry.pulls else r"step: .* needs its backward pass, .*use lax.scan, or lax.fori_loop"
+
+
+def not_by(mode: str, has_it: Callable[[Entry], bool]) -> Callable[[Entry], str | None]:
+    message = f'mode: this step cannot be differentiated by "{mode}"'
+    return lambda entry: None if has_it(entry) else message
+
+
+# --- Jacobians and their products. The real steps alone, in their order; nothing passes a reset.
+
+
+class Factors(NamedTuple):
+    """The Jacobians of the real steps, and whether a reset comes before each."""
+
+    steps: np.ndarray
+    jacobians: np.ndarray
+    resets: np.ndarray
+
+    @property
+    def products(self) -> np.ndarray:
+        """``[n, n, D, D]``: entry (t, s) is the product of factors s .. t, zero across a reset and where t < s."""
+        n, size, _ = self.jacobians.shape
+        found = np.zeros((n, n, size, size))
+        for s in range(n):
+            product = np.eye(size)
+            for t in range(s, n):
+                product = self.jacobians[t] @ product * (t == s or not self.resets[t])
+                found[t, s] = product
+        return found
+
+
+def factors(case: Case, plan: Plan) -> Factors:
+    steps = np.flatnonzero(plan.mask)
+    begins = [piece[0] for reset, piece in plan.pieces if reset]
+    return Factors(steps, case.truth(plan).jacobians[steps], np.isin(steps, begins))
+
+
+def log_spectral_norms(matrices: np.ndarray) -> np.ndarray:
+    return log(np.linalg.norm(matrices, 2, axis=(-2, -1)))
+
+
+def check_products(case: Case) -> Iterator[Comparison]:
+    for plan in case.plans:
+        sequence = case.arguments(plan)[-1]
+        jacobians = bptt.jacobians(*case.arguments(plan))
+        beside = {"resets": getattr(sequence, "resets", None), "mask": getattr(sequence, "mask", None)}
+        parts = factors(case, plan)
+        products, at = parts.products, np.asarray(parts.steps)
+        whole = bptt.jacobian_product(jacobians, **beside)
+        yield Comparison("jacobian_product", whole.value, products[-1, 0])
+        yield Comparison("its log norm", whole.log_norm, log(np.linalg.norm(products[-1, 0])), True)
+        prefixes, suffixes = bptt.prefix_products(jacobians, **beside), bptt.suffix_products(jacobians, **beside)
+        yield Comparison("prefix_products", prefixes.value[at], products[:, 0])
+        yield Comparison("suffix_products", suffixes.value[at], products[-1])
+        norms = bptt.product_log_norms(jacobians, **beside)
+        yield Comparison("product_log_norms", norms[at], log_spectral_norms(products[-1]), True)
+
+
+def check_influence_map(case: Case) -> Iterator[Comparison]:
+    for plan in case.plans:
+        parts = factors(case, plan)
+        n = len(parts.steps)
+        norms = np.full((n + 1, n + 1), -np.inf)
+        np.fill_diagonal(norms, 0)
+        norms[1:, :-1] = np.where(np.tri(n, dtype=bool), log_spectral_norms(parts.products), -np.inf)
+        norms = np.where(np.eye(n + 1), 0, norms)
+        got = bptt.influence_map(*case.arguments(plan), intervals=plan.steps)
+        times = np.unique(got.times, return_index=True)[1]  # fewer real steps than intervals
+        yield Comparison("times", got.times[times], np.arange(n + 1))
+        yield Comparison("log_norms", got.log_norms[np.ix_(times, times)], norms, True)
+
+
+def check_leading_singular_values(case: Case) -> Iterator[Comparison]:
+    for plan in case.plans:
+        parts = factors(case, plan)
+        num = min(2, parts.jacobians.shape[-1])
+        values = np.full((plan.steps, num), np.nan)
+        values[parts.steps] = np.linalg.svd(parts.jacobians, compute_uv=False)[:, :num]
+        got = bptt.leading_singular_values(*case.arguments(plan), num=num)
+        yield Comparison("values", got.values, values, slack=krylov(case))
+        yield Comparison("errors", np.isnan(got.errors), np.isnan(values))
+
+
+def check_leading_eigenvalues(case: Case) -> Iterator[Comparison]:
+    for plan in case.plans:
+        parts = factors(case, plan)
+        moduli = np.full(plan.steps, np.nan)
+        moduli[parts.steps] = np.max(np.abs(np.linalg.eigvals(parts.jacobians)), axis=1)
+        got = bptt.leading_eigenvalues(*case.arguments(plan), num=1)
+        slack = krylov(case)
+        if case.entry.defective:
+            slack = 10 * np.finfo(case.dtype).eps ** (1 / 3) / case.tolerance
+        yield Comparison("the largest modulus", jnp.abs(got.values[:, 0]), moduli, slack=slack)
+
+
+def check_product_singular_values(case: Case) -> Iterator[Comparison]:
+    for plan in case.plans:
+        got = bptt.product_singular_values(*case.arguments(plan), num=1)
+        norm = log_spectral_norms(factors(case, plan).products[-1, 0])
+        yield Comparison("log_values", got.log_values[0], norm, True, slack=krylov(case))
+
+
+def krylov(case: Case) -> float:
+    """Of 2000 values a space of some 30 dimensions tells the largest to a few percent."""
+    return 0.05 / case.tolerance if case.entry.large else 1.0
+
+
+# --- Other gradients than the whole. Windows begin anew with every piece, so that the pieces' gradients add up.
+
+
+def truncated(case: Case, plan: Plan, k1: int, k2: int) -> np.ndarray:
+    """By real numbers."""
+    truth = case.truth(plan)
+    total = np.zeros(truth.params_jacobians.shape[-1])
+    owner = np.maximum.accumulate(np.where(plan.mask, np.arange(plan.steps), -1))
+    for _, steps in plan.pieces:
+        size = len(steps)
+        read = [truth.immediate[owner == k].sum(axis=0) for k in steps]
+        ends = [*range(k1, size, k1), size]
+        for begin, end in zip([0, *ends[:-1]], ends, strict=True):
+            signal = np.zeros(truth.jacobians.shape[-1])
+            for i in range(end - 1, max(0, end - k2) - 1, -1):
+                signal = signal + (read[i] if i >= begin else 0)
+                total += truth.params_jacobians[steps[i]].T @ signal
+                signal = truth.jacobians[steps[i]].T @ signal
+    return total
+
+
+def check_tbptt(case: Case) -> Iterator[Comparison]:
+    for plan in case.plans:
+        for k1, k2 in ((1, 2), (2, 3), (13, 13)):
+            got = bptt.tbptt_gradient(*case.arguments(plan), only_loss, args=_args(case, plan), k1=k1, k2=k2)
+            yield Comparison(f"k1={k1}, k2={k2}", real_vector(got), truncated(case, plan, k1, k2))
+        yield same_dtypes("gradient", got, floats(case.problem.params)[0])
+
+
+def check_truncation_bias(case: Case) -> Iterator[Comparison]:
+    for plan in case.plans:
+        got = bptt.truncation_bias(*case.arguments(plan), only_loss, args=_args(case, plan))
+        windows = [int(k) for k in got.windows]
+        found = [truncated(case, plan, 1, k) for k in windows]
+        full = truncated(case, plan, plan.steps, plan.steps)
+        size = np.linalg.norm(full)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            errors = [np.linalg.norm(g - full) / size for g in found]
+            cosines = [g @ full / (np.linalg.norm(g) * size) for g in found]
+        yield Comparison("relative_error", got.relative_error, np.asarray(errors))
+        yield Comparison("cosine", got.cosine, np.asarray(cosines))
+
+
+def check_rtrl(case: Case) -> Iterator[Comparison]:
+    for plan in case.plans:
+        got = bptt.rtrl_gradient(*case.arguments(plan), only_loss, args=_args(case, plan))
+        yield Comparison("gradient", real_vector(got), truncated(case, plan, plan.steps, plan.steps))
+        yield same_dtypes("gradient", got, floats(case.problem.params)[0])
+
+
+# --- In parallel over time
+
+
+def check_deer(**options: Any) -> Callable[[Case], Iterator[Comparison]]:
+    def run(case: Case) -> Iterator[Comparison]:
+        for plan in case.plans:
+            got = bptt.deer(*case.arguments(plan), **options)
+            yield Comparison("converged", got.converged, True)
+            yield Comparison("states", got.states, case.truth(plan).states, slack=100)
+
+    return run
+
+
+def not_diagonal(entry: Entry) -> str | None:
+    return None if entry.diagonal else "step: expected a bptt_jax.DiagonalStep"
+
+
+def small(case: Case) -> bool:
+    """For what needs many D x D matrices, or one with as many columns as there are parameters."""
+    return not case.entry.large
+
+
+CHECKS: dict[str, Check] = {
+    "unroll": check_states(bptt.unroll),
+    "unroll remat": check_states(bptt.unroll, remat=2),
+    "final_state": Check(check_final_state),
+    "jacobians": Check(check_jacobians(None)),
+    "jacobians forward": Check(check_jacobians("forward"), not_by("forward", lambda entry: entry.pushes)),
+    "jacobians reverse": Check(check_jacobians("reverse"), not_by("reverse", lambda entry: entry.pulls)),
+    "adjoints": Check(check_adjoints, no_backward_pass),
+    "adjoints remat": Check(check_adjoints_remat, no_backward_pass),
+    "temporal_contributions": Check(check_contributions, no_backward_pass),
+    "products": Check(check_products, applies=small),
+    "influence_map": Check(check_influence_map, applies=small),
+    "leading_singular_values": Check(check_leading_singular_values, no_backward_pass),
+    "leading_eigenvalues": Check(check_leading_eigenvalues),
+    "product_singular_values": Check(check_product_singular_values, no_backward_pass),
+    "tbptt_gradient": Check(check_tbptt, no_backward_pass, small),
+    "truncation_bias": Check(check_truncation_bias, no_backward_pass, small),
+    "rtrl_gradient": Check(check_rtrl, applies=small),
+}
