@@ -278,7 +278,5 @@ class Swapped(eqx.Module):
 
 def test_a_module_that_is_called_in_the_other_order_is_not_run_with_its_arguments_exchanged():
     module = Swapped(jnp.eye(3))
-    with pytest.raises(
-        ValueError, match=r"second entry is like state0; return step\(params, state, x\)\[1\]"
-    ):
+    with pytest.raises(ValueError, match=r"second entry is like state0; return step\(params, state, x\)\[1\]"):
         bptt.unroll(lambda params, h, x: module(h, x), None, jnp.ones(3), jnp.ones((4, 3)))
