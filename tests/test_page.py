@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from bptt_jax.plots.figures import plot_parts
 
 import bptt_jax as bptt
 from bptt_jax.cli import diagnose
 from bptt_jax.cli.main import main
 from bptt_jax.cli.page import page
+from bptt_jax.plots.flow import plot_parts
 
 GAINS = {
     "</title><script>alert(1)</script>": 0.5,
