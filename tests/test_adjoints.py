@@ -296,3 +296,36 @@ def test_rematerialised_it_keeps_little():
 
     assert temporary(True) < steps * n * 4 / 2  # less than half of the states
     assert temporary(False) > 4 * steps * n * 4
+
+
+def test_parallel_adjoints_of_padding_and_resets(x64):
+    """As those of `adjoints`, which looks at the step itself; what stands in the padding is NaN."""
+    e = cell_example("lstm", jnp.float64, n=2, steps=11)
+    real = np.asarray([0, 1, 1, 0, 1, 1, 1, 1, 0, 1, 0], bool)
+    resets = np.asarray([1, 0, 0, 1, 0, 0, 1, 0, 0, 0, 1], bool)
+    again = jax.tree.map(lambda a: 0.3 * a, e.state0)
+    sequence = bptt.Sequence(e.xs, mask=jnp.asarray(real), resets=jnp.asarray(resets), reset_state=again)
+    loss = weighted_loss(jnp.sin(1 + jnp.arange(11, dtype=float)))
+    vectors = jax.vmap(lambda h: bptt.ravel_state(h)[0])
+
+    @jax.jit
+    def both(sequence):
+        known = bptt.adjoints(*e[:3], sequence, loss)
+        jacobians = bptt.jacobians(*e[:3], sequence)
+        jacobians = jnp.where(jnp.asarray(real)[:, None, None], jacobians, jnp.nan)
+        immediate = vectors(jax.grad(loss)(known.states))
+        options = {"mask": sequence.mask, "resets": sequence.resets}
+        return known, bptt.parallel_adjoints(jacobians, immediate, **options)
+
+    known, got = both(sequence)
+    np.testing.assert_allclose(got.adjoints, vectors(known.adjoints), rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(got.log_norms, known.log_norms, atol=1e-12)
+    np.testing.assert_allclose(got.state0_grad, bptt.ravel_state(known.state0_grad)[0], rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(got.reset_state_grad, bptt.ravel_state(known.reset_state_grad)[0], rtol=1e-12)
+    without = bptt.parallel_adjoints(jnp.ones((2, 1, 1)), jnp.ones((2, 1)))
+    assert without.reset_state_grad is None
+    bad = jnp.full((3, 1, 1), 2.0).at[2].set(jnp.inf)
+    got = bptt.parallel_adjoints(bad, jnp.ones((3, 1)), resets=jnp.asarray([False, False, True]))
+    np.testing.assert_array_equal(got.adjoints[:, 0], [3, 1, 1])  # nothing of it passes the reset
+    with pytest.raises(ValueError, match="resets: expected 2 booleans"):
+        bptt.parallel_adjoints(jnp.ones((2, 1, 1)), jnp.ones((2, 1)), resets=jnp.zeros(3, bool))

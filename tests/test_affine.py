@@ -1,5 +1,7 @@
 """The associative scan of affine recurrences against a loop over time, and the shape of what it compiles to."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -72,6 +74,40 @@ def test_values_and_gradients(full, complex_, reverse, x64):
         np.testing.assert_allclose(got, loop(factors, offsets, reverse), rtol=RTOL, atol=RTOL)
         for gradient, expected in zip(gradients, expected_gradients, strict=True):
             np.testing.assert_allclose(gradient, expected, rtol=RTOL, atol=RTOL)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("full", [False, True])
+def test_where_it_begins_anew(full, reverse, x64):
+    """Values and gradients of the pieces, also where the first of them has left the range."""
+    factors, offsets = example(9, full, False)
+    begins = np.isin(np.arange(9), [4, 6, 7])
+    weights = np.random.default_rng(2).standard_normal(offsets.shape)
+    cut = factors.copy()
+    cut[begins] = 0
+
+    @jax.jit
+    def both(factors, cut, offsets):
+        def of(f):
+            return lambda a, b: jnp.sum(weights * jnp.sin(f(a, b, reverse=reverse)))
+
+        anew = partial(affine_scan, begins=jnp.asarray(begins))
+        return (
+            anew(factors, offsets, reverse=reverse),
+            jax.grad(of(anew), (0, 1))(factors, offsets),
+            jax.grad(of(sequential), (0, 1))(cut, offsets),
+        )
+
+    got, gradients, expected = both(factors, cut, offsets)
+    np.testing.assert_allclose(got, loop(cut, offsets, reverse), rtol=RTOL, atol=RTOL)
+    for gradient, exact, used in zip(gradients, expected, (~begins, np.ones(9, bool)), strict=True):
+        np.testing.assert_allclose(gradient[used], exact[used], rtol=RTOL, atol=RTOL)
+    np.testing.assert_array_equal(gradients[0][begins], 0)
+    spoilt = factors.copy()
+    spoilt[[7, 8] if reverse else [1, 2]] = np.inf
+    got = affine_scan(spoilt, offsets, begins=jnp.asarray(begins), reverse=reverse)
+    piece = slice(0, 5) if reverse else slice(4, 9)
+    np.testing.assert_allclose(got[piece], loop(cut, offsets, reverse)[piece], rtol=RTOL, atol=RTOL)
 
 
 @pytest.mark.parametrize(("full", "complex_", "reverse"), [(False, False, True), (True, False, False)])

@@ -222,6 +222,132 @@ def test_half_precision_is_right_or_nan(variant) -> None:
     assert np.isnan(found.states.astype(np.float32)).all()
 
 
+REAL = np.asarray([0, 1, 1, 0, 1, 1, 1, 1, 0, 1, 0], bool)
+RESETS = np.asarray([0, 0, 0, 1, 0, 0, 1, 0, 0, 0, 1], bool)  # the first before step 4, the last before none
+
+
+@jax.custom_vjp
+def spike(v):
+    return (v > 0).astype(v.dtype)
+
+
+spike.defvjp(lambda v: (spike(v), v), lambda v, g: (g / (1 + 10 * jnp.abs(v)) ** 2,))
+
+
+@jax.checkpoint
+def noisy_step(p, state, x):
+    """A counter that says where to write, and a key that drives noise."""
+    key, now = jax.random.split(state["key"])
+    noise = jax.random.bits(now, x.shape, jnp.uint16).astype(x.dtype) / 2**16
+    h = jnp.tanh(p["w"] @ state["h"] + p["b"] * x + noise)
+    return {"h": h.at[state["t"] % 3].multiply(0.5), "t": state["t"] + p["stride"], "key": key}
+
+
+def cond_step(p, state, x):
+    """The counter goes through both branches."""
+
+    def move(state):
+        return state | {"h": jnp.tanh(p["w"] @ state["h"] + x), "t": state["t"] + 1}
+
+    return jax.lax.cond(x[0] > 0, move, lambda s: s | {"h": 0.9 * s["h"] + p["b"], "t": 2 * s["t"]}, state)
+
+
+def spiking_step(p, state, x):
+    h = 0.5 * state["h"] + spike(p["w"] @ state["h"] + p["b"] * x)
+    return state | {"h": h, "t": jax.jit(lambda h, t: (h, t + 1))(h, state["t"])[1]}
+
+
+def problem_of(step):
+    rng = np.random.default_rng(0)
+    params = {"w": jnp.asarray(0.8 * rng.standard_normal((3, 3))), "b": jnp.asarray(rng.standard_normal(3))}
+    state0, reset_state = (
+        {"h": jnp.asarray(rng.standard_normal(3)), "t": jnp.asarray(k), "key": jax.random.key(k)} for k in (0, 1)
+    )
+    xs = jnp.asarray(rng.standard_normal((len(REAL), 3)))
+    return step, params | {"stride": jnp.asarray(2)}, state0, reset_state, xs
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("step", [noisy_step, cond_step, spiking_step])
+def test_padding_resets_and_other_leaves(step, variant, x64) -> None:
+    """States and gradients, of both starts and of the inputs too, are those of `unroll`; the padding is NaN."""
+    step, params, state0, reset_state, xs = problem_of(step)
+    weights = jnp.asarray(np.random.default_rng(1).standard_normal((len(REAL), 3)))
+    spoilt = jnp.where(jnp.asarray(REAL)[:, None], xs, jnp.nan)
+    moving = {"w": params["w"], "b": params["b"], "h0": state0["h"], "again": reset_state["h"], "xs": spoilt}
+
+    def of(evaluate):
+        def total(moving):
+            sequence = bptt.Sequence(
+                moving["xs"],
+                mask=jnp.asarray(REAL),
+                resets=jnp.asarray(RESETS),
+                reset_state=reset_state | {"h": moving["again"]},
+            )
+            weights_and_bias = params | {"w": moving["w"], "b": moving["b"]}
+            found = evaluate(step, weights_and_bias, state0 | {"h": moving["h0"]}, sequence)
+            states = found.states if isinstance(found, bptt.DeerSolution) else found
+            return jnp.sum(weights * jnp.sin(states["h"])), found
+
+        return jax.value_and_grad(total, has_aux=True)(moving)
+
+    @jax.jit
+    def both():
+        return of(lambda *arguments: bptt.deer(*arguments, **VARIANTS[variant])), of(bptt.unroll)
+
+    ((_, found), gradient), ((_, expected), expected_gradient) = both()
+    assert found.converged
+    assert float(found.error) < 1e-12
+    np.testing.assert_array_equal(found.states["t"], expected["t"])
+    np.testing.assert_array_equal(*(jax.random.key_data(s["key"]) for s in (found.states, expected)))
+    np.testing.assert_allclose(found.states["h"], expected["h"], rtol=1e-12, atol=1e-13)
+    for name, value in expected_gradient.items():
+        np.testing.assert_allclose(gradient[name], value, rtol=1e-10, atol=1e-13, err_msg=name)
+    assert np.all(np.asarray(gradient["xs"])[~REAL] == 0)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_padding_costs_no_iterations_and_no_digits(x64, variant) -> None:
+    """Measured over real steps alone, and held states are no unknowns."""
+    e = cell_example("gru", jnp.float64, steps=9)
+    where = np.asarray([1, 2, 3, 7, 8, 9, 10, 12, 13])
+    xs = jnp.full((16, 2), jnp.nan).at[where].set(e.xs)
+    bare = deer(*e[:4], **VARIANTS[variant])
+    mask = jnp.zeros(16, bool).at[where].set(True)
+    padded = deer(*e[:3], bptt.Sequence(xs, mask=mask), **VARIANTS[variant])
+    np.testing.assert_allclose(padded.states[where], bare.states, rtol=1e-12)
+    assert int(padded.iterations) == int(bare.iterations)
+    large = np.asarray(bare.residuals) > 1e-10
+    np.testing.assert_allclose(padded.residuals[large], bare.residuals[large], rtol=1e-3)
+
+
+def test_other_leaves_that_depend_on_the_state_are_refused() -> None:
+    def flagged(w, state, x):
+        h, _ = state
+        h = jnp.tanh(w @ h + x)
+        return h, h > 0
+
+    def counting(w, state, x):
+        h, t = state["h"], state["t"]
+        return {"h": jnp.tanh(w @ h + x), "t": t + jnp.argmax(h)}
+
+    xs = jnp.ones((4, 2))
+    with pytest.raises(TypeError, match=r"step: state\[1\] is no floating number and depends on those that are"):
+        bptt.deer(flagged, jnp.eye(2), (jnp.ones(2), jnp.zeros(2, bool)), xs)
+    with pytest.raises(TypeError, match=r"step: state\['t'\] is no floating number"):
+        bptt.deer(counting, jnp.eye(2), {"h": jnp.ones(2), "t": jnp.asarray(0)}, xs)
+
+
+def test_a_loop_of_unknown_length_goes_forward(x64) -> None:
+    def step(w, h, x):
+        return jax.lax.while_loop(lambda c: c[0] < x, lambda c: (c[0] + 1, jnp.tanh(w @ c[1])), (0, h))[1]
+
+    arguments = step, jnp.asarray([[0.9, -0.4], [0.3, 0.8]]), jnp.asarray([0.3, -0.2]), jnp.asarray([1, 2, 3, 1])
+    found = bptt.deer(*arguments)
+    assert found.converged
+    np.testing.assert_allclose(found.states, bptt.unroll(*arguments), rtol=1e-13)
+
+
 def test_a_guess_saves_iterations(x64) -> None:
     e = cell_example("lstm", jnp.float64, steps=100)
     cold = deer(*e[:4])

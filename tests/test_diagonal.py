@@ -83,6 +83,49 @@ def test_equal_to_unroll(name, x64):
             np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12 * np.max(np.abs(b)))
 
 
+REAL = np.asarray([0, 1, 1, 0, 1, 1, 1, 0, 1, 0], bool)
+RESETS = np.asarray([0, 0, 0, 1, 0, 0, 1, 0, 0, 1], bool)
+
+
+@pytest.mark.parametrize("at_start", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_padding_and_resets(name, at_start, x64):
+    """Values and all gradients as of `unroll`, with NaN in the padding; the first real step may be reset too."""
+    step, params, state0, xs = example(name, jnp.float64, 10)
+    again = jax.tree.map(lambda a: 0.3 * a[::-1], state0)
+    resets = RESETS | (np.arange(10) == 0) if at_start else RESETS
+    xs = jax.tree.map(lambda a: jnp.where(REAL.reshape(-1, *[1] * (a.ndim - 1)), a, jnp.nan), xs)
+    loss = weighted_loss(jnp.sin(1 + jnp.arange(10, dtype=float)))
+
+    @jax.jit
+    def both(*arguments):
+        def of(unroll):
+            def value(params, state0, again, xs):
+                sequence = bptt.Sequence(xs, mask=jnp.asarray(REAL), resets=jnp.asarray(resets), reset_state=again)
+                states = unroll(step, params, state0, sequence)
+                return loss(states), states
+
+            return jax.value_and_grad(value, (0, 1, 2, 3), has_aux=True)(*arguments)
+
+        return of(bptt.unroll_linear), of(bptt.unroll)
+
+    parallel, sequential = both(params, state0, again, xs)
+    for a, b in zip(jax.tree.leaves(parallel), jax.tree.leaves(sequential), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12 * np.max(np.abs(b)))
+
+
+def test_overflow_ends_at_a_reset_and_integers_are_exact():
+    step = bptt.DiagonalStep(lambda params, x: ({"h": x, "t": 3}, {"h": 1.0, "t": 2}))
+    state0 = {"h": jnp.ones(2), "t": jnp.asarray(5, jnp.int32)}
+    xs = jnp.full((60, 2), 1e30).at[40:].set(0.5)
+    sequence = bptt.Sequence(xs, resets=jnp.arange(60) == 40)
+    got, exact = (f(step, None, state0, sequence) for f in (bptt.unroll_linear, bptt.unroll))
+    assert not np.isfinite(exact["h"][39]).any()
+    np.testing.assert_allclose(got["h"][40:], exact["h"][40:], rtol=1e-6)
+    np.testing.assert_array_equal(got["t"], exact["t"])  # which wraps around
+    assert got["t"].dtype == jnp.int32
+
+
 def test_autonomous_and_plain_numbers(x64):
     """Without inputs, and with coefficients that are no arrays: h -> h / 2 + 1."""
     step = bptt.DiagonalStep(lambda params, x: (0.5, params))

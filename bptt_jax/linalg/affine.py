@@ -1,13 +1,22 @@
 """Affine recurrences ``h_t = A_t h_{t-1} + b_t`` in parallel over time, by associative scan (Blelloch 1990)."""
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jaxtyping import Array, Bool, Inexact
+
+from bptt_jax.linalg.precision import matmul
 
 
-def affine_scan(factors: Array, offsets: Array, *, reverse: bool = False) -> Array:
+def affine_scan(
+    factors: Inexact[Array, "T D D"] | Inexact[Array, "T D"],
+    offsets: Inexact[Array, "T D"],
+    *,
+    begins: Bool[Array, " T"] | None = None,
+    reverse: bool = False,
+) -> Inexact[Array, "T D"]:
     """All h_t of ``h_t = A_t h_{t-1} + b_t``, from ``h_0 = 0``: a start belongs into b_1.
 
     The derivatives are affine recurrences too and are solved as such, one scan each, instead of differentiating the
@@ -16,6 +25,7 @@ def affine_scan(factors: Array, offsets: Array, *, reverse: bool = False) -> Arr
     Args:
       factors: A, ``[T, D, D]``, or ``[T, D]`` for diagonal ones; the first is never used.
       offsets: b, ``[T, D]``.
+      begins: where True, ``h_t = b_t``, whatever comes before: it may have overflowed. None: nowhere.
       reverse: go backwards in time, ``h_t = A_t h_{t+1} + b_t``; then the last factor is never used.
 
     Returns:
@@ -24,31 +34,42 @@ def affine_scan(factors: Array, offsets: Array, *, reverse: bool = False) -> Arr
     diagonal = factors.ndim == 2
 
     def matvec(h: Array) -> Array:
-        return h - carried(factors, h, reverse=reverse)
+        return h - carried(factors, h, begins=begins, reverse=reverse)
 
     def solve(_: object, b: Array) -> Array:
-        return _scan(factors, b, reverse)
+        return _scan(factors, b, begins, reverse)
 
     def transpose_solve(_: object, b: Array) -> Array:
         # (I - A S)^T = I - S^T A^T: the factor of the next instant, transposed, and the other way in time.
         following = _before(factors if diagonal else factors.mT, not reverse)
-        return _scan(following, b, not reverse)
+        return _scan(following, b, None if begins is None else _before(begins, not reverse), not reverse)
 
     return jax.lax.custom_linear_solve(matvec, offsets, solve, transpose_solve)
 
 
-def carried(factors: Array, h: Array, *, reverse: bool = False) -> Array:
+def carried(factors: Array, h: Array, *, begins: Array | None = None, reverse: bool = False) -> Array:
     """``A_t h_{t-1}`` for all t, zero for the first: what the recurrence adds to its offsets."""
-    return _apply(factors, _before(h, reverse))
+    added = _apply(factors, _before(h, reverse))
+    return added if begins is None else jnp.where(begins[:, None], 0, added)
+
+
+class _Map(NamedTuple):
+    """``h -> factor h + offset``, or the constant `offset` where it `begins`."""
+
+    factor: Array
+    offset: Array
+    begins: Array | None
 
 
 @partial(jax.jit, static_argnames="reverse")
-def _scan(factors: Array, offsets: Array, reverse: bool) -> Array:
-    def combine(near: tuple[Array, Array], far: tuple[Array, Array]) -> tuple[Array, Array]:
-        a, b = near
-        return _compose(far[0], a), _apply(far[0], b) + far[1]
+def _scan(factors: Array, offsets: Array, begins: Array | None, reverse: bool) -> Array:
+    def combine(near: _Map, far: _Map) -> _Map:
+        factor, offset = _compose(far.factor, near.factor), _apply(far.factor, near.offset) + far.offset
+        if near.begins is None or far.begins is None:
+            return _Map(factor, offset, None)
+        return _Map(factor, jnp.where(far.begins[:, None], far.offset, offset), near.begins | far.begins)
 
-    return jax.lax.associative_scan(combine, (factors, offsets), reverse=reverse)[1]
+    return jax.lax.associative_scan(combine, _Map(factors, offsets, begins), reverse=reverse).offset
 
 
 def _before(a: Array, reverse: bool) -> Array:
@@ -65,4 +86,4 @@ def _apply(factors: Array, h: Array) -> Array:
 
 
 def _compose(far: Array, near: Array) -> Array:
-    return far * near if far.ndim == 2 else jnp.matmul(far, near, precision=jax.lax.Precision.HIGHEST)
+    return far * near if far.ndim == 2 else matmul(far, near)

@@ -1,15 +1,16 @@
 """The error signal at every step, in parallel over time."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
-from jax import Array
-from jaxtyping import Float
+from jaxtyping import Array, Bool, Float
 
-from bptt_jax.checks import check_leaves, check_matrices
-from bptt_jax.linalg import logscale
-from bptt_jax.linalg.precision import matmul
+from bptt_jax.checks import check_flags, check_leaves, check_matrices
+from bptt_jax.linalg.logscale import LogScaled
 from bptt_jax.results import Result, field
-from bptt_jax.step import PyTree
+from bptt_jax.step import choose
+from bptt_jax.timeline import resets_at_real_steps
 
 
 class ParallelAdjoints(Result):
@@ -18,19 +19,28 @@ class ParallelAdjoints(Result):
     Attributes:
       adjoints: ``[T, D]``, the total derivatives dL/dh_1 .. dL/dh_T; 0 or inf beyond the range of the dtype.
       log_norms: ``[T]``, natural log of their norms, which holds there too.
-      state0_grad: ``[D]``, dL/dh_0.
+      state0_grad: ``[D]``, dL/dh_0; zero if the state is reset before the first step.
+      reset_state_grad: ``[D]``, the sum of what arrives at the states that steps start from after resets: the
+        derivative with respect to what they are reset to. None without `resets`.
     """
 
     adjoints: Float[Array, "T D"] = field(dims=("time", "unit"))
     log_norms: Float[Array, " T"] = field(dims=("time",))
     state0_grad: Float[Array, " D"] = field(dims=("unit",))
+    reset_state_grad: Float[Array, " D"] | None = field(dims=("unit",), default=None)
 
     def _headline(self) -> str:
         first, last = float(self.log_norms[0]), float(self.log_norms[-1])
         return f"log ||dL/dh_t|| is {first:.3g} at the first step, {last:.3g} at the last of {self.log_norms.size}"
 
 
-def parallel_adjoints(jacobians: Array, immediate: Array) -> ParallelAdjoints:
+def parallel_adjoints(
+    jacobians: Float[Array, "T D D"],
+    immediate: Float[Array, "T D"],
+    *,
+    resets: Bool[Array, " T"] | None = None,
+    mask: Bool[Array, " T"] | None = None,
+) -> ParallelAdjoints:
     """``lambda_t = J_{t+1}^T lambda_{t+1} + dl/dh_t`` for all t by associative scan: O(log T) rounds, in log scale.
 
     For any step whose Jacobians are at hand. It takes some 2 T products of matrices where `adjoints`, one after the
@@ -38,13 +48,16 @@ def parallel_adjoints(jacobians: Array, immediate: Array) -> ParallelAdjoints:
 
     Args:
       jacobians: ``[T, D, D]`` in order of time, as from `bptt_jax.jacobians`: entry k is dh_{k+1}/dh_k.
-      immediate: ``[T, D]``, entry k is the immediate derivative dl/dh_{k+1}.
+      immediate: ``[T, D]``, entry k is the immediate derivative dl/dh_{k+1}; in padding that with respect to the
+        state that is held.
+      resets, mask: those of the `bptt_jax.Sequence`. Nothing passes a reset; in padding the Jacobian counts as the
+        identity, whatever stands there, and a reset takes place before the next real step.
 
     Returns:
       `ParallelAdjoints`.
 
     Raises:
-      TypeError, ValueError: `jacobians` is no ``[T, D, D]`` array of numbers, or `immediate` does not fit.
+      TypeError, ValueError: `jacobians` is no ``[T, D, D]`` array of numbers, or the others do not fit.
 
     Example:
       >>> only_last = jnp.array([[0.0], [0.0], [1.0]])
@@ -66,27 +79,45 @@ def parallel_adjoints(jacobians: Array, immediate: Array) -> ParallelAdjoints:
     if jnp.shape(immediate) != jacobians.shape[:2]:
         expected, got = list(jacobians.shape[:2]), list(jnp.shape(immediate))
         raise ValueError(f"immediate: expected shape {expected}, as the jacobians, got {got}")
-    return _parallel_adjoints(jacobians, jnp.asarray(immediate, jacobians.dtype))
+    for name, flags in (("resets", resets), ("mask", mask)):
+        if flags is not None:
+            check_flags(name, flags, len(jacobians))
+    return _parallel_adjoints(jacobians, jnp.asarray(immediate, jacobians.dtype), resets, mask)
+
+
+class _Back(NamedTuple):
+    """The map from lambda_k to an earlier one: ``matrix lambda + offset``, or `offset` alone where it `begins`."""
+
+    matrix: LogScaled
+    offset: LogScaled
+    begins: Array | None
 
 
 @jax.jit
-def _parallel_adjoints(jacobians: Array, immediate: Array) -> ParallelAdjoints:
-    # Row k of what is scanned is the map from lambda_{k+1} to lambda_k, in log scale: (matrix, e), (vector, e).
-    nothing = jnp.zeros_like(immediate[:1])
-    zeros = jnp.zeros(len(jacobians) + 1, jnp.int32)
-    start = jnp.zeros_like(jacobians[:1])
-    normalize = jax.vmap(logscale.normalize)
-    maps = normalize(jnp.concatenate([jacobians.mT, start]), zeros)
-    added = normalize(jnp.concatenate([nothing, immediate]), zeros)
+def _parallel_adjoints(
+    jacobians: Array, immediate: Array, resets: Array | None, mask: Array | None
+) -> ParallelAdjoints:
+    if mask is not None:
+        eye = jnp.eye(jacobians.shape[-1], dtype=jacobians.dtype)
+        jacobians = jnp.where(mask[:, None, None], jacobians, eye)
+        resets = None if resets is None else resets_at_real_steps(resets, mask)
+    # Row k of what is scanned leads from lambda_{k+1} to lambda_k; that at the end from nothing.
+    rows = _Back(
+        LogScaled.of(jnp.concatenate([jacobians.mT, jnp.zeros_like(jacobians[:1])]), axes=1),
+        LogScaled.of(jnp.concatenate([jnp.zeros_like(immediate[:1]), immediate]), axes=1),
+        None if resets is None else jnp.append(resets, False),
+    )
 
-    def combine(near: PyTree, far: PyTree) -> PyTree:
-        (a, e_a), (b, e_b) = near
-        (a_far, e_far), (b_far, e_b_far) = far
-        moved = matmul(a_far, b[..., None])[..., 0]
-        total = jax.vmap(logscale.add)(moved, e_far + e_b, b_far, e_b_far)
-        return normalize(matmul(a_far, a), e_far + e_a), total
+    def combine(near: _Back, far: _Back) -> _Back:
+        matrix, offset = far.matrix @ near.matrix, far.matrix @ near.offset + far.offset
+        if near.begins is None or far.begins is None:
+            return _Back(matrix, offset, None)
+        return _Back(matrix, jax.vmap(choose)(far.begins, far.offset, offset), near.begins | far.begins)
 
-    _, (mantissas, exponents) = jax.lax.associative_scan(combine, (maps, added), reverse=True)
-    adjoints = jax.vmap(logscale.shift)(mantissas, exponents)
-    log_norms = jax.vmap(logscale.log_norm)(mantissas, exponents)
-    return ParallelAdjoints(adjoints[1:], log_norms[1:], adjoints[0])
+    signal = jax.lax.associative_scan(combine, rows, reverse=True).offset
+    adjoints = signal.value
+    to_reset = None
+    if resets is not None:
+        arrived = LogScaled.of(jacobians.mT, axes=1) @ jax.tree.map(lambda a: a[1:], signal)
+        to_reset = jnp.sum(arrived.zero_where(~resets).value, axis=0)
+    return ParallelAdjoints(adjoints[1:], signal.log_norm[1:], adjoints[0], to_reset)

@@ -2,18 +2,22 @@
 
 import math
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
-from bptt_jax.checks import check_choice, check_leaves, check_positive_int
+from bptt_jax.checks import at_path, check_choice, check_leaves, check_positive_int
 from bptt_jax.linalg.affine import affine_scan, carried
+from bptt_jax.linalg.precision import matmul
 from bptt_jax.recurrence.jacobians import jacobians_at
+from bptt_jax.recurrence.linearization import Mode, differentiation_mode
+from bptt_jax.recurrence.programs import depends
 from bptt_jax.results import Result, field
 from bptt_jax.step import (
     Array,
+    Instant,
     Params,
     PyTree,
     Recurrence,
@@ -21,10 +25,13 @@ from bptt_jax.step import (
     Step,
     bind,
     check_step,
+    differentiable_part,
     full_precision,
+    is_differentiable,
     prepend,
     ravel_state,
 )
+from bptt_jax.timeline import last_real_step
 
 _ROUNDINGS = 100.0  # how many of them an equation may be off
 _FEW = 4.0  # how many are good enough to stop at once
@@ -39,7 +46,7 @@ class DeerSolution(Result):
     roundings of a step are: no large number elsewhere in the state or in time covers them.
 
     Attributes:
-      states: h_1 .. h_T as of `bptt_jax.unroll`, leaves ``[T, ...]``; NaN throughout unless `converged`.
+      states: h_1 .. h_T as of `bptt_jax.unroll`, leaves ``[T, ...]``; all floating ones NaN unless `converged`.
       converged: whether every equation ``h_t = step(h_{t-1}, x_t)`` holds to 100 roundings, and `error` is at most
         half of the digits (1.5e-8 in float64, 3.5e-4 in float32; half precision has too few of them for more than
         a few steps).
@@ -86,10 +93,13 @@ def deer(
     Each iteration linearises all steps about the last iterate and solves the affine recurrence
     ``d_t = A_t d_{t-1} + step(h_{t-1}, x_t) - h_t`` by associative scan. After k iterations the first k states are
     exact, whatever the variant; whether all of them are after a few is decided by the largest Lyapunov exponent
-    (Gonzalez et al. 2025, arXiv:2508.16817): see `bptt_jax.predict_parallel`.
+    (Gonzalez et al. 2025, arXiv:2508.16817): see `bptt_jax.predict_parallel`. Padding holds the state, and at a
+    reset the recurrence begins anew: nothing of what comes before it enters, be it as far from converged as it may.
 
     Args:
-      step, params, state0, xs, length: as for `bptt_jax.unroll`.
+      step, params, state0, xs, length: as for `bptt_jax.unroll`. Leaves of the state that are no floating numbers
+        (counters, flags, random keys) must not depend on those that are: they are computed first, step by step,
+        which takes T steps of little work.
       jacobian: A_t is the exact Jacobian, or its diagonal alone (quasi-DEER: Gonzalez et al. 2024,
         arXiv:2407.19115): more iterations, but O(T D) memory instead of O(T D^2), and products of matrices only
         once, for `error` at the end, a chunk of time after the other.
@@ -102,12 +112,14 @@ def deer(
       max_iterations: after T + 1 all states are exact; but beyond some dozens the sequential evaluation is faster.
 
     Returns:
-      `DeerSolution`. Its `states` can be differentiated with respect to `params`, `state0` and `xs`, in forward
-      and reverse mode and any order: by the adjoint equation of the converged trajectory, one more associative scan
-      with the exact Jacobians (O(T D^2) memory), not through the iterations.
+      `DeerSolution`. Its `states` can be differentiated with respect to `params`, `state0`, `xs` and a
+      `reset_state`, in forward and reverse mode and any order, as far as the step can: by the adjoint equation of
+      the converged trajectory, one more associative scan with the exact Jacobians (O(T D^2) memory), not through
+      the iterations.
 
     Raises:
-      TypeError, ValueError: an argument breaks the contract, or `guess` is not like the states.
+      TypeError, ValueError: an argument breaks the contract, `guess` is not like the states, or a leaf that is no
+        floating number depends on floating ones (spikes as booleans, an index that the state decides).
 
     Example:
       >>> step = lambda w, h, x: jnp.tanh(w * h + x)
@@ -124,36 +136,79 @@ def deer(
     return _deer(recurrence, guess, jacobian, damped, max_iterations)
 
 
+class _Equations(NamedTuple):
+    """``h_t = advance(h_{t-1})`` for all t, of vectors ``[T, D]``.
+
+    Attributes:
+      recurrence: checked.
+      others: leaves of h_1 .. h_T that are no floating numbers, ``[T, ...]`` each, in their order: they are the
+        same whatever the vectors.
+    """
+
+    recurrence: Recurrence
+    others: list[Array]
+
+    @property
+    def h0(self) -> Array:
+        return ravel_state(self.recurrence.state0)[0]
+
+    def states(self, h: Array) -> State:
+        leaves, treedef = jax.tree.flatten(jax.vmap(ravel_state(self.recurrence.state0)[1])(h))
+        others = iter(self.others)
+        return jax.tree.unflatten(treedef, [a if is_differentiable(a) else next(others) for a in leaves])
+
+    def starts(self, h: Array) -> State:
+        """What each step starts from."""
+        return self.recurrence.starts(self.states(h))
+
+    def held(self, h: Array) -> Array:
+        """`h` with what is held in padding."""
+        real = self.recurrence.instants.real
+        return h if real is None else jnp.concatenate([self.h0[None], h])[1 + last_real_step(real)]
+
+    def advance(self, h: Array) -> Array:
+        """The right-hand sides."""
+        recurrence = self.recurrence
+
+        def one(start: State, x: PyTree) -> Array:
+            return ravel_state(recurrence.step(recurrence.params, start, x))[0]
+
+        # Under vmap over time products with vectors become products of matrices: in reduced precision consistent in
+        # themselves, but not with the sequential evaluation.
+        with full_precision():
+            new = jax.vmap(one)(self.starts(h), recurrence.instants.x)
+        real = recurrence.instants.real
+        return new if real is None else jnp.where(real[:, None], new, prepend(self.h0, h))
+
+
 @partial(jax.jit, static_argnames=("jacobian", "damped", "max_iterations"))
 def _deer(
     recurrence: Recurrence, guess: State | None, jacobian: str, damped: bool, max_iterations: int
 ) -> DeerSolution:
     recurrence = check_step(recurrence)
-    step, params, state0 = recurrence.step, recurrence.params, recurrence.state0
-    xs, steps = recurrence.instants.x, recurrence.length
-    fixed = jax.lax.stop_gradient((params, xs))
-    h0, unravel = ravel_state(jax.lax.stop_gradient(state0))
-    first = jnp.broadcast_to(h0, (steps, h0.size)) if guess is None else _vectors(state0, guess, steps)
+    others = _other_leaves(recurrence)
+    equations = _Equations(jax.lax.stop_gradient(recurrence), others)
+    mode, instants, h0 = differentiation_mode(recurrence), recurrence.instants, equations.h0
+    if guess is None:
+        first = jnp.broadcast_to(h0, (recurrence.length, h0.size))
+    else:
+        first = equations.held(_vectors(recurrence.state0, guess, recurrence.length))
     eps = float(jnp.finfo(h0.dtype).eps)
     tolerance = min(_ROUNDINGS * eps, math.sqrt(eps))  # the latter in half precision
     linearised = _full if jacobian == "full" else _diagonals
+    count_real = jnp.maximum(jnp.sum(recurrence.real), 1).astype(h0.dtype)
 
-    def starts_of(h: Array) -> State:
-        return jax.vmap(unravel)(prepend(h0, h))
-
-    def evaluate(h: Array) -> Array:
-        return _evaluate(step, fixed[0], starts_of(h), fixed[1])
-
-    def update(h: Array, f: Array, keep: Array) -> tuple[Array, Array]:
-        factors, felt = linearised(step, fixed[0], starts_of(h), fixed[1])
+    def update(h: Array, f: Array, damping: Array) -> tuple[Array, Array]:
+        factors, abs_jac_times_state = linearised(equations.recurrence, equations.starts(h), instants, mode)
+        factors = damping * factors
         # After a state that is exact this is exactly zero, so that every iteration makes one more state exact at
         # least; also where products of expanding Jacobians have overflowed, and the plain evaluation stays.
-        moved = carried(keep * factors, affine_scan(keep * factors, f - h))
+        moved = carried(factors, affine_scan(factors, f - h, begins=instants.reset), begins=instants.reset)
         new = f + jnp.where(jnp.isfinite(moved), moved, 0)
-        return jnp.where(jnp.isfinite(new), new, first), felt
+        return equations.held(jnp.where(jnp.isfinite(new), new, first)), abs_jac_times_state
 
     def rms(difference: Array) -> Array:
-        return jnp.sqrt(jnp.mean(jnp.square(difference)))
+        return jnp.sqrt(jnp.sum(jnp.square(difference)) / h0.size / count_real)
 
     def unfinished(carry: Any) -> Array:
         _, _, _, (residual, before), count, _, _ = carry
@@ -161,62 +216,107 @@ def _deer(
         return ~(residual <= min(_FEW * eps, tolerance)) & ~stuck & (count < max_iterations)
 
     def iterate(carry: Any) -> Any:
-        h, f, _, (residual, _), count, residuals, keep = carry
+        h, f, _, (residual, _), count, residuals, damping = carry
         before = rms(f - h)
-        h, felt = update(h, f, keep)
-        f = evaluate(h)
+        h, abs_jac_times_state = update(h, f, damping)
+        f = equations.advance(h)
         after = rms(f - h)
         if damped:
-            keep = jnp.where(after <= before, jnp.minimum(1.0, _RECOVER * keep), 0.5 * keep)
-        both = _relative(f - h, jnp.abs(h) + felt), residual
-        return h, f, felt, both, count + 1, residuals.at[count].set(after), keep
+            damping = jnp.where(after <= before, jnp.minimum(1.0, _RECOVER * damping), 0.5 * damping)
+        both = _relative(f - h, jnp.abs(h) + abs_jac_times_state), residual
+        return h, f, abs_jac_times_state, both, count + 1, residuals.at[count].set(after), damping
 
     infinite = jnp.full((), jnp.inf, h0.dtype)
     none = jnp.full(max_iterations, jnp.nan, h0.dtype)
     start = (
         first,
-        evaluate(first),
+        equations.advance(first),
         first,
         (infinite, infinite),
         jnp.zeros((), jnp.int32),
         none,
         jnp.ones_like(infinite),
     )
-    h, f, felt, (residual, _), count, residuals, _ = jax.lax.while_loop(unfinished, iterate, start)
+    h, f, abs_jac_times_state, (residual, _), count, residuals, _ = jax.lax.while_loop(unfinished, iterate, start)
     exact = residual <= tolerance
 
     def error() -> Array:
         signs = jax.random.rademacher(jax.random.key(0), h.shape, h.dtype)
-        size = jnp.abs(h) + felt
+        size = jnp.abs(h) + abs_jac_times_state
         both = jnp.stack([f - h, eps * size * signs], axis=-1)
-        grown = _propagated(step, fixed[0], starts_of(h), fixed[1], both)
+        grown = _propagated(equations.recurrence, equations.starts(h), mode, both)
         return _relative(jnp.sum(jnp.abs(grown), axis=-1), size)
 
     error_ = jax.lax.cond(exact, error, lambda: infinite)
     converged = exact & (error_ <= math.sqrt(eps))
-    states = jax.vmap(unravel)(jnp.where(converged, h, jnp.nan))
-    return DeerSolution(_attached(step, params, state0, xs, states), converged, count, residual, error_, residuals)
+    found = _attached(recurrence, others, jnp.where(converged, h, jnp.nan))
+    states = _Equations(recurrence, others).states(found)
+    return DeerSolution(states, converged, count, residual, error_, residuals)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _attached(step: Step, params: Params, state0: State, xs: PyTree, states: State) -> State:
-    """`states`, a solution of the recurrence, with the derivatives that this makes it have."""
-    return states
+def _other_leaves(recurrence: Recurrence) -> list[Array]:
+    """What is no floating number in h_1 .. h_T, step by step: leaves ``[T, ...]``.
+
+    Raises:
+      TypeError: it depends on what is.
+    """
+    leaves, treedef = jax.tree.flatten(recurrence.state0)
+    floating = [is_differentiable(leaf) for leaf in leaves]
+    if all(floating):
+        return []
+
+    def kept(state: State) -> list[Array]:
+        return [a for a, f in zip(jax.tree.leaves(state), floating, strict=True) if not f]
+
+    def step(leaves: list[Array], params: Params, x: PyTree) -> list[Array]:
+        return kept(recurrence.step(params, jax.tree.unflatten(treedef, leaves), x))
+
+    x = jax.tree.map(lambda a: a[0], recurrence.instants.x)
+    jaxpr = jax.make_jaxpr(step)(leaves, recurrence.params, x)
+    moves = depends(jaxpr, floating + [False] * (len(jaxpr.in_avals) - len(leaves)))
+    named = jax.tree_util.tree_leaves_with_path(recurrence.state0)
+    paths = [path for (path, _), f in zip(named, floating, strict=True) if not f]
+    for path, depends_on_floating in zip(paths, moves, strict=True):
+        if depends_on_floating:
+            raise TypeError(
+                f"step: {at_path('state', path)} is no floating number and depends on those that are, so it cannot "
+                "be had before them, in parallel over time; compute it from the states afterwards, or by unroll"
+            )
+
+    def body(others: list[Array], at: Instant) -> tuple[list[Array], list[Array]]:
+        rest = iter(others)
+        state = [a if f else next(rest) for a, f in zip(leaves, floating, strict=True)]
+        others = kept(recurrence.advance(jax.tree.unflatten(treedef, state), at))
+        return others, others
+
+    start = kept(recurrence.state0)
+    return jax.lax.scan(body, start, recurrence.instants, length=recurrence.length)[1]
+
+
+@jax.custom_jvp
+def _attached(recurrence: Recurrence, others: list[Array], h: Array) -> Array:
+    """`h`, the solution of the recurrence, with the derivatives that this makes it have."""
+    return h
 
 
 @_attached.defjvp
-def _differential(step: Step, primals: PyTree, tangents: PyTree) -> tuple[State, State]:
-    params, state0, xs, states = primals
-    states = _attached(step, params, state0, xs, states)
-    starts = prepend(state0, states)
+def _differential(primals: PyTree, tangents: PyTree) -> tuple[Array, Array]:
+    recurrence, others, h = primals
+    h = _attached(*primals)
+    moving, merge = differentiable_part(recurrence)
+    changes = differentiable_part(tangents[0])[0]
 
-    def equations(params: Params, state0: State, xs: PyTree) -> Array:
-        return _evaluate(step, params, prepend(state0, states), xs)
+    def advanced(moving: Recurrence) -> Array:
+        return _Equations(merge(moving), others).advance(h)
 
-    offsets = jax.jvp(equations, primals[:3], tangents[:3])[1]
-    vectors = affine_scan(_full(step, params, starts, xs)[0], offsets)
-    unravel = ravel_state(state0)[1]
-    return states, jax.vmap(unravel)(vectors)
+    mode = differentiation_mode(recurrence)
+    if mode == "forward":
+        offsets = jax.jvp(advanced, (moving,), (changes,))[1]
+    else:
+        new, pull = jax.vjp(advanced, moving)
+        offsets = jax.linear_transpose(pull, new)((changes,))[0]
+    factors, _ = _full(recurrence, _Equations(recurrence, others).starts(h), recurrence.instants, mode)
+    return h, affine_scan(factors, offsets, begins=recurrence.instants.reset)
 
 
 def _relative(difference: Array, size: Array) -> Array:
@@ -225,61 +325,72 @@ def _relative(difference: Array, size: Array) -> Array:
     return jnp.max(jnp.where(jnp.isnan(ratio), jnp.inf, ratio))
 
 
-# Under vmap over time the step's products with vectors become products of matrices: in reduced precision consistent
-# in themselves, but not with the sequential evaluation.
-def _evaluate(step: Step, params: Params, starts: State, xs: PyTree) -> Array:
-    """``[T, D]``: the step from each of the states `starts`."""
-    with full_precision():
-        return jax.vmap(lambda h, x: ravel_state(step(params, h, x))[0])(starts, xs)
-
-
-def _full(step: Step, params: Params, starts: State, xs: PyTree) -> tuple[Array, Array]:
-    """``[T, D, D]``, all Jacobians J; and ``[T, D]``, ``|J| |h|``."""
-    factors = jacobians_at(step, params, starts, xs, "forward")
+def _full(recurrence: Recurrence, starts: State, instants: Instant, mode: Mode) -> tuple[Array, Array]:
+    """``[K, D, D]``, the Jacobians J with respect to what K steps start from; and ``[K, D]``, ``|J| |start|``."""
+    factors = jacobians_at(recurrence.step, recurrence.params, starts, instants.x, mode)
     vectors = jax.vmap(lambda h: ravel_state(h)[0])(starts)
     with full_precision():
-        return factors, jnp.einsum("tij,tj->ti", jnp.abs(factors), jnp.abs(vectors))
+        abs_jac_times_state = jnp.einsum("tij,tj->ti", jnp.abs(factors), jnp.abs(vectors))
+    if instants.real is not None:
+        factors = jnp.where(instants.real[:, None, None], factors, jnp.eye(recurrence.size, dtype=factors.dtype))
+    return factors, abs_jac_times_state
 
 
-def _diagonals(step: Step, params: Params, starts: State, xs: PyTree) -> tuple[Array, Array]:
-    """``[T, D]``: the diagonals of all Jacobians, a column of each at a time; otherwise as `_full`."""
-    vectors = jax.vmap(lambda h: ravel_state(h)[0])(starts)
+def _diagonals(recurrence: Recurrence, starts: State, instants: Instant, mode: Mode) -> tuple[Array, Array]:
+    """``[K, D]``: the diagonals of the Jacobians, a column or a row of each at a time; otherwise as `_full`."""
+    vectors = jnp.abs(jax.vmap(lambda h: ravel_state(h)[0])(starts))
 
-    def column(felt: Array, i: Array) -> tuple[Array, Array]:
+    def part(abs_jac_times_state: Array, i: Array) -> tuple[Array, Array]:
         def at(state: State, x: PyTree) -> Array:
             vector, unravel = ravel_state(state)
             direction = jnp.zeros_like(vector).at[i].set(1)
-            return jax.jvp(lambda v: ravel_state(step(params, unravel(v), x))[0], (vector,), (direction,))[1]
+
+            def moved(v: Array) -> Array:
+                return ravel_state(recurrence.step(recurrence.params, unravel(v), x))[0]
+
+            if mode == "forward":
+                return jax.jvp(moved, (vector,), (direction,))[1]
+            return jax.vjp(moved, vector)[1](direction)[0]
 
         with full_precision():
-            columns = jax.vmap(at)(starts, xs)
-        return felt + jnp.abs(columns) * jnp.abs(vectors[:, i, None]), columns[:, i]
+            parts = jax.vmap(at)(starts, instants.x)
+        if mode == "forward":  # the i-th columns
+            abs_jac_times_state = abs_jac_times_state + jnp.abs(parts) * vectors[:, i, None]
+        else:
+            abs_jac_times_state = abs_jac_times_state.at[:, i].set(jnp.sum(jnp.abs(parts) * vectors, axis=1))
+        return abs_jac_times_state, parts[:, i]
 
-    felt, diagonals = jax.lax.scan(column, jnp.zeros_like(vectors), jnp.arange(vectors.shape[1]))
-    return diagonals.T, felt
+    abs_jac_times_state, diagonals = jax.lax.scan(part, jnp.zeros_like(vectors), jnp.arange(vectors.shape[1]))
+    diagonals = diagonals.T if instants.real is None else jnp.where(instants.real[:, None], diagonals.T, 1)
+    return diagonals, abs_jac_times_state
 
 
-def _propagated(step: Step, params: Params, starts: State, xs: PyTree, errors: Array) -> Array:
+def _propagated(recurrence: Recurrence, starts: State, mode: Mode, errors: Array) -> Array:
     """``[T, D, K]``: the sums of all K `errors` so far, carried on by the exact Jacobians, a chunk of them at a
-    time.
+    time. Zero in padding.
     """
-    steps, size, _ = errors.shape
+    instants, (steps, size, _) = recurrence.instants, errors.shape
     chunk = max(1, min(steps, _CHUNK_NUMBERS // size**2))
     count = -(-steps // chunk)
+    if instants.real is not None:
+        errors = jnp.where(instants.real[:, None, None], errors, 0)
 
     def in_chunks(a: Array) -> Array:
         a = jnp.concatenate([a, jnp.repeat(a[-1:], count * chunk - steps, axis=0)])
         return a.reshape(count, chunk, *a.shape[1:])
 
     def body(before: Array, inputs: PyTree) -> tuple[Array, Array]:
-        starts, xs, errors = inputs
-        factors = _full(step, params, starts, xs)[0]
-        errors = errors.at[0].add(jnp.matmul(factors[0], before, precision=jax.lax.Precision.HIGHEST))
-        total = jax.vmap(partial(affine_scan, factors), -1, -1)(errors)
+        starts, instants, errors = inputs
+        factors = _full(recurrence, starts, instants, mode)[0]
+        come = matmul(factors[0], before)
+        come = come if instants.reset is None else jnp.where(instants.reset[0], 0, come)
+        scan = partial(affine_scan, factors, begins=instants.reset)
+        total = jax.vmap(scan, -1, -1)(errors.at[0].add(come))
         return total[-1], total
 
-    _, totals = jax.lax.scan(body, jnp.zeros_like(errors[0]), jax.tree.map(in_chunks, (starts, xs, errors)))
-    return totals.reshape(count * chunk, *errors.shape[1:])[:steps]
+    _, totals = jax.lax.scan(body, jnp.zeros_like(errors[0]), jax.tree.map(in_chunks, (starts, instants, errors)))
+    totals = totals.reshape(count * chunk, *errors.shape[1:])[:steps]
+    return totals if instants.real is None else jnp.where(instants.real[:, None, None], totals, 0)
 
 
 def _vectors(state0: State, guess: State, steps: int) -> Array:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from bptt_jax.linalg.affine import affine_scan
 from bptt_jax.recurrence.diagonal import DiagonalStep
-from bptt_jax.step import Array, Input, Params, PyTree, Recurrence, State, Step, bind, check_step
+from bptt_jax.step import Array, Input, Instant, Params, PyTree, Recurrence, State, Step, bind, check_step
 
 
 def unroll_linear(
@@ -24,7 +24,8 @@ def unroll_linear(
       params, state0, xs, length: as for `bptt_jax.unroll`.
 
     Returns:
-      h_1 .. h_T, a pytree like `state0` with leaves ``[T, ...]``: ``states[k]`` is h_{k+1}.
+      h_1 .. h_T, a pytree like `state0` with leaves ``[T, ...]``: ``states[k]`` is h_{k+1}, in padding the state
+      that is held.
 
     Raises:
       TypeError, ValueError: `step` is no `DiagonalStep`, or an argument breaks the contract.
@@ -49,7 +50,7 @@ def unroll_linear(
 @partial(jax.jit, static_argnames="step")
 def _states(step: DiagonalStep, recurrence: Recurrence) -> State:
     recurrence = check_step(recurrence)
-    params, state0, xs, steps = recurrence.params, recurrence.state0, recurrence.instants.x, recurrence.length
+    params, state0, instants = recurrence.params, recurrence.state0, recurrence.instants
 
     def like_state(coefficients: State) -> State:
         return jax.tree.map(lambda h, c: jnp.broadcast_to(c, h.shape).astype(h.dtype), state0, coefficients)
@@ -58,11 +59,19 @@ def _states(step: DiagonalStep, recurrence: Recurrence) -> State:
         a, b = step.at(params, state0, x)
         return like_state(a), like_state(b)
 
-    return jax.tree.map(_scan, state0, *jax.vmap(at, axis_size=steps)(xs))
+    coefficients = jax.vmap(at, axis_size=recurrence.length)(instants.x)
+    # Without resets there is no such state, and none is needed.
+    reset_state = state0 if recurrence.reset_state is None else recurrence.reset_state
+    return jax.tree.map(partial(_scan, instants), state0, reset_state, *coefficients)
 
 
-def _scan(h0: Array, a: Array, b: Array) -> Array:
-    """``[T, ...]``: the states of one leaf; the start goes into b_1."""
-    flat = a.shape[0], h0.size
-    b = b.at[0].add(a[0] * h0)
-    return affine_scan(a.reshape(flat), b.reshape(flat)).reshape(b.shape)
+def _scan(instants: Instant, h0: Array, reset_state: Array, a: Array, b: Array) -> Array:
+    """``[T, ...]``: the states of one leaf; what a step starts from anew goes into its b."""
+    shape, flat = b.shape, (a.shape[0], h0.size)
+    a, b, h0, reset_state = a.reshape(flat), b.reshape(flat), h0.ravel(), reset_state.ravel()
+    if instants.reset is not None:
+        b = jnp.where(instants.reset[:, None], a * reset_state[None] + b, b)
+    if instants.real is not None:
+        a, b = (jnp.where(instants.real[:, None], c, held) for c, held in ((a, 1), (b, 0)))
+    start = a[0] * h0 if instants.reset is None else jnp.where(instants.reset[0], 0, a[0] * h0)
+    return affine_scan(a, b.at[0].add(start), begins=instants.reset).reshape(shape)

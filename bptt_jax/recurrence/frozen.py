@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal as JaxprLiteral
 
+from bptt_jax.recurrence.programs import called
 from bptt_jax.step import Array, Input, Params, State, Step, differentiable_part, is_differentiable
 
 
@@ -52,21 +53,24 @@ def frozen_push(step: Step, params: Params, state: State, x: Input) -> Callable[
 
 
 def _evaluate(jaxpr: Any, given: list[_Dual]) -> list[_Dual]:
-    program = getattr(jaxpr, "jaxpr", jaxpr)
-    known = dict(zip(program.constvars, map(_Dual, getattr(jaxpr, "consts", ())), strict=True))
-    known |= dict(zip(program.invars, given, strict=True))
+    inner = getattr(jaxpr, "jaxpr", jaxpr)
+    known = dict(zip(inner.constvars, map(_Dual, getattr(jaxpr, "consts", ())), strict=True))
+    known |= dict(zip(inner.invars, given, strict=True))
 
     def read(variable: Any) -> _Dual:
         return _Dual(variable.val) if isinstance(variable, JaxprLiteral) else known[variable]
 
-    for eqn in program.eqns:
+    for eqn in inner.eqns:
         inputs = [read(v) for v in eqn.invars]
-        if all(dual.tangent is None for dual in inputs):
+        program = called(eqn)
+        if program is not None:
+            outputs = _evaluate(program, inputs)
+        elif all(dual.tangent is None for dual in inputs):
             outputs = [_Dual(value) for value in _bind(eqn, [dual.value for dual in inputs])]
         else:
             outputs = _RULES.get(eqn.primitive.name, _differentiate)(eqn, inputs)
         known |= dict(zip(eqn.outvars, outputs, strict=True))
-    return [read(v) for v in program.outvars]
+    return [read(v) for v in inner.outvars]
 
 
 def _bind(eqn: Any, values: list[Any]) -> list[Any]:
@@ -105,10 +109,6 @@ def _differentiate(eqn: Any, inputs: list[_Dual]) -> list[_Dual]:
         _Dual(jax.lax.stop_gradient(value), next(moving)) if is_differentiable(value) else _Dual(value)
         for value in found
     ]
-
-
-def _inline(eqn: Any, inputs: list[_Dual]) -> list[_Dual]:
-    return _evaluate(eqn.params["call_jaxpr" if "call_jaxpr" in eqn.params else "jaxpr"], inputs)
 
 
 def _branch(eqn: Any, inputs: list[_Dual]) -> list[_Dual]:
@@ -167,8 +167,4 @@ def _instantiated(dual: _Dual) -> _Dual:
     return _Dual(jax.lax.stop_gradient(dual.value), jnp.zeros_like(dual.value))
 
 
-_RULES = {
-    **dict.fromkeys(("jit", "pjit", "remat2", "checkpoint", "closed_call", "core_call"), _inline),
-    "cond": _branch,
-    "scan": _loop,
-}
+_RULES = {"cond": _branch, "scan": _loop}

@@ -6,9 +6,9 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Literal as JaxprLiteral
 from jax.extend.core import jaxpr_as_fun
 
+from bptt_jax.recurrence.programs import depends
 from bptt_jax.step import (
     Array,
     Input,
@@ -131,7 +131,7 @@ def linearize(recurrence: Recurrence, *, mode: Mode | None = None, inputs: bool 
     n_state = len(outputs[0])
     n_params = len(jax.tree.leaves(params))
     n_inputs = len(jaxpr.in_avals)
-    varies = _depends(jaxpr, [False] * n_params + [True] * (n_inputs - n_params))[n_state:]
+    varies = depends(jaxpr, [False] * n_params + [True] * (n_inputs - n_params))[n_state:]
 
     def evaluate(h: State, at: Instant) -> tuple[State, list[Any]]:
         out = jaxpr_as_fun(jaxpr)(*jax.tree.leaves((params, h, at)))
@@ -354,21 +354,3 @@ def _short(fault: Exception) -> str:
 def _where_real(residuals: _Residuals, tree: PyTree) -> PyTree:
     real = residuals.real
     return tree if real is None else jax.tree.map(lambda a: jnp.where(real, a, jnp.zeros_like(a)), tree)
-
-
-def _depends(jaxpr: Any, inputs: list[bool]) -> list[bool]:
-    """For every output of `jaxpr`, whether it depends on an input that is marked True."""
-    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)  # a closed one; from JAX 0.11 on there is no difference
-    marked = {v for v, mark in zip(jaxpr.invars, inputs, strict=True) if mark}
-
-    def is_marked(v: Any) -> bool:
-        return not isinstance(v, JaxprLiteral) and v in marked
-
-    for eqn in jaxpr.eqns:
-        marks = [is_marked(v) for v in eqn.invars]
-        if eqn.primitive.name in ("jit", "pjit"):  # a jitted step is looked into, or its weights would be stacked
-            out = _depends(eqn.params["jaxpr"], marks)
-        else:
-            out = [any(marks)] * len(eqn.outvars)
-        marked.update(v for v, mark in zip(eqn.outvars, out, strict=True) if mark)
-    return [is_marked(v) for v in jaxpr.outvars]
