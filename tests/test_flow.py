@@ -540,3 +540,144 @@ def test_no_clipping_threshold_without_a_gradient():
     assert flow.verdict == "exploding"
     assert np.isnan(flow.clip_threshold)
     assert not any("clip" in line for line in flow.advice())
+
+
+@pytest.mark.parametrize("name", ["rnn", "lstm"])
+def test_every_segment_is_as_alone_and_padding_changes_nothing(name, x64):
+    """Three episodes in one sequence, with padding between and after: gains, products, spectra of each alone."""
+    step, params, state0, xs, _ = cell_example(name, jnp.float64, 3, 30)
+    spoilt = jnp.full((6, xs.shape[1]), jnp.nan)
+    whole = jnp.concatenate([xs[:12], spoilt[:2], xs[12:], spoilt])
+    mask = np.r_[np.ones(12, bool), [False] * 2, np.ones(18, bool), [False] * 6]
+    resets = np.isin(np.arange(38), [5, 14])
+
+    def loss(states, weights):
+        return jnp.sum(weights @ jax.tree.leaves(states)[0])
+
+    @jax.jit
+    def measure(xs, weights):
+        return bptt.gradient_flow(step, params, state0, xs, loss, args=weights)
+
+    flow = measure(bptt.Sequence(whole, mask=mask, resets=resets), jnp.asarray(mask, float))
+    pieces = [(0, 5), (5, 12), (12, 30)]
+    real = np.flatnonzero(mask)
+    for a, b in (pieces[0], pieces[2]):  # each is compiled by itself
+        one = measure(xs[a:b], jnp.ones(b - a))
+        at = real[a:b]
+        for got, want in (
+            (flow.signal.lags[at], one.signal.lags),
+            (flow.products.log_norms[at], one.products.log_norms),
+            (flow.spectra.singular_values[a:b], one.spectra.singular_values),
+            (flow.contributions.log_norms[at], one.contributions.log_norms),
+        ):
+            np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(flow.signal.lags[real[:5]], [5, 4, 3, 2, 1])
+    assert np.isnan(flow.products.log_norms[~mask]).all()
+    assert (flow.reach, flow.cut_lag) == (18, -1)
+    np.testing.assert_array_equal(flow.spectra.steps[:30], real + 1)
+    assert np.all(flow.spectra.steps[30:] == -1)
+    # The slope that all three lines have in common.
+    parts = [np.r_[0.0, flow.signal.log_gains[real[a:b]][::-1]] for a, b in pieces]
+    centred = [(np.arange(len(g)) - (len(g) - 1) / 2, g) for g in parts]
+    rate = sum(lag @ g for lag, g in centred) / sum(lag @ lag for lag, _ in centred)
+    np.testing.assert_allclose(flow.growth_rate, rate, rtol=1e-9)
+
+
+def test_padding_at_the_end_changes_nothing():
+    step, params, state0, xs, _ = cell_example("gru", jnp.float32, 3, 40)
+    padded = bptt.Sequence(jnp.concatenate([xs, jnp.full((60, xs.shape[1]), jnp.nan)]), mask=np.arange(100) < 40)
+    measure = jax.jit(lambda xs: bptt.gradient_flow(step, params, state0, xs, lambda s: jnp.sum(s[-1]), stride=7))
+    alone, flow = measure(xs), measure(padded)
+    for name in ("growth_rate", "growth_rate_error", "horizon", "horizon_error", "end_gain", "peak_gain", "reach"):
+        np.testing.assert_allclose(getattr(flow, name), getattr(alone, name), rtol=1e-5, err_msg=name)
+    np.testing.assert_allclose(
+        flow.spectra.eigenvalues[: len(alone.spectra.steps)], alone.spectra.eigenvalues, rtol=1e-4
+    )
+    assert flow.verdict == alone.verdict
+
+
+def test_the_error_of_the_rate_is_the_spread_of_rates(x64):
+    """Of random walks whose steps resemble their neighbours."""
+
+    def step(w, h, x):
+        return h * jnp.exp(x)
+
+    rng = np.random.default_rng(0)
+    noise = rng.standard_normal((400, 300))
+    for k in range(1, 300):
+        noise[:, k] += 0.5 * noise[:, k - 1]
+    measure = jax.jit(
+        jax.vmap(lambda x: bptt.gradient_flow(step, None, jnp.ones(1), x, lambda s: jnp.sum(s[-1]), spectra=False))
+    )
+    flow = measure(jnp.asarray(0.1 * noise[:, 50:, None] - 0.02))
+    ratio = np.sqrt(np.mean(flow.growth_rate_error**2)) / np.std(flow.growth_rate)
+    assert 0.8 < ratio < 1.25
+    np.testing.assert_allclose(np.mean(flow.growth_rate), -0.02, atol=4 * np.std(flow.growth_rate) / 20)
+
+
+def test_a_small_penalty_on_later_states_is_no_reading():
+    flow = linear_flow(0.8 * EYE, weights=one_hot(20) + 1e-12 * np.ones(STEPS))
+    plain = linear_flow(0.8 * EYE, weights=one_hot(20))
+    assert int(flow.reach) == 21
+    np.testing.assert_allclose(flow.growth_rate, plain.growth_rate, rtol=1e-5)
+    np.testing.assert_allclose(flow.horizon, plain.horizon, rtol=1e-4)
+
+
+def test_the_dense_path_of_a_large_state_is_refused_with_its_cost():
+    with pytest.raises(ValueError, match=r"D = 16384 numbers.*1\.5e\+14 operations.*spectra=False"):
+        bptt.gradient_flow(lambda p, h, x: h, None, jnp.zeros(16384), None, lambda s: jnp.sum(s[-1]), length=2)
+    flow = bptt.gradient_flow(
+        lambda p, h, x: 0.5 * h, None, jnp.ones(16384), None, lambda s: jnp.sum(s[-1]), length=20, spectra=False
+    )
+    assert flow.verdict == "vanishing"
+    assert flow.products is None
+    assert flow.spectra is None
+
+
+def test_a_batch_of_two_axes_has_a_verdict_for_each_of_the_first():
+    gains = jnp.asarray([0.5, 1.0, 2.0])
+
+    def measure(w, h0):
+        return bptt.gradient_flow(
+            lambda w, h, x: w * h, w, h0, None, lambda s: jnp.sum(s[-1]), length=STEPS, spectra=False
+        )
+
+    flow = jax.jit(jax.vmap(jax.vmap(measure, (None, 0)), (0, None)))(gains, jnp.ones((4, 2)))
+    assert flow.verdict.tolist() == ["vanishing", "steady", "exploding"]
+    assert flow.verdicts.shape == (3, 4)
+    assert [line.startswith("4 sequences") for line in flow.statement.splitlines()] == [True] * 3
+    assert [s["verdict"] for s in flow.summary()] == flow.verdict.tolist()
+    assert len(flow.advice()) == 3
+    np.testing.assert_allclose(flow.pooled().growth_rate, np.log(gains), atol=1e-6)
+
+
+def test_what_reads_like_a_sentence_is_short():
+    flow = linear_flow(0.9 * EYE)
+    lines = repr(flow).splitlines()
+    assert len(lines) <= 10
+    assert "horizon 65.6" in lines[0]
+    assert "extrapolated" in lines[0]
+
+
+def test_args_and_aux_and_a_step_without_forward_mode():
+    @jax.custom_vjp
+    def spike(v):
+        return jnp.where(v > 0, 1.0, 0.0)
+
+    spike.defvjp(lambda v: (spike(v), v), lambda v, g: (g / (1 + 10 * jnp.abs(v)) ** 2,))
+
+    def step(w, h, x):
+        return 0.9 * h + w * spike(h - 0.5) + x
+
+    def loss(states, args):
+        return args @ states[-1], jnp.sum(states)
+
+    flow = bptt.gradient_flow(step, 0.1, jnp.zeros(2), jnp.ones((12, 1)), loss, args=jnp.ones(2), has_aux=True)
+    assert flow.mode == "reverse"
+    assert np.isfinite(flow.aux)
+    assert np.isfinite(flow.growth_rate)
+    with pytest.raises(TypeError, match="while_loop"):
+        bptt.gradient_flow(
+            lambda w, h, x: jax.lax.while_loop(lambda h: jnp.sum(h) > 1, lambda h: w * h, h),
+            0.5, jnp.ones(2), None, lambda s: jnp.sum(s[-1]), length=3,
+        )  # fmt: skip
