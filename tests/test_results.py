@@ -500,7 +500,7 @@ HEADLINES = {
         "log ||dL/dh_t|| is -9 at the first step, 1 at the last of 3",
     ),
     "prediction": (
-        bptt.ParallelPrediction(*(np.asarray(v) for v in (-0.5, 0.01, 100, 4))),
+        bptt.ParallelPrediction(*(np.asarray(v) for v in (-0.5, 0.01, 100, 100, 4))),
         "parallel: exponent -0.5 +- 0.01 nats per step over 100 steps",
     ),
     "influence": (

@@ -76,8 +76,10 @@ class LeafFlow(Result):
     Attributes:
       log_norms: ``[T, L]``, as `SignalFlow.log_gains` of this leaf alone, relative to the norm of the whole signal at
         its start: -inf where nothing arrives in it. `GradientFlow.leaf_log_norms` has them like the state.
-      growth_rate, growth_rate_error, horizon, horizon_extrapolated: ``[L]``, as in `GradientFlow`, from the first lag
-        at which anything arrives in the leaf.
+      growth_rate: ``[L]``, as in `GradientFlow`, from the first lag at which anything arrives in the leaf.
+      growth_rate_error: ``[L]``, its standard error.
+      horizon: ``[L]``, as in `GradientFlow`.
+      horizon_extrapolated: ``[L]``, likewise.
       names: paths of the leaves.
       structure: of the state.
     """
@@ -160,7 +162,6 @@ class GradientFlow(Result):
 
     Attributes:
       loss: L, a scalar.
-      aux: what the loss returned beside it; None without ``has_aux=True``.
       growth_rate: nats per step backwards: the slope of ``signal.log_gains`` against the lag, by least squares,
         common to all segments; where the signal becomes exactly zero the line ends. NaN if there are fewer than two
         steps to measure.
@@ -177,8 +178,13 @@ class GradientFlow(Result):
         0 only if the recurrence has amplified something.
       reach: lags of the longest segment.
       threshold: that was given.
-      signal, leaves, contributions, numerics: groups.
-      products, spectra: groups; None with ``spectra=False``.
+      signal: the error signal, state by state.
+      leaves: likewise leaf by leaf.
+      contributions: what each step adds to the parameters' gradient.
+      products: norms of products of Jacobians; None with ``spectra=False``.
+      spectra: of single Jacobians; None with ``spectra=False``.
+      numerics: what is finite.
+      aux: what the loss returned beside it; None without ``has_aux=True``.
       mode: how the step was differentiated: "reverse" if it has no forward mode; see `bptt_jax.jacobians`.
     """
 
