@@ -71,26 +71,27 @@ def judge_all(contract: Any, path: Path) -> None:
     warnings.simplefilter("error")
     warnings.simplefilter("ignore", bptt.RecompilationWarning)
     cells = json.loads(path.read_text())
-    for cell in cells:
+    for cell in (c for c in cells if "outcome" not in c):
         case = contract.Case(cell["entry"], cell["dtype"], cell["kind"])
         cell["outcome"], cell["why"] = contract.judge(cell["check"], case)
         path.write_text(json.dumps(cells))
 
 
 def in_process(cells: list[Cell]) -> list[Cell]:
-    """The cells with their outcomes; of a process that died or hung, those that it still owed have raised."""
+    """The cells with their outcomes; one in which the process dies or hangs has raised, and the next goes on."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "cells.json"
-        path.write_text(json.dumps(cells))
-        try:
-            done = subprocess.run([sys.executable, __file__, "--cells", str(path)], timeout=PATIENCE)
-            fate = f"its process ended with status {done.returncode}"
-        except subprocess.TimeoutExpired:
-            fate = f"its process was ended after {PATIENCE} s"
-        cells = json.loads(path.read_text())
-    counts = Counter(cell.setdefault("outcome", "raised") for cell in cells)
-    for cell in cells:
-        cell.setdefault("why", fate)
+        while any("outcome" not in cell for cell in cells):
+            path.write_text(json.dumps(cells))
+            try:
+                done = subprocess.run([sys.executable, __file__, "--cells", str(path)], timeout=PATIENCE)
+                fate = f"the process ended with status {done.returncode}"
+            except subprocess.TimeoutExpired:
+                fate = f"the process was ended after {PATIENCE} s"
+            cells = json.loads(path.read_text())
+            for cell in [c for c in cells if "outcome" not in c][:1]:
+                cell.update(outcome="raised", why=fate)
+    counts = Counter(cell["outcome"] for cell in cells)
     lines = [f"{cells[0]['entry']}: {dict(counts)}", *map(line_of, filter(failed, cells))]
     print("\n".join(lines), flush=True)
     return cells
