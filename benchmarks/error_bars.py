@@ -34,7 +34,7 @@ def correlated(key: Any, steps: int, memory: float) -> Any:
 def autoregressive_run(key: Any, steps: int) -> bptt.LyapunovSpectrum:
     """``h <- exp(x_t - 0.1) h``: the exponent is exactly -0.1, and x remembers some 20 steps."""
     xs = correlated(key, steps + WARMUP, 0.95)
-    return bptt.lyapunov_exponents(lambda p, h, x: jnp.exp(x - 0.1) * h, None, jnp.ones(1), xs, warmup=WARMUP)
+    return bptt.lyapunov_exponents(lambda p, h, x: jnp.exp(x - 0.1) * h, None, jnp.zeros(1), xs, warmup=WARMUP)
 
 
 def driven_run(key: Any, steps: int) -> bptt.LyapunovSpectrum:

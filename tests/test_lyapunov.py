@@ -356,8 +356,8 @@ def test_dimension_and_entropy_have_errors(x64) -> None:
         ("kaplan_yorke_dimension", batch.kaplan_yorke_error),
         ("entropy_rate", batch.entropy_rate_error),
     ):
-        scatter = np.std(getattr(batch, name), ddof=1)
-        assert np.mean(error) == pytest.approx(scatter, rel=0.2)
+        scatter = np.std(np.asarray(getattr(batch, name)), ddof=1)
+        assert np.mean(np.asarray(error)) == pytest.approx(scatter, rel=0.2)
         pooled = batch.pooled()
         errors = {"kaplan_yorke_dimension": pooled.kaplan_yorke_error, "entropy_rate": pooled.entropy_rate_error}
         assert float(errors[name]) == pytest.approx(scatter / math.sqrt(200), rel=0.1)
