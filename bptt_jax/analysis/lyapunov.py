@@ -384,7 +384,7 @@ def _with_errors(
     following = jnp.sum(jnp.where(index == j, exponents, 0))
     between = (j > 0) & (j < len(exponents))
     shrinks = jnp.where(between, -following, 1)
-    whole = jnp.where(j == size, j.astype(total.dtype), jnp.nan)
+    whole = jnp.where(j == jnp.asarray(size, j.dtype), j.astype(total.dtype), jnp.nan)
     dimension = jnp.where(between, j.astype(total.dtype) + total / shrinks, jnp.where(j == 0, 0, whole))
     slopes = jnp.where(index < j, 1 / shrinks, jnp.where(index == j, total / jnp.square(shrinks), 0))
     entropy = jnp.sum(jnp.maximum(exponents, 0))
