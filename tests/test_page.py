@@ -187,8 +187,10 @@ def test_a_long_sequence_and_many_eigenvalues_stay_small(flows) -> None:
     norms = rng.standard_normal((3, 20_000)).cumsum(axis=1)
     cloud = rng.standard_normal((3, 20, 128)) + 1j * rng.standard_normal((3, 20, 128))
     flow = flows["{nan}"]
-    signal, spectra = replace(flow.signal, adjoint_log_norms=norms), replace(flow.spectra, eigenvalues=cloud)
-    flow = replace(flow, signal=signal, spectra=spectra)
+    steps = np.tile(np.arange(1, 21), (3, 1))
+    spectra = replace(flow.spectra, eigenvalues=cloud, singular_values=np.abs(cloud), steps=steps)
+    signal = replace(flow.signal, adjoint_log_norms=norms)
+    flow = replace(flow, signal=signal, spectra=spectra, products=replace(flow.products, log_norms=norms))
     text = _page({"long": flow})
     assert text.count("<image") == 1
     assert len(text) < 500_000
