@@ -401,6 +401,12 @@ TARGETS: list[Target] = [
         {"make": "anything", "params": "variables"},
     ),
     Target("bptt.plot_gradient_flow", bptt.plot_gradient_flow, {"flows": None}, {"flows": "anything"}),
+    Target("bptt.plot_norms", bptt.plot_norms, {"flows": None}, {"flows": "anything"}),
+    Target("bptt.plot_singular_values", bptt.plot_singular_values, {"flow": None}, {"flow": "anything"}),
+    Target("bptt.plot_eigenvalues", bptt.plot_eigenvalues, {"flow": None}, {"flow": "anything"}),
+    Target("bptt.plot_leaves", bptt.plot_leaves, {"found": None}, {"found": "anything"}),
+    Target("bptt.plot_adjoints", bptt.plot_adjoints, {"adjoints": None}, {"adjoints": "anything"}),
+    Target("bptt.plot_exponents", bptt.plot_exponents, {"spectrum": None}, {"spectrum": "anything"}),
     Target("bptt.plot_influence_map", bptt.plot_influence_map, {"influence": None}, {"influence": "anything"}),
     Target(
         "bptt.plot_training",

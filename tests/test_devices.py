@@ -52,7 +52,7 @@ def trained(mesh, updates=20, **more):
 def compare(got, expected, name):
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         b = np.asarray(b)
-        largest = np.max(np.abs(b), where=np.isfinite(b), initial=0)
+        largest = np.max(np.abs(b), where=np.isfinite(b), initial=0.1)  # less is what is left of logarithms near zero
         for shard in a.addressable_shards:
             want = b[shard.index]
             divided = len(want) == len(b) // mesh.size

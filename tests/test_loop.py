@@ -535,7 +535,7 @@ def test_an_update_is_that_of_the_sequences_alone(form) -> None:
     single = network(bptt.rnn(3), SUMS)
     of_each = [single.omega_terms(state.params, Batch(x[None], t[None])) for x, t in zip(*alone, strict=True)]
     # The stream's loss is a third of the sum of the pieces', which does not show in a ratio.
-    summed, count = (sum(float(jnp.sum(found[i])) for found in of_each) for i in (0, 1))
+    summed, count = (sum(float(jnp.sum(getattr(found, name))) for found in of_each) for name in ("terms", "valid"))
     assert count == 10
     found = net.omega_terms(state.params, data)
     rows = len(data.inputs.mask)

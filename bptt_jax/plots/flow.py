@@ -129,7 +129,7 @@ def plot_norms(
         horizon, extrapolated = _typical_horizon(flow)
         label = f"{name}: {_verdict(flow)}"
         if math.isfinite(horizon):
-            label += f", horizon {horizon_words(horizon, math.nan, extrapolated)}"
+            label += f", {horizon_words(horizon, math.nan, extrapolated)}"
         wrapped = textwrap.fill(label, 42 if text_size(ax) > 8 else 48)
         ax.plot(t, middle, color=color, linestyle=dash, linewidth=1.8, label=wrapped)
         # The outline of a filled area keeps every vertex, so a long one is that of blocks, each as wide as it gets.
