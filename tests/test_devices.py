@@ -71,7 +71,8 @@ def spread(mesh):
 
 ONE_PROCESS = """
 alone = {name: jax.jit(jax.vmap(f))(given) for name, f in ANALYSIS.items()}
-states, records = trained(None)
+alone = trained(None)
+states, records = alone.states, alone.records
 for n, names in (2, ("flow", "exponents")), (4, ANALYSIS):
     mesh = Mesh(jax.devices()[:n], "batch")
     for name in names:
