@@ -71,8 +71,8 @@ def spread(mesh):
 
 ONE_PROCESS = """
 alone = {name: jax.jit(jax.vmap(f))(given) for name, f in ANALYSIS.items()}
-alone = trained(None)
-states, records = alone.states, alone.records
+plain = trained(None)
+states, records = plain.states, plain.records
 for n, names in (2, ("flow", "exponents")), (4, ANALYSIS):
     mesh = Mesh(jax.devices()[:n], "batch")
     for name in names:
