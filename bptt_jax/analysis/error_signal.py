@@ -19,6 +19,7 @@ from bptt_jax.linalg import logscale
 from bptt_jax.linalg.logscale import LogScaled
 from bptt_jax.recurrence.linearization import Linearization, cut
 from bptt_jax.step import PyTree, Recurrence, State, choose
+from bptt_jax.timeline import moved_to_real_steps
 
 
 class ErrorSignal(NamedTuple):
@@ -73,7 +74,7 @@ def propagate_error_signal(
     done = backward(recurrence, loss)
     along = done.along
     real = along.recurrence.instants.real
-    immediate = done.loss.states if real is None else _at_held_states(done.loss.states, real)
+    immediate = done.loss.states if real is None else moved_to_real_steps(done.loss.states, real)
     adjoints = done.signal.log_norm
     level = jnp.log(threshold).astype(adjoints.dtype)
     least = _least_that_reads(immediate, along.recurrence, share.astype(adjoints.dtype))
@@ -97,14 +98,6 @@ def propagate_error_signal(
         found.bad_adjoint.astype(jnp.int32),
         jnp.isfinite(done.loss.value) & (found.spoilt == 0) & (found.bad_adjoint < 0),
     )
-
-
-def _at_held_states(immediate: State, real: Bool[Array, " T"]) -> State:
-    """The immediate derivatives, those at padded steps moved to the last real step, whose state is held there."""
-    index = jnp.arange(len(real))
-    owner = jax.lax.cummax(jnp.where(real, index, -1))
-    owner = jnp.where(owner < 0, len(real), owner)  # before the first one that of h_0, which no step leads to
-    return jax.tree.map(lambda a: jnp.zeros_like(a).at[owner].add(a, mode="drop"), immediate)
 
 
 def _least_that_reads(immediate: State, recurrence: Recurrence, share: Float[Array, ""]) -> Float[Array, "#T"]:
