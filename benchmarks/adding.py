@@ -45,7 +45,7 @@ QUICK = FULL | {"hidden": 16, "lengths": [20], "updates": 200, "cells": ["rnn", 
 
 
 def recurrence(name: str, hidden: int, length: int) -> bptt.Cell:
-    init = bptt.initializers
+    init = bptt.cells.initializers
     match name:
         case "rnn":
             return bptt.rnn(hidden)

@@ -75,7 +75,7 @@ def candidates(step: bptt.Step) -> dict[str, Callable[..., Any]]:
 
 
 def measure(cell_name: str, hidden: int, batching: str, s: dict[str, Any]) -> dict[str, Any]:
-    cell = getattr(bptt, cell_name)(hidden)
+    cell = getattr(bptt.cells, cell_name)(hidden)
     k_params, k_xs = jax.random.split(jax.random.key(0))
     params, h0 = cell.init(k_params, INPUT_SIZE), cell.initial_state()
     xs = jax.random.normal(k_xs, (s["length"], s["batch"], INPUT_SIZE))
@@ -104,7 +104,7 @@ def measure(cell_name: str, hidden: int, batching: str, s: dict[str, Any]) -> di
 
 
 def planned(cell_name: str, length: int, hidden: int) -> dict[str, Any]:
-    cell = getattr(bptt, cell_name)(hidden)
+    cell = getattr(bptt.cells, cell_name)(hidden)
     shapes = jax.eval_shape(lambda: cell.init(jax.random.key(0), INPUT_SIZE))
     xs = jax.ShapeDtypeStruct((length, INPUT_SIZE), jnp.float32)
 

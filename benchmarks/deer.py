@@ -133,8 +133,8 @@ def recurrence(kind: str, size: int, length: int) -> tuple[Any, ...]:
     cell = {
         "rnn": lambda: bptt.rnn(size, gain=0.8),
         "gru": lambda: bptt.gru(size),
-        "lru": lambda: bptt.lru(size, r_min=0.9, r_max=0.999),
-        "min_gru": lambda: bptt.min_gru(size),
+        "lru": lambda: bptt.cells.lru(size, r_min=0.9, r_max=0.999),
+        "min_gru": lambda: bptt.cells.min_gru(size),
     }[kind]()
     params = cell.init(jax.random.key(0), 2)
     return cell.step, params, cell.initial_state(), jax.random.normal(jax.random.key(1), (length, 2))
@@ -143,7 +143,7 @@ def recurrence(kind: str, size: int, length: int) -> tuple[Any, ...]:
 def times(kind: str, size: int, length: int, batch: int, s: dict[str, Any]) -> dict[str, Any]:
     """Time of the sequential evaluation over that of the parallel one: above 1 the parallel one is faster."""
     step, params, h0, xs = recurrence(kind, size, length)
-    linear = isinstance(step, bptt.DiagonalStep)
+    linear = isinstance(step, bptt.parallel.DiagonalStep)
     inputs = jax.random.normal(jax.random.key(2), (batch, length, 2)) if batch > 1 else xs
 
     def parallel(params: Any, xs: Any) -> Any:

@@ -121,7 +121,7 @@ def main() -> None:
     jax.config.update("jax_enable_x64", a.float64)
 
     options = {"gain": 1.0 if a.gain is None else a.gain} if a.cell == "rnn" else {}
-    cell = getattr(bptt, a.cell)(a.hidden, **options)
+    cell = getattr(bptt.cells, a.cell)(a.hidden, **options)
     k_params, k_xs = jax.random.split(jax.random.key(a.seed))
     params, h0 = cell.init(k_params, INPUT_SIZE), cell.initial_state()
     xs = jax.random.normal(k_xs, (a.batch, a.length, INPUT_SIZE))

@@ -31,13 +31,13 @@ def correlated(key: Any, steps: int, memory: float) -> Any:
     return jax.lax.scan(lambda x, n: (memory * x + n, memory * x + n), first, noise)[1]
 
 
-def autoregressive_run(key: Any, steps: int) -> bptt.LyapunovSpectrum:
+def autoregressive_run(key: Any, steps: int) -> bptt.analysis.LyapunovSpectrum:
     """``h <- exp(x_t - 0.1) h``: the exponent is exactly -0.1, and x remembers some 20 steps."""
     xs = correlated(key, steps + WARMUP, 0.95)
     return bptt.lyapunov_exponents(lambda p, h, x: jnp.exp(x - 0.1) * h, None, jnp.zeros(1), xs, warmup=WARMUP)
 
 
-def driven_run(key: Any, steps: int) -> bptt.LyapunovSpectrum:
+def driven_run(key: Any, steps: int) -> bptt.analysis.LyapunovSpectrum:
     """An rnn of four units on slow inputs, of which two exponents."""
     cell = bptt.rnn(4, gain=1.5)
     xs = jax.vmap(lambda k: correlated(k, steps + WARMUP, 0.9), out_axes=1)(jax.random.split(key, 2))
@@ -48,7 +48,7 @@ def driven_run(key: Any, steps: int) -> bptt.LyapunovSpectrum:
 def honesty(s: dict[str, Any]) -> list[dict[str, Any]]:
     count, steps = s["runs"] * s["repeats"], s["steps"]
 
-    def runs(one: Callable[[Any, int], bptt.LyapunovSpectrum], starts: Any, steps: int) -> Any:
+    def runs(one: Callable[[Any, int], bptt.analysis.LyapunovSpectrum], starts: Any, steps: int) -> Any:
         def brief(start: Any) -> Any:
             spectrum = one(start, steps)
             return spectrum.exponents, spectrum.standard_errors

@@ -42,7 +42,10 @@ class Scene(NamedTuple):
 def scenes(hidden: int) -> list[Scene]:
     normal, orthogonal = jax.nn.initializers.normal, jax.nn.initializers.orthogonal()
     growing = bptt.rnn(
-        hidden, activation=jax.nn.relu, recurrent_init=bptt.initializers.identity(1.1), input_init=normal(0.01)
+        hidden,
+        activation=jax.nn.relu,
+        recurrent_init=bptt.cells.initializers.identity(1.1),
+        input_init=normal(0.01),
     )
     learning = bptt.rnn(hidden, recurrent_init=orthogonal, input_init=normal(0.1))
     return [
@@ -56,11 +59,11 @@ def verdict(net: Network, s: dict[str, Any]) -> dict[str, Any]:
     """The gradient flow of one batch before training."""
 
     @jax.jit
-    def flows() -> bptt.GradientFlow:
+    def flows() -> bptt.analysis.GradientFlow:
         params = init_state(net, optax.identity(), s["seed"]).params  # the very weights that are trained
         data = net.task.sample(jax.random.key(s["seed"] + 1), s["batch"])
 
-        def one(xs: jax.Array, target: jax.Array) -> bptt.GradientFlow:
+        def one(xs: jax.Array, target: jax.Array) -> bptt.analysis.GradientFlow:
             loss = lambda states: net.loss_of_states(states, net.loss_args(params, xs, target))  # noqa: E731
             h0 = net.cell.initial_state()
             return bptt.gradient_flow(net.cell.step, params.cell, h0, xs, loss, stride=net.task.length)

@@ -73,7 +73,9 @@ def floss(cell: bptt.Cell, starts: list[Any], num: int, f: dict[str, Any]) -> tu
 
         def penalty(params: Any) -> Any:
             xs = signs(key, f["steps"] + f["warmup"], 1)
-            return bptt.flossing_penalty(cell.step, params, cell.initial_state(), xs, num=num, warmup=f["warmup"])
+            return bptt.remedies.flossing_penalty(
+                cell.step, params, cell.initial_state(), xs, num=num, warmup=f["warmup"]
+            )
 
         value, gradient = jax.value_and_grad(penalty)(params)
         updates, state = optimizer.update(gradient, state)

@@ -55,7 +55,7 @@ FUNCTIONS: dict[str, Run] = {
     "jacobians": bptt.jacobians,
     "gradient_flow": lambda step, p, h0, xs: bptt.gradient_flow(step, p, h0, xs, last),
     "lyapunov_exponents": bptt.lyapunov_exponents,
-    "leading_singular_values": partial(bptt.leading_singular_values, num=1),
+    "leading_singular_values": partial(bptt.analysis.leading_singular_values, num=1),
     "deer": bptt.deer,
 }
 # Of the leading terms; time, memory. A batch multiplies both by B, what is shared aside.

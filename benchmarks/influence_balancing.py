@@ -54,7 +54,7 @@ def gradients(s: dict[str, Any]) -> dict[str, Callable[[Array, Array], Array]]:
     return {
         **{f"truncated, K = {k}": truncated(k) for k in s["windows"]},
         "full": lambda theta, h: bptt.adjoints(SYSTEM.step, theta, h, None, **given).params_grad,
-        "rtrl": lambda theta, h: bptt.rtrl_gradient(SYSTEM.step, theta, h, None, **given),
+        "rtrl": lambda theta, h: bptt.analysis.rtrl_gradient(SYSTEM.step, theta, h, None, **given),
     }
 
 

@@ -44,7 +44,7 @@ DEVIATION = 1e-4
 
 
 def measure(name: str, hidden: int, torch_peer: Any, s: dict[str, Any]) -> dict[str, Any]:
-    cell = getattr(bptt, name)(hidden)
+    cell = getattr(bptt.cells, name)(hidden)
     k_params, k_xs = jax.random.split(jax.random.key(0))
     params, state0 = cell.init(k_params, INPUT_SIZE), cell.initial_state()
     size = bptt.ravel_state(state0)[0].size
@@ -53,7 +53,7 @@ def measure(name: str, hidden: int, torch_peer: Any, s: dict[str, Any]) -> dict[
     jobs = {
         "ours": partial(bptt.jacobians, cell.step),
         "by hand": partial(closed_jacobians.JACOBIANS[name], cell.step),
-        AT_STATES: partial(jacobians_at, cell.step),
+        AT_STATES: partial(jacobians_at, cell.step, mode="forward"),
     }
     before = prepend(state0, bptt.unroll(cell.step, params, state0, xs))
     runs: dict[str, Callable[[], Any]] = {}

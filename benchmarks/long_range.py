@@ -45,7 +45,7 @@ QUICK = FULL | {"hidden": 16, "lengths": [5], "updates": 250, "seeds": 1, "cells
 
 def recurrences(hidden: int, longest: int) -> dict[str, bptt.Cell]:
     """From gradients that die at once to gradients that last."""
-    orthogonal, init = jax.nn.initializers.orthogonal(), bptt.initializers
+    orthogonal, init = jax.nn.initializers.orthogonal(), bptt.cells.initializers
     return {
         "rnn, gain 0.5": bptt.rnn(hidden, gain=0.5),
         "rnn, gain 0.8": bptt.rnn(hidden, gain=0.8),
@@ -67,10 +67,10 @@ def horizons(net: Network, params: NetworkParams, s: dict[str, Any]) -> tuple[np
     cell = net.cell
 
     @jax.jit
-    def flows(params: NetworkParams) -> bptt.GradientFlow:
+    def flows(params: NetworkParams) -> bptt.analysis.GradientFlow:
         data = net.task.sample(jax.random.key(1000), s["horizon_sequences"])
 
-        def one(xs: jax.Array, target: jax.Array) -> bptt.GradientFlow:
+        def one(xs: jax.Array, target: jax.Array) -> bptt.analysis.GradientFlow:
             loss = lambda states: net.loss_of_states(states, net.loss_args(params, xs, target))  # noqa: E731
             return bptt.gradient_flow(cell.step, params.cell, cell.initial_state(), xs, loss, stride=xs.shape[0])
 

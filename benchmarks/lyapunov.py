@@ -60,12 +60,12 @@ def logistic(_: None, h: Any, x: Any) -> Any:
     return 4 * h * (1 - h)
 
 
-def gaussian_run(key: Any, steps: int) -> bptt.LyapunovSpectrum:
+def gaussian_run(key: Any, steps: int) -> bptt.analysis.LyapunovSpectrum:
     matrices = jax.random.normal(key, (steps + WARMUP, GAUSSIAN, GAUSSIAN)) / math.sqrt(GAUSSIAN)
     return bptt.lyapunov_exponents(multiply, None, jnp.zeros(GAUSSIAN), matrices, warmup=WARMUP)
 
 
-def logistic_run(start: Any, steps: int) -> bptt.LyapunovSpectrum:
+def logistic_run(start: Any, steps: int) -> bptt.analysis.LyapunovSpectrum:
     return bptt.lyapunov_exponents(logistic, None, start[None], length=steps + WARMUP, warmup=WARMUP)
 
 
@@ -86,7 +86,7 @@ def network(weights: Any, h: Any, x: Any) -> Any:
     return weights @ jnp.tanh(h)
 
 
-def random_network(gain: float, size: int, n: dict[str, Any]) -> tuple[bptt.LyapunovSpectrum, list[float]]:
+def random_network(gain: float, size: int, n: dict[str, Any]) -> tuple[bptt.analysis.LyapunovSpectrum, list[float]]:
     """The largest exponent of several networks, leaves with an axis of seeds; for g < 1 the spectral radii."""
     found, radii = [], []
     for key in jax.random.split(jax.random.key(0), n["seeds"]):
@@ -130,7 +130,7 @@ def exact(s: dict[str, Any]) -> dict[str, Any]:
     """Rows for every exponent with a known value."""
     rows = []
 
-    def add(name: str, spectrum: bptt.LyapunovSpectrum, theory: Any, *, unit: float = 1) -> None:
+    def add(name: str, spectrum: bptt.analysis.LyapunovSpectrum, theory: Any, *, unit: float = 1) -> None:
         found = np.asarray(spectrum.exponents, np.float64) / unit
         errors = np.asarray(spectrum.standard_errors, np.float64) / unit
         for i, values in enumerate(zip(found, errors, theory, strict=True)):
@@ -215,7 +215,7 @@ def long_products(steps: int, size: int) -> list[dict[str, Any]]:
 
     for name, factors in long_factors(steps, size).items():
         expected = by_hand_log_norms(np.asarray(factors, np.float64), marks)
-        suffix, prefix = bptt.suffix_products(factors), bptt.prefix_products(factors)
+        suffix, prefix = bptt.linalg.suffix_products(factors), bptt.linalg.prefix_products(factors)
         rows.append(
             {
                 "factors": name,

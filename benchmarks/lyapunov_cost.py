@@ -61,7 +61,7 @@ def cost(modules: dict[str, Any], name: str, size: int, num: int | None, c: dict
     cell = bptt.rnn(size, gain=0.9) if name == "rnn" else bptt.gru(size)
     params, xs = cell.init(jax.random.key(0), 8), 0.3 * jax.random.normal(jax.random.key(1), (c["steps"], 8))
 
-    def exponents(params: Any, xs: Any) -> bptt.LyapunovSpectrum:
+    def exponents(params: Any, xs: Any) -> bptt.analysis.LyapunovSpectrum:
         return bptt.lyapunov_exponents(cell.step, params, cell.initial_state(), xs, num=num)
 
     ours, compiling = compiled(exponents, params, xs)
@@ -97,7 +97,7 @@ def side_by_side(size: int, s: dict[str, Any]) -> list[dict[str, Any]]:
     cell = bptt.rnn(size, gain=0.9)
     params, xs = cell.init(jax.random.key(0), 8), 0.3 * jax.random.normal(jax.random.key(1), (steps, 8))
 
-    def exponents(segments: int, params: Any, xs: Any) -> bptt.LyapunovSpectrum:
+    def exponents(segments: int, params: Any, xs: Any) -> bptt.analysis.LyapunovSpectrum:
         return bptt.lyapunov_exponents(
             cell.step, params, cell.initial_state(), xs, warmup=steps // 100, segments=segments
         )

@@ -68,7 +68,7 @@ def work(s: dict[str, Any]) -> tuple[Results, Times]:
     along = NamedSharding(mesh, PartitionSpec("batch"))
     spread = jax.make_array_from_callback(xs.shape, along, lambda index: xs[index])
 
-    def flow(x: jax.Array) -> bptt.GradientFlow:
+    def flow(x: jax.Array) -> bptt.analysis.GradientFlow:
         return bptt.gradient_flow(cell.step, params, h0, x, lambda states: jnp.mean(jnp.square(states[-1])))
 
     flows = jax.jit(jax.vmap(flow))

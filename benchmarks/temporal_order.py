@@ -51,7 +51,7 @@ def recurrence(init: str, hidden: int) -> tuple[bptt.Cell, Any]:
             wide = normal(0.1)
             return bptt.rnn(hidden, recurrent_init=wide, input_init=wide), wide
         case "smart tanh":
-            sparse = bptt.initializers.sparse(15, spectral_radius=0.95)
+            sparse = bptt.cells.initializers.sparse(15, spectral_radius=0.95)
             return bptt.rnn(hidden, recurrent_init=sparse, input_init=normal(0.01)), normal(0.01)
     raise ValueError(f"init: {init!r}")
 
@@ -62,7 +62,7 @@ def run(method: str, init: str, length: int, s: dict[str, Any]) -> dict[str, Any
     sgd = optax.sgd(s["rate"])
 
     def omega(params: NetworkParams, data: Batch) -> jax.Array:
-        return s["omega"] * bptt.omega_penalty(net.omega_terms(params, data), version="code")
+        return s["omega"] * bptt.remedies.omega_penalty(net.omega_terms(params, data), version="code")
 
     start = time.perf_counter()
     done = train(

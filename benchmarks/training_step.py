@@ -70,7 +70,7 @@ DEVIATION = 1e-4
 
 
 def hidden(states: Any) -> jax.Array:
-    return states.h if isinstance(states, bptt.LSTMState) else states
+    return states.h if isinstance(states, bptt.cells.LSTMState) else states
 
 
 def loss(states: Any) -> jax.Array:
@@ -101,7 +101,7 @@ def ours_outside(step: bptt.Step, state0: Any, params: Any, xs: jax.Array) -> An
 
 
 def measure(size: Size, modules: dict[str, Any], repeats: int) -> dict[str, Any]:
-    cell = getattr(bptt, size.cell)(size.hidden)
+    cell = getattr(bptt.cells, size.cell)(size.hidden)
     k_params, k_bias, k_xs = jax.random.split(jax.random.key(0), 3)
     params = cell.init(k_params, size.inputs)
     params = params._replace(bias=params.bias + 0.1 * jax.random.normal(k_bias, params.bias.shape))

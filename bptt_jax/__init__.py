@@ -1,146 +1,57 @@
-"""bptt_jax: see exactly what backpropagation through time does to a gradient, for any recurrent step."""
+"""bptt_jax: see exactly what backpropagation through time does to a gradient, for any recurrent step.
+
+What is used most is here; all the rest, and these too, in the namespaces: `linalg` (spectra and products of arrays),
+`cells`, `analysis` (what is measured, and the classes of results), `parallel`, `remedies` and `plots`.
+"""
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from bptt_jax.analysis.adjoints import (
-    Adjoints,
-    TemporalContributions,
+from bptt_jax import analysis, cells, linalg, parallel
+from bptt_jax.analysis import (
+    Monitor,
     adjoints,
+    gradient_flow,
+    influence_map,
+    lyapunov_exponents,
+    tbptt_gradient,
     temporal_contributions,
+    truncation_bias,
 )
-from bptt_jax.analysis.estimators import TruncationBias, rtrl_gradient, tbptt_gradient, truncation_bias
-from bptt_jax.analysis.flow import GradientFlow, gradient_flow
-from bptt_jax.analysis.influence import InfluenceMap, influence_map
-from bptt_jax.analysis.lyapunov import LyapunovSpectrum, lyapunov_exponents
-from bptt_jax.analysis.matrix_free import (
-    LeadingLogValues,
-    LeadingValues,
-    leading_eigenvalues,
-    leading_singular_values,
-    product_singular_values,
-)
-from bptt_jax.analysis.monitor import Monitor, MonitorRecord, MonitorWarning
-from bptt_jax.analysis.nonfinite import NonFinite
-from bptt_jax.cells import initializers
-from bptt_jax.cells.adapters import from_equinox, from_haiku, from_linen, from_nnx
-from bptt_jax.cells.gated import GRUParams, LSTMParams, LSTMState, gru, lstm
-from bptt_jax.cells.linear import LRUParams, MinGRUParams, lru, min_gru
-from bptt_jax.cells.simple import RNNParams, rnn
-from bptt_jax.cells.stack import stack
+from bptt_jax.cells import from_equinox, from_haiku, from_linen, from_nnx, gru, lstm, rnn, stack
 from bptt_jax.checks import RecompilationWarning
-from bptt_jax.linalg.logscale import LogScaled
-from bptt_jax.linalg.products import (
-    jacobian_product,
-    prefix_products,
-    product_log_norms,
-    suffix_products,
-)
-from bptt_jax.linalg.spectra import (
-    condition_number,
-    eigenvalues,
-    singular_values,
-    spectral_norm,
-    spectral_radius,
-)
-from bptt_jax.parallel.adjoints import ParallelAdjoints, parallel_adjoints
-from bptt_jax.parallel.deer import DeerSolution, deer
-from bptt_jax.parallel.diagonal import unroll_linear
-from bptt_jax.parallel.prediction import ParallelPrediction, predict_parallel
-from bptt_jax.recurrence.diagonal import DiagonalStep
+from bptt_jax.linalg import eigenvalues, jacobian_product, product_log_norms, singular_values
+from bptt_jax.parallel import deer, predict_parallel, unroll_linear
 from bptt_jax.recurrence.jacobians import jacobians
 from bptt_jax.recurrence.unroll import final_state, unroll
-from bptt_jax.remedies.regularizers import flossing_penalty, omega_penalty, omega_terms
 from bptt_jax.results import Result
 from bptt_jax.step import Cell, Sequence, Step, ravel_state
 
 if TYPE_CHECKING:
-    from bptt_jax.plots.adjoints import plot_adjoints
-    from bptt_jax.plots.exponents import plot_exponents
-    from bptt_jax.plots.flow import (
-        plot_eigenvalues,
-        plot_gradient_flow,
-        plot_leaves,
-        plot_norms,
-        plot_singular_values,
-    )
-    from bptt_jax.plots.influence import plot_influence_map
-    from bptt_jax.plots.training import plot_training
-    from bptt_jax.remedies.clipping import (
-        autoclip,
-        clip_adjoints,
-        clip_by_global_norm,
-        clip_records,
-        skip_records,
-        skip_updates,
-        with_clipping,
-        zclip,
-    )
+    from bptt_jax import plots, remedies
+    from bptt_jax.plots import plot_gradient_flow
+    from bptt_jax.remedies import clip_by_global_norm, with_clipping
 
-# These bring matplotlib or optax along, each dearer to import than all of this package: on first use.
-_ON_FIRST_USE = {
-    **dict.fromkeys(
-        (
-            "autoclip",
-            "clip_adjoints",
-            "clip_by_global_norm",
-            "clip_records",
-            "with_clipping",
-            "skip_records",
-            "skip_updates",
-            "zclip",
-        ),
-        "bptt_jax.remedies.clipping",
-    ),
-    **dict.fromkeys(
-        ("plot_eigenvalues", "plot_gradient_flow", "plot_leaves", "plot_norms", "plot_singular_values"),
-        "bptt_jax.plots.flow",
-    ),
-    "plot_adjoints": "bptt_jax.plots.adjoints",
-    "plot_exponents": "bptt_jax.plots.exponents",
-    "plot_influence_map": "bptt_jax.plots.influence",
-    "plot_training": "bptt_jax.plots.training",
-}
+__version__ = "0.1.0"
+
+# These bring optax or matplotlib along, each dearer to import than all of this package: on first use.
+_ON_FIRST_USE = ("plots", "remedies")
+_OF_THEM = {"plot_gradient_flow": "plots", "clip_by_global_norm": "remedies", "with_clipping": "remedies"}
 
 __all__ = [
-    "Adjoints",
     "Cell",
-    "DeerSolution",
-    "DiagonalStep",
-    "GRUParams",
-    "GradientFlow",
-    "InfluenceMap",
-    "LRUParams",
-    "LSTMParams",
-    "LSTMState",
-    "LeadingLogValues",
-    "LeadingValues",
-    "LogScaled",
-    "LyapunovSpectrum",
-    "MinGRUParams",
     "Monitor",
-    "MonitorRecord",
-    "MonitorWarning",
-    "NonFinite",
-    "ParallelAdjoints",
-    "ParallelPrediction",
-    "RNNParams",
     "RecompilationWarning",
     "Result",
     "Sequence",
     "Step",
-    "TemporalContributions",
-    "TruncationBias",
     "adjoints",
-    "autoclip",
-    "clip_adjoints",
+    "analysis",
+    "cells",
     "clip_by_global_norm",
-    "clip_records",
-    "condition_number",
     "deer",
     "eigenvalues",
     "final_state",
-    "flossing_penalty",
     "from_equinox",
     "from_haiku",
     "from_linen",
@@ -148,48 +59,27 @@ __all__ = [
     "gradient_flow",
     "gru",
     "influence_map",
-    "initializers",
     "jacobian_product",
     "jacobians",
-    "leading_eigenvalues",
-    "leading_singular_values",
-    "lru",
+    "linalg",
     "lstm",
     "lyapunov_exponents",
-    "min_gru",
-    "omega_penalty",
-    "omega_terms",
-    "parallel_adjoints",
-    "plot_adjoints",
-    "plot_eigenvalues",
-    "plot_exponents",
+    "parallel",
     "plot_gradient_flow",
-    "plot_influence_map",
-    "plot_leaves",
-    "plot_norms",
-    "plot_singular_values",
-    "plot_training",
+    "plots",
     "predict_parallel",
-    "prefix_products",
     "product_log_norms",
-    "product_singular_values",
     "ravel_state",
+    "remedies",
     "rnn",
-    "rtrl_gradient",
     "singular_values",
-    "skip_records",
-    "skip_updates",
-    "spectral_norm",
-    "spectral_radius",
     "stack",
-    "suffix_products",
     "tbptt_gradient",
     "temporal_contributions",
     "truncation_bias",
     "unroll",
     "unroll_linear",
     "with_clipping",
-    "zclip",
 ]
 
 
@@ -197,7 +87,9 @@ if not TYPE_CHECKING:  # to which every name would be there, and of any type
 
     def __getattr__(name: str) -> Any:
         if name in _ON_FIRST_USE:
-            return getattr(importlib.import_module(_ON_FIRST_USE[name]), name)
+            return importlib.import_module(f"{__name__}.{name}")
+        if name in _OF_THEM:
+            return getattr(__getattr__(_OF_THEM[name]), name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

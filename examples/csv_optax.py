@@ -63,7 +63,7 @@ def main(folder: Path, updates: int = 1000, every: int = 100) -> None:
     print(f"loss {float(value):.4f}, {folder / 'monitor.csv'}")
 
 
-def begin(table: TextIO, record: bptt.MonitorRecord) -> csv.DictWriter:
+def begin(table: TextIO, record: bptt.analysis.MonitorRecord) -> csv.DictWriter:
     """The names are the same in every record, so the first one makes the head."""
     writer = csv.DictWriter(table, ["update", *record.scalars])
     writer.writeheader()

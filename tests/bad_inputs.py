@@ -22,6 +22,7 @@ from compilations import watched
 from equinox import nn as eqx_nn
 from flax import linen
 from spoilers import KINDS, XS, H, Spoiler, W, batch_loss, coefficients, loss, step
+from surface import PUBLIC
 
 import bptt_jax as bptt
 from bptt_jax.cli.main import main
@@ -78,7 +79,7 @@ class Case(NamedTuple):
 
 RECURRENCE = {"step": step, "params": {"w": W}, "state0": H, "xs": XS}
 RECURRENCE_KINDS = {"step": "step", "params": "params", "state0": "state", "xs": "inputs", "length": "length"}
-LINEAR = RECURRENCE | {"step": bptt.DiagonalStep(coefficients)}
+LINEAR = RECURRENCE | {"step": bptt.parallel.DiagonalStep(coefficients)}
 JS = np.random.default_rng(0).standard_normal((4, 3, 3)).astype(np.float32)
 
 
@@ -86,7 +87,8 @@ def recurrence(name: str, **options: Any) -> Target:
     """A function of a recurrence; of each option a good value and its kind."""
     good = RECURRENCE | {"length": 3} | {k: v for k, (v, _) in options.items()}
     kinds = RECURRENCE_KINDS | {k: kind for k, (_, kind) in options.items()}
-    return Target(f"bptt.{name}", getattr(bptt, name), good, kinds, SAYS.get(name, Target._field_defaults["says"]))
+    says = SAYS.get(name, Target._field_defaults["says"])
+    return Target(f"bptt.{name}", PUBLIC[name], good, kinds, says)
 
 
 SAYS: dict[str, Callable[[Any], bool]] = {
@@ -130,7 +132,7 @@ def probe(
     update: Any = 0, params: Any = None, state0: Any = None, xs: Any = None, args: Any = None, **options: Any
 ) -> Any:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", bptt.MonitorWarning)
+        warnings.simplefilter("ignore", bptt.analysis.MonitorWarning)
         known = all(options[name] is MONITOR[name] for name in MONITOR)
         watch = WATCH if known else monitor(**options)  # whose programs are its own
         record = watch(update, params, state0, xs, args)
@@ -138,7 +140,7 @@ def probe(
 
 
 def clipped_step(**options: Any) -> Any:
-    return bptt.unroll(bptt.clip_adjoints(**options), {"w": W}, H, XS)
+    return bptt.unroll(bptt.remedies.clip_adjoints(**options), {"w": W}, H, XS)
 
 
 MONITOR: dict[str, Any] = {"step": step, "loss": batch_loss}
@@ -174,9 +176,9 @@ TARGETS: list[Target] = [
         spectra=(True, "flag"),
     ),
     recurrence("lyapunov_exponents", num=(2, "at most or none"), warmup=(1, "warmup")),
-    recurrence("leading_singular_values", num=NUM),
-    recurrence("leading_eigenvalues", num=NUM),
-    recurrence("product_singular_values", num=NUM),
+    recurrence("analysis.leading_singular_values", num=NUM),
+    recurrence("analysis.leading_eigenvalues", num=NUM),
+    recurrence("analysis.product_singular_values", num=NUM),
     recurrence("influence_map", intervals=(2, "integer")),
     recurrence(
         "deer",
@@ -191,36 +193,41 @@ TARGETS: list[Target] = [
         {"guess": "guess"},
     ),
     recurrence("predict_parallel"),
-    recurrence("omega_terms", loss=LOSS),
-    recurrence("flossing_penalty", num=NUM, warmup=(1, "warmup")),
+    recurrence("remedies.omega_terms", loss=LOSS),
+    recurrence("remedies.flossing_penalty", num=NUM, warmup=(1, "warmup")),
     recurrence("tbptt_gradient", loss=LOSS, k1=(1, "integer"), k2=(2, "integer")),
     recurrence("truncation_bias", loss=LOSS, longest=(2, "optional integer")),
-    recurrence("rtrl_gradient", loss=LOSS),
+    recurrence("analysis.rtrl_gradient", loss=LOSS),
     Target(
         "bptt.unroll_linear",
         bptt.unroll_linear,
         LINEAR | {"length": 3},
         RECURRENCE_KINDS | {"step": "linear step", "state0": "linear state", "xs": "linear inputs"},
     ),
-    Target("bptt.DiagonalStep", bptt.DiagonalStep, {"coefficients": coefficients}, {"coefficients": "function"}),
+    Target(
+        "bptt.parallel.DiagonalStep",
+        bptt.parallel.DiagonalStep,
+        {"coefficients": coefficients},
+        {"coefficients": "function"},
+    ),
     Target("bptt.ravel_state", lambda state: bptt.ravel_state(state)[0], {"state": H}, {"state": "any state"}),
     *(
-        Target(f"bptt.{name}", getattr(bptt, name), {"matrices": JS}, {"matrices": kind})
+        Target(f"bptt.{name}", PUBLIC[name], {"matrices": JS}, {"matrices": kind})
         for name, kind in (
             ("singular_values", "matrices"),
-            ("spectral_norm", "matrices"),
-            ("condition_number", "matrices"),
+            ("linalg.spectral_norm", "matrices"),
+            ("linalg.condition_number", "matrices"),
             ("eigenvalues", "square"),
-            ("spectral_radius", "square"),
+            ("linalg.spectral_radius", "square"),
         )
     ),
     *(
-        Target(f"bptt.{name}", getattr(bptt, name), {"jacobians": JS}, {"jacobians": "jacobians"})
-        for name in ("jacobian_product", "product_log_norms", "prefix_products", "suffix_products")
+        Target(f"bptt.{name}", PUBLIC[name], {"jacobians": JS}, {"jacobians": "jacobians"})
+        for name in ("jacobian_product", "product_log_norms", "linalg.prefix_products", "linalg.suffix_products")
     ),
     Target(
-        "bptt.parallel_adjoints",
-        bptt.parallel_adjoints,
+        "bptt.parallel.parallel_adjoints",
+        bptt.parallel.parallel_adjoints,
         {"jacobians": JS, "immediate": JS[:, 0]},
         {"jacobians": "jacobians", "immediate": "immediate"},
     ),
@@ -255,38 +262,38 @@ TARGETS: list[Target] = [
         },
     ),
     Target(
-        "bptt.lru",
-        cell(bptt.lru),
+        "bptt.cells.lru",
+        cell(bptt.cells.lru),
         CELL_OPTIONS | {"r_min": 0.1, "r_max": 0.9, "max_phase": 1.0},
         CELL_KINDS | {"dtype": "real dtype", "r_min": "radius", "r_max": "radius", "max_phase": "above zero"},
     ),
     Target(
-        "bptt.min_gru",
-        cell(bptt.min_gru),
+        "bptt.cells.min_gru",
+        cell(bptt.cells.min_gru),
         CELL_OPTIONS | {"input_init": INIT, "bias_init": INIT},
         CELL_KINDS | {"input_init": "initializer", "bias_init": "initializer"},
     ),
     Target(
-        "bptt.initializers.identity",
-        initializer(bptt.initializers.identity),
+        "bptt.cells.initializers.identity",
+        initializer(bptt.cells.initializers.identity),
         {"scale": 1.0, "key": KEY, "shape": (2, 2), "dtype": np.float32},
         {"scale": "finite", "shape": "square shape", "dtype": "dtype"},
     ),
     Target(
-        "bptt.initializers.sparse",
-        initializer(bptt.initializers.sparse),
+        "bptt.cells.initializers.sparse",
+        initializer(bptt.cells.initializers.sparse),
         {"nonzeros": 2, "spectral_radius": 0.9, "key": KEY, "shape": (2, 2), "dtype": np.float32},
         SQUARE_KINDS | {"nonzeros": "integer", "spectral_radius": "above zero"},
     ),
     Target(
-        "bptt.initializers.chrono",
-        initializer(bptt.initializers.chrono),
+        "bptt.cells.initializers.chrono",
+        initializer(bptt.cells.initializers.chrono),
         {"longest": 9, "key": KEY, "shape": (4, 2), "dtype": np.float32},
         {"longest": "integer", "key": "key", "shape": "gate shape", "dtype": "dtype"},
     ),
     Target(
-        "bptt.initializers.ring",
-        initializer(bptt.initializers.ring),
+        "bptt.cells.initializers.ring",
+        initializer(bptt.cells.initializers.ring),
         {"r_min": 0.1, "r_max": 0.9, "max_phase": 1.0, "key": KEY, "shape": (2, 2), "dtype": np.float32},
         {
             "r_min": "radius",
@@ -310,20 +317,20 @@ TARGETS: list[Target] = [
         {"max_norm": "above zero", "updates": "updates"},
     ),
     Target(
-        "bptt.autoclip",
-        clip(bptt.autoclip),
+        "bptt.remedies.autoclip",
+        clip(bptt.remedies.autoclip),
         {"quantile": 0.1, "window": 4, "warmup": 1, "updates": {"w": W}},
         {"quantile": "fraction", "window": "integer", "warmup": "integer", "updates": "updates"},
     ),
     Target(
-        "bptt.zclip",
-        clip(bptt.zclip),
+        "bptt.remedies.zclip",
+        clip(bptt.remedies.zclip),
         {"z_threshold": 2.0, "decay": 0.9, "warmup": 4, "updates": {"w": W}},
         {"z_threshold": "above zero", "decay": "fraction", "warmup": "integer", "updates": "updates"},
     ),
     Target(
-        "bptt.skip_updates",
-        clip(bptt.skip_updates),
+        "bptt.remedies.skip_updates",
+        clip(bptt.remedies.skip_updates),
         {"inner": optax.sgd(0.1), "max_norm": 9.0, "max_in_a_row": 3, "updates": {"w": W}},
         {"inner": "anything", "max_norm": "above zero", "max_in_a_row": "integer", "updates": "skipped updates"},
     ),
@@ -339,14 +346,14 @@ TARGETS: list[Target] = [
         },
     ),
     Target(
-        "bptt.clip_adjoints",
+        "bptt.remedies.clip_adjoints",
         clipped_step,
         {"step": step, "max_norm": 1.0, "max_value": 1.0},
         {"step": "step", "max_norm": "threshold", "max_value": "threshold"},
     ),
     Target(
-        "bptt.omega_penalty",
-        bptt.omega_penalty,
+        "bptt.remedies.omega_penalty",
+        bptt.remedies.omega_penalty,
         {"terms": TERMS, "version": "paper"},
         {"terms": "anything", "version": "choice"},
     ),
@@ -401,16 +408,23 @@ TARGETS: list[Target] = [
         {"make": "anything", "params": "variables"},
     ),
     Target("bptt.plot_gradient_flow", bptt.plot_gradient_flow, {"flows": None}, {"flows": "anything"}),
-    Target("bptt.plot_norms", bptt.plot_norms, {"flows": None}, {"flows": "anything"}),
-    Target("bptt.plot_singular_values", bptt.plot_singular_values, {"flow": None}, {"flow": "anything"}),
-    Target("bptt.plot_eigenvalues", bptt.plot_eigenvalues, {"flow": None}, {"flow": "anything"}),
-    Target("bptt.plot_leaves", bptt.plot_leaves, {"found": None}, {"found": "anything"}),
-    Target("bptt.plot_adjoints", bptt.plot_adjoints, {"adjoints": None}, {"adjoints": "anything"}),
-    Target("bptt.plot_exponents", bptt.plot_exponents, {"spectrum": None}, {"spectrum": "anything"}),
-    Target("bptt.plot_influence_map", bptt.plot_influence_map, {"influence": None}, {"influence": "anything"}),
+    Target("bptt.plots.plot_norms", bptt.plots.plot_norms, {"flows": None}, {"flows": "anything"}),
     Target(
-        "bptt.plot_training",
-        bptt.plot_training,
+        "bptt.plots.plot_singular_values", bptt.plots.plot_singular_values, {"flow": None}, {"flow": "anything"}
+    ),
+    Target("bptt.plots.plot_eigenvalues", bptt.plots.plot_eigenvalues, {"flow": None}, {"flow": "anything"}),
+    Target("bptt.plots.plot_leaves", bptt.plots.plot_leaves, {"found": None}, {"found": "anything"}),
+    Target("bptt.plots.plot_adjoints", bptt.plots.plot_adjoints, {"adjoints": None}, {"adjoints": "anything"}),
+    Target("bptt.plots.plot_exponents", bptt.plots.plot_exponents, {"spectrum": None}, {"spectrum": "anything"}),
+    Target(
+        "bptt.plots.plot_influence_map",
+        bptt.plots.plot_influence_map,
+        {"influence": None},
+        {"influence": "anything"},
+    ),
+    Target(
+        "bptt.plots.plot_training",
+        bptt.plots.plot_training,
         {"records": [], "baseline": 1.0},
         {"records": "records"},
     ),

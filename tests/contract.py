@@ -569,11 +569,11 @@ def _args(case: Case, plan: Plan) -> Any:
     return loss_args(plan.weights, case.dtype)
 
 
-def _adjoints(arguments: tuple[Any, ...], args: Any, **options: Any) -> bptt.Adjoints:
+def _adjoints(arguments: tuple[Any, ...], args: Any, **options: Any) -> bptt.analysis.Adjoints:
     return bptt.adjoints(*arguments, loss, args=args, has_aux=True, inputs=True, **options)
 
 
-def _adjoints_against_truth(case: Case, plan: Plan, got: bptt.Adjoints) -> Iterator[Comparison]:
+def _adjoints_against_truth(case: Case, plan: Plan, got: bptt.analysis.Adjoints) -> Iterator[Comparison]:
     truth = case.truth(plan)
     for name in ("loss", "aux", "states", "adjoints", "params_grad", "state0_grad", "reset_state_grad"):
         yield Comparison(name, getattr(got, name), getattr(truth, name))
@@ -659,7 +659,10 @@ def check_products(case: Case) -> Iterator[Comparison]:
         whole = bptt.jacobian_product(jacobians, **beside)
         yield Comparison("jacobian_product", whole.value, products[-1, 0])
         yield Comparison("its log norm", whole.log_norm, log(np.linalg.norm(products[-1, 0])), True)
-        prefixes, suffixes = bptt.prefix_products(jacobians, **beside), bptt.suffix_products(jacobians, **beside)
+        prefixes, suffixes = (
+            bptt.linalg.prefix_products(jacobians, **beside),
+            bptt.linalg.suffix_products(jacobians, **beside),
+        )
         yield Comparison("prefix_products", prefixes.value[at], products[:, 0])
         yield Comparison("suffix_products", suffixes.value[at], products[-1])
         norms = bptt.product_log_norms(jacobians, **beside)
@@ -686,7 +689,7 @@ def check_leading_singular_values(case: Case) -> Iterator[Comparison]:
         num = min(2, parts.jacobians.shape[-1])
         values = np.full((plan.steps, num), np.nan)
         values[parts.steps] = np.linalg.svd(parts.jacobians, compute_uv=False)[:, :num]
-        got = bptt.leading_singular_values(*case.arguments(plan), num=num)
+        got = bptt.analysis.leading_singular_values(*case.arguments(plan), num=num)
         yield Comparison("values", got.values, values, slack=krylov(case))
         yield Comparison("errors", np.isnan(got.errors), np.isnan(values))
 
@@ -696,7 +699,7 @@ def check_leading_eigenvalues(case: Case) -> Iterator[Comparison]:
         parts = factors(case, plan)
         moduli = np.full(plan.steps, np.nan)
         moduli[parts.steps] = np.max(np.abs(np.linalg.eigvals(parts.jacobians)), axis=1)
-        got = bptt.leading_eigenvalues(*case.arguments(plan), num=1)
+        got = bptt.analysis.leading_eigenvalues(*case.arguments(plan), num=1)
         slack = krylov(case)
         if case.entry.defective:
             slack = 10 * np.finfo(case.dtype).eps ** (1 / 3) / case.tolerance
@@ -705,7 +708,7 @@ def check_leading_eigenvalues(case: Case) -> Iterator[Comparison]:
 
 def check_product_singular_values(case: Case) -> Iterator[Comparison]:
     for plan in case.plans:
-        got = bptt.product_singular_values(*case.arguments(plan), num=1)
+        got = bptt.analysis.product_singular_values(*case.arguments(plan), num=1)
         norm = log_spectral_norms(factors(case, plan).products[-1, 0])
         yield Comparison("log_values", got.log_values[0], norm, True, slack=krylov(case))
 
@@ -760,7 +763,7 @@ def check_truncation_bias(case: Case) -> Iterator[Comparison]:
 
 def check_rtrl(case: Case) -> Iterator[Comparison]:
     for plan in case.plans:
-        got = bptt.rtrl_gradient(*case.arguments(plan), only_loss, args=_args(case, plan))
+        got = bptt.analysis.rtrl_gradient(*case.arguments(plan), only_loss, args=_args(case, plan))
         yield Comparison("gradient", real_vector(got), truncated(case, plan, plan.steps, plan.steps))
         yield same_dtypes("gradient", got, floats(case.problem.params)[0])
 

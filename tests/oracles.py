@@ -40,13 +40,13 @@ def cell_params(name: str, dtype: Any, n: int = N, inputs: int = I, seed: int = 
     rng = np.random.default_rng(seed)
     gates = {"rnn": 1, "gru": 3, "lstm": 4}[name]
     shapes = [(gates * n, n), (gates * n, inputs), (gates * n,), (n,)]
-    make = {"rnn": bptt.RNNParams, "gru": bptt.GRUParams, "lstm": bptt.LSTMParams}[name]
+    make = {"rnn": bptt.cells.RNNParams, "gru": bptt.cells.GRUParams, "lstm": bptt.cells.LSTMParams}[name]
     return make(*(jnp.asarray(0.7 * rng.standard_normal(shape), dtype) for shape in shapes[: len(make._fields)]))
 
 
 def cell_example(name: str, dtype: Any, n: int = N, steps: int = T) -> Example:
     rng = np.random.default_rng(1)
-    cell = getattr(bptt, name)(n, dtype=dtype)
+    cell = getattr(bptt.cells, name)(n, dtype=dtype)
     state0 = jax.tree.map(lambda a: jnp.asarray(0.5 * rng.standard_normal(a.shape), dtype), cell.initial_state())
     return Example(
         cell.step, cell_params(name, dtype, n), state0, jnp.asarray(rng.standard_normal((steps, I)), dtype)

@@ -112,14 +112,14 @@ def with_tanh_params(step: bptt.Step) -> Callable[[Draw], Problem]:
 
 def cell_params(name: str, draw: Draw, n: int, inputs: int) -> Any:
     gates = {"rnn": 1, "gru": 3, "lstm": 4}[name]
-    make = {"rnn": bptt.RNNParams, "gru": bptt.GRUParams, "lstm": bptt.LSTMParams}[name]
+    make = {"rnn": bptt.cells.RNNParams, "gru": bptt.cells.GRUParams, "lstm": bptt.cells.LSTMParams}[name]
     shapes = [(gates * n, n), (gates * n, inputs), (gates * n,), (n,)]
     return make(*(draw(*shape, scale=0.7) for shape in shapes[: len(make._fields)]))
 
 
 def cell(name: str, n: int = N) -> Callable[[Draw], Problem]:
     def make(draw: Draw) -> Problem:
-        made = getattr(bptt, name)(n, dtype=draw.dtype)
+        made = getattr(bptt.cells, name)(n, dtype=draw.dtype)
         params, zeros = cell_params(name, draw, n, I), made.initial_state()
         states = [jax.tree.map(lambda a: draw(*a.shape, scale=0.5), zeros) for _ in range(2)]
         return Problem(made.step, params, *states, draw(LONGEST, I))
@@ -132,22 +132,22 @@ two_layers_step = bptt.stack(bptt.lstm(2).step, bptt.rnn(2).step)
 
 def two_layers(draw: Draw) -> Problem:
     params = cell_params("lstm", draw, 2, I), cell_params("rnn", draw, 2, 2)
-    states = [(bptt.LSTMState(draw(2), draw(2)), draw(2)) for _ in range(2)]
+    states = [(bptt.cells.LSTMState(draw(2), draw(2)), draw(2)) for _ in range(2)]
     return Problem(two_layers_step, params, *states, draw(LONGEST, I))
 
 
 def lru(draw: Draw) -> Problem:
     moduli, phases = draw.exactly([-1.0, -2.0]), draw.exactly([0.3, -0.4])
-    params = bptt.LRUParams(moduli, phases, draw(2, scale=0.3), draw(2, I), draw(2, I))
-    return Problem(bptt.lru(2).step, params, draw.complex(2), draw.complex(2), draw(LONGEST, I))
+    params = bptt.cells.LRUParams(moduli, phases, draw(2, scale=0.3), draw(2, I), draw(2, I))
+    return Problem(bptt.cells.lru(2).step, params, draw.complex(2), draw.complex(2), draw(LONGEST, I))
 
 
 def min_gru(draw: Draw) -> Problem:
-    params = bptt.MinGRUParams(draw(2 * N, I), draw(2 * N))
-    return Problem(bptt.min_gru(N).step, params, draw(N), draw(N), draw(LONGEST, I))
+    params = bptt.cells.MinGRUParams(draw(2 * N, I), draw(2 * N))
+    return Problem(bptt.cells.min_gru(N).step, params, draw(N), draw(N), draw(LONGEST, I))
 
 
-@bptt.DiagonalStep
+@bptt.parallel.DiagonalStep
 def decay(p: Any, x: Any) -> Any:
     """Coefficients that want to be broadcast."""
     return {"fast": p["fast"], "slow": 0.9}, {"fast": x, "slow": p["in"] * x[0]}

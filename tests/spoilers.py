@@ -137,14 +137,14 @@ STEPS = FUNCTIONS | {
 }
 LINEAR_STEPS = FUNCTIONS | {
     "no DiagonalStep": Spoiler(lambda _: step),
-    "raising coefficients": Spoiler(lambda _: bptt.DiagonalStep(_raises)),
-    "one coefficient": Spoiler(lambda _: bptt.DiagonalStep(lambda p, x: p["w"][0])),
-    "three coefficients": Spoiler(lambda _: bptt.DiagonalStep(lambda p, x: (p["w"][0], x, x))),
-    "no coefficients": Spoiler(lambda _: bptt.DiagonalStep(lambda p, x: None)),
-    "text coefficients": Spoiler(lambda _: bptt.DiagonalStep(lambda p, x: ("a", "b"))),
-    "a full matrix": Spoiler(lambda _: bptt.DiagonalStep(lambda p, x: (p["w"], x))),
-    "complex coefficients": Spoiler(lambda _: bptt.DiagonalStep(lambda p, x: (1j * p["w"][0], x))),
-    "another structure": Spoiler(lambda _: bptt.DiagonalStep(lambda p, x: ((p["w"][0],), (x,)))),
+    "raising coefficients": Spoiler(lambda _: bptt.parallel.DiagonalStep(_raises)),
+    "one coefficient": Spoiler(lambda _: bptt.parallel.DiagonalStep(lambda p, x: p["w"][0])),
+    "three coefficients": Spoiler(lambda _: bptt.parallel.DiagonalStep(lambda p, x: (p["w"][0], x, x))),
+    "no coefficients": Spoiler(lambda _: bptt.parallel.DiagonalStep(lambda p, x: None)),
+    "text coefficients": Spoiler(lambda _: bptt.parallel.DiagonalStep(lambda p, x: ("a", "b"))),
+    "a full matrix": Spoiler(lambda _: bptt.parallel.DiagonalStep(lambda p, x: (p["w"], x))),
+    "complex coefficients": Spoiler(lambda _: bptt.parallel.DiagonalStep(lambda p, x: (1j * p["w"][0], x))),
+    "another structure": Spoiler(lambda _: bptt.parallel.DiagonalStep(lambda p, x: ((p["w"][0],), (x,)))),
 }
 LOSSES = FUNCTIONS | {
     "-> None": gives(lambda s: None),

@@ -239,7 +239,7 @@ def test_shares_of_complex_parameters_sum_to_one():
 @pytest.mark.parametrize(("compile_", "steps", "power"), [(jax.jit, 4000, 1), (users_jit, 20, 40)])
 def test_parallel_adjoints_beyond_the_range_of_floats(compile_, steps, power) -> None:
     """Powers of 1/2 and 2 that float32 does not hold, and zero Jacobians, which end the signal for good."""
-    parallel_adjoints, last = compile_(bptt.parallel_adjoints), np.zeros((steps, 2), np.float32)
+    parallel_adjoints, last = compile_(bptt.parallel.parallel_adjoints), np.zeros((steps, 2), np.float32)
     last[-1] = 1, 0
     back = np.arange(steps - 1, -1, -1)
     for factor in (0.5**power, 2.0**power):
@@ -259,9 +259,9 @@ def test_parallel_adjoints_beyond_the_range_of_floats(compile_, steps, power) ->
 def test_parallel_adjoints_of_other_arrays() -> None:
     jacobians, last = np.zeros((40, 2, 2), np.float32), np.zeros((40, 2), np.float32)
     with pytest.raises(ValueError, match=r"immediate: expected shape \[40, 2\], as the jacobians, got \[40\]"):
-        bptt.parallel_adjoints(jacobians, last[:, 0])
+        bptt.parallel.parallel_adjoints(jacobians, last[:, 0])
     with pytest.raises(TypeError, match="immediate: expected float32, as the jacobians, got complex64"):
-        bptt.parallel_adjoints(jacobians, last.astype(np.complex64))
+        bptt.parallel.parallel_adjoints(jacobians, last.astype(np.complex64))
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -315,17 +315,17 @@ def test_parallel_adjoints_of_padding_and_resets(x64):
         jacobians = jnp.where(jnp.asarray(real)[:, None, None], jacobians, jnp.nan)
         immediate = vectors(jax.grad(loss)(known.states))
         options = {"mask": sequence.mask, "resets": sequence.resets}
-        return known, bptt.parallel_adjoints(jacobians, immediate, **options)
+        return known, bptt.parallel.parallel_adjoints(jacobians, immediate, **options)
 
     known, got = both(sequence)
     np.testing.assert_allclose(got.adjoints, vectors(known.adjoints), rtol=1e-12, atol=1e-14)
     np.testing.assert_allclose(got.log_norms, known.log_norms, atol=1e-12)
     np.testing.assert_allclose(got.state0_grad, bptt.ravel_state(known.state0_grad)[0], rtol=1e-12, atol=1e-14)
     np.testing.assert_allclose(got.reset_state_grad, bptt.ravel_state(known.reset_state_grad)[0], rtol=1e-12)
-    without = bptt.parallel_adjoints(jnp.ones((2, 1, 1)), jnp.ones((2, 1)))
+    without = bptt.parallel.parallel_adjoints(jnp.ones((2, 1, 1)), jnp.ones((2, 1)))
     assert without.reset_state_grad is None
     bad = jnp.full((3, 1, 1), 2.0).at[2].set(jnp.inf)
-    got = bptt.parallel_adjoints(bad, jnp.ones((3, 1)), resets=jnp.asarray([False, False, True]))
+    got = bptt.parallel.parallel_adjoints(bad, jnp.ones((3, 1)), resets=jnp.asarray([False, False, True]))
     np.testing.assert_array_equal(got.adjoints[:, 0], [3, 1, 1])  # nothing of it passes the reset
     with pytest.raises(ValueError, match="resets: expected 2 booleans"):
-        bptt.parallel_adjoints(jnp.ones((2, 1, 1)), jnp.ones((2, 1)), resets=jnp.zeros(3, bool))
+        bptt.parallel.parallel_adjoints(jnp.ones((2, 1, 1)), jnp.ones((2, 1)), resets=jnp.zeros(3, bool))

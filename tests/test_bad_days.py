@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from spoilers import Spoiler
-
-import bptt_jax as bptt
+from surface import PUBLIC
 
 # All of them, those that cost a compilation each too, only where there is time: as in benchmarks/bad_days.py.
 THOROUGH = bool(os.environ.get("BPTT_JAX_THOROUGH"))
@@ -30,10 +29,10 @@ def _compile_quickly():
 
 def test_they_are_many_and_of_every_function() -> None:
     assert len({case.id for case in CASES}) == len(CASES) >= 500
-    named = {re.match(r"bptt\.(initializers(?=\.)|\w+)", target.name) for target in TARGETS}
-    types = {name for name in bptt.__all__ if name[0].isupper()} - {"DiagonalStep", "Monitor"}
-    readers = {"clip_records", "skip_records"}
-    assert {found[1] for found in named if found} == set(bptt.__all__) - types - readers
+    named = {re.match(r"bptt\.([\w.]+)", target.name) for target in TARGETS}
+    types = {name for name in PUBLIC if name.split(".")[-1][0].isupper()} - {"parallel.DiagonalStep", "Monitor"}
+    readers = {"remedies.clip_records", "remedies.skip_records"}
+    assert {found[1] for found in named if found} == set(PUBLIC) - types - readers
 
 
 @pytest.mark.parametrize("name", dict.fromkeys(target.name for target in TARGETS))

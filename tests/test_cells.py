@@ -182,7 +182,7 @@ def big_rnn():
 
 def test_gain_and_the_circular_law(big_rnn):
     """The disc's radius g and the largest singular value 2 g, to 2 % at N = 400."""
-    np.testing.assert_allclose(bptt.spectral_norm(big_rnn.recurrent), 3.0, rtol=0.02)
+    np.testing.assert_allclose(bptt.linalg.spectral_norm(big_rnn.recurrent), 3.0, rtol=0.02)
     radii = np.abs(np.asarray(bptt.eigenvalues(big_rnn.recurrent[0])))
     # The disc is filled evenly: a share p of the eigenvalues lies within sqrt(p) of its radius.
     for share in (0.5, 0.9, 0.99):
@@ -236,7 +236,7 @@ def test_initialisers_see_fan_in_first():
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
 def test_dtypes(name, dtype, x64):
-    cell = getattr(bptt, name)(3, dtype=dtype)
+    cell = getattr(bptt.cells, name)(3, dtype=dtype)
     params = jax.eval_shape(lambda key: cell.init(key, 2), jax.random.key(0))
     assert all(a.dtype == dtype for a in jax.tree.leaves(params))
     state = jax.eval_shape(cell.step, params, cell.initial_state(), jax.ShapeDtypeStruct((2,), dtype))
@@ -248,7 +248,7 @@ def test_traced_settings(name, setting):
     """As a sweep by vmap has them: the weights of plain numbers, in the dtype asked for; checked when they run."""
 
     def drawn(value):
-        return getattr(bptt, name)(3, dtype=jnp.bfloat16, **{setting: value}).init(jax.random.key(0), 2)
+        return getattr(bptt.cells, name)(3, dtype=jnp.bfloat16, **{setting: value}).init(jax.random.key(0), 2)
 
     swept = jax.jit(jax.vmap(drawn))
     chex.assert_trees_all_close(jax.tree.map(lambda a: a[1], swept(jnp.asarray([0.5, 2.0]))), drawn(2.0))

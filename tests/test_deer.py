@@ -42,7 +42,7 @@ def test_equals_the_sequential_evaluation(x64, name, variant) -> None:
 
 @pytest.mark.parametrize("name", ["rnn", "gru", "lstm"])
 def test_long_sequences_in_a_few_iterations(x64, name) -> None:
-    cell = getattr(bptt, name)(12)
+    cell = getattr(bptt.cells, name)(12)
     params, xs = cell.init(jax.random.key(0), 2), jax.random.normal(jax.random.key(1), (3000, 2))
     arguments = (cell.step, jax.tree.map(lambda a: 0.7 * a, params), cell.initial_state(), xs)
     found = deer(*arguments)
@@ -286,7 +286,7 @@ def test_padding_resets_and_other_leaves(step, variant, x64) -> None:
             )
             weights_and_bias = params | {"w": moving["w"], "b": moving["b"]}
             found = evaluate(step, weights_and_bias, state0 | {"h": moving["h0"]}, sequence)
-            states = found.states if isinstance(found, bptt.DeerSolution) else found
+            states = found.states if isinstance(found, bptt.parallel.DeerSolution) else found
             return jnp.sum(weights * jnp.sin(states["h"])), found
 
         return jax.value_and_grad(total, has_aux=True)(moving)
@@ -382,7 +382,7 @@ def test_gradients_are_those_of_unroll_and_of_the_parallel_adjoint(x64, name) ->
     known = bptt.adjoints(*e[:4], loss, length=e.length)
     immediate = jax.tree.map(jnp.conj, jax.grad(loss)(known.states))
     vectors = jax.vmap(lambda h: bptt.ravel_state(h)[0])
-    parallel = bptt.parallel_adjoints(bptt.jacobians(*e[:4], length=e.length), vectors(immediate))
+    parallel = bptt.parallel.parallel_adjoints(bptt.jacobians(*e[:4], length=e.length), vectors(immediate))
     assert relative_error(parallel.adjoints, vectors(jax.tree.map(jnp.conj, known.adjoints))) < 1e-12
     np.testing.assert_allclose(parallel.log_norms, known.log_norms, atol=1e-12)
     state0_grad = bptt.ravel_state(jax.tree.map(jnp.conj, known.state0_grad))[0]

@@ -33,7 +33,7 @@ loss = lambda states: jnp.mean(states[-1] ** 2)
 ANALYSIS = {
     "adjoints": lambda x: bptt.adjoints(*about, x, loss),
     "flow": lambda x: bptt.gradient_flow(*about, x, loss),
-    "leading": lambda x: bptt.leading_singular_values(*about, x, num=2),
+    "leading": lambda x: bptt.analysis.leading_singular_values(*about, x, num=2),
     "exponents": lambda x: bptt.lyapunov_exponents(*about, x),
     "deer": lambda x: bptt.deer(*about, x).states,
 }

@@ -11,7 +11,7 @@ import bptt_jax as bptt
 N, I = 4, 3
 
 
-@bptt.DiagonalStep
+@bptt.parallel.DiagonalStep
 def leaky_step(params, x):
     """A user's own: one real and one complex leaf, inputs as a dict, factors that are broadcast or grow."""
     turn = jax.lax.complex(jnp.cos(x["angle"]), jnp.sin(x["angle"]))
@@ -31,11 +31,11 @@ def example(name, dtype, steps, inputs=I):
         return jax.lax.complex(real(*shape), real(*shape))
 
     if name == "lru":
-        params = bptt.LRUParams(real(N) - 2, real(N), 0.3 * real(N), real(N, inputs), real(N, inputs))
-        return bptt.lru(N, dtype=dtype).step, params, complex_(N), real(steps, inputs)
+        params = bptt.cells.LRUParams(real(N) - 2, real(N), 0.3 * real(N), real(N, inputs), real(N, inputs))
+        return bptt.cells.lru(N, dtype=dtype).step, params, complex_(N), real(steps, inputs)
     if name == "min_gru":
-        params = bptt.MinGRUParams(real(2 * N, inputs), real(2 * N))
-        return bptt.min_gru(N, dtype=dtype).step, params, real(N), real(steps, inputs)
+        params = bptt.cells.MinGRUParams(real(2 * N, inputs), real(2 * N))
+        return bptt.cells.min_gru(N, dtype=dtype).step, params, real(N), real(steps, inputs)
     params = {"leak": real(), "wheel": 0.5 * complex_(1, 3), "w": real(2, 2), "shift": complex_(3)[None]}
     return (
         leaky_step,
@@ -115,7 +115,7 @@ def test_padding_and_resets(name, at_start, x64):
 
 
 def test_overflow_ends_at_a_reset_and_integers_are_exact():
-    step = bptt.DiagonalStep(lambda params, x: ({"h": x, "t": 3}, {"h": 1.0, "t": 2}))
+    step = bptt.parallel.DiagonalStep(lambda params, x: ({"h": x, "t": 3}, {"h": 1.0, "t": 2}))
     state0 = {"h": jnp.ones(2), "t": jnp.asarray(5, jnp.int32)}
     xs = jnp.full((60, 2), 1e30).at[40:].set(0.5)
     sequence = bptt.Sequence(xs, resets=jnp.arange(60) == 40)
@@ -128,7 +128,7 @@ def test_overflow_ends_at_a_reset_and_integers_are_exact():
 
 def test_autonomous_and_plain_numbers(x64):
     """Without inputs, and with coefficients that are no arrays: h -> h / 2 + 1."""
-    step = bptt.DiagonalStep(lambda params, x: (0.5, params))
+    step = bptt.parallel.DiagonalStep(lambda params, x: (0.5, params))
     h0 = jnp.asarray([3.0, -1.0])
     got = bptt.unroll_linear(step, 1.0, h0, length=4)
     np.testing.assert_allclose(got, 2 + (h0 - 2)[None] * 0.5 ** np.arange(1, 5)[:, None], rtol=1e-15)
@@ -139,7 +139,7 @@ def test_autonomous_and_plain_numbers(x64):
 def test_single_precision_over_ten_thousand_steps(name):
     """Against NumPy in float64; a memory of up to 1000 steps for lru."""
     steps, n = 10_000, 16
-    cell = bptt.lru(n, r_min=0.9, r_max=0.999) if name == "lru" else bptt.min_gru(n)
+    cell = bptt.cells.lru(n, r_min=0.9, r_max=0.999) if name == "lru" else bptt.cells.min_gru(n)
     params = drawn(cell, I)
     xs = np.random.default_rng(0).standard_normal((steps, I)).astype(np.float32)
     got = bptt.unroll_linear(cell.step, params, cell.initial_state(), xs)
@@ -174,10 +174,10 @@ def test_one_step_in_numpy(name, x64):
 
 
 def test_steps_are_shared():
-    assert bptt.lru(3).step is bptt.lru(4, r_min=0.5).step
-    assert bptt.min_gru(3).step is bptt.min_gru(4).step
-    assert bptt.lru(3).step != bptt.min_gru(3).step
-    again = bptt.DiagonalStep(leaky_step.coefficients)
+    assert bptt.cells.lru(3).step is bptt.cells.lru(4, r_min=0.5).step
+    assert bptt.cells.min_gru(3).step is bptt.cells.min_gru(4).step
+    assert bptt.cells.lru(3).step != bptt.cells.min_gru(3).step
+    again = bptt.parallel.DiagonalStep(leaky_step.coefficients)
     assert again == leaky_step
     assert hash(again) == hash(leaky_step)
 
@@ -190,7 +190,7 @@ def test_one_trace_for_one_shape():
         return params, x
 
     for k in range(2):
-        step = bptt.DiagonalStep(coefficients)  # equal to the one before
+        step = bptt.parallel.DiagonalStep(coefficients)  # equal to the one before
         bptt.unroll_linear(step, np.float32(0.5 + k), np.ones(1, np.float32), np.full((4, 1), k, np.float32))
         if k == 0:
             first = len(traces)
@@ -205,7 +205,7 @@ def test_bad_arguments():
     ):
         bptt.unroll_linear(gru, params, state0, xs)
     with pytest.raises(TypeError, match=r"coefficients: expected a function .* got float"):
-        bptt.DiagonalStep(0.5)
+        bptt.parallel.DiagonalStep(0.5)
     with pytest.raises(ValueError, match="length: expected 5, the first axis of xs, got 4"):
         bptt.unroll_linear(step, params, state0, xs, length=4)
     with pytest.raises(ValueError, match=r"expected a of the state.s shape, \[1\], got \[4\]"):
@@ -213,14 +213,14 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match=r"state0: expected at least one floating number, got int32\[4\]"):
         bptt.unroll_linear(step, params, jnp.zeros(N, jnp.int32), xs)
     with pytest.raises(TypeError, match="coefficients: expected a hashable function"):
-        bptt.unroll_linear(bptt.DiagonalStep(Unhashable()), params, state0, xs)
-    for make in (bptt.lru, bptt.min_gru):
+        bptt.unroll_linear(bptt.parallel.DiagonalStep(Unhashable()), params, state0, xs)
+    for make in (bptt.cells.lru, bptt.cells.min_gru):
         with pytest.raises(ValueError, match="hidden_size: expected at least 1, got 0"):
             make(0)
         with pytest.raises(TypeError, match="input_size: expected an integer"):
             make(3).init(jax.random.key(0), 1.5)
     with pytest.raises(ValueError, match=r"r_max: expected a radius from r_min to 1, got 0\.8"):
-        bptt.lru(3, r_min=0.9, r_max=0.8)
+        bptt.cells.lru(3, r_min=0.9, r_max=0.8)
 
 
 class Unhashable:
@@ -235,9 +235,9 @@ class Unhashable:
 def test_dtypes(name, dtype, x64):
     if name == "lru" and dtype in ("bfloat16", "float16"):
         with pytest.raises(TypeError, match=f"dtype: expected float32 or float64, .* got {dtype}"):
-            bptt.lru(3, dtype=dtype)
+            bptt.cells.lru(3, dtype=dtype)
         return
-    cell = getattr(bptt, name)(3, dtype=dtype)
+    cell = getattr(bptt.cells, name)(3, dtype=dtype)
     params = jax.eval_shape(lambda key: cell.init(key, 2), jax.random.key(0))
     assert all(a.dtype == dtype for a in params)
     xs = jax.ShapeDtypeStruct((4, 2), dtype)
@@ -247,13 +247,13 @@ def test_dtypes(name, dtype, x64):
 
 
 def test_dtype_is_jaxs_by_default(dtype):
-    assert bptt.min_gru(3).initial_state().dtype == dtype
-    assert bptt.lru(3).initial_state().real.dtype == dtype
+    assert bptt.cells.min_gru(3).initial_state().dtype == dtype
+    assert bptt.cells.lru(3).initial_state().real.dtype == dtype
 
 
 def test_lru_starts_as_in_the_paper():
     n, inputs = 2000, 20
-    params = drawn(bptt.lru(n, r_min=0.4, r_max=0.9, max_phase=0.3), inputs)
+    params = drawn(bptt.cells.lru(n, r_min=0.4, r_max=0.9, max_phase=0.3), inputs)
     exact = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
     squares = np.exp(-2 * np.exp(exact.nu_log))
     np.testing.assert_allclose(np.exp(2 * exact.gamma_log), 1 - squares, rtol=1e-5)
@@ -263,13 +263,13 @@ def test_lru_starts_as_in_the_paper():
     for part in (params.input_re, params.input_im):  # 40,000 numbers: 0.4 %
         np.testing.assert_allclose(np.std(part), 1 / np.sqrt(2 * inputs), rtol=0.02)
     assert abs(np.corrcoef(np.ravel(params.input_re), np.ravel(params.input_im))[0, 1]) < 0.03
-    other = drawn(bptt.lru(n), inputs, 1)
+    other = drawn(bptt.cells.lru(n), inputs, 1)
     assert not np.any(other.input_re == params.input_re)
 
 
 def test_gamma_is_right_next_to_the_circle():
     """Where 1 - |lambda|^2 of single-precision numbers would keep two digits."""
-    params = drawn(bptt.lru(500, r_min=0.99999), 1)
+    params = drawn(bptt.cells.lru(500, r_min=0.99999), 1)
     squares = np.exp(-2 * np.exp(np.asarray(params.nu_log, np.float64)))
     assert 1 - squares.max() < 1e-7  # of 500 draws over 2e-5
     np.testing.assert_allclose(np.exp(2 * np.asarray(params.gamma_log, np.float64)), 1 - squares, rtol=1e-4)
@@ -282,7 +282,7 @@ def test_gamma_keeps_the_variance():
     independent, and |h|^2 is at most as scattered as a squared Gaussian: sqrt(2 / 600) = 6 % for a unit.
     """
     n, inputs, warmup = 64, 8, 500
-    cell = bptt.lru(n, r_min=0.3, r_max=0.99)
+    cell = bptt.cells.lru(n, r_min=0.3, r_max=0.99)
     params = drawn(cell, inputs)
     xs = jax.random.normal(jax.random.key(1), (8, warmup + 4000, inputs))
     states = jax.jit(jax.vmap(lambda x: bptt.unroll_linear(cell.step, params, cell.initial_state(), x)))(xs)
@@ -295,7 +295,7 @@ def test_gamma_keeps_the_variance():
 
 
 def test_min_gru_starts_as_linear_layers():
-    params = drawn(bptt.min_gru(300), 100)
+    params = drawn(bptt.cells.min_gru(300), 100)
     assert params.input.shape == (600, 100)
     np.testing.assert_allclose(np.std(params.input), 0.1, rtol=0.02)  # 60,000 numbers
     np.testing.assert_array_equal(params.bias, np.zeros(600))
@@ -306,14 +306,14 @@ def test_min_gru_starts_as_linear_layers():
         seen.append(shape)
         return jnp.arange(shape[0] * shape[1], dtype=dtype).reshape(shape)
 
-    params = drawn(bptt.min_gru(3, input_init=counting), 2)
+    params = drawn(bptt.cells.min_gru(3, input_init=counting), 2)
     assert seen == [(2, 3)] * 2
     np.testing.assert_array_equal(params.input[3:], np.arange(6).reshape(2, 3).T)
 
 
 def test_chrono_keeps_min_gru_for_uniform_times():
     longest, n = 100, 2000
-    params = drawn(bptt.min_gru(n, bias_init=bptt.initializers.chrono(longest)), 1)
+    params = drawn(bptt.cells.min_gru(n, bias_init=bptt.cells.initializers.chrono(longest)), 1)
     np.testing.assert_array_equal(params.bias[n:], 0)
     jacobian = 1 - 1 / (1 + np.exp(-np.asarray(params.bias[:n], np.float64)))  # of an input of 0
     times = 1 / (1 - jacobian)
@@ -327,12 +327,12 @@ MODULI, PHASES = np.asarray([0.5, 0.9, 0.2]), np.asarray([0.7, 3.0, 5.5])
 
 def rotations(steps):
     """An lru of known eigenvalues."""
-    params = bptt.LRUParams(
+    params = bptt.cells.LRUParams(
         *(jnp.asarray(a) for a in (np.log(-np.log(MODULI)), np.log(PHASES), np.zeros(3))),
         *np.random.default_rng(0).standard_normal((2, 3, 2)),
     )
     xs = np.random.default_rng(1).standard_normal((steps, 2))
-    return bptt.lru(3).step, params, jnp.zeros(3, complex), xs
+    return bptt.cells.lru(3).step, params, jnp.zeros(3, complex), xs
 
 
 def test_jacobians_of_lru_rotate_and_shrink(x64):

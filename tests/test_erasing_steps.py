@@ -238,7 +238,7 @@ def test_flossing(case, dtype) -> None:
     sequence = bptt.Sequence(xs, resets=jnp.arange(400) == 250) if case == "declared" else xs
 
     def penalty(w):
-        return bptt.flossing_penalty(scaled, w, jnp.ones(2, dtype), sequence, num=2, warmup=50)
+        return bptt.remedies.flossing_penalty(scaled, w, jnp.ones(2, dtype), sequence, num=2, warmup=50)
 
     value, gradient = jax.jit(jax.value_and_grad(penalty))(rates)
     np.testing.assert_allclose(value, np.mean(np.log(rates) ** 2), rtol=0.02)

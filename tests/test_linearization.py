@@ -22,7 +22,7 @@ def test_what_is_kept_at_every_step(name, arrays, wrap):
     """The input; of an rnn h_{t-1} and h_t; of a gru h_{t-1}, r, z, n and what r multiplies; of an lstm h_{t-1},
     c_{t-1}, i, f, g, o and tanh(c_t). No matrix, and nothing twice."""
     n, inputs, steps = 64, 2, 5
-    cell = getattr(bptt, name)(n)
+    cell = getattr(bptt.cells, name)(n)
     params = cell_params(name, jnp.float32, n)
 
     def residuals(params, h, xs):

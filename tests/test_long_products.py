@@ -49,12 +49,12 @@ def test_log_norms(factors: np.ndarray) -> None:
     def close(got: float, expected: float) -> None:
         assert float(got) == pytest.approx(expected, rel=1e-4, abs=2e-3)
 
-    def norm(product: bptt.LogScaled, t: int) -> float:
+    def norm(product: bptt.linalg.LogScaled, t: int) -> float:
         return float(product.log_scale[t]) + math.log(np.linalg.norm(np.asarray(product.mantissa[t]), 2))
 
     jacobians = jnp.asarray(factors)
     log_norms = np.asarray(bptt.product_log_norms(jacobians))
-    suffixes, prefixes = bptt.suffix_products(jacobians), bptt.prefix_products(jacobians)
+    suffixes, prefixes = bptt.linalg.suffix_products(jacobians), bptt.linalg.prefix_products(jacobians)
     for t in MARKS:
         close(log_norms[t], suffix[t])
         close(norm(suffixes, t), suffix[t])

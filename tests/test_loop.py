@@ -104,7 +104,7 @@ def test_one_update_is_a_plain_optax_update(penalised) -> None:
 
 
 def omega(net, weight, version="paper"):
-    return lambda params, data: weight * bptt.omega_penalty(net.omega_terms(params, data), version=version)
+    return lambda params, data: weight * bptt.remedies.omega_penalty(net.omega_terms(params, data), version=version)
 
 
 def bias_of(params, data):
@@ -539,8 +539,8 @@ def test_an_update_is_that_of_the_sequences_alone(form) -> None:
     assert count == 10
     found = net.omega_terms(state.params, data)
     rows = len(data.inputs.mask)
-    np.testing.assert_allclose(bptt.omega_penalty(found, version="paper"), summed / rows, rtol=1e-4)
-    np.testing.assert_allclose(bptt.omega_penalty(found, version="code"), summed / count, rtol=1e-4)
+    np.testing.assert_allclose(bptt.remedies.omega_penalty(found, version="paper"), summed / rows, rtol=1e-4)
+    np.testing.assert_allclose(bptt.remedies.omega_penalty(found, version="code"), summed / count, rtol=1e-4)
     done = train(net, OPTIMIZER, updates=1, batch=3, seeds=(5,))
     assert_close(of_seed(done.states.params, 0), got.params)
     assert float(done.records[0]["validation_loss"][0]) == pytest.approx(
@@ -681,9 +681,9 @@ def test_omega_penalty_by_hand(version) -> None:
             def loss(states):
                 return jnp.square(params.readout.weights[0] @ states[-1] + params.readout.bias[0] - target)
 
-            return bptt.omega_terms(net.cell.step, cell, jnp.zeros(3), inputs, loss)
+            return bptt.remedies.omega_terms(net.cell.step, cell, jnp.zeros(3), inputs, loss)
 
-        return 0.7 * bptt.omega_penalty(jax.vmap(terms)(*data), version=version)
+        return 0.7 * bptt.remedies.omega_penalty(jax.vmap(terms)(*data), version=version)
 
     penalty = omega(net, 0.7, version)
     got, gradient = jax.jit(jax.value_and_grad(penalty))(params, data)

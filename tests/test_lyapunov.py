@@ -269,13 +269,13 @@ def test_batches_pooled() -> None:
         pooled.pooled()
 
 
-def diagonal(rates: Any, steps: int = 60, **options: Any) -> bptt.LyapunovSpectrum:
+def diagonal(rates: Any, steps: int = 60, **options: Any) -> bptt.analysis.LyapunovSpectrum:
     """Of ``h <- rates h``, by a frame that has turned to the axes."""
     rates = jnp.asarray(rates, float)
     return bptt.lyapunov_exponents(lambda p, h, x: p * h, rates, jnp.zeros(len(rates)), length=steps, **options)
 
 
-def noise(shape: tuple[int, ...]) -> bptt.LyapunovSpectrum:
+def noise(shape: tuple[int, ...]) -> bptt.analysis.LyapunovSpectrum:
     """A batch of scalar runs, of 300 random rates each."""
 
     def one(xs):
@@ -469,7 +469,7 @@ def test_side_by_side_as_in_one_piece(x64, segments) -> None:
     """Frames that begin with a guess come to be those of the unbroken run, whatever the stretches' length."""
     e = cell_example("gru", jnp.float64, steps=150)
 
-    def spectrum(segments: int) -> bptt.LyapunovSpectrum:
+    def spectrum(segments: int) -> bptt.analysis.LyapunovSpectrum:
         return bptt.lyapunov_exponents(e.step, e.params, e.state0, e.xs, warmup=10, segments=segments)
 
     whole, cut = spectrum(1), spectrum(segments)
@@ -486,7 +486,7 @@ def test_side_by_side_where_frames_never_forget(x64) -> None:
     stretched = jnp.diag(jnp.array([8.0, 0.5])) @ rotation
     matrices = jnp.concatenate([jnp.broadcast_to(rotation, (90, 2, 2)), jnp.broadcast_to(stretched, (10, 2, 2))])
 
-    def spectrum(segments: int) -> bptt.LyapunovSpectrum:
+    def spectrum(segments: int) -> bptt.analysis.LyapunovSpectrum:
         zero = jnp.zeros(2, jnp.float64)
         return bptt.lyapunov_exponents(lambda p, h, x: x @ h, None, zero, matrices, segments=segments)
 
@@ -516,7 +516,7 @@ def test_pieces_side_by_side(x64) -> None:
         e.xs, mask=jnp.asarray((t % 7 != 3) & (t < 80)), resets=jnp.asarray(np.isin(t, [31, 45, 66]))
     )
 
-    def spectrum(segments: int) -> bptt.LyapunovSpectrum:
+    def spectrum(segments: int) -> bptt.analysis.LyapunovSpectrum:
         return bptt.lyapunov_exponents(e.step, e.params, e.state0, sequence, warmup=6, segments=segments)
 
     whole, cut = spectrum(1), spectrum(4)

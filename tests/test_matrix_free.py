@@ -37,9 +37,9 @@ def test_against_the_jacobians(name, x64, monkeypatch):
         arguments = step, params, state0, xs
         return (
             bptt.jacobians(*arguments, length=length),
-            bptt.leading_singular_values(*arguments, num=NUM, length=length),
-            bptt.leading_eigenvalues(*arguments, num=NUM, length=length),
-            bptt.product_singular_values(*arguments, num=NUM, length=length),
+            bptt.analysis.leading_singular_values(*arguments, num=NUM, length=length),
+            bptt.analysis.leading_eigenvalues(*arguments, num=NUM, length=length),
+            bptt.analysis.product_singular_values(*arguments, num=NUM, length=length),
             log_norms(*arguments, length=T),
         )
 
@@ -83,7 +83,7 @@ def test_products_beyond_the_range():
     @users_jit
     @jax.vmap
     def measure(a):
-        return bptt.product_singular_values(linear_step, a, jnp.zeros(2), num=2, length=4000)
+        return bptt.analysis.product_singular_values(linear_step, a, jnp.zeros(2), num=2, length=4000)
 
     got = measure(matrices)
     for k, (name, (_, exact)) in enumerate(cases.items()):
@@ -145,9 +145,9 @@ def measure(step, params, xs):
     def of(params, xs):
         arguments = step, params, jnp.full(2, 0.5), xs
         return (
-            bptt.leading_singular_values(*arguments, num=1).values[:, 0],
-            jnp.abs(bptt.leading_eigenvalues(*arguments, num=1).values[:, 0]),
-            bptt.product_singular_values(*arguments, num=1).log_values[0],
+            bptt.analysis.leading_singular_values(*arguments, num=1).values[:, 0],
+            jnp.abs(bptt.analysis.leading_eigenvalues(*arguments, num=1).values[:, 0]),
+            bptt.analysis.product_singular_values(*arguments, num=1).log_values[0],
             log_norms(*arguments),
         )
 
@@ -172,9 +172,14 @@ def test_padding_and_resets_are_the_pieces_alone(x64):
     @jax.jit
     def of(xs):
         arguments = key_step, weights, state0, xs
-        singular = bptt.leading_singular_values(*arguments, num=2)
-        moduli = jnp.abs(bptt.leading_eigenvalues(*arguments, num=2).values)
-        return singular.values, moduli, bptt.product_singular_values(*arguments, num=2), log_norms(*arguments)
+        singular = bptt.analysis.leading_singular_values(*arguments, num=2)
+        moduli = jnp.abs(bptt.analysis.leading_eigenvalues(*arguments, num=2).values)
+        return (
+            singular.values,
+            moduli,
+            bptt.analysis.product_singular_values(*arguments, num=2),
+            log_norms(*arguments),
+        )
 
     spoilt = jnp.where(jnp.asarray(real)[:, None], xs, jnp.nan)
     singular, moduli, product, norms = of(bptt.Sequence(spoilt, mask=jnp.asarray(real), resets=jnp.asarray(resets)))
@@ -211,9 +216,14 @@ def test_steps_that_branch_and_derivatives_of_ones_own(step, x64):
 
     def found(w):
         arguments = step, w, state0, xs
-        singular = bptt.leading_singular_values(*arguments, num=2).values
-        moduli = jnp.abs(bptt.leading_eigenvalues(*arguments, num=2).values)
-        return singular, moduli, bptt.product_singular_values(*arguments, num=2).log_values, log_norms(*arguments)
+        singular = bptt.analysis.leading_singular_values(*arguments, num=2).values
+        moduli = jnp.abs(bptt.analysis.leading_eigenvalues(*arguments, num=2).values)
+        return (
+            singular,
+            moduli,
+            bptt.analysis.product_singular_values(*arguments, num=2).log_values,
+            log_norms(*arguments),
+        )
 
     def exact(w):
         jacobians = bptt.jacobians(step, w, state0, xs)
@@ -235,9 +245,9 @@ def test_a_loop_of_unknown_length_has_eigenvalues_alone():
 
     arguments = step, jnp.asarray([[0.9, -0.4], [0.3, 0.8]]), jnp.asarray([0.3, -0.2]), jnp.asarray([1, 2, 3])
     exact = np.linalg.eigvals(np.asarray(bptt.jacobians(*arguments)))
-    got = bptt.leading_eigenvalues(*arguments, num=1).values[:, 0]
+    got = bptt.analysis.leading_eigenvalues(*arguments, num=1).values[:, 0]
     np.testing.assert_allclose(np.abs(got), np.max(np.abs(exact), axis=1), rtol=1e-5)
-    for function in (bptt.leading_singular_values, bptt.product_singular_values):
+    for function in (bptt.analysis.leading_singular_values, bptt.analysis.product_singular_values):
         with pytest.raises(TypeError, match=f"step: {function.__name__} needs its backward pass, and it has none"):
             function(*arguments, num=1)
 
@@ -246,23 +256,27 @@ def test_memory():
     """At D = 4096 one Jacobian is 67 MB; what each of the functions takes is less, the weights aside."""
     n, steps = 4096, 3
     step = bptt.rnn(n).step
-    params = bptt.RNNParams(*(jax.ShapeDtypeStruct(s, jnp.float32) for s in ((n, n), (n, 2), (n,))))
+    params = bptt.cells.RNNParams(*(jax.ShapeDtypeStruct(s, jnp.float32) for s in ((n, n), (n, 2), (n,))))
     state0, xs = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((n,), (steps, 2)))
 
     @jax.jit
     def measure(params, state0, xs):
         arguments = step, params, state0, xs
         return (
-            bptt.leading_singular_values(*arguments, num=NUM),
-            bptt.leading_eigenvalues(*arguments, num=NUM),
-            bptt.product_singular_values(*arguments, num=NUM),
+            bptt.analysis.leading_singular_values(*arguments, num=NUM),
+            bptt.analysis.leading_eigenvalues(*arguments, num=NUM),
+            bptt.analysis.product_singular_values(*arguments, num=NUM),
         )
 
     assert measure.lower(params, state0, xs).compile().memory_analysis().temp_size_in_bytes < 4 * n * n
 
 
 def test_num_is_checked():
-    for function in (bptt.leading_singular_values, bptt.leading_eigenvalues, bptt.product_singular_values):
+    for function in (
+        bptt.analysis.leading_singular_values,
+        bptt.analysis.leading_eigenvalues,
+        bptt.analysis.product_singular_values,
+    ):
         with pytest.raises(ValueError, match="num: expected at most 2, the numbers of the state, got 3"):
             function(linear_step, np.eye(2), np.ones(2), length=3, num=3)
         with pytest.raises(TypeError, match="num: expected an integer"):
@@ -277,7 +291,9 @@ def test_half_precision_is_measured_in_single():
     def measure(a):
         arguments = linear_step, a, jnp.ones(3, jnp.bfloat16)
         options = {"num": 3, "length": 2}
-        return bptt.leading_singular_values(*arguments, **options), bptt.leading_eigenvalues(*arguments, **options)
+        return bptt.analysis.leading_singular_values(*arguments, **options), bptt.analysis.leading_eigenvalues(
+            *arguments, **options
+        )
 
     singular, eigen = measure(jnp.asarray(a, jnp.bfloat16))
     np.testing.assert_allclose(singular.values[0], np.linalg.svd(a, compute_uv=False), rtol=0.02)

@@ -47,7 +47,7 @@ def example():
 
 def quietly(function, *arguments, **options):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", bptt.MonitorWarning)
+        warnings.simplefilter("ignore", bptt.analysis.MonitorWarning)
         return function(*arguments, **options)
 
 
@@ -482,7 +482,7 @@ def test_warns_when_the_verdict_changes_and_once_of_a_nan():
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             MONITOR.probe(update, *arguments)
-        assert all(w.category is bptt.MonitorWarning and w.filename == __file__ for w in caught)
+        assert all(w.category is bptt.analysis.MonitorWarning and w.filename == __file__ for w in caught)
         messages.append([str(w.message) for w in caught])
     assert [len(m) for m in messages] == [0, 0, 1, 0, 1, 1, 0, 1]
     assert "update 2: the verdict changes from steady to vanishing" in messages[2][0]

@@ -110,7 +110,7 @@ def test_remat_changes_neither_values_nor_gradients(reads) -> None:
 
 def test_the_readout_of_an_lstm_sees_h_not_c() -> None:
     readout = Readout(jnp.array([[1.0, 10.0]]), jnp.array([100.0]))
-    state = bptt.LSTMState(jnp.array([1.0, 2.0]), jnp.array([5.0, 7.0]))
+    state = bptt.cells.LSTMState(jnp.array([1.0, 2.0]), jnp.array([5.0, 7.0]))
     np.testing.assert_array_equal(apply_readout(readout, state), [121.0])
 
 

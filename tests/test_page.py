@@ -45,12 +45,12 @@ def _flows(gain, xs):
 
 
 @pytest.fixture(scope="module")
-def flows() -> dict[str, bptt.GradientFlow]:
+def flows() -> dict[str, bptt.analysis.GradientFlow]:
     xs = jax.random.normal(jax.random.key(0), (3, 24, 2))
     return {name: _flows(jnp.float32(gain), xs) for name, gain in GAINS.items()}
 
 
-def _page(flows: dict[str, bptt.GradientFlow]) -> str:
+def _page(flows: dict[str, bptt.analysis.GradientFlow]) -> str:
     data = diagnose.Data("abc<", jnp.zeros(0), jnp.zeros(0))
     record = diagnose.record(SETTINGS, data, flows, dict.fromkeys(flows))
     norms, spectra = plot_parts(flows)

@@ -21,7 +21,7 @@ def _step(gain, h, x):
     return gain * h + x
 
 
-def _flow(gain: float, stride: int = 1) -> bptt.GradientFlow:
+def _flow(gain: float, stride: int = 1) -> bptt.analysis.GradientFlow:
     xs = jax.random.normal(jax.random.key(0), (3, LENGTH, 2))
     return jax.vmap(
         lambda x: bptt.gradient_flow(_step, gain, jnp.ones(2), x, lambda s: jnp.sum(s[-1]), stride=stride)
@@ -29,7 +29,7 @@ def _flow(gain: float, stride: int = 1) -> bptt.GradientFlow:
 
 
 @pytest.fixture(scope="module")
-def flows() -> dict[str, bptt.GradientFlow]:
+def flows() -> dict[str, bptt.analysis.GradientFlow]:
     return {"shrinks": _flow(0.5), "grows": _flow(1.5, stride=5)}
 
 
@@ -183,7 +183,7 @@ def test_training_without_a_number_or_a_record(tmp_path) -> None:
 
 def test_influence_map_shows_the_pairs() -> None:
     influence = bptt.influence_map(_step, jnp.float32(0.5), jnp.ones(2), jnp.zeros((20, 2)), intervals=4)
-    figure = bptt.plot_influence_map(influence, title="map")
+    figure = bptt.plots.plot_influence_map(influence, title="map")
     ax, bar = figure.axes
     shown = ax.collections[0].get_array().reshape(5, 5)
     for i in range(5):
@@ -196,14 +196,14 @@ def test_influence_map_shows_the_pairs() -> None:
     assert -low == high == pytest.approx(20 * math.log10(2))
     assert "log" in bar.get_ylabel()
     with pytest.raises(ValueError, match="expected that of one sequence, got a batch"):
-        bptt.plot_influence_map(bptt.InfluenceMap(jnp.zeros((2, 3)), jnp.zeros((2, 3, 3))))
+        bptt.plots.plot_influence_map(bptt.analysis.InfluenceMap(jnp.zeros((2, 3)), jnp.zeros((2, 3, 3))))
 
 
 def test_ticks_that_lie_close_are_told_apart():
     """A signal that loses 1 % at a step stays within a decade."""
     xs = jnp.zeros((LENGTH, 2))
     flow = bptt.gradient_flow(_step, 0.99, jnp.ones(2), xs, lambda s: jnp.sum(s[-1]))
-    figure = bptt.plot_norms(flow)
+    figure = bptt.plots.plot_norms(flow)
     figure.draw_without_rendering()
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert len(labels) > 2
@@ -219,7 +219,7 @@ def test_ticks_that_lie_close_are_told_apart():
 def test_a_horizon_beyond_what_was_measured_is_marked_and_has_no_dot():
     xs = jnp.zeros((LENGTH, 2))
     flow = bptt.gradient_flow(_step, 0.99, jnp.ones(2), xs, lambda s: jnp.sum(s[-1]))
-    norms = bptt.plot_norms({"slow": flow}).axes[0]
+    norms = bptt.plots.plot_norms({"slow": flow}).axes[0]
     (curve,) = [line for line in norms.lines if "slow" in str(line.get_label())]
     assert "extrapolated" in curve.get_label()
     assert not [line for line in norms.lines if line.get_marker() == "o"]
@@ -250,7 +250,12 @@ def test_axes_that_are_given_are_drawn_on(flows):
     axes = np.ravel(figure.subplots(5, 1))
     assert bptt.plot_gradient_flow(flows, axes=axes) is figure
     assert all(ax.lines or ax.collections for ax in axes)
-    for draw in (bptt.plot_norms, bptt.plot_singular_values, bptt.plot_eigenvalues, bptt.plot_leaves):
+    for draw in (
+        bptt.plots.plot_norms,
+        bptt.plots.plot_singular_values,
+        bptt.plots.plot_eigenvalues,
+        bptt.plots.plot_leaves,
+    ):
         figure = Figure(figsize=(4, 3))
         ax = figure.subplots()
         assert draw(flows["shrinks"], ax=ax) is figure
@@ -286,7 +291,7 @@ def test_a_column_is_as_wide_as_asked_and_no_text_lies_on_another(flows):
 
 
 def test_a_notebook_shows_it_without_any_setup(flows):
-    for figure in (bptt.plot_gradient_flow(flows), bptt.plot_norms(flows)):
+    for figure in (bptt.plot_gradient_flow(flows), bptt.plots.plot_norms(flows)):
         assert figure._repr_png_().startswith(b"\x89PNG")
 
 
@@ -304,23 +309,23 @@ def test_leaves_are_told_apart():
     flow = bptt.gradient_flow(step, None, h0, jnp.zeros((LENGTH, 2)), loss, spectra=False)
     found = bptt.adjoints(step, None, h0, jnp.zeros((LENGTH, 2)), loss)
     for measured in (flow, found):
-        lines = {line.get_label(): line.get_ydata() for line in bptt.plot_leaves(measured).axes[0].lines}
+        lines = {line.get_label(): line.get_ydata() for line in bptt.plots.plot_leaves(measured).axes[0].lines}
         assert set(lines) == {"keeps", "forgets"}
         slopes = {name: np.nanmean(np.diff(y)) for name, y in lines.items()}
         assert slopes["keeps"] == pytest.approx(0, abs=1e-6)
         assert slopes["forgets"] == pytest.approx(math.log10(2), rel=1e-5)
     with pytest.raises(TypeError, match="found: expected a GradientFlow or Adjoints, got int"):
-        bptt.plot_leaves(3)
+        bptt.plots.plot_leaves(3)
 
 
 def test_adjoints_are_drawn_unit_by_unit():
     decay = jnp.asarray([0.5, 0.9, 0.0])
     found = bptt.adjoints(lambda w, h, x: w * h, decay, jnp.ones(3), jnp.zeros(12), lambda s: jnp.sum(s[-1]))
-    figure = bptt.plot_adjoints(found)
+    figure = bptt.plots.plot_adjoints(found)
     shown = figure.axes[0].collections[0].get_array().reshape(3, 12)
     lags = np.arange(12)[::-1]
     np.testing.assert_allclose(shown[:2], np.log10([[0.5], [0.9]]) * lags, atol=1e-5)
     assert shown[2, 0] == shown.min()  # zero
     with pytest.raises(ValueError, match="adjoints: expected those of one sequence"):
-        bptt.plot_adjoints(jax.vmap(lambda w: bptt.adjoints(lambda w, h, x: w * h, w, jnp.ones(3), jnp.zeros(12),
+        bptt.plots.plot_adjoints(jax.vmap(lambda w: bptt.adjoints(lambda w, h, x: w * h, w, jnp.ones(3), jnp.zeros(12),
             lambda s: jnp.sum(s[-1])))(jnp.ones((2, 3))))  # fmt: skip

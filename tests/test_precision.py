@@ -36,7 +36,7 @@ def jitted(w, h, x):
 def parts(name):
     if name == "jitted":
         return jitted, jnp.eye(3), jnp.zeros(3)
-    cell = getattr(bptt, name)(3)
+    cell = getattr(bptt.cells, name)(3)
     return cell.step, cell.init(jax.random.key(0), 2), cell.initial_state()
 
 
@@ -53,7 +53,7 @@ EXACT = {
     "jacobians": partial(at_states, jacobians_at),
     "singular values": partial(at_states, matrix_free.singular_values_at, num=1),
     "eigenvalues": partial(at_states, matrix_free.eigenvalues_at, num=1),
-    "singular values of the product": partial(bptt.product_singular_values, num=1),
+    "singular values of the product": partial(bptt.analysis.product_singular_values, num=1),
     "flow": partial(bptt.gradient_flow, loss=total),
     "flow, leading values": partial(bptt.gradient_flow, loss=total, num=1),
     "parallel time": lambda *arguments: bptt.deer(*arguments).states,

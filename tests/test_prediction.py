@@ -13,7 +13,7 @@ import bptt_jax as bptt
 
 
 def prediction(exponent, error=0.0, steps=1000):
-    return bptt.ParallelPrediction(*(np.asarray(a) for a in (exponent, error, steps, steps, 4)))
+    return bptt.parallel.ParallelPrediction(*(np.asarray(a) for a in (exponent, error, steps, steps, 4)))
 
 
 @pytest.mark.parametrize(

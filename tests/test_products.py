@@ -154,7 +154,7 @@ def test_jacobians_of_a_linear_step():
 def test_prefixes_and_suffixes_are_the_sequential_products(dtype, length):
     rng = np.random.default_rng(length)
     factors = jnp.asarray(rng.standard_normal((length, 3, 3)) * np.logspace(-1, 1, 3), dtype)
-    prefixes, suffixes = bptt.prefix_products(factors), bptt.suffix_products(factors)
+    prefixes, suffixes = bptt.linalg.prefix_products(factors), bptt.linalg.suffix_products(factors)
     # Identities in place of the others cost no rounding, and one compilation serves every length.
     present = np.stack([np.tri(length, dtype=bool), np.tri(length, dtype=bool).T])[..., None, None]
     parts = jnp.where(present, factors, jnp.eye(3, dtype=dtype))
@@ -180,7 +180,7 @@ def test_a_hundred_thousand_factors_in_single_precision(rates):
     factors = jnp.asarray(np.einsum("ij,tj,kj->tik", turn, powers, turn), jnp.float32)
     exact = np.log(np.asarray(powers, np.float64))[::-1].cumsum(axis=0)[::-1].max(axis=1)
     sequential = product_log_norms(factors)
-    parallel = bptt.suffix_products(factors)
+    parallel = bptt.linalg.suffix_products(factors)
     norms = np.log(np.linalg.norm(np.asarray(parallel.mantissa), 2, axis=(1, 2))) + parallel.log_scale
     for got in (sequential, norms):
         np.testing.assert_allclose(got[::1000], exact[::1000], rtol=1e-3)
@@ -188,21 +188,21 @@ def test_a_hundred_thousand_factors_in_single_precision(rates):
 
 def test_prefixes_of_zero_stay_zero_and_differentiate():
     factors = jnp.stack([2 * jnp.eye(2), jnp.zeros((2, 2)), jnp.eye(2)])
-    prefixes, suffixes = bptt.prefix_products(factors), bptt.suffix_products(factors)
+    prefixes, suffixes = bptt.linalg.prefix_products(factors), bptt.linalg.suffix_products(factors)
     np.testing.assert_array_equal(np.isneginf(prefixes.log_scale), [False, True, True])
     np.testing.assert_array_equal(np.isneginf(suffixes.log_scale), [True, True, False])
     np.testing.assert_array_equal(prefixes.mantissa[1:], 0)
 
     def trace(a):
-        last = jax.tree.map(lambda x: x[-1], bptt.prefix_products(a))
+        last = jax.tree.map(lambda x: x[-1], bptt.linalg.prefix_products(a))
         return jnp.trace(last.mantissa) * jnp.exp(last.log_scale)
 
     matrices = jax.random.normal(jax.random.key(0), (3, 2, 2))
     plain = jax.grad(lambda a: jnp.trace(a[2] @ a[1] @ a[0]))(matrices)
     np.testing.assert_allclose(jax.grad(trace)(matrices), plain, rtol=1e-4, atol=1e-5)
     batch = jnp.stack([matrices, 2 * matrices])
-    both = jax.vmap(bptt.suffix_products)(batch)
-    np.testing.assert_allclose(both.log_scale[1], bptt.suffix_products(2 * matrices).log_scale)
+    both = jax.vmap(bptt.linalg.suffix_products)(batch)
+    np.testing.assert_allclose(both.log_scale[1], bptt.linalg.suffix_products(2 * matrices).log_scale)
 
 
 T = 9
@@ -239,7 +239,7 @@ def test_padding_and_resets(x64):
 
     @jax.jit
     def measure(a):
-        both = bptt.prefix_products(a, **options), bptt.suffix_products(a, **options)
+        both = bptt.linalg.prefix_products(a, **options), bptt.linalg.suffix_products(a, **options)
         return bptt.jacobian_product(a, **options), *both, bptt.product_log_norms(a, **options)
 
     whole, prefixes, suffixes, norms = jax.tree.map(np.asarray, measure(factors()))
@@ -251,10 +251,10 @@ def test_padding_and_resets(x64):
     alone = factors()[np.asarray(PIECES[1])]
     np.testing.assert_allclose(norms[PIECES[1]], bptt.product_log_norms(alone), rtol=1e-12)
     last = suffixes.value[np.asarray(PIECES[1])]
-    np.testing.assert_allclose(last, bptt.suffix_products(alone).value, rtol=1e-12)
+    np.testing.assert_allclose(last, bptt.linalg.suffix_products(alone).value, rtol=1e-12)
     first = prefixes.value[np.asarray(PIECES[0])]
     alone = factors()[np.asarray(PIECES[0])]
-    np.testing.assert_allclose(first, bptt.prefix_products(alone).value, rtol=1e-12)
+    np.testing.assert_allclose(first, bptt.linalg.prefix_products(alone).value, rtol=1e-12)
 
 
 def test_resets_without_padding_and_before_the_first_step():
@@ -263,14 +263,18 @@ def test_resets_without_padding_and_before_the_first_step():
     begins = jnp.asarray([True, False, False, False])
     np.testing.assert_array_equal(product_log_norms(a, resets=begins), product_log_norms(a))
     np.testing.assert_array_equal(jacobian_product(a, resets=begins).value, 16 * np.eye(2))
-    np.testing.assert_array_equal(bptt.prefix_products(a, resets=begins).value, bptt.prefix_products(a).value)
+    np.testing.assert_array_equal(
+        bptt.linalg.prefix_products(a, resets=begins).value, bptt.linalg.prefix_products(a).value
+    )
     last = jnp.asarray([False, False, False, True])
     np.testing.assert_allclose(product_log_norms(a, resets=last) / np.log(2), [-np.inf] * 3 + [1], rtol=1e-6)
     padded = {"mask": np.arange(4) > 1, "resets": begins}
     np.testing.assert_array_equal(jacobian_product(a, **padded).value, 4 * np.eye(2))
-    np.testing.assert_array_equal(bptt.prefix_products(a, **padded).value[2:], [2 * np.eye(2), 4 * np.eye(2)])
+    np.testing.assert_array_equal(
+        bptt.linalg.prefix_products(a, **padded).value[2:], [2 * np.eye(2), 4 * np.eye(2)]
+    )
     sequence = bptt.Sequence(**padded)
-    found = bptt.product_singular_values(lambda w, h, x: w @ h, a[0], jnp.ones(2), sequence, num=2)
+    found = bptt.analysis.product_singular_values(lambda w, h, x: w @ h, a[0], jnp.ones(2), sequence, num=2)
     np.testing.assert_allclose(found.log_values / np.log(2), [2, 2], rtol=1e-6)
 
 
@@ -283,7 +287,7 @@ def test_nothing_passes_a_reset_not_even_nan(at):
     got = product_log_norms(a, resets=resets)
     np.testing.assert_array_equal(got[:3], -np.inf)
     np.testing.assert_array_equal(np.isnan(got[3:]), [at == 4, at == 4, False])
-    suffixes, prefixes = (f(a, resets=resets) for f in (bptt.suffix_products, bptt.prefix_products))
+    suffixes, prefixes = (f(a, resets=resets) for f in (bptt.linalg.suffix_products, bptt.linalg.prefix_products))
     np.testing.assert_array_equal(suffixes.value[:3], 0)
     np.testing.assert_array_equal(prefixes.value[3:], 0)
     np.testing.assert_array_equal(np.isnan(prefixes.value[:3, 0, 0]), [False, at == 1, at == 1])
@@ -306,9 +310,9 @@ def test_a_trajectory_that_is_not_finite_shows_where_the_jacobian_does_not(step)
     got = product_log_norms(jacobians[:4], states=states[:4])
     np.testing.assert_array_equal(got, np.nan)
     np.testing.assert_array_equal(product_log_norms(jacobians[:2], states=states[:2]), 0)
-    prefixes = bptt.prefix_products(jacobians, resets=resets, states=states).value[:, 0, 0]
+    prefixes = bptt.linalg.prefix_products(jacobians, resets=resets, states=states).value[:, 0, 0]
     np.testing.assert_array_equal(prefixes, [1, 1, np.nan, np.nan, 0, 0])
-    suffixes = bptt.suffix_products(jacobians, resets=resets, states=states).value[:, 0, 0]
+    suffixes = bptt.linalg.suffix_products(jacobians, resets=resets, states=states).value[:, 0, 0]
     np.testing.assert_array_equal(suffixes, [0, 0, 0, 0, 1, 1])
     got = product_log_norms(jacobians, resets=resets, states=states)
     np.testing.assert_array_equal(got, [-np.inf] * 4 + [0, 0])
@@ -322,7 +326,7 @@ def test_derivatives_in_one_piece_alone(x64):
     """Of a product within the last piece: zero for all factors before the reset, as by hand for the others."""
     a = jnp.asarray(np.random.default_rng(6).standard_normal((5, 2, 2)))
     resets = jnp.arange(5) == 2
-    got = jax.grad(lambda a: bptt.suffix_products(a, resets=resets).value[2, 0, 1])(a)
+    got = jax.grad(lambda a: bptt.linalg.suffix_products(a, resets=resets).value[2, 0, 1])(a)
     exact = jax.grad(lambda a: (a[4] @ a[3] @ a[2])[0, 1])(a)
     np.testing.assert_allclose(got, exact, rtol=1e-12, atol=1e-14)
     got = jax.grad(lambda a: bptt.product_log_norms(a, resets=resets)[2])(a)
@@ -341,6 +345,11 @@ def test_derivatives_in_one_piece_alone(x64):
     ],
 )
 def test_bad_sequences(options, error, message):
-    for function in (bptt.jacobian_product, bptt.product_log_norms, bptt.prefix_products, bptt.suffix_products):
+    for function in (
+        bptt.jacobian_product,
+        bptt.product_log_norms,
+        bptt.linalg.prefix_products,
+        bptt.linalg.suffix_products,
+    ):
         with pytest.raises(error, match=message):
             function(np.ones((4, 2, 2), np.float32), **options)

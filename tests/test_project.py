@@ -4,6 +4,8 @@ import re
 import tomllib
 from pathlib import Path
 
+import bptt_jax
+
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
@@ -27,7 +29,7 @@ def test_the_oldest_versions_are_those_that_are_allowed() -> None:
 
 def test_one_version() -> None:
     (cited,) = re.findall(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE)
-    assert cited.strip("\"'") == PROJECT["version"]
+    assert cited.strip("\"'") == bptt_jax.__version__
 
 
 def test_the_versions_that_are_tested() -> None:

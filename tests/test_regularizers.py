@@ -133,7 +133,7 @@ def test_gru_by_hand(x64) -> None:
 
 def test_gates_that_do_not_see_the_state_vary(x64) -> None:
     """Of min_gru, J = diag(1 - z) with z made of the input alone; delta_t is a product of later ones."""
-    cell = bptt.min_gru(N)
+    cell = bptt.cells.min_gru(N)
     params, xs = cell.init(jax.random.key(0), 2), jax.random.normal(jax.random.key(1), (T, 2))
     deltas = bptt.adjoints(cell.step, params, cell.initial_state(), xs, _loss).adjoints
 
@@ -300,7 +300,9 @@ def test_flossing_is_the_mean_square_of_the_exponents(x64) -> None:
     rates = jnp.asarray([0.5, 2.0, 0.9])
 
     def penalty(d, num):
-        return bptt.flossing_penalty(lambda d, h, x: d * h, d, jnp.ones(3), num=num, length=400, warmup=300)
+        return bptt.remedies.flossing_penalty(
+            lambda d, h, x: d * h, d, jnp.ones(3), num=num, length=400, warmup=300
+        )
 
     logs = np.log(np.asarray(rates))
     assert float(penalty(rates, 3)) == pytest.approx(np.mean(logs**2), rel=1e-9)
@@ -316,7 +318,7 @@ def test_flossing_brings_exponents_to_zero(x64) -> None:
     params = cell.init(jax.random.key(0), 4)
 
     def penalty(params):
-        return bptt.flossing_penalty(cell.step, params, cell.initial_state(), xs, num=4, warmup=10)
+        return bptt.remedies.flossing_penalty(cell.step, params, cell.initial_state(), xs, num=4, warmup=10)
 
     value_and_grad = jax.jit(jax.value_and_grad(penalty))
     before = float(penalty(params))

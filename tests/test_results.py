@@ -467,13 +467,13 @@ def test_every_field_is_explained_and_its_axes_named(cls):
             assert len(dims) == len(annotation.dim_str.split()), name
 
 
-def bias(*errors: float) -> bptt.TruncationBias:
-    return bptt.TruncationBias(jnp.arange(1, 1 + len(errors)), jnp.ones(len(errors)), jnp.asarray(errors))
+def bias(*errors: float) -> bptt.analysis.TruncationBias:
+    return bptt.analysis.TruncationBias(jnp.arange(1, 1 + len(errors)), jnp.ones(len(errors)), jnp.asarray(errors))
 
 
-def solution(*, converged: bool) -> bptt.DeerSolution:
+def solution(*, converged: bool) -> bptt.parallel.DeerSolution:
     numbers = (jnp.float32(v) for v in (1e-7, 2e-6))
-    return bptt.DeerSolution(jnp.ones((4, 2)), jnp.asarray(converged), jnp.int32(7), *numbers, jnp.ones(9))
+    return bptt.parallel.DeerSolution(jnp.ones((4, 2)), jnp.asarray(converged), jnp.int32(7), *numbers, jnp.ones(9))
 
 
 HEADLINES = {
@@ -484,27 +484,27 @@ HEADLINES = {
     "deer": (solution(converged=True), "converged in 7 iterations, relative error 2e-06"),
     "deer, in vain": (solution(converged=False), "not converged after 7 iterations (residual 1e-07, error 2e-06)"),
     "leading": (
-        bptt.LeadingValues(jnp.array([[2.0, 1.0], [3.0, 0.5]]), jnp.array([[1e-6, 1.0], [2e-6, 1.0]])),
+        bptt.analysis.LeadingValues(jnp.array([[2.0, 1.0], [3.0, 0.5]]), jnp.array([[1e-6, 1.0], [2e-6, 1.0]])),
         "the largest is 2 to 3, with errors up to 2e-06",
     ),
     "leading eigenvalues": (
-        bptt.LeadingValues(jnp.array([[3 + 4j]]), jnp.array([[0.0]])),
+        bptt.analysis.LeadingValues(jnp.array([[3 + 4j]]), jnp.array([[0.0]])),
         "the largest modulus is 5 to 5, with errors up to 0",
     ),
     "leading of a product": (
-        bptt.LeadingLogValues(jnp.array([-70.0, -80.0, -np.inf]), jnp.array([0.1, 2.0, np.inf])),
+        bptt.analysis.LeadingLogValues(jnp.array([-70.0, -80.0, -np.inf]), jnp.array([0.1, 2.0, np.inf])),
         "the largest is exp(-70); 1 of 3 above the rounding",
     ),
     "adjoints": (
-        bptt.ParallelAdjoints(jnp.ones((3, 2)), jnp.array([-9.0, -5.0, 1.0]), jnp.ones(2)),
+        bptt.parallel.ParallelAdjoints(jnp.ones((3, 2)), jnp.array([-9.0, -5.0, 1.0]), jnp.ones(2)),
         "log ||dL/dh_t|| is -9 at the first step, 1 at the last of 3",
     ),
     "prediction": (
-        bptt.ParallelPrediction(*(np.asarray(v) for v in (-0.5, 0.01, 100, 100, 4))),
+        bptt.parallel.ParallelPrediction(*(np.asarray(v) for v in (-0.5, 0.01, 100, 100, 4))),
         "parallel: exponent -0.5 +- 0.01 nats per step over 100 steps",
     ),
     "influence": (
-        bptt.InfluenceMap(
+        bptt.analysis.InfluenceMap(
             jnp.array([0, 5, 10]), jnp.array([[0, -np.inf, -np.inf], [-1, 0, -np.inf], [-4.0, -3, 0]])
         ),
         "log ||dh_10/dh_0|| = -4, -0.4 nats per step",

@@ -96,7 +96,13 @@ def test_eigenvalues_in_closed_form(matrix, values):
 def test_what_is_not_finite_stays_where_it_is(bad):
     spoilt = SQUARE.astype(np.float32)
     spoilt[2, 1, 3] = bad
-    for function in (bptt.singular_values, bptt.eigenvalues, spectral_norm, spectral_radius, bptt.condition_number):
+    for function in (
+        bptt.singular_values,
+        bptt.eigenvalues,
+        spectral_norm,
+        spectral_radius,
+        bptt.linalg.condition_number,
+    ):
         got, clean = np.asarray(function(spoilt)), np.asarray(function(SQUARE.astype(np.float32)))
         assert np.all(np.isnan(got[2]))
         others = [0, 1, 3, 4, 5]
@@ -109,9 +115,9 @@ def test_norm_radius_condition_number():
     )
     np.testing.assert_allclose(spectral_norm(a), [4, 1, 0, 1])
     np.testing.assert_allclose(spectral_radius(a), [4, 1, 0, 0])
-    np.testing.assert_allclose(bptt.condition_number(a), [2, np.inf, np.inf, np.inf])
+    np.testing.assert_allclose(bptt.linalg.condition_number(a), [2, np.inf, np.inf, np.inf])
     np.testing.assert_allclose(
-        bptt.condition_number(jnp.asarray(RNG.standard_normal((3, 4, 2)), jnp.float32)).shape, (3,)
+        bptt.linalg.condition_number(jnp.asarray(RNG.standard_normal((3, 4, 2)), jnp.float32)).shape, (3,)
     )
 
 

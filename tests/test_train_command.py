@@ -151,7 +151,7 @@ def test_settings_reach_the_cell_and_the_optimizer() -> None:
         job = train.prepare(replace(SETTINGS, **options))
         params = {"w": jnp.full(4, 10.0)}
         updates, state = job.optimizer.update(params, job.optimizer.init(params), params)
-        return float(optax.tree.norm(updates)), len(bptt.clip_records(state))
+        return float(optax.tree.norm(updates)), len(bptt.remedies.clip_records(state))
 
     assert first_update(clip=2.0) == (pytest.approx(0.2), 1)
     assert first_update(clip=0.0) == (pytest.approx(2.0), 0)
@@ -170,9 +170,9 @@ def test_omega_is_the_codes_of_the_bare_step(x64, clip) -> None:
         def loss(states):
             return bare.loss_of_states(states, bare.loss_args(params, inputs, target))
 
-        return bptt.omega_terms(bare.cell.step, params.cell, bare.cell.initial_state(), inputs, loss)
+        return bptt.remedies.omega_terms(bare.cell.step, params.cell, bare.cell.initial_state(), inputs, loss)
 
-    expected = 4 * bptt.omega_penalty(jax.vmap(terms)(*data), version="code")
+    expected = 4 * bptt.remedies.omega_penalty(jax.vmap(terms)(*data), version="code")
     assert job.penalty is not None
     assert float(job.penalty(NetworkParams(*params), data)) == pytest.approx(float(expected))
 

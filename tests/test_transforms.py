@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from surface import PUBLIC
 
 import bptt_jax as bptt
 
@@ -80,7 +81,7 @@ def cell(make):
     return of_weights
 
 
-DIAGONAL = bptt.DiagonalStep(lambda w, x: (jnp.tanh(w[0]), w[1] * x))
+DIAGONAL = bptt.parallel.DiagonalStep(lambda w, x: (jnp.tanh(w[0]), w[1] * x))
 
 # Each is a function of one 2 x 2 matrix: the weights of a step, or one of three matrices.
 OF_WEIGHTS = {
@@ -95,9 +96,9 @@ OF_WEIGHTS = {
     "influence_map": influence,
     "deer": lambda w: along(bptt.deer)(w).states,
     "predict_parallel": along(bptt.predict_parallel),
-    "leading_singular_values": along(bptt.leading_singular_values, num=2),
-    "leading_eigenvalues": along(bptt.leading_eigenvalues, num=2),
-    "product_singular_values": along(bptt.product_singular_values, num=2),
+    "leading_singular_values": along(bptt.analysis.leading_singular_values, num=2),
+    "leading_eigenvalues": along(bptt.analysis.leading_eigenvalues, num=2),
+    "product_singular_values": along(bptt.analysis.product_singular_values, num=2),
     "from_equinox": adapted,
     "from_nnx": from_nnx,
     "from_linen": from_linen,
@@ -106,22 +107,24 @@ OF_WEIGHTS = {
     "rnn": cell(bptt.rnn),
     "gru": cell(bptt.gru),
     "lstm": cell(bptt.lstm),
-    "lru": cell(bptt.lru),
-    "min_gru": cell(bptt.min_gru),
+    "lru": cell(bptt.cells.lru),
+    "min_gru": cell(bptt.cells.min_gru),
     "unroll_linear": lambda w: bptt.unroll_linear(DIAGONAL, w, w[0], jnp.asarray(XS, w.dtype)),
     "ravel_state": lambda w: bptt.ravel_state({"a": w[0], "b": w})[1](bptt.ravel_state({"a": w[0], "b": w})[0] * 2),
 }
 OF_MATRICES = {
     "singular_values": bptt.singular_values,
     "eigenvalues": bptt.eigenvalues,
-    "spectral_norm": bptt.spectral_norm,
-    "spectral_radius": bptt.spectral_radius,
-    "condition_number": bptt.condition_number,
+    "spectral_norm": bptt.linalg.spectral_norm,
+    "spectral_radius": bptt.linalg.spectral_radius,
+    "condition_number": bptt.linalg.condition_number,
     "jacobian_product": lambda w: bptt.jacobian_product(jnp.stack([w, w + 1, w])),
     "product_log_norms": lambda w: bptt.product_log_norms(jnp.stack([w, w + 1, w])),
-    "prefix_products": lambda w: bptt.prefix_products(jnp.stack([w, w + 0.9, w])),
-    "parallel_adjoints": lambda w: bptt.parallel_adjoints(jnp.stack([w, w + 1, w]), jnp.stack([w[0], w[1], w[0]])),
-    "suffix_products": lambda w: bptt.suffix_products(jnp.stack([w, w + 1, w])),
+    "prefix_products": lambda w: bptt.linalg.prefix_products(jnp.stack([w, w + 0.9, w])),
+    "parallel_adjoints": lambda w: bptt.parallel.parallel_adjoints(
+        jnp.stack([w, w + 1, w]), jnp.stack([w[0], w[1], w[0]])
+    ),
+    "suffix_products": lambda w: bptt.linalg.suffix_products(jnp.stack([w, w + 1, w])),
 }
 FUNCTIONS = OF_WEIGHTS | OF_MATRICES
 
@@ -129,12 +132,11 @@ FUNCTIONS = OF_WEIGHTS | OF_MATRICES
 def test_every_public_function_is_here():
     """Of the floors below the remedies, which test their own."""
     functions = {
-        name
-        for name in bptt.__all__
-        if inspect.isfunction(getattr(bptt, name))
-        and getattr(bptt, name).__module__.split(".")[1]
-        in ("step", "linalg", "recurrence", "cells", "analysis", "parallel")
-        and not getattr(bptt, name).__module__.endswith(("initializers", "estimators"))
+        member.__name__
+        for member in PUBLIC.values()
+        if inspect.isfunction(member)
+        and member.__module__.split(".")[1] in ("step", "linalg", "recurrence", "cells", "analysis", "parallel")
+        and not member.__module__.endswith(("initializers", "estimators"))
     }
     assert functions <= set(FUNCTIONS)
 

@@ -1,1 +1,42 @@
 """What the Jacobians and the loss say."""
+
+from bptt_jax.analysis.backward import Adjoints, TemporalContributions, adjoints, temporal_contributions
+from bptt_jax.analysis.estimators import TruncationBias, rtrl_gradient, tbptt_gradient, truncation_bias
+from bptt_jax.analysis.flow import GradientFlow, gradient_flow
+from bptt_jax.analysis.influence import InfluenceMap, influence_map
+from bptt_jax.analysis.lyapunov import LyapunovSpectrum, lyapunov_exponents
+from bptt_jax.analysis.matrix_free import (
+    LeadingLogValues,
+    LeadingValues,
+    leading_eigenvalues,
+    leading_singular_values,
+    product_singular_values,
+)
+from bptt_jax.analysis.monitor import Monitor, MonitorRecord, MonitorWarning
+from bptt_jax.analysis.nonfinite import NonFinite
+
+__all__ = [
+    "Adjoints",
+    "GradientFlow",
+    "InfluenceMap",
+    "LeadingLogValues",
+    "LeadingValues",
+    "LyapunovSpectrum",
+    "Monitor",
+    "MonitorRecord",
+    "MonitorWarning",
+    "NonFinite",
+    "TemporalContributions",
+    "TruncationBias",
+    "adjoints",
+    "gradient_flow",
+    "influence_map",
+    "leading_eigenvalues",
+    "leading_singular_values",
+    "lyapunov_exponents",
+    "product_singular_values",
+    "rtrl_gradient",
+    "tbptt_gradient",
+    "temporal_contributions",
+    "truncation_bias",
+]

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from bptt_jax.analysis.adjoints import Backward, backward
+from bptt_jax.analysis.backward import Backward, backward
 from bptt_jax.analysis.growth import Growth, Tally
 from bptt_jax.analysis.loss import BoundLoss
 from bptt_jax.linalg import logscale

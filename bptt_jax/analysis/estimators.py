@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from bptt_jax.analysis.adjoints import backward
+from bptt_jax.analysis.backward import backward
 from bptt_jax.analysis.loss import BoundLoss, bind_loss
 from bptt_jax.checks import check_positive_int
 from bptt_jax.linalg.logscale import LogScaled
@@ -170,7 +170,7 @@ def rtrl_gradient(
 
     Example:
       >>> step = lambda w, h, x: w * h + x
-      >>> float(bptt.rtrl_gradient(step, 0.5, jnp.zeros(1), jnp.ones((4, 1)), lambda states: states[-1, 0]))
+      >>> float(bptt.analysis.rtrl_gradient(step, 0.5, jnp.zeros(1), jnp.ones((4, 1)), lambda states: states[-1, 0]))
       2.75
     """
     return _rtrl_gradient(bind(step, params, state0, xs, length), bind_loss(loss, args))

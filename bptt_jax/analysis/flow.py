@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Complex, Float, Int
 
 from bptt_jax.analysis import matrix_free, verdict
-from bptt_jax.analysis.adjoints import TemporalContributions, contributions
+from bptt_jax.analysis.backward import TemporalContributions, contributions
 from bptt_jax.analysis.error_signal import ErrorSignal, propagate_error_signal
 from bptt_jax.analysis.loss import BoundLoss, bind_loss
 from bptt_jax.checks import check_positive_int, check_share

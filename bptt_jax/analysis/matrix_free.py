@@ -121,7 +121,7 @@ def leading_singular_values(
     Example:
       >>> step = lambda w, h, x: w @ h
       >>> w = jnp.array([[0.0, 2.0], [0.0, 0.0]])
-      >>> bptt.leading_singular_values(step, w, jnp.ones(2), length=3, num=1).values.ravel()
+      >>> bptt.analysis.leading_singular_values(step, w, jnp.ones(2), length=3, num=1).values.ravel()
       Array([2., 2., 2.], dtype=float32)
     """
     return _leading(_singular_values_of, bind(step, params, state0, xs, length), check_num(num, state0))
@@ -153,7 +153,7 @@ def leading_eigenvalues(
     Example:
       >>> step = lambda w, h, x: w @ h
       >>> w = jnp.array([[3.0, 1.0], [0.0, 2.0]])
-      >>> bptt.leading_eigenvalues(step, w, jnp.ones(2), length=3, num=1).values.real.ravel()
+      >>> bptt.analysis.leading_eigenvalues(step, w, jnp.ones(2), length=3, num=1).values.real.ravel()
       Array([3., 3., 3.], dtype=float32)
     """
     return _leading(_eigenvalues_of, bind(step, params, state0, xs, length), check_num(num, state0))
@@ -178,7 +178,7 @@ def product_singular_values(
     Example:
       >>> step = lambda w, h, x: w * h
       >>> w = jnp.array([0.5, 2.0])
-      >>> found = bptt.product_singular_values(step, w, jnp.ones(2), length=10, num=1)
+      >>> found = bptt.analysis.product_singular_values(step, w, jnp.ones(2), length=10, num=1)
       >>> round(float(found.log_values[0] / jnp.log(2.0)), 3)
       10.0
     """

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool
 
-from bptt_jax.analysis.adjoints import backward
+from bptt_jax.analysis.backward import backward
 from bptt_jax.analysis.loss import BoundLoss
 from bptt_jax.linalg import logscale
 from bptt_jax.linalg.logscale import LogScaled

@@ -1,1 +1,28 @@
 """Cells, their initialisers, layers of them, and cells and weights of other libraries."""
+
+from bptt_jax.cells import initializers
+from bptt_jax.cells.adapters import from_equinox, from_haiku, from_linen, from_nnx
+from bptt_jax.cells.gated import GRUParams, LSTMParams, LSTMState, gru, lstm
+from bptt_jax.cells.layers import stack
+from bptt_jax.cells.linear import LRUParams, MinGRUParams, lru, min_gru
+from bptt_jax.cells.simple import RNNParams, rnn
+
+__all__ = [
+    "GRUParams",
+    "LRUParams",
+    "LSTMParams",
+    "LSTMState",
+    "MinGRUParams",
+    "RNNParams",
+    "from_equinox",
+    "from_haiku",
+    "from_linen",
+    "from_nnx",
+    "gru",
+    "initializers",
+    "lru",
+    "lstm",
+    "min_gru",
+    "rnn",
+    "stack",
+]

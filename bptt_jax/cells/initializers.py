@@ -23,6 +23,8 @@ from bptt_jax.checks import (
 )
 from bptt_jax.step import Array
 
+__all__ = ["chrono", "identity", "ring", "sparse"]
+
 Initializer = Callable[..., Array]
 
 
@@ -60,7 +62,7 @@ def identity(scale: float = 1.0) -> Initializer:
       TypeError, ValueError: `scale` is no finite number.
 
     Example:
-      >>> irnn = bptt.rnn(2, activation=jax.nn.relu, recurrent_init=bptt.initializers.identity())
+      >>> irnn = bptt.rnn(2, activation=jax.nn.relu, recurrent_init=bptt.cells.initializers.identity())
       >>> irnn.init(jax.random.key(0), 3).recurrent
       Array([[1., 0.],
              [0., 1.]], dtype=float32)
@@ -88,6 +90,12 @@ def sparse(nonzeros: int = 15, *, spectral_radius: float = 0.95) -> Initializer:
 
     Raises:
       TypeError, ValueError: `nonzeros` is no positive integer, or `spectral_radius` no positive number.
+
+    Example:
+      >>> smart = bptt.cells.initializers.sparse(2, spectral_radius=0.9)
+      >>> weights = bptt.rnn(8, recurrent_init=smart).init(jax.random.key(0), 3).recurrent
+      >>> int(jnp.sum(weights != 0)), round(float(bptt.linalg.spectral_radius(weights)), 3)
+      (16, 0.9)
     """
     nonzeros = check_positive_int("nonzeros", nonzeros)
     spectral_radius = check_positive("spectral_radius", spectral_radius)
@@ -123,7 +131,7 @@ def chrono(longest: int) -> Initializer:
       TypeError, ValueError: `longest` is no integer of at least 3.
 
     Example:
-      >>> cell = bptt.lstm(4, bias_init=bptt.initializers.chrono(100))
+      >>> cell = bptt.lstm(4, bias_init=bptt.cells.initializers.chrono(100))
       >>> i, f, g, o = cell.init(jax.random.key(0), 3).bias.reshape(4, 4)
       >>> bool(jnp.all((0 <= f) & (f <= jnp.log(99.0)) & (i == -f)))
       True
@@ -166,6 +174,12 @@ def ring(r_min: float = 0.0, r_max: float = 1.0, *, max_phase: float = 2 * math.
 
     Raises:
       ValueError: the radii or the phase are out of these ranges.
+
+    Example:
+      >>> nu_log, theta_log = bptt.cells.initializers.ring(0.9, 0.99)(jax.random.key(0), (2, 100))
+      >>> modulus = jnp.exp(-jnp.exp(nu_log))
+      >>> bool(jnp.all((0.9 <= modulus) & (modulus <= 0.99)))
+      True
     """
     r_min = check_number("r_min", r_min, "a radius of at least 0 and below 1", lambda r: (r >= 0) & (r < 1))
     r_max = check_number("r_max", r_max, "a radius from r_min to 1", lambda r: (r >= r_min) & (r <= 1))

@@ -67,7 +67,7 @@ def lru(
       TypeError, ValueError: `hidden_size` is no positive integer; the ring is none; `dtype` has no complex partner.
 
     Example:
-      >>> cell = bptt.lru(4, r_min=0.9, r_max=0.999)
+      >>> cell = bptt.cells.lru(4, r_min=0.9, r_max=0.999)
       >>> params = cell.init(jax.random.key(0), 3)
       >>> states = bptt.unroll_linear(cell.step, params, cell.initial_state(), jnp.ones((5, 3)))
       >>> states.shape, states.dtype
@@ -125,7 +125,7 @@ def min_gru(
       TypeError, ValueError: an argument is out of its range; from `init`, an initialiser draws another shape.
 
     Example:
-      >>> cell = bptt.min_gru(4, bias_init=bptt.initializers.chrono(100))
+      >>> cell = bptt.cells.min_gru(4, bias_init=bptt.cells.initializers.chrono(100))
       >>> params = cell.init(jax.random.key(0), 3)
       >>> bptt.unroll_linear(cell.step, params, cell.initial_state(), jnp.ones((5, 3))).shape
       (5, 4)

@@ -156,7 +156,7 @@ def train(
       seeds: of independent runs, vmapped.
       chunk: updates between evaluations, log lines and checkpoints.
       penalty: ``penalty(params, batch) -> scalar``, added to the loss, such as
-        ``lambda params, batch: 4 * bptt.omega_penalty(network.omega_terms(params, batch), version="code")``.
+        ``lambda params, batch: 4 * bptt.remedies.omega_penalty(network.omega_terms(params, batch), version="code")``.
       probes: by name, ``probe(params, batch) -> scalar``, computed after each chunk on the next update's batch,
         and recorded.
       validation: the task that is evaluated, if not the network's own: its "validation" split.

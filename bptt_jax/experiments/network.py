@@ -119,7 +119,7 @@ def network(
     The readout sees the first leaf of the state in the order of `jax.tree.leaves` (of a dict, the alphabetical),
     raveled, of complex numbers the real part: h of an LSTM, not c.
     Its bias starts at 0. The clip inside the backward pass goes in by
-    ``cell._replace(step=bptt.clip_adjoints(cell.step, max_norm=...))``.
+    ``cell._replace(step=bptt.remedies.clip_adjoints(cell.step, max_norm=...))``.
 
     Args:
       cell: any `Cell`.

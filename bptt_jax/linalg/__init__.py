@@ -1,1 +1,18 @@
 """Arrays alone: spectra, products, log scale, Krylov, LAPACK on the host. No module here knows a step."""
+
+from bptt_jax.linalg.logscale import LogScaled
+from bptt_jax.linalg.products import jacobian_product, prefix_products, product_log_norms, suffix_products
+from bptt_jax.linalg.spectra import condition_number, eigenvalues, singular_values, spectral_norm, spectral_radius
+
+__all__ = [
+    "LogScaled",
+    "condition_number",
+    "eigenvalues",
+    "jacobian_product",
+    "prefix_products",
+    "product_log_norms",
+    "singular_values",
+    "spectral_norm",
+    "spectral_radius",
+    "suffix_products",
+]

@@ -93,7 +93,7 @@ def prefix_products(
       that comes after the first real step. Some 2 T products of matrices, in O(log T) rounds.
 
     Example:
-      >>> found = bptt.prefix_products(jnp.full((3, 1, 1), 0.5))
+      >>> found = bptt.linalg.prefix_products(jnp.full((3, 1, 1), 0.5))
       >>> found.value.ravel()
       Array([0.5  , 0.25 , 0.125], dtype=float32)
     """
@@ -112,7 +112,7 @@ def suffix_products(
     They are zero before the last reset; see `product_log_norms`, which gives their norms.
 
     Example:
-      >>> found = bptt.suffix_products(jnp.full((3, 1, 1), 0.5))
+      >>> found = bptt.linalg.suffix_products(jnp.full((3, 1, 1), 0.5))
       >>> found.value.ravel()
       Array([0.125, 0.25 , 0.5  ], dtype=float32)
     """

@@ -63,7 +63,7 @@ def spectral_norm(matrices: Array) -> Array:
     """The largest singular value, ``||A||_2``: ``[..., M, N] -> [...]``. Raises as `singular_values`.
 
     Example:
-      >>> round(float(bptt.spectral_norm(jnp.array([[0.0, 2.0], [0.0, 0.0]]))), 3)
+      >>> round(float(bptt.linalg.spectral_norm(jnp.array([[0.0, 2.0], [0.0, 0.0]]))), 3)
       2.0
     """
     return singular_values(matrices)[..., 0]
@@ -73,7 +73,7 @@ def spectral_radius(matrices: Array) -> Array:
     """The largest modulus of an eigenvalue: ``[..., N, N] -> [...]``. Raises as `eigenvalues`.
 
     Example:
-      >>> round(float(bptt.spectral_radius(jnp.array([[0.0, 2.0], [0.0, 0.0]]))), 3)
+      >>> round(float(bptt.linalg.spectral_radius(jnp.array([[0.0, 2.0], [0.0, 0.0]]))), 3)
       0.0
     """
     return jnp.abs(eigenvalues(matrices)[..., 0])
@@ -85,7 +85,7 @@ def condition_number(matrices: Array) -> Array:
     Raises as `singular_values`.
 
     Example:
-      >>> round(float(bptt.condition_number(jnp.array([[4.0, 0.0], [0.0, 1.0]]))), 3)
+      >>> round(float(bptt.linalg.condition_number(jnp.array([[4.0, 0.0], [0.0, 1.0]]))), 3)
       4.0
     """
     values = singular_values(matrices)

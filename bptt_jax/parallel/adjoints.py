@@ -61,7 +61,7 @@ def parallel_adjoints(
 
     Example:
       >>> only_last = jnp.array([[0.0], [0.0], [1.0]])
-      >>> bptt.parallel_adjoints(jnp.full((3, 1, 1), 0.5), only_last).adjoints.ravel()
+      >>> bptt.parallel.parallel_adjoints(jnp.full((3, 1, 1), 0.5), only_last).adjoints.ravel()
       Array([0.25, 0.5 , 1.  ], dtype=float32)
     """
     jacobians = check_matrices("jacobians", jacobians, square=True, ndim=3)

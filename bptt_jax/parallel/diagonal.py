@@ -31,7 +31,7 @@ def unroll_linear(
       TypeError, ValueError: `step` is no `DiagonalStep`, or an argument breaks the contract.
 
     Example:
-      >>> @bptt.DiagonalStep
+      >>> @bptt.parallel.DiagonalStep
       ... def decay(rate, x):
       ...     return rate, x
       >>> bptt.unroll_linear(decay, 0.5, jnp.zeros(1), jnp.ones((3, 1)))

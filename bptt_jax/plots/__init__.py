@@ -1,1 +1,19 @@
-"""One figure a function."""
+"""One figure a function, each drawn into axes that are given, or into new ones."""
+
+from bptt_jax.plots.adjoints import plot_adjoints
+from bptt_jax.plots.exponents import plot_exponents
+from bptt_jax.plots.flow import plot_eigenvalues, plot_gradient_flow, plot_leaves, plot_norms, plot_singular_values
+from bptt_jax.plots.influence import plot_influence_map
+from bptt_jax.plots.training import plot_training
+
+__all__ = [
+    "plot_adjoints",
+    "plot_eigenvalues",
+    "plot_exponents",
+    "plot_gradient_flow",
+    "plot_influence_map",
+    "plot_leaves",
+    "plot_norms",
+    "plot_singular_values",
+    "plot_training",
+]

@@ -5,7 +5,7 @@ import math
 import jax
 import numpy as np
 
-from bptt_jax.analysis.adjoints import Adjoints
+from bptt_jax.analysis.backward import Adjoints
 from bptt_jax.plots.style import Axes, Figure, finish, new_axes, text_size
 
 
@@ -25,7 +25,7 @@ def plot_adjoints(adjoints: Adjoints, *, ax: Axes | None = None, title: str | No
 
     Example:
       >>> found = bptt.adjoints(lambda w, h, x: w * h, 0.5, jnp.ones(3), jnp.zeros(20), lambda states: states[-1].sum())
-      >>> bptt.plot_adjoints(found).axes[0].get_ylabel()
+      >>> bptt.plots.plot_adjoints(found).axes[0].get_ylabel()
       'unit'
     """
     if not isinstance(adjoints, Adjoints):

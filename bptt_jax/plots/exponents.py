@@ -28,7 +28,7 @@ def plot_exponents(
 
     Example:
       >>> spectrum = bptt.lyapunov_exponents(lambda w, h, x: w * h, jnp.array([0.5, 2.0]), jnp.zeros(2), length=50)
-      >>> bptt.plot_exponents(spectrum).axes[0].get_ylabel()
+      >>> bptt.plots.plot_exponents(spectrum).axes[0].get_ylabel()
       'nats per step'
     """
     if not isinstance(spectrum, LyapunovSpectrum):

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
-from bptt_jax.analysis.adjoints import Adjoints
+from bptt_jax.analysis.backward import Adjoints
 from bptt_jax.analysis.flow import GradientFlow, Spectra
 from bptt_jax.analysis.verdict import horizon_words
 from bptt_jax.leaves import dotted

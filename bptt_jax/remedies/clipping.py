@@ -142,7 +142,7 @@ def autoclip(
       TypeError, ValueError: an argument is out of its range.
 
     Example:
-      >>> clip = bptt.autoclip(warmup=2)
+      >>> clip = bptt.remedies.autoclip(warmup=2)
       >>> state = clip.init(None)
       >>> for norm in (1.0, 1.0, 50.0):
       ...     updates, state = clip.update(jnp.full(1, norm), state)
@@ -200,7 +200,7 @@ def zclip(
       TypeError, ValueError: an argument is out of its range.
 
     Example:
-      >>> clip = bptt.zclip(warmup=2)
+      >>> clip = bptt.remedies.zclip(warmup=2)
       >>> state = clip.init(None)
       >>> for norm in (1.0, 1.0, 50.0):
       ...     updates, state = clip.update(jnp.full(1, norm), state)
@@ -275,7 +275,7 @@ def skip_updates(
       TypeError, ValueError: an argument is out of its range.
 
     Example:
-      >>> optimizer = bptt.skip_updates(optax.sgd(0.1))
+      >>> optimizer = bptt.remedies.skip_updates(optax.sgd(0.1))
       >>> updates, state = optimizer.update(jnp.array([jnp.nan]), optimizer.init(jnp.zeros(1)))
       >>> updates, int(state.in_a_row)
       (Array([0.], dtype=float32), 1)
@@ -335,7 +335,7 @@ def with_clipping(
       >>> updates, state = optimizer.update(jnp.array([3e20, 4e20]), optimizer.init(jnp.zeros(2)))
       >>> updates
       Array([-0.6, -0.8], dtype=float32)
-      >>> [float(record.share) for record in bptt.clip_records(state)]
+      >>> [float(record.share) for record in bptt.remedies.clip_records(state)]
       [1.0]
     """
     check_optimizer("optimizer", optimizer)
@@ -389,7 +389,7 @@ def clip_adjoints(
     Example:
       >>> step = lambda w, h, x: w * h
       >>> gradient = jax.grad(lambda h0, step: bptt.final_state(step, 2.0, h0, length=5)[0])
-      >>> gradient(jnp.ones(1), step), gradient(jnp.ones(1), bptt.clip_adjoints(step, max_norm=1.0))
+      >>> gradient(jnp.ones(1), step), gradient(jnp.ones(1), bptt.remedies.clip_adjoints(step, max_norm=1.0))
       (Array([32.], dtype=float32), Array([2.], dtype=float32))
     """
     check_function("step", step, "step(params, state, x) -> state")

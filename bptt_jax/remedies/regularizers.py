@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
-from bptt_jax.analysis.adjoints import backward
+from bptt_jax.analysis.backward import backward
 from bptt_jax.analysis.loss import BoundLoss, bind_loss
 from bptt_jax.analysis.lyapunov import living_rates, lyapunov_exponents
 from bptt_jax.checks import check_choice, check_positive_int
@@ -96,10 +96,10 @@ def omega_penalty(terms: OmegaTerms, *, version: Literal["paper", "code"] = "pap
 
     Example:
       >>> step = lambda w, h, x: w * h + x
-      >>> terms = bptt.omega_terms(step, 0.5, jnp.zeros(1), jnp.ones((4, 1)), lambda states: states[-1, 0])
+      >>> terms = bptt.remedies.omega_terms(step, 0.5, jnp.zeros(1), jnp.ones((4, 1)), lambda states: states[-1, 0])
       >>> terms.terms  # (0.5^2 - 1)^2 each
       Array([0.562, 0.562, 0.562, 0.562], dtype=float32)
-      >>> [round(float(bptt.omega_penalty(terms, version=version)), 3) for version in ("paper", "code")]
+      >>> [round(float(bptt.remedies.omega_penalty(terms, version=version)), 3) for version in ("paper", "code")]
       [2.25, 0.562]
     """
     if not isinstance(terms, OmegaTerms):
@@ -139,7 +139,7 @@ def flossing_penalty(
 
     Example:
       >>> step = lambda w, h, x: w * h
-      >>> round(float(bptt.flossing_penalty(step, 0.5, jnp.ones(1), length=50, num=1)), 3)  # log(2)^2
+      >>> round(float(bptt.remedies.flossing_penalty(step, 0.5, jnp.ones(1), length=50, num=1)), 3)  # log(2)^2
       0.48
     """
     import equinox as eqx  # costs 0.25 s, more than the rest of this package: only where it is used
