@@ -2,7 +2,7 @@
 
 The same outputs, by what one would write oneself: zeros added to every h_t, whose gradient is dL/dh_t (without
 the log scale: it underflows), states and loss as they come, the gradients of parameters and h_0, the logarithms
-of the norms. Beside it, in one run and by turns, `bptt_jax.adjoints`, and the plain gradient of the parameters
+of the norms. Beside it, in one run and alternately, `bptt_jax.adjoints`, and the plain gradient of the parameters
 alone. The loss reads all states. Three ways of batching: one sequence; the batch inside the step,
 ``jax.vmap(step, (None, 0, 0))``, with one gradient of all; and `jax.vmap` around everything, with a gradient for
 every sequence. Answers are compared first.
