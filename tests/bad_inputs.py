@@ -93,6 +93,7 @@ def recurrence(name: str, **options: Any) -> Target:
 
 SAYS: dict[str, Callable[[Any], bool]] = {
     "gradient_flow": lambda flow: flow.verdict == "non-finite" and not flow.numerics.finite,
+    "analysis.recommend_gain": lambda found: bool(np.isnan(found.factor)) and "not finite" in found.statement,
     "lyapunov_exponents": lambda found: found.first_nonfinite >= 0 and "not finite" in found.statement,
     "predict_parallel": lambda found: not finite(found.exponent),
     "deer": lambda found: not found.converged and bool(np.all(np.isnan(found.states))),
@@ -175,6 +176,7 @@ TARGETS: list[Target] = [
         share=(1e-3, "fraction"),
         spectra=(True, "flag"),
     ),
+    recurrence("analysis.recommend_gain", loss=LOSS, threshold=(1e-3, "fraction"), share=(1e-3, "fraction")),
     recurrence("lyapunov_exponents", num=(2, "at most or none"), warmup=(1, "warmup")),
     recurrence("analysis.leading_singular_values", num=NUM),
     recurrence("analysis.leading_eigenvalues", num=NUM),

@@ -382,6 +382,7 @@ def test_leading_values_of_a_larger_state():
         return bptt.gradient_flow(*arguments, num=3), jacobians, bptt.product_log_norms(jacobians)
 
     flow, jacobians, products = both(params, state0, xs)
+    assert not flow.spectra.complete
     np.testing.assert_allclose(flow.products.log_norms, products, atol=1e-3)
     exact = np.linalg.svd(jacobians, compute_uv=False)[:, :3]
     np.testing.assert_allclose(flow.spectra.singular_values, exact, rtol=1e-3)
@@ -527,6 +528,36 @@ def test_dtype_follows_the_input(x64):
         for path, leaf in jax.tree_util.tree_leaves_with_path(replace(shapes, loss=None, threshold=None)):
             if jnp.issubdtype(leaf.dtype, jnp.inexact):
                 assert jnp.finfo(leaf.dtype).dtype == expected, path
+
+
+def test_growth_as_a_power_of_the_lag_is_no_matter_of_the_weights():
+    """A body that moves freely: x' = x + dt v."""
+    flow = linear_flow([[1, 20], [0, 1]], steps=400)
+    assert flow.verdict == "exploding"
+    assert "as lag^1.0" in flow.statement
+    tries = " | ".join(flow.advice())
+    assert "polynomial, as lag^1.0" in tries
+    assert "recommend_gain" not in tries
+    batch = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[flow] * 3)
+    assert "3 exploding; as lag^1.0" in batch.statement
+
+
+@pytest.mark.parametrize(("a", "conserves"), [([[2, 0], [0, 0.5]], True), (2 * EYE, False)])
+def test_motion_without_friction_is_told_from_weights_that_are_too_large(a, conserves):
+    tries = " | ".join(linear_flow(a).advice())
+    assert ("|det| = 1" in tries) == conserves
+    assert ("recommend_gain" in tries) != conserves
+
+
+def test_what_is_known_of_a_part_of_the_spectrum_is_not_said_of_all():
+    """The leading eigenvalue alone is no share that units keep."""
+
+    flow = linear_flow([[0.7, 0], [0, 0.6]])
+    assert "keeps 0.65 of itself" in " | ".join(flow.advice())
+    part = replace(flow, spectra=replace(flow.spectra, complete=False))
+    assert "of itself" not in " | ".join(part.advice())
+    free = linear_flow([[2, 0], [0, 0.5]])
+    assert "|det|" not in " | ".join(replace(free, spectra=replace(free.spectra, complete=False)).advice())
 
 
 def test_middle_loss_is_advised_by_the_steps_that_it_can_reach():

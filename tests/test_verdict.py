@@ -22,6 +22,7 @@ CASE = verdict.Findings(
     peak_gain=0.0,
     order=math.nan,
     kept=math.nan,
+    conserves=False,
     gated=None,
     clip_threshold=0.123,
     largest_gradient_log10=1.0,
@@ -154,6 +155,8 @@ def test_polynomial_growth_is_no_matter_of_the_weights():
     tries = " | ".join(verdict.advise(case("exploding", rate=0.02, order=1.0)))
     assert "lag^1.0" in tries
     assert "truncate" not in tries
+    assert "recommend_gain" not in tries
+    assert "as lag^2.1" in verdict.state(case("exploding", rate=0.02, order=2.1))
 
 
 def test_a_forward_jacobian_that_is_nan_where_the_gradient_is_not():
@@ -191,3 +194,20 @@ def test_the_statement_of_a_batch_tells_lengths_where_verdicts_follow_them():
     assert "5 sequences, 2 steady, 3 vanishing" in line
     assert "they differ in length: steady 12 to 40, vanishing 50 to 90 steps" in line
     assert "differ" not in verdict.state(batch._replace(lengths=[50] * 5))
+    assert "they differ in length: 12 to 90 steps" in verdict.state(batch._replace(verdicts=["steady"] * 5))
+
+
+@pytest.mark.parametrize("kind", ["vanishing", "exploding"])
+def test_a_factor_is_to_be_measured(kind):
+    """No sentence has one: what it does is not known from a rate."""
+    wanted = "recommend_gain measures whether a factor"
+    assert wanted in " | ".join(verdict.advise(case(kind, rate=0.1)))
+    assert wanted not in " | ".join(verdict.advise(case(kind, rate=0.1, gated=True)))
+    assert wanted not in " | ".join(verdict.advise(case("vanishing", cut_lag=11, end_gain=-math.inf)))
+
+
+def test_motion_without_friction_is_not_made_another_system():
+    tries = " | ".join(verdict.advise(case("exploding", rate=0.25, conserves=True)))
+    assert "|det| = 1" in tries
+    assert "recommend_gain" not in tries
+    assert "truncate at 27 steps" in tries

@@ -3,6 +3,7 @@
 from bptt_jax.analysis.backward import Adjoints, TemporalContributions, adjoints, temporal_contributions
 from bptt_jax.analysis.estimators import TruncationBias, rtrl_gradient, tbptt_gradient, truncation_bias
 from bptt_jax.analysis.flow import GradientFlow, gradient_flow
+from bptt_jax.analysis.gain import GainTrials, RecommendedGain, recommend_gain
 from bptt_jax.analysis.influence import InfluenceMap, influence_map
 from bptt_jax.analysis.lyapunov import LyapunovSpectrum, lyapunov_exponents
 from bptt_jax.analysis.matrix_free import (
@@ -17,6 +18,7 @@ from bptt_jax.analysis.nonfinite import NonFinite
 
 __all__ = [
     "Adjoints",
+    "GainTrials",
     "GradientFlow",
     "InfluenceMap",
     "LeadingLogValues",
@@ -26,6 +28,7 @@ __all__ = [
     "MonitorRecord",
     "MonitorWarning",
     "NonFinite",
+    "RecommendedGain",
     "TemporalContributions",
     "TruncationBias",
     "adjoints",
@@ -35,6 +38,7 @@ __all__ = [
     "leading_singular_values",
     "lyapunov_exponents",
     "product_singular_values",
+    "recommend_gain",
     "rtrl_gradient",
     "tbptt_gradient",
     "temporal_contributions",

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Complex, Float, Int
 from bptt_jax.analysis import matrix_free, verdict
 from bptt_jax.analysis.backward import TemporalContributions, contributions
 from bptt_jax.analysis.error_signal import ErrorSignal, propagate_error_signal
+from bptt_jax.analysis.growth import polynomial_order
 from bptt_jax.analysis.loss import BoundLoss, bind_loss
 from bptt_jax.checks import check_positive_int, check_share
 from bptt_jax.leaves import dotted
@@ -39,6 +40,7 @@ from bptt_jax.step import (
     ravel_state,
     state_size,
 )
+from bptt_jax.timeline import real_steps_first
 
 Levels: TypeAlias = tuple[Array | np.ndarray, Array | np.ndarray]
 
@@ -48,6 +50,10 @@ _CHUNK_NUMBERS = 1 << 19
 _MOST_OPERATIONS = 5e13
 # In D^3: of a product of matrices, of singular values, of eigenvalues (Golub and Van Loan, 8.6.4 and 7.5.6).
 _PRODUCT, _SINGULAR, _EIGEN = 2, 8 / 3, 10
+
+
+# Of the logarithms of singular values: what is less is rounding, or a part of the whole that does not matter.
+_STRETCH = 0.01
 
 
 class SignalFlow(Result):
@@ -124,11 +130,13 @@ class Spectra(Result):
       eigenvalues: ``[K, D]``, complex, by descending modulus, as many.
       steps: ``[K]``, the t of each: 1 .. T, or every `stride`-th real step counted back from the last. With padding
         there are fewer: -1 for those that are missing, at the end, whose values are NaN.
+      complete: whether all D values are there.
     """
 
     singular_values: Float[Array, "K D"] = field(dims=("step", "unit"))
     eigenvalues: Complex[Array, "K D"] = field(dims=("step", "unit"))
     steps: Int[Array, " K"] = field(dims=("step",))
+    complete: bool = field(static=True)
 
 
 class Numerics(Result):
@@ -417,8 +425,9 @@ def _findings(flow: GradientFlow, gated: bool | None) -> verdict.Findings:
         cut_lag=int(np.median(erased)) if len(erased) else -1,
         end_gain=median(flow.end_gain),
         peak_gain=median(flow.peak_gain),
-        order=math.nan,
+        order=_order(flow),
         kept=_kept(flow),
+        conserves=_conserves(flow),
         gated=gated,
         clip_threshold=_clip_threshold(flow),
         largest_gradient_log10=float(np.nanmax(added, initial=-np.inf)) / math.log(10),
@@ -439,9 +448,31 @@ def _nan_where_real(flow: GradientFlow) -> np.ndarray:
     return ~(np.asarray(flow.products.log_norms, np.float64) < np.inf) & ~padding
 
 
+def _order(flow: GradientFlow) -> float:
+    """The median power by which signals grow, if most do so as powers of the lag; else NaN."""
+    lags, gains = (np.asarray(a, np.float64) for a in (flow.signal.lags, flow.signal.log_gains))
+    rows = zip(lags.reshape(-1, lags.shape[-1]), gains.reshape(-1, gains.shape[-1]), strict=True)
+    orders = np.asarray([polynomial_order(*row) for row in rows])
+    known = orders[~np.isnan(orders)]
+    return float(np.median(known)) if 2 * len(known) > len(orders) else math.nan
+
+
+def _conserves(flow: GradientFlow) -> bool:
+    """Whether the logarithms of the singular values add up to next to nothing, though they are not small."""
+    if flow.spectra is None or not flow.spectra.complete:
+        return False
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = np.log(np.asarray(flow.spectra.singular_values, np.float64))
+    logs = logs[np.isfinite(logs).all(axis=-1)]
+    if not len(logs):
+        return False
+    volume, stretch = np.abs(logs.sum(axis=-1)), np.abs(logs).sum(axis=-1)
+    return bool(np.median(stretch) > _STRETCH and np.median(volume) < _STRETCH * np.median(stretch))
+
+
 def _kept(flow: GradientFlow) -> float:
     """The mean eigenvalue of the Jacobians; NaN if they are not known in full."""
-    if flow.spectra is None:
+    if flow.spectra is None or not flow.spectra.complete:
         return math.nan
     values = np.real(np.asarray(flow.spectra.eigenvalues, np.complex128))
     with np.errstate(invalid="ignore"):
@@ -706,13 +737,14 @@ def _spectra(along: Linearization, stride: int, num: int | None, after: Array) -
         count = jnp.sum(real)
         order = (count - 1) % stride + stride * jnp.arange(-(-steps // stride))
         missing = order >= count
-        chosen = jnp.argsort(~real, stable=True)[jnp.where(missing, 0, order)]
+        chosen = real_steps_first(real)[jnp.where(missing, 0, order)]
     states, xs = jax.tree.map(lambda a: a[chosen], (_after(after, along.starts), recurrence.instants.x))
     sv, ev = spectra_at(recurrence.step, recurrence.params, states, xs, num, along.mode)
     return Spectra(
         jnp.where(missing[:, None], jnp.nan, sv),
         jnp.where(missing[:, None], jnp.nan, ev),
         jnp.where(missing, -1, 1 + chosen),
+        sv.shape[1] == recurrence.size,
     )
 
 

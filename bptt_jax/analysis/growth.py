@@ -5,10 +5,12 @@ of a least-squares line; what is uncertain of it lies in the scatter of the walk
 resembles those before.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 
@@ -169,6 +171,33 @@ class Tally(NamedTuple):
             jnp.where(known, self.end_gain, jnp.nan),
             self.weight,
         )
+
+
+_TAIL = 8  # of the lags the first eighth is left out: a polynomial is not yet what its leading power makes of it
+_FEWEST = 8
+_SCATTER = 0.05  # nats; an exponential, taken for a power of at least 1/2, leaves 0.067 of its own
+
+
+def polynomial_order(lags: np.ndarray, gains: np.ndarray) -> float:
+    """The power of the lag by which a signal grows, where that and no exponential is what it does; else NaN.
+
+    Its logarithm is then a line over the logarithm of the lag, within 0.05 nats, which that of an exponential and a
+    random walk is not.
+
+    Args:
+      lags, gains: ``[T]``, as in `bptt_jax.gradient_flow`'s ``signal``; of the longest segment.
+    """
+    first = int(np.argmax(lags))  # there the longest segment begins
+    end = first + int(np.flatnonzero(np.append(lags[first:], 1) == 1)[0]) + 1
+    lags, gains = lags[first:end], gains[first:end]
+    used = (lags >= np.max(lags, initial=0) / _TAIL) & (lags > 0) & np.isfinite(gains)
+    if np.sum(used) < _FEWEST:
+        return math.nan
+
+    x, y = (v - v.mean() for v in (np.log(lags[used]), gains[used]))
+    order = float(x @ y / (x @ x))
+    scatter = np.sqrt(np.mean((y - order * x) ** 2))
+    return order if order >= 0.5 and scatter <= _SCATTER else math.nan
 
 
 class _Batches(NamedTuple):

@@ -44,6 +44,7 @@ from bptt_jax.step import (
     full_precision,
     is_differentiable,
 )
+from bptt_jax.timeline import real_steps_first
 
 Axes: TypeAlias = Any  # as `in_axes` of `jax.vmap`: a tree of integers and None, or one of them for a whole subtree
 
@@ -406,7 +407,7 @@ class Monitor:
         chosen = jnp.minimum(self._spectra, lengths)
         order = (index + 1) * lengths // jnp.maximum(chosen, 1) - 1
         missing = index >= chosen
-        times = jnp.argsort(~real, axis=1, stable=True)[owners, jnp.where(missing, 0, order)]
+        times = jax.vmap(real_steps_first)(real)[owners, jnp.where(missing, 0, order)]
         states, inputs = jax.tree.map(lambda a: a[owners, times], (starts, xs))
         num = None if self._num is None else check_num(self._num, jax.tree.map(lambda a: a[0], states))
         sv, ev = spectra_at(self._step, params, states, inputs, num, mode)

@@ -10,6 +10,7 @@ Verdict: TypeAlias = Literal["unmeasured", "steady", "vanishing", "exploding", "
 
 SEVERITY: tuple[Verdict, ...] = ("unmeasured", "steady", "vanishing", "exploding", "non-finite")
 
+_FACTOR = "bptt_jax.analysis.recommend_gain measures whether a factor on the recurrent weights does it, and which"
 _LEAKY = 0.5  # of itself that a unit keeps in a step, from which on it is taken for one that integrates
 
 
@@ -70,6 +71,8 @@ class Findings(NamedTuple):
       end_gain, peak_gain: logs, medians.
       order: power of the lag by which the signal grows, where it is a power and no exponential; else NaN.
       kept: mean eigenvalue of the Jacobians, the share of itself that a unit keeps in a step; NaN if unknown.
+      conserves: whether the Jacobians stretch some directions and shrink others by as much, as in a system without
+        friction; False if unknown.
       gated: whether the step has a forget or update gate; None if unknown.
       clip_threshold: NaN if there is none to recommend.
       largest_gradient_log10: of what one step adds to the gradient.
@@ -94,6 +97,7 @@ class Findings(NamedTuple):
     peak_gain: float
     order: float
     kept: float
+    conserves: bool
     gated: bool | None
     clip_threshold: float
     largest_gradient_log10: float
@@ -150,7 +154,8 @@ def state(f: Findings) -> str:
             end = math.ceil(f.horizon)
             return f"vanishing: less than {f.threshold:g} of the signal is left after {end} of {f.length} steps; {rate}"
         case "exploding":
-            return f"exploding: adjoints grow {_plain(f.peak_gain)}-fold within {f.length} steps; {rate}"
+            how = rate if math.isnan(f.order) else f"as lag^{f.order:.1f}"
+            return f"exploding: adjoints grow {_plain(f.peak_gain)}-fold within {f.length} steps; {how}"
     horizon = horizon_words(f.horizon, f.horizon_error, f.extrapolated)
     return f"steady: {horizon}; {rate}; {_plain(f.end_gain)} of the signal is left after {f.length} steps"
 
@@ -160,13 +165,16 @@ def _state_of_batch(f: Findings) -> str:
     parts = [f"{len(f.verdicts)} sequences, {', '.join(counts)}"]
     if f.verdict == "non-finite":
         return f"{parts[0]}: {_what_is_not_finite(f)}"
-    if not math.isnan(f.rate):
+    if not math.isnan(f.order):
+        parts.append(f"as lag^{f.order:.1f}")
+    elif not math.isnan(f.rate):
         parts.append(with_error(f.rate, f.rate_error))
         parts.append(horizon_words(f.horizon, f.horizon_error, f.extrapolated))
-    lengths = {v: [n for n, w in zip(f.lengths, f.verdicts, strict=True) if w == v] for v in SEVERITY}
-    if lengths["steady"] and lengths["vanishing"] and min(f.lengths) < max(f.lengths):
-        spans = ", ".join(f"{v} {_span(lengths[v])}" for v in ("steady", "vanishing"))
-        parts.append(f"they differ in length: {spans} steps")
+    if min(f.lengths) < max(f.lengths):
+        lengths = {v: [n for n, w in zip(f.lengths, f.verdicts, strict=True) if w == v] for v in SEVERITY}
+        spans = [f"{v} {_span(found)}" for v, found in lengths.items() if found]
+        said = ", ".join(spans) if len(spans) > 1 else _span(f.lengths)
+        parts.append(f"they differ in length: {said} steps")
     return "; ".join(parts)
 
 
@@ -250,6 +258,8 @@ def _against_vanishing(f: Findings) -> list[str]:
             f"gru or lstm, with the forget (update) gate at a bias of {_logit(share):.1f} or more, to reach back "
             f"{length} steps"
         )
+    if not f.gated:
+        tries.append(_FACTOR)
     if 2 * end <= length:
         tries.append(f"truncating at {end} steps loses next to nothing")
     return tries
@@ -274,9 +284,18 @@ def _against_explosion(f: Findings) -> list[str]:
     if not math.isnan(f.order):
         tries.append(
             f"the growth is polynomial, as lag^{f.order:.1f}, not exponential, as of what moves freely: no factor on "
-            "weights changes that; divide the loss by it, or clip"
+            "weights is a remedy; scale the loss or the learning rate by it, or ask for less at a time (a shorter "
+            "sequence)"
         )
         return tries
+    if f.conserves:
+        tries.append(
+            "the Jacobians stretch some directions and shrink others by as much (|det| = 1), as of motion without "
+            "friction: smaller weights would make it another system; start anew from known states within the "
+            "sequence (multiple shooting), or truncate"
+        )
+    elif not f.gated:
+        tries.append(_FACTOR)
     reach = max(1, math.floor(-math.log(f.threshold) / f.rate)) if f.rate > 0 else f.length
     if reach < f.length:
         tries.append(f"truncate at {reach} steps, within which the growth stays below {1 / f.threshold:g}")

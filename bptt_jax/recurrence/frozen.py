@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal as JaxprLiteral
 
-from bptt_jax.recurrence.programs import called
+from bptt_jax.recurrence.programs import called, depends
 from bptt_jax.step import Array, Input, Params, State, Step, differentiable_part, is_differentiable
 
 
@@ -50,6 +50,36 @@ def frozen_push(step: Step, params: Params, state: State, x: Input) -> Callable[
         return jax.tree.unflatten(treedef, new)
 
     return push
+
+
+def multiplies_state(step: Step, params: Params, state: State, x: Input) -> list[bool]:
+    """For every leaf of the parameters, whether the state is multiplied by it, itself and not a function of it.
+
+    Biases and input weights are not, and neither is a logarithm or an angle of what the state is multiplied by.
+
+    Raises:
+      TypeError: as `frozen_push`.
+    """
+    leaves, treedef = jax.tree.flatten(params)
+
+    def multiplies(i: int) -> bool:
+        def pushed(leaf: Array) -> State:
+            given = jax.tree.unflatten(treedef, [*leaves[:i], leaf, *leaves[i + 1 :]])
+            return frozen_push(step, given, state, x)(differentiable_part(state)[0])
+
+        def first(leaf: Array, d: Array) -> State:
+            return jax.jvp(pushed, (leaf,), (d,))[1]
+
+        def second(leaf: Array, d: Array) -> State:
+            return jax.jvp(lambda leaf: first(leaf, d), (leaf,), (d,))[1]
+
+        # What is symbolically zero does not depend on the direction.
+        varies, bends = (
+            any(depends(jax.make_jaxpr(f)(leaves[i], leaves[i]), [False, True])) for f in (first, second)
+        )
+        return varies and not bends
+
+    return [is_differentiable(leaf) and multiplies(i) for i, leaf in enumerate(leaves)]
 
 
 def _evaluate(jaxpr: Any, given: list[_Dual]) -> list[_Dual]:
