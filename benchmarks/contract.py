@@ -6,12 +6,13 @@ both; against a Python loop under `jax.grad` and `jax.jacrev`, NumPy, and the fu
 A cell is ok, refused by name where it must be (a backward pass through a loop of unknown length), wrong, or raised
 something else.
 
-Each entry runs in a process of its own, `--jobs` at a time, so that what is compiled does not pile up: an hour on
-two cores. Quick: the slice that the tests take.
-The exit status is 1 if anything is wrong.
+Each entry runs in a process of its own, `--jobs` at a time, so that what is compiled does not pile up; what several
+compile alike is compiled once, and kept for the next run too. Two hours on one core. Quick: the slice that the tests
+take. The exit status is 1 if anything is wrong.
 
     python benchmarks/contract.py
-    python benchmarks/contract.py --entries lstm "dead first step"
+    python benchmarks/contract.py --entries lstm "dead first step" --checks adjoints
+    python benchmarks/contract.py --kept cells.jsonl    # may be stopped, and goes on where it was
 """
 
 import importlib
@@ -35,66 +36,99 @@ import bptt_jax as bptt
 TESTS = Path(__file__).parents[1] / "tests"
 PATIENCE = 3600  # seconds for the cells of one entry
 OUTCOMES = ("ok", "refused", "wrong", "raised")
+COMPILED = Path(tempfile.gettempdir()) / "bptt_jax_contract"
+QUICKLY = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 Cell = dict[str, str]  # check, entry, dtype, kind, outcome, why
+Key = tuple[str, ...]
 
 
 def main() -> int:
     p = parser(__doc__)
-    p.add_argument("--entries", nargs="+", metavar="NAME", help="of the registry (all of them)")
+    for which in ("entries", "checks", "dtypes", "kinds"):
+        p.add_argument(f"--{which}", nargs="+", metavar="NAME", help="only these (all of them)")
     p.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at a time (%(default)s)")
-    p.add_argument("--cells", type=Path, help="do this file's cells in this very process, and write them there")
+    p.add_argument("--kept", type=Path, help="file of outcomes; the cells in it are not judged again")
+    p.add_argument("--cells", type=Path, help="judge this file's cells in this very process")
     a = p.parse_args()
     sys.path.insert(0, str(TESTS))
     contract = importlib.import_module("contract")
     if a.cells is not None:
-        judge_all(contract, a.cells)
+        judge_all(contract, json.loads(a.cells.read_text()), a.kept)
         return 0
 
     begin = time.perf_counter()
-    cells = contract.covering() if a.quick else list(contract.cells(a.entries))
-    parts: dict[str, list[Cell]] = {}
-    for check, case in cells:
-        part = case.name
-        parts.setdefault(part, []).append(
-            {"check": check, "entry": case.name, "dtype": case.dtype, "kind": case.kind}
-        )
-    with ThreadPoolExecutor(a.jobs) as pool:
-        judged = [cell for part in pool.map(in_process, parts.values()) for cell in part]
-    return report(judged, list(contract.CHECKS), a, time.perf_counter() - begin)
+    cells = [
+        {"check": check, "entry": case.name, "dtype": case.dtype, "kind": case.kind}
+        for check, case in (contract.covering() if a.quick else contract.cells())
+        if wanted(a.entries, case.name)
+        and wanted(a.checks, check)
+        and wanted(a.dtypes, case.dtype)
+        and wanted(a.kinds, case.kind)
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        kept = a.kept or Path(folder) / "kept.jsonl"
+        parts: dict[str, list[Cell]] = {}
+        for cell in cells:
+            parts.setdefault(cell["entry"], []).append(cell)
+        with ThreadPoolExecutor(a.jobs) as pool:
+            list(pool.map(lambda part: in_process(part, kept, Path(folder)), parts.values()))
+        done = outcomes(kept)
+        return report([done[key(cell)] for cell in cells], list(contract.CHECKS), a, time.perf_counter() - begin)
 
 
-def judge_all(contract: Any, path: Path) -> None:
-    """Adds to every cell in the file what became of it, one after the other."""
-    jax.config.update("jax_disable_most_optimizations", True)  # nothing here is timed
+def wanted(names: list[str] | None, name: str) -> bool:
+    return names is None or name in names
+
+
+def judge_all(contract: Any, cells: list[Cell], kept: Path) -> None:
+    """What becomes of every cell, one after the other."""
     jax.config.update("jax_numpy_dtype_promotion", "strict")
     jax.config.update("jax_numpy_rank_promotion", "raise")
+    jax.config.update("jax_compilation_cache_dir", str(COMPILED))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     warnings.simplefilter("error")
     warnings.simplefilter("ignore", bptt.RecompilationWarning)
-    cells = json.loads(path.read_text())
-    for cell in (c for c in cells if "outcome" not in c):
-        case = contract.Case(cell["entry"], cell["dtype"], cell["kind"])
-        cell["outcome"], cell["why"] = contract.judge(cell["check"], case)
-        path.write_text(json.dumps(cells))
+    for cell in cells:
+        outcome, why = contract.judge(cell["check"], contract.Case(cell["entry"], cell["dtype"], cell["kind"]))
+        keep(kept, cell | {"outcome": outcome, "why": why})
 
 
-def in_process(cells: list[Cell]) -> list[Cell]:
-    """The cells with their outcomes; one in which the process dies or hangs has raised, and the next goes on."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "cells.json"
-        while any("outcome" not in cell for cell in cells):
-            path.write_text(json.dumps(cells))
-            try:
-                done = subprocess.run([sys.executable, __file__, "--cells", str(path)], timeout=PATIENCE)
-                fate = f"the process ended with status {done.returncode}"
-            except subprocess.TimeoutExpired:
-                fate = f"the process was ended after {PATIENCE} s"
-            cells = json.loads(path.read_text())
-            for cell in [c for c in cells if "outcome" not in c][:1]:
-                cell.update(outcome="raised", why=fate)
-    counts = Counter(cell["outcome"] for cell in cells)
-    lines = [f"{cells[0]['entry']}: {dict(counts)}", *map(line_of, filter(failed, cells))]
-    print("\n".join(lines), flush=True)
-    return cells
+def keep(path: Path, cell: Cell) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(cell) + "\n")
+
+
+def outcomes(path: Path) -> dict[Key, Cell]:
+    """Of all cells in the file; the latest counts."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {key(cell): cell for cell in map(json.loads, lines)}
+
+
+def key(cell: Cell) -> Key:
+    return tuple(cell[name] for name in ("check", "entry", "dtype", "kind"))
+
+
+def in_process(cells: list[Cell], kept: Path, folder: Path) -> None:
+    """Judges those that have no outcome; where the process dies or hangs the cell has raised, and the next goes on."""
+    environment = os.environ | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {QUICKLY}"}
+    left = [cell for cell in cells if key(cell) not in outcomes(kept)]
+    path = folder / f"{cells[0]['entry']}.json"
+    while left:
+        path.write_text(json.dumps(left))
+        command = [sys.executable, __file__, "--cells", str(path), "--kept", str(kept)]
+        try:
+            done = subprocess.run(command, timeout=PATIENCE, env=environment)
+            fate = f"the process ended with status {done.returncode}"
+        except subprocess.TimeoutExpired:
+            fate = f"the process was ended after {PATIENCE} s"
+        found = outcomes(kept)
+        left = [cell for cell in left if key(cell) not in found]
+        if left:
+            keep(kept, left.pop(0) | {"outcome": "raised", "why": fate})
+    found = outcomes(kept)
+    judged = [found[key(cell)] for cell in cells]
+    counts = Counter(cell["outcome"] for cell in judged)
+    print("\n".join([f"{cells[0]['entry']}: {dict(counts)}", *map(line_of, filter(failed, judged))]), flush=True)
 
 
 def failed(cell: Cell) -> bool:
@@ -122,7 +156,7 @@ def report(cells: list[Cell], checks: list[str], a: Any, seconds: float) -> int:
     print(f"{summary}; {seconds / 60:.0f} minutes with {a.jobs} processes")
     a.out.mkdir(parents=True, exist_ok=True)
     write(a.out / "contract.md", lambda path: path.write_text(markdown(cells, checks, summary)))
-    settings = {"quick": a.quick, "entries": a.entries, "jobs": a.jobs}
+    settings = {name: getattr(a, name) for name in ("quick", "entries", "checks", "dtypes", "kinds", "jobs")}
     results = {"counts": counts, "by_check": by_check, "seconds": seconds, "failures": failures}
     save(a.out, "contract", settings, results)
     return 1 if failures else 0

@@ -6,6 +6,7 @@ the resets and without padding. What stands in the padding is NaN, or an index a
 """
 
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
@@ -495,7 +496,9 @@ def at_steps(tree: Any, steps: list[int]) -> Any:
 # --- The spine. What the pieces give alone makes the whole as it stands, step by step, where nothing else is said.
 
 
-def check_states(function: Callable[..., Any], **options: Any) -> Check:
+def check_states(
+    function: Callable[..., Any], refusal: Callable[[Entry], str | None] = lambda entry: None, **options: Any
+) -> Check:
     def run(case: Case) -> Iterator[Comparison]:
         for plan in case.plans:
             states, truth = function(*case.arguments(plan), **options), case.truth(plan)
@@ -505,7 +508,7 @@ def check_states(function: Callable[..., Any], **options: Any) -> Check:
         for steps, arguments, _ in case.alone(case.plans[0]):
             yield Comparison("states of the piece", at_steps(whole, steps), function(*arguments, **options))
 
-    return Check(run)
+    return Check(run, refusal)
 
 
 def check_final_state(case: Case) -> Iterator[Comparison]:
@@ -592,15 +595,21 @@ def check_contributions(case: Case) -> Iterator[Comparison]:
     """Shares are of the whole gradient, so the pieces alone tell them only by way of the norms."""
     for plan in case.plans:
         got = bptt.temporal_contributions(*case.arguments(plan), only_loss, args=_args(case, plan))
-        by_step = case.truth(plan).contributions
-        whole = by_step.sum(axis=0)
-        yield Comparison("log_norms", got.log_norms, log(np.linalg.norm(by_step, axis=1)), True)
-        with np.errstate(invalid="ignore"):
-            yield Comparison("shares", got.shares, by_step @ whole / (whole @ whole))
+        yield from _contributions_against_truth(case, plan, got)
     whole = bptt.temporal_contributions(*case.arguments(case.plans[0]), only_loss, args=_args(case, case.plans[0]))
     for steps, arguments, args in case.alone(case.plans[0]):
         alone = bptt.temporal_contributions(*arguments, only_loss, args=args)
         yield Comparison("of the piece", at_steps(whole.log_norms, steps), alone.log_norms, True)
+
+
+def _contributions_against_truth(
+    case: Case, plan: Plan, got: bptt.analysis.TemporalContributions
+) -> Iterator[Comparison]:
+    by_step = case.truth(plan).contributions
+    whole = by_step.sum(axis=0)
+    yield Comparison("contributions", got.log_norms, log(np.linalg.norm(by_step, axis=1)), True)
+    with np.errstate(invalid="ignore"):
+        yield Comparison("shares", got.shares, by_step @ whole / (whole @ whole))
 
 
 def only_loss(states: Any, args: Any) -> Any:
@@ -725,10 +734,8 @@ def truncated(case: Case, plan: Plan, k1: int, k2: int) -> np.ndarray:
     """By real numbers."""
     truth = case.truth(plan)
     total = np.zeros(truth.params_jacobians.shape[-1])
-    owner = np.maximum.accumulate(np.where(plan.mask, np.arange(plan.steps), -1))
-    for _, steps in plan.pieces:
+    for steps, read in readings(case, plan):
         size = len(steps)
-        read = [truth.immediate[owner == k].sum(axis=0) for k in steps]
         ends = [*range(k1, size, k1), size]
         for begin, end in zip([0, *ends[:-1]], ends, strict=True):
             signal = np.zeros(truth.jacobians.shape[-1])
@@ -737,6 +744,14 @@ def truncated(case: Case, plan: Plan, k1: int, k2: int) -> np.ndarray:
                 total += truth.params_jacobians[steps[i]].T @ signal
                 signal = truth.jacobians[steps[i]].T @ signal
     return total
+
+
+def readings(case: Case, plan: Plan) -> Iterator[tuple[list[int], np.ndarray]]:
+    """The steps of each piece, and the immediate derivatives by their states, those by the held ones included."""
+    owner = np.maximum.accumulate(np.where(plan.mask, np.arange(plan.steps), -1))
+    immediate = case.truth(plan).immediate
+    for _, steps in plan.pieces:
+        yield steps, np.stack([immediate[owner == k].sum(axis=0) for k in steps])
 
 
 def check_tbptt(case: Case) -> Iterator[Comparison]:
@@ -768,6 +783,334 @@ def check_rtrl(case: Case) -> Iterator[Comparison]:
         yield same_dtypes("gradient", got, floats(case.problem.params)[0])
 
 
+# --- What is measured of the gradient. The signal of each piece is followed alone; its logarithms make one line.
+
+SHARE = THRESHOLD = 1e-3  # the defaults
+
+
+class Line(NamedTuple):
+    """What is read off the logarithms of a signal on its way back through every piece."""
+
+    rate: float
+    horizon: float
+    extrapolated: bool
+    cut_lag: int
+    end_gain: float
+
+
+def line_through(ways: list[np.ndarray]) -> Line:
+    """`ways`: of each piece, in order of time, the gains at the lags 0, 1, ..., -inf where the signal is zero."""
+    slope, weight, count = 0.0, 0.0, 0
+    for way in ways:
+        stretch = living(way)
+        lags = np.arange(len(stretch)) - (len(stretch) - 1) / 2
+        slope, weight, count = slope + lags @ stretch, weight + lags @ lags, count + max(0, len(stretch) - 1)
+    rate = slope / weight if count > 1 else np.nan
+    if sum(len(way) - 1 for way in ways) < 2:
+        return Line(rate, np.nan, False, -1, np.nan)
+    longest = max(reversed(ways), key=len)
+    begin = np.argmax(longest > -np.inf)
+    died = begin + len(living(longest))
+    cut = died if 0 < died < len(longest) else -1
+    known = longest[:-1] if cut == len(longest) - 1 else longest
+    length, end, level = len(known) - 1, known[-1], np.log(THRESHOLD)
+    if end < level:
+        return Line(rate, 1 + max((k for k, gain in enumerate(known) if gain >= level), default=0), False, cut, end)
+    return Line(rate, length + (level - end) / rate if rate < 0 else np.inf + 0 * rate, True, cut, end)
+
+
+def living(way: np.ndarray) -> np.ndarray:
+    """From where anything arrives to where nothing does any more."""
+    alive = way > -np.inf
+    begin = np.argmax(alive) if alive.any() else len(way)
+    rest = alive[begin:]
+    return way[begin:][: len(rest) if rest.all() else np.argmin(rest)]
+
+
+class Flow(NamedTuple):
+    """What `gradient_flow` ought to say, by step and as a whole."""
+
+    lags: np.ndarray
+    gains: np.ndarray
+    leaf_gains: np.ndarray
+    whole: Line
+    leaves: list[Line]
+    reach: int
+    peak: float
+
+
+def flow_of(case: Case, plan: Plan) -> Flow:
+    truth, leaves = case.truth(plan), leaf_slices(case.problem.state0)
+    adjoints = log_norms(truth.adjoints)
+    lags, gains = np.zeros(plan.steps, int), np.full(plan.steps, np.nan)
+    leaf_gains = np.full((plan.steps, len(leaves)), np.nan)
+    ways: list[np.ndarray] = []
+    peak = -np.inf
+    for steps, read in readings(case, plan):
+        size = np.max(np.abs(read), axis=1)
+        come_in = log(np.cumsum(np.linalg.norm(read[::-1], axis=1))[::-1])
+        peak = max([peak, *(adjoints[k] - c for k, c in zip(steps, come_in, strict=True) if c > -np.inf)])
+        if not size.any():
+            continue
+        last = int(np.max(np.flatnonzero(size > SHARE * size.max())))
+        signal = read[last] / np.linalg.norm(read[last])
+        way = [[*map(np.linalg.norm, [signal, *(signal[leaf] for leaf in leaves)])]]
+        for i in range(last, -1, -1):
+            signal = truth.jacobians[steps[i]].T @ signal
+            way.append([*map(np.linalg.norm, [signal, *(signal[leaf] for leaf in leaves)])])
+            lags[steps[i]] = last + 1 - i
+            gains[steps[i]], leaf_gains[steps[i]] = log(way[-1])[0], log(way[-1])[1:]
+        ways.append(log(way))
+    whole, *by_leaf = [line_through([way[:, i] for way in ways]) for i in range(1 + len(leaves))]
+    return Flow(lags, gains, leaf_gains, whole, by_leaf, max((len(way) - 1 for way in ways), default=0), peak)
+
+
+def leaf_slices(state: Any) -> list[slice]:
+    """Of each floating leaf, where its numbers are in the vector."""
+    sizes = [a.size * (1 + jnp.iscomplexobj(a)) for a in jax.tree.leaves(floats(state)[0])]
+    return [slice(end - size, end) for end, size in zip(np.cumsum(sizes), sizes, strict=True)]
+
+
+def check_gradient_flow(case: Case) -> Iterator[Comparison]:
+    for plan in case.plans:
+        truth, expected, got = (
+            case.truth(plan),
+            flow_of(case, plan),
+            _flow(case, case.arguments(plan), _args(case, plan)),
+        )
+        adjoints = np.where(plan.mask, log_norms(truth.adjoints), np.nan)
+        yield Comparison("loss", got.loss, truth.loss)
+        yield Comparison("aux", got.aux, truth.aux)
+        yield Comparison("adjoint_log_norms", got.signal.adjoint_log_norms, adjoints, True)
+        yield Comparison("lags", got.signal.lags, expected.lags)
+        yield Comparison("log_gains", got.signal.log_gains, expected.gains, True)
+        yield Comparison("leaves", got.leaves.log_norms, expected.leaf_gains, True)
+        yield Comparison("reach", got.reach, expected.reach)
+        yield Comparison("peak_gain", got.peak_gain, expected.peak, True)
+        yield from _against_line("", got, expected.whole)
+        yield Comparison("cut_lag", got.cut_lag, expected.whole.cut_lag)
+        yield Comparison("end_gain", got.end_gain, expected.whole.end_gain, True)
+        for i, line in enumerate(expected.leaves):
+            yield from _against_line(f"leaf {i}: ", jax.tree.map(lambda a, i=i: a[..., i], got.leaves), line)
+        yield from _contributions_against_truth(case, plan, got.contributions)
+        size = np.linalg.norm(truth.contributions.sum(axis=0))
+        yield Comparison("params_grad_log_norm", got.numerics.params_grad_log_norm, log(size), True)
+        found = got.numerics.finite, got.numerics.first_nonfinite_state, got.numerics.first_nonfinite_adjoint
+        yield Comparison("numerics", found, (True, -1, -1))
+        if got.products is not None:
+            yield from _dense_against_truth(case, plan, got)
+    whole = _flow(case, case.arguments(case.plans[0]), _args(case, case.plans[0]))
+    pieces = [(steps, _flow(case, arguments, args)) for steps, arguments, args in case.alone(case.plans[0])]
+    for steps, alone in pieces:
+        got, expected = (
+            (f.signal.adjoint_log_norms, f.signal.log_gains, f.leaves.log_norms) for f in (whole, alone)
+        )
+        yield Comparison("of the piece", at_steps(got, steps), expected, True)
+        if whole.products is not None:
+            norms = [(f.products.log_norms, f.products.block_log_norms) for f in (whole, alone)]
+            yield Comparison("norms of the piece", at_steps(norms[0], steps), norms[1], True)
+    if len(pieces) == 1:
+        got, expected = (
+            (
+                f.growth_rate,
+                f.growth_rate_error,
+                f.end_gain,
+                f.peak_gain,
+                f.leaves.growth_rate,
+                f.leaves.growth_rate_error,
+            )
+            for f in (whole, alone)
+        )
+        yield Comparison("the only piece", got, expected, True)
+    weights = np.asarray([alone.signal.weight for _, alone in pieces])
+    yield Comparison("weight", whole.signal.weight, weights.sum())
+    rates = np.asarray([alone.growth_rate for _, alone in pieces])
+    if not np.isnan(rates).any():
+        yield Comparison("pooled rate", whole.growth_rate, weights @ rates / weights.sum(), True)
+
+
+def _flow(case: Case, arguments: tuple[Any, ...], args: Any) -> bptt.analysis.GradientFlow:
+    return bptt.gradient_flow(*arguments, loss, args=args, has_aux=True, spectra=not case.entry.large)
+
+
+def _against_line(what: str, got: Any, expected: Line) -> Iterator[Comparison]:
+    yield Comparison(f"{what}growth_rate", got.growth_rate, expected.rate, True)
+    yield Comparison(f"{what}horizon_extrapolated", got.horizon_extrapolated, expected.extrapolated)
+    # Of a rate near zero nobody knows whether its horizon is far behind or before.
+    yield Comparison(f"{what}horizon", 1 / got.horizon, 1 / np.float64(expected.horizon), True)
+
+
+def _dense_against_truth(case: Case, plan: Plan, got: bptt.analysis.GradientFlow) -> Iterator[Comparison]:
+    parts, leaves = factors(case, plan), leaf_slices(case.problem.state0)
+    ends = [*np.flatnonzero(parts.resets) - 1, len(parts.steps) - 1]
+    norms, blocks = np.full(plan.steps, np.nan), np.full((plan.steps, len(leaves)), np.nan)
+    for i, k in enumerate(parts.steps):
+        product = parts.products[min(end for end in ends if end >= i), i]
+        norms[k] = log_spectral_norms(product)
+        blocks[k] = [log_spectral_norms(product[leaf, leaf]) for leaf in leaves]
+    yield Comparison("product norms", got.products.log_norms, norms, True)
+    if len(leaves) > 1:
+        yield Comparison("block norms", got.products.block_log_norms, blocks, True)
+    n = len(parts.steps)
+    steps, values = np.full(plan.steps, -1), np.full((plan.steps, case.truth(plan).jacobians.shape[-1]), np.nan)
+    steps[:n], values[:n] = parts.steps + 1, np.linalg.svd(parts.jacobians, compute_uv=False)
+    yield Comparison("steps", got.spectra.steps, steps)
+    yield Comparison("singular_values", got.spectra.singular_values, values)
+    eigenvalues = np.asarray(got.spectra.eigenvalues, np.complex128)
+    yield Comparison("order of eigenvalues", -np.sort(-np.abs(eigenvalues), axis=1), np.abs(eigenvalues))
+    # Each by itself may be known to few digits; their polynomial is known to all.
+    polynomials = [
+        [np.poly(e / scale), np.poly(matrix / scale)]
+        for e, matrix, scale in zip(eigenvalues[:n], parts.jacobians, values[:n, 0] + 1e-300, strict=True)
+    ]
+    yield Comparison("characteristic polynomials", *np.swapaxes(polynomials, 0, 1), slack=10)
+
+
+def check_monitor(case: Case) -> Iterator[Comparison]:
+    """Of one sequence, what its flow says."""
+    spectra, num = (2, 1) if case.entry.large else (case.plans[0].steps, None)
+    monitor = bptt.Monitor(case.problem.step, loss, has_aux=True, spectra=spectra, num=num)
+    for plan in case.plans:
+        _, params, state0, xs = case.arguments(plan)
+        args = _args(case, plan)
+        flow = _flow(case, case.arguments(plan), args)
+        batch = jax.tree.map(lambda a: jnp.asarray(a)[None], (xs, args))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", bptt.analysis.MonitorWarning)  # that another plan has another verdict
+            record = monitor(0, params, state0, *batch)
+        adjoints = np.asarray(flow.signal.adjoint_log_norms)
+        adjoints = adjoints[~np.isnan(adjoints)]
+        expected = {
+            "growth_rate": flow.growth_rate,
+            "growth_rate_error": flow.growth_rate_error,
+            "end_gain": flow.end_gain,
+            "peak_gain": flow.peak_gain,
+            "gradient_log_norm": flow.numerics.params_grad_log_norm,
+            "adjoint_log_norm/first": adjoints[0],
+            "adjoint_log_norm/last": adjoints[-1],
+            "adjoint_log_norm/max": adjoints.max(),
+        }
+        if flow.spectra is not None:
+            norms = np.asarray(flow.spectra.singular_values[:, 0], np.float64)
+            median = np.quantile(norms[~np.isnan(norms)], 0.5, method="inverted_cdf")
+            yield Comparison("spectral_norm", record.scalars["bptt/spectral_norm"], median)
+        got = {name: record.scalars[f"bptt/{name}"] for name in expected}
+        yield Comparison("scalars", got, expected, True)
+        yield Comparison("loss", record.scalars["bptt/loss"], flow.loss)
+        yield Comparison("horizon", 1 / np.float64(record.scalars["bptt/horizon"]), 1 / flow.horizon, True)
+        yield Comparison("verdict", record.verdict == flow.verdict, True)
+        yield Comparison("all finite", record.nonfinite is None, True)
+
+
+def check_omega(case: Case) -> Iterator[Comparison]:
+    """Where no error signal arrives there is no term."""
+    for plan in case.plans:
+        truth = case.truth(plan)
+        terms, valid = np.zeros(plan.steps), np.zeros(plan.steps, bool)
+        for k in np.flatnonzero(plan.mask):
+            signal = real_vector(at_step(truth.adjoints, k))
+            size = signal @ signal
+            valid[k] = size >= 1e-20
+            terms[k] = (np.sum((truth.jacobians[k].T @ signal) ** 2) / size - 1) ** 2 if size else 0
+        got = bptt.remedies.omega_terms(*case.arguments(plan), only_loss, args=_args(case, plan))
+        yield Comparison("terms", got.terms, terms)
+        yield Comparison("valid", got.valid, valid)
+        paper, code = (bptt.remedies.omega_penalty(got, version=version) for version in ("paper", "code"))
+        yield Comparison("paper", paper, terms.sum())
+        yield Comparison("code", code, terms[valid].sum() / max(1, valid.sum()))
+    whole = bptt.remedies.omega_terms(*case.arguments(case.plans[0]), only_loss, args=_args(case, case.plans[0]))
+    for steps, arguments, args in case.alone(case.plans[0]):
+        alone = bptt.remedies.omega_terms(*arguments, only_loss, args=args)
+        yield Comparison("of the piece", at_steps(whole.terms, steps), alone.terms)
+
+
+# --- Exponents: a frame through the Jacobians of every piece, made orthonormal by NumPy after every step.
+
+
+def frame_growth(case: Case, plan: Plan, num: int) -> np.ndarray:
+    """``[T, num]``, what each step adds to the logarithms; NaN in padding and from where a direction is lost."""
+    jacobians = case.truth(plan).jacobians
+    growth = np.full((plan.steps, num), np.nan)
+    for _, steps in plan.pieces:
+        frame = first_frame(case, num)
+        for k in steps:
+            frame, upper = np.linalg.qr(jacobians[k] @ frame)
+            lengths = np.abs(np.diag(upper))
+            lost = lengths <= 1e-3 * lengths.max()
+            growth[k] = np.where(lost, np.nan, log(np.where(lost, 1, lengths)))
+            if lost.any():
+                break
+    return growth
+
+
+def first_frame(case: Case, num: int) -> np.ndarray:
+    """Random, and always the same."""
+    dtype = "float64" if case.dtype == "float64" else "float32"
+    size = vector_of(case.problem.state0).size
+    return np.linalg.qr(np.asarray(jax.random.normal(jax.random.key(0), (size, num), dtype), np.float64))[0]
+
+
+def num_exponents(case: Case) -> int:
+    return min(3, vector_of(case.problem.state0).size)
+
+
+def check_exponents(case: Case) -> Iterator[Comparison]:
+    """After a warm-up of one step in every piece. Where directions are lost, the first alone, while it lives."""
+    num, options = num_exponents(case), {"num": num_exponents(case), "warmup": 1}
+    for plan in case.plans:
+        got = bptt.lyapunov_exponents(*case.arguments(plan), **options)
+        measured = [k for _, steps in plan.pieces for k in steps[1:]]
+        growth = frame_growth(case, plan, num)[measured]
+        if np.isnan(growth).any():
+            growth = frame_growth(case, plan, 1)[measured]
+        yield Comparison("measured", np.asarray(got.episode) >= 0, np.isin(np.arange(plan.steps), measured))
+        yield Comparison("first_nonfinite", got.first_nonfinite, -1)
+        if not np.isnan(growth).any():
+            followed = growth.shape[1]
+            exponents = -np.sort(-growth.mean(axis=0))
+            if followed == num:
+                yield Comparison("exponents", got.exponents, exponents, True)
+            else:
+                yield Comparison("an exponent", np.min(np.abs(got.exponents - exponents)), 0, True)
+    plan = case.plans[0]
+    whole = bptt.lyapunov_exponents(*case.arguments(plan), **options)
+    if not np.isnan(frame_growth(case, plan, num)[plan.mask]).any():
+        for steps, arguments, _ in case.alone(plan):
+            alone = bptt.lyapunov_exponents(*arguments, **options)
+            got, expected = (np.sort(growth) for growth in (whole.growth[np.asarray(steps)], alone.growth))
+            yield Comparison("growth of the piece", got, expected, True)
+
+
+def check_flossing(case: Case) -> Iterator[Comparison]:
+    num = num_exponents(case)
+    for plan in case.plans:
+        growth = frame_growth(case, plan, num)[[k for _, steps in plan.pieces for k in steps[1:]]]
+        got = bptt.remedies.flossing_penalty(*case.arguments(plan), num=num, warmup=1)
+        if np.isnan(growth).any():
+            yield Comparison("finite", jnp.isfinite(got), True)
+        else:
+            yield Comparison("mean square", got, np.mean(growth.mean(axis=0) ** 2), slack=10)
+
+
+def check_prediction(case: Case) -> Iterator[Comparison]:
+    """Differences that a step erases count as those that a reset does."""
+    for plan in case.plans:
+        jacobians, rates = case.truth(plan).jacobians, []
+        for _, steps in plan.pieces:
+            vector = first_frame(case, 1)
+            for number, k in enumerate(steps):
+                vector = jacobians[k] @ vector
+                length = np.linalg.norm(vector)
+                vector = vector / length if length else first_frame(case, 1)
+                if length and number >= len(steps) // 10:
+                    rates.append(np.log(length))
+        got = bptt.predict_parallel(*case.arguments(plan))
+        yield Comparison("exponent", got.exponent, np.mean(rates) if rates else -np.inf, True)
+        sizes = got.length, got.longest, got.size
+        longest = max(len(steps) for _, steps in plan.pieces)
+        yield Comparison("sizes", sizes, (plan.steps, longest, jacobians.shape[-1]))
+
+
 # --- In parallel over time
 
 
@@ -781,6 +1124,26 @@ def check_deer(**options: Any) -> Callable[[Case], Iterator[Comparison]]:
     return run
 
 
+def check_parallel_adjoints(case: Case) -> Iterator[Comparison]:
+    """Of Jacobians that come from elsewhere."""
+    for plan in case.plans:
+        truth, sequence = case.truth(plan), case.arguments(plan)[-1]
+        flags = {"resets": getattr(sequence, "resets", None), "mask": getattr(sequence, "mask", None)}
+        kind = vector_of(case.problem.state0).dtype
+        got = bptt.parallel.parallel_adjoints(
+            jnp.asarray(truth.jacobians, kind), jnp.asarray(truth.immediate, kind), **flags
+        )
+        adjoints = np.stack([real_vector(at_step(truth.adjoints, k)) for k in range(plan.steps)])
+        yield Comparison("adjoints", got.adjoints, adjoints)
+        yield Comparison("log_norms", got.log_norms, log(np.linalg.norm(adjoints, axis=1)), True)
+        if plan.own_reset_state:
+            yield Comparison("reset_state_grad", got.reset_state_grad, real_vector(truth.reset_state_grad))
+        # Otherwise both are one state.
+        shared = got.reset_state_grad is not None and not plan.own_reset_state
+        start = got.state0_grad + got.reset_state_grad if shared else got.state0_grad
+        yield Comparison("state0_grad", start, real_vector(truth.state0_grad))
+
+
 def not_diagonal(entry: Entry) -> str | None:
     return None if entry.diagonal else "step: expected a bptt_jax.DiagonalStep"
 
@@ -788,6 +1151,19 @@ def not_diagonal(entry: Entry) -> str | None:
 def small(case: Case) -> bool:
     """For what needs many D x D matrices, or one with as many columns as there are parameters."""
     return not case.entry.large
+
+
+def solved(case: Case) -> bool:
+    """Half precision has too few digits for it to trust itself."""
+    return case.dtype in ("float32", "float64")
+
+
+def solved_fully(case: Case) -> bool:
+    return small(case) and solved(case)
+
+
+def has_adjoints(case: Case) -> bool:
+    return small(case) and case.entry.pulls
 
 
 CHECKS: dict[str, Check] = {
@@ -808,4 +1184,14 @@ CHECKS: dict[str, Check] = {
     "tbptt_gradient": Check(check_tbptt, no_backward_pass, small),
     "truncation_bias": Check(check_truncation_bias, no_backward_pass, small),
     "rtrl_gradient": Check(check_rtrl, applies=small),
+    "gradient_flow": Check(check_gradient_flow, no_backward_pass),
+    "Monitor": Check(check_monitor, no_backward_pass),
+    "omega_terms": Check(check_omega, no_backward_pass),
+    "lyapunov_exponents": Check(check_exponents),
+    "flossing_penalty": Check(check_flossing),
+    "predict_parallel": Check(check_prediction),
+    "deer": Check(check_deer(), applies=solved_fully),
+    "deer diagonal": Check(check_deer(jacobian="diagonal", damped=True), applies=solved),
+    "unroll_linear": check_states(bptt.unroll_linear, not_diagonal),
+    "parallel_adjoints": Check(check_parallel_adjoints, applies=has_adjoints),
 }
