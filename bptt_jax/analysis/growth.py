@@ -154,6 +154,7 @@ class Tally(NamedTuple):
         weight = jnp.where(self.weight > 0, self.weight, 1)
         rate = jnp.where(self.counted > 1, self.typical + self.slope / weight, jnp.nan)
         error = _standard_error(increments, places, rate, weight, self.counted)
+        error = jnp.where(self.counted > 1, error, jnp.nan)
         length = jnp.where(self.end_cut == self.length, self.length - 1, self.length)
         known = (length > 0) & (self.lags > 1) & ~jnp.isnan(self.end_gain)
         extrapolated = known & (self.end_gain >= level)
