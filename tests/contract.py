@@ -942,6 +942,9 @@ def _flow(case: Case, arguments: tuple[Any, ...], args: Any) -> bptt.analysis.Gr
 
 def _against_line(what: str, got: Any, expected: Line) -> Iterator[Comparison]:
     yield Comparison(f"{what}growth_rate", got.growth_rate, expected.rate, True)
+    yield Comparison(
+        f"{what}whether its error is known", ~np.isnan(got.growth_rate_error), ~np.isnan(expected.rate)
+    )
     yield Comparison(f"{what}horizon_extrapolated", got.horizon_extrapolated, expected.extrapolated)
     # Of a rate near zero nobody knows whether its horizon is far behind or before.
     yield Comparison(f"{what}horizon", 1 / got.horizon, 1 / np.float64(expected.horizon), True)

@@ -128,6 +128,10 @@ def test_one_step_back_tells_nothing():
     assert "less than two steps" in flow.statement
     assert np.isnan([flow.growth_rate, flow.growth_rate_error, flow.horizon, flow.end_gain]).all()
     assert flow.advice() == []
+    # Nor do two, of which the first erases everything.
+    flow = linear_flow(0 * EYE)
+    assert flow.cut_lag == 1
+    assert np.isnan([flow.growth_rate, flow.growth_rate_error, *flow.leaves.growth_rate_error]).all()
 
 
 def test_loss_on_all_steps():
