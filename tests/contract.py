@@ -730,7 +730,7 @@ def check_product_singular_values(case: Case) -> Iterator[Comparison]:
 
 
 def krylov(case: Case) -> float:
-    """Of 2000 values a space of some 30 dimensions tells the largest to a few percent."""
+    """Of a thousand values a space of some 30 dimensions tells the largest to a few percent."""
     return 0.05 / case.tolerance if case.entry.large else 1.0
 
 

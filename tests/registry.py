@@ -271,7 +271,7 @@ def large_step(p: Any, h: Any, x: Any) -> Any:
 
 
 def thousands(draw: Draw) -> Problem:
-    n = 2000
+    n = 1100
     params = {"here": draw(n, scale=0.5), "beside": draw(n, scale=0.5)}
     return Problem(large_step, params, draw(n, scale=0.5), draw(n, scale=0.5), draw(LONGEST))
 
