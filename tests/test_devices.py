@@ -73,7 +73,7 @@ ONE_PROCESS = """
 alone = {name: jax.jit(jax.vmap(f))(given) for name, f in ANALYSIS.items()}
 plain = trained(None)
 states, records = plain.states, plain.records
-for n, names in (2, ("flow", "exponents")), (4, ANALYSIS):
+for n, names in (2, ("adjoints",)), (4, ANALYSIS):
     mesh = Mesh(jax.devices()[:n], "batch")
     for name in names:
         f = ANALYSIS[name]
@@ -125,8 +125,8 @@ trained(Mesh(jax.devices(), "batch"), updates=10**9, on_record=lambda record: pr
 
 
 def start(code: str, *arguments: object, **environment: str) -> subprocess.Popen[str]:
-    unset = ("OPENBLAS_NUM_THREADS", "XLA_FLAGS")
-    inherited = {k: v for k, v in os.environ.items() if k not in unset} | {"JAX_PLATFORMS": "cpu"}
+    inherited = {k: v for k, v in os.environ.items() if k != "OPENBLAS_NUM_THREADS"} | {"JAX_PLATFORMS": "cpu"}
+    environment["XLA_FLAGS"] = f"{os.environ['XLA_FLAGS']} {environment.get('XLA_FLAGS', '')}"  # compiled quickly
     command = [sys.executable, "-c", code, *map(str, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command, env=inherited | environment, text=True, **pipes)

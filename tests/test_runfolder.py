@@ -312,7 +312,7 @@ def test_events_are_the_same_across_stops(tmp_path) -> None:
 
 # --- Killed.
 
-KILLS = 10
+KILLS = 20 if os.environ.get("BPTT_JAX_THOROUGH") else 4
 SCRIPT = """\
 import sys
 from pathlib import Path
@@ -395,8 +395,8 @@ def test_killed_at_any_moment_it_ends_as_if_it_had_never_been(tmp_path) -> None:
         if last_checkpoint(killed) and attempt % 4 == 0:
             assert read_state(killed, example).updates.tolist() == 2 * [last_checkpoint(killed)]
             looked += 1
-    assert kills >= 10
-    assert in_writing >= 2
+    assert kills == KILLS
+    assert in_writing >= KILLS // 4
     assert looked
 
     subprocess.run(command(killed), env=environment, check=True, timeout=120)

@@ -48,18 +48,8 @@ def finished(tmp_path_factory) -> tuple[str, str, Path]:
     out = tmp_path_factory.mktemp("run")
     printed = []
     for updates in ("40", "60"):
-        command = [
-            sys.executable,
-            "-m",
-            "bptt_jax",
-            *SMALL,
-            "--seeds",
-            "2",
-            "--updates",
-            updates,
-            "--out",
-            str(out),
-        ]
+        options = ["--seeds", "2", "--updates", updates, "--out", str(out)]
+        command = [sys.executable, "-m", "bptt_jax", *SMALL, *options]
         done = subprocess.run(command, capture_output=True, text=True, timeout=200)
         assert done.returncode == 0, done.stderr
         printed.append(done)
