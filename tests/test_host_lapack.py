@@ -177,3 +177,32 @@ def test_many_calls_at_a_time_do_not_block(cores):
         [sys.executable, "-c", CALLS, cores], env=environment, capture_output=True, text=True, timeout=200
     )
     assert done.stdout == "done\n", done.stderr
+
+
+REFUSED = """
+import warnings
+import jax, numpy as np
+import bptt_jax as bptt
+from bptt_jax.linalg import host_lapack
+
+if {wrong!r} == "version":
+    host_lapack._VERSION = 9, 9
+else:
+    host_lapack._DTYPES.clear()
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    a = np.diag(np.arange(1, 31, dtype=np.float32))
+    for function in (bptt.singular_values, lambda a: bptt.eigenvalues(a).real):
+        np.testing.assert_allclose(jax.jit(function)(a), np.arange(30, 0, -1), rtol=1e-5)
+print(*(warning.message for warning in caught), sep="\\n")
+"""
+
+
+@pytest.mark.parametrize(("wrong", "why"), [("version", "(9.9)"), ("structures", "KeyError")])
+def test_where_xla_does_not_take_it(wrong, why):
+    """An interface of another version, or with other structures: one warning, and `jnp.linalg` computes."""
+    program = REFUSED.format(wrong=wrong)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    (said,) = done.stdout.splitlines() or [done.stderr]
+    assert said.startswith("spectra are left to jnp.linalg")
+    assert why in said

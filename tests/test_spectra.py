@@ -149,3 +149,34 @@ def test_one_compilation_for_one_shape(compilations):
     first = len(compilations)
     jax.block_until_ready(bptt.singular_values(2 * SQUARE[:2, :2, :2].astype(np.float32)))
     assert len(compilations) == first
+
+
+@pytest.mark.parametrize("size", [4, 20, 40])  # LAPACK takes several ways
+@pytest.mark.parametrize("kind", [np.float32, np.complex64])
+def test_every_routine_is_homogeneous(size, kind):
+    """f(s A) = s f(A), to the last bit, for powers of two; these of NumPy in double precision."""
+    a = RNG.standard_normal((size, size)) + (1j * RNG.standard_normal((size, size)) if kind == np.complex64 else 0)
+    a = a.astype(kind)
+    powers = [-105, -43, 43, 100, 120]  # entries and results stay normal numbers of single precision
+    scaled = np.stack([a, *(a * np.float32(2.0**k) for k in powers)])
+    exact = np.sort(np.abs(np.linalg.eigvals(a.astype(np.complex128))))[::-1]
+    for function in (
+        bptt.singular_values,
+        bptt.eigenvalues,
+        bptt.linalg.spectral_norm,
+        bptt.linalg.spectral_radius,
+    ):
+        one, *others = np.asarray(function(scaled))
+        for k, other in zip(powers, others, strict=True):
+            np.testing.assert_array_equal(other.astype(np.complex128) * 2.0**-k, one.astype(np.complex128))
+    np.testing.assert_allclose(np.abs(np.asarray(bptt.eigenvalues(scaled))[0]), exact, rtol=1e-3)
+    condition = np.asarray(bptt.linalg.condition_number(scaled))
+    np.testing.assert_array_equal(condition, condition[0])
+
+
+def test_double_precision_is_homogeneous(x64):
+    a = RNG.standard_normal((30, 30))
+    one, *others = np.asarray(bptt.eigenvalues(np.stack([a, *(a * 2.0**k for k in (-1000, -500, 500, 1000))])))
+    for k, other in zip((-1000, -500, 500, 1000), others, strict=True):
+        np.testing.assert_array_equal(other * 2.0**-k, one)
+    np.testing.assert_allclose(np.sum(one), np.trace(a), rtol=1e-10)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
 from bptt_jax.linalg import logscale
-from bptt_jax.linalg.host_lapack import host_lq
+from bptt_jax.linalg.host_lapack import host_lq, on_cpu
 from bptt_jax.linalg.precision import matmul
 from bptt_jax.recurrence.tangents import tangent_step
 from bptt_jax.step import Array, Instant, PyTree, Recurrence, State, choose, differentiable_part
@@ -215,7 +215,7 @@ def orthonormal(frames: Float[Array, "... M N"]) -> tuple[Float[Array, "... M M"
     rows, columns = frames.shape[-2:]
     if rows * columns < _LARGE:
         return _lq(frames)
-    return jax.lax.platform_dependent(frames, cpu=host_lq, default=_lq)
+    return on_cpu(host_lq, _lq)(frames)
 
 
 def _lq(frames: Array) -> tuple[Array, Array]:

@@ -21,6 +21,7 @@ from bptt_jax.checks import (
     check_positive_int,
     check_shape,
 )
+from bptt_jax.linalg import spectra
 from bptt_jax.step import Array
 
 __all__ = ["chrono", "identity", "ring", "sparse"]
@@ -108,7 +109,7 @@ def sparse(nonzeros: int = 15, *, spectral_radius: float = 0.95) -> Initializer:
         order = jnp.argsort(jax.random.uniform(k_place, shape), axis=1)
         rank = jnp.argsort(order, axis=1)
         weights = jnp.where(rank < nonzeros, jax.random.normal(k_value, shape, dtype), 0)
-        radius = jnp.max(jnp.abs(jnp.linalg.eigvals(weights)))
+        radius = spectra.spectral_radius(weights)
         return weights * (jnp.asarray(spectral_radius, radius.dtype) / radius).astype(weights.dtype)
 
     return init

@@ -5,8 +5,9 @@ matrices of some hundred rows down by factors, and can block for good where two 
 NumPy's and SciPy's, on threads of this module, wherever the call comes from: a compiled loop, `jax.vmap`, several
 devices at a time.
 
-XLA enters Python through its foreign function interface, of which the structures below are the stable binary
-interface (``xla/ffi/api/c_api.h`` of jaxlib). `jax.pure_callback` would be shorter, but it puts its arguments on a
+XLA enters Python through its foreign function interface, of which the structures below are the binary interface
+(``xla/ffi/api/c_api.h`` of jaxlib, version 0.1). XLA is told that version, and refuses what it no longer knows: then
+`jnp.linalg` takes over. `jax.pure_callback` would be shorter, but it puts its arguments on a
 device before anything else, which waits for a thread that the calling program may hold: on one core it blocks.
 """
 
@@ -15,6 +16,7 @@ import itertools
 import math
 import os
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -310,7 +312,7 @@ class _CallFrame(ctypes.Structure):
 
 _Handler = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.POINTER(_CallFrame))
 _METADATA, _INTERNAL_ERROR = 1, 13
-_FIRST_VERSION = 0, 1  # of the interface; jaxlib 0.8.0, whose own it is, asks without saying which it has
+_VERSION = 0, 1  # of the interface, which the structures were written for: that of jaxlib 0.8.0
 _DTYPES: dict[int, np.dtype] = {11: np.dtype("f"), 12: np.dtype("d"), 15: np.dtype("F"), 18: np.dtype("D")}
 
 
@@ -330,8 +332,7 @@ def _handler(of: _Routine) -> Callable[..., int | None]:
         asked, api = frame.contents.extension_start, frame.contents.api
         if asked and asked.contents.base.type == _METADATA:
             version = asked.contents.metadata.contents.version
-            given = (api.contents.version.major, api.contents.version.minor) if api else _FIRST_VERSION
-            version.major, version.minor = given
+            version.major, version.minor = _VERSION
             return None
         try:
             (matrices,) = _arrays(frame.contents.arguments)
@@ -345,7 +346,42 @@ def _handler(of: _Routine) -> Callable[..., int | None]:
     return call
 
 
-_HANDLERS: list[Any] = []  # kept alive: XLA holds their addresses
+_HANDLERS: dict[str, Any] = {}  # of each target; kept alive, for XLA holds their addresses
+
+
+@cache
+def host_lapack_works() -> bool:
+    """Whether compiled programs on a CPU can call what stands here; tried once, with a warning if not.
+
+    What is registered before the backend begins is taken when it begins, and a refusal would leave JAX without it.
+    """
+    try:
+        jax.devices("cpu")
+    except RuntimeError:
+        return False  # there is none
+    try:
+        for target, handler in _HANDLERS.items():
+            jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(handler), platform="cpu")
+        given = np.diag(np.arange(1, 4, dtype=np.float32))[None]
+        compiled = jax.jit(host_singular_values).lower(jax.ShapeDtypeStruct(given.shape, given.dtype)).compile()
+        if not np.allclose(compiled(given), [[3, 2, 1]]):
+            raise RuntimeError("the singular values of a diagonal matrix came out wrong")
+    except Exception as error:  # of whatever kind: JAX's or ours
+        why = str(error).splitlines()[0]
+        warnings.warn(f"spectra are left to jnp.linalg, for XLA does not take ours: {why}", stacklevel=2)
+        return False
+    return True
+
+
+def on_cpu(host: Callable[[Array], Any], otherwise: Callable[[Array], Any]) -> Callable[[Array], Any]:
+    """`host`, one of the functions above, where a program runs on a CPU and can call it; else `otherwise`."""
+
+    def compute(matrices: Array) -> Any:
+        if not host_lapack_works():
+            return otherwise(matrices)
+        return jax.lax.platform_dependent(matrices, cpu=host, default=otherwise)
+
+    return compute
 
 
 def _on_host(of: _Routine, results: Callable[..., list[tuple[Any, ...]]]) -> Callable[[Array], list[Array]]:
@@ -359,8 +395,7 @@ def _on_host(of: _Routine, results: Callable[..., list[tuple[Any, ...]]]) -> Cal
       results: ``(dtype, M, N)`` to the dtype and the shape of each for one matrix.
     """
     target = f"bptt_jax{of.__name__}"
-    _HANDLERS.append(_Handler(_handler(of)))
-    jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(_HANDLERS[-1]), platform="cpu")
+    _HANDLERS[target] = _Handler(_handler(of))
 
     def call(matrices: Array) -> list[Array]:
         *batch, rows, columns = matrices.shape

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bptt_jax.linalg.host_lapack import host_eig, host_svd
+from bptt_jax.linalg.host_lapack import host_eig, host_svd, on_cpu
 from bptt_jax.linalg.logscale import ZERO_EXPONENT, LogScaled
 from bptt_jax.linalg.precision import matmul
 
@@ -141,18 +141,8 @@ def eigenpairs(push: Product, size: int, dtype: jnp.dtype, num: int) -> Eigenpai
     return Eigenpairs(values, errors, matmul(vectors.T, basis.astype(vectors.dtype)), unit)
 
 
-def _svd(matrix: Array) -> tuple[Array, ...]:
-    def of_jax(matrix: Array) -> tuple[Array, ...]:
-        return tuple(jnp.linalg.svd(matrix, full_matrices=False))
-
-    return jax.lax.platform_dependent(matrix, cpu=host_svd, default=of_jax)
-
-
-def _eig(matrix: Array) -> tuple[Array, ...]:
-    def of_jax(matrix: Array) -> tuple[Array, ...]:
-        return tuple(jnp.linalg.eig(matrix))
-
-    return jax.lax.platform_dependent(matrix, cpu=host_eig, default=of_jax)
+_svd = on_cpu(host_svd, lambda matrix: tuple(jnp.linalg.svd(matrix, full_matrices=False)))
+_eig = on_cpu(host_eig, lambda matrix: tuple(jnp.linalg.eig(matrix)))
 
 
 def _orthonormal(basis: Array, image: Array, largest: Array, spare: Array) -> tuple[Array, Array, Array, Array]:

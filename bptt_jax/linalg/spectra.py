@@ -1,9 +1,9 @@
 """Singular values and eigenvalues of stacks of matrices: arrays in, arrays out.
 
 Half precision is computed in single, integers as floating numbers. A matrix with a NaN or an infinity gives NaN
-and leaves the others of its stack alone (LAPACK is never shown it). Every routine is backward stable: singular
-values, however small, err by a modest multiple of the rounding of the largest, eigenvalues by that of the norm
-times their condition number.
+and leaves the others of its stack alone (LAPACK is never shown it). Every routine is backward stable at any scale:
+singular values, however small, err by a modest multiple of the rounding of the largest, eigenvalues by that of the
+norm times their condition number. What lies below the smallest normal number is zero to XLA on a CPU.
 """
 
 import math
@@ -17,7 +17,8 @@ from jax import Array
 
 from bptt_jax.checks import check_matrices
 from bptt_jax.linalg.batched_spectra import batched_eigenvalues, batched_singular_values
-from bptt_jax.linalg.host_lapack import host_eigenvalues, host_singular_values
+from bptt_jax.linalg.host_lapack import host_eigenvalues, host_lapack_works, host_singular_values
+from bptt_jax.linalg.logscale import LogScaled
 
 
 def singular_values(matrices: Array) -> Array:
@@ -95,22 +96,28 @@ def condition_number(matrices: Array) -> Array:
 
 @jax.jit
 def _singular_values(matrices: Array) -> Array:
-    safe, bad = _without_nonfinite(matrices)
-    return jnp.where(bad, jnp.nan, _svd(safe))
+    scaled, bad = _scaled(matrices)
+    return jnp.where(bad, jnp.nan, LogScaled(_svd(scaled.mantissa), scaled.exponent).value)
 
 
 @jax.jit
 def _eigenvalues(matrices: Array) -> Array:
-    safe, bad = _without_nonfinite(matrices)
-    values = _eigvals(safe)
+    scaled, bad = _scaled(matrices)
+    values = _eigvals(scaled.mantissa)
     # Stable, so that conjugate pairs, whose moduli are equal to the last bit, keep LAPACK's order.
     order = jnp.argsort(-jnp.abs(values), axis=-1, stable=True)
-    return jnp.where(bad, jnp.nan, jnp.take_along_axis(values, order, axis=-1))
+    ordered = LogScaled(jnp.take_along_axis(values, order, axis=-1), scaled.exponent).value
+    return jnp.where(bad, jnp.nan, ordered)
 
 
-def _without_nonfinite(matrices: Array) -> tuple[Array, Array]:
+def _scaled(matrices: Array) -> tuple[LogScaled, Array]:
+    """Each with a largest entry in [1/2, 1), zero instead where it is not finite; and ``[..., 1]``, where that is so.
+
+    LAPACK's geev, in the build of SciPy that jaxlib takes it from, gives wrong eigenvalues far from 1: in single
+    precision below some 1e-12 and above 1e12, in double beyond 1e-150 and 1e150.
+    """
     bad = ~jnp.all(jnp.isfinite(matrices), axis=(-2, -1), keepdims=True)
-    return jnp.where(bad, 0, matrices), bad[..., 0]
+    return LogScaled.of(jnp.where(bad, 0, matrices), axes=matrices.ndim - 2), bad[..., 0]
 
 
 class _Route(NamedTuple):
@@ -172,7 +179,9 @@ def _whole_stack(job: str) -> Callable[[Array], Array]:
     @jax.custom_batching.custom_vmap
     def compute(matrices: Array) -> Array:
         # All alternatives are traced, the batched ones for a tenth of a second: only where they can be run.
-        platforms = {"cpu": "cpu"} | ({"cuda": "gpu", "rocm": "gpu"} if _gpu_is_here() else {})
+        platforms = ({"cpu": "cpu"} if host_lapack_works() else {}) | (
+            {"cuda": "gpu", "rocm": "gpu"} if _gpu_is_here() else {}
+        )
         routines = {name: _routine(job, platform, matrices.shape) for name, platform in platforms.items()}
         return jax.lax.platform_dependent(matrices, **routines, default=_routine(job, "any", matrices.shape))
 
