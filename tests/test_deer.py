@@ -9,7 +9,7 @@ import pytest
 from oracles import EXAMPLES, cell_example, linear_step, losses, relative_error, weighted_loss
 
 import bptt_jax as bptt
-from bptt_jax.parallel import deer as newton
+from bptt_jax.parallel import newton
 
 deer = jax.jit(bptt.deer, static_argnames=("step", "length", "jacobian", "damped", "max_iterations"))
 VARIANTS = {"full": {}, "diagonal": {"jacobian": "diagonal"}, "damped": {"damped": True}}
