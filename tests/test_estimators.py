@@ -115,6 +115,19 @@ def test_truncation_bias_is_that_of_every_window() -> None:
     np.testing.assert_allclose(short.cosine, bias.cosine[:3], rtol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_truncation_bias_in_half_precision(dtype) -> None:
+    """Of so many parameters float16 cannot hold the sum of squares."""
+    w = jnp.full((600, 600), 0.5, dtype)
+    bias = truncation_bias(lambda w, h, x: 0.5 * h + jnp.mean(w), w, jnp.zeros(1, dtype), None, _last, length=4)
+    np.testing.assert_allclose(bias.cosine, 1, rtol=1e-2)
+    np.testing.assert_allclose(bias.relative_error, 1 - (2 - 0.5 ** np.arange(4)) / (2 - 0.5**3), atol=2e-2)
+
+
+def _last(states):
+    return states[-1, 0]
+
+
 def test_influence_balancing() -> None:
     """Tallec and Ollivier's system: truncation has the wrong sign up to 40 steps (published values, float64)."""
     with jax.enable_x64(True):

@@ -236,9 +236,11 @@ def _truncation_bias(recurrence: Recurrence, loss: BoundLoss, longest: int) -> T
         residuals, immediate = jax.tree.map(lambda a: a[order], (residuals, immediate))
 
     def inner(a: LogScaled, b: LogScaled) -> Array:
-        # Only the angle matters, and the mantissas are of a size whose square every float holds.
-        products = jax.tree.map(lambda u, v: jnp.real(jnp.vdot(u, v)), a.mantissa, b.mantissa)
-        return jax.tree.reduce(jnp.add, products, jnp.zeros(()))
+        # Only the angle matters, and the mantissas are of a size whose square every float holds; in half precision
+        # the sum may be none.
+        dtype = a.log_norm.dtype
+        pairs = zip(jax.tree.leaves(a.mantissa), jax.tree.leaves(b.mantissa), strict=True)
+        return sum((jnp.sum(jnp.real(u.conj() * v), dtype=dtype) for u, v in pairs), jnp.zeros((), dtype))
 
     def earlier(a: Array) -> Array:
         return jnp.concatenate([a[1:], jnp.zeros_like(a[:1])])
