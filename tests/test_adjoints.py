@@ -1,5 +1,8 @@
 """dL/dh_t and dL/dparams against `jax.grad` with zero perturbations, and where floating numbers end."""
 
+import math
+from fractions import Fraction
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -144,6 +147,143 @@ def test_log_norms_of_a_network_that_float32_cannot_hold():
 def test_half_precision_log_norms_are_exact_for_powers_of_two():
     got = adjoints(scalar_step, jnp.float16(0.5), jnp.float16(1), None, last, length=4001)
     np.testing.assert_allclose(got.log_norms[0], -2772.5887, rtol=1e-6)
+
+
+def exact_logs(w, steps, resets=()):
+    """log of the entries of dL/dh_1 .. dL/dh_T for the sum of the last state under ``h <- w h``: by fractions."""
+
+    def log(x):
+        return math.log(abs(x.numerator)) - math.log(x.denominator) if x else -math.inf
+
+    w = [[Fraction(float(v)) for v in row] for row in np.asarray(w)]
+    signal, logs = [Fraction(1)] * len(w), []
+    for t in reversed(range(steps)):
+        logs.append([log(x) for x in signal])
+        signal = [sum(w[j][i] * signal[j] for j in range(len(w))) for i in range(len(w))]
+        if t in resets:
+            signal = [Fraction(0)] * len(w)
+    return np.asarray(logs[::-1])
+
+
+def assert_same_logs(got, expected):
+    """Up to the rounding of 200 products and of the logarithm itself; -inf only where it is exactly zero."""
+    np.testing.assert_allclose(got, expected, rtol=1e-6, atol=3e-5)
+
+
+@pytest.mark.parametrize("resets", [(), (90,)])
+def test_units_whose_adjoints_differ_by_more_than_float32_does(resets):
+    """The first is driven by the second, which forgets fast; the third by none."""
+    w = np.asarray([[0.9, 0.0, 0.0], [0.25, 1e-3, 0.0], [0.0, 0.0, 1e-9]], np.float32)
+    xs = bptt.Sequence(length=210, mask=np.arange(210) < 200, resets=np.isin(np.arange(210), resets))
+    got = bptt.adjoints(linear_step, jnp.asarray(w), jnp.ones(3), xs, last)
+    assert_same_logs(got.log_magnitudes[:200], exact_logs(w, 200, resets))
+    assert np.min(exact_logs(w, 200)) < -4000
+    np.testing.assert_array_equal(got.log_magnitudes[200:], 0)
+    assert_same_logs(got.log_norms[:200], np.logaddexp.reduce(2 * exact_logs(w, 200, resets), axis=1) / 2)
+
+
+@pytest.mark.parametrize("steps", [3, 200])
+def test_leaves_whose_adjoints_differ_by_more_than_float32_does(steps):
+    """Also in a batch, whose other members need no such care; and from the loss itself."""
+    weights = {"slow": jnp.asarray([[0.9, 0.5]]), "fast": jnp.asarray([[1e-3, 0.5]])}
+    state0 = {"slow": jnp.ones(2), "fast": jnp.ones(())}
+
+    def step(w, h, x):
+        return jax.tree.map(lambda h, w: h * w, h, w)
+
+    def reads(states):
+        return 1e25 * jnp.sum(states["slow"][-1]) + 1e-25 * states["fast"][-1]
+
+    def found(w):
+        return bptt.adjoints(step, w, state0, None, reads, length=steps)
+
+    got = jax.vmap(found)(jax.tree.map(lambda a: a[0], weights))
+    back = np.arange(steps - 1, -1, -1)
+    for k in range(2):
+        slow, fast = (
+            back * np.log(np.float64(weights[name][0, k])) + np.log(np.float64(np.float32(scale)))
+            for name, scale in (("slow", 1e25), ("fast", 1e-25))
+        )
+        assert_same_logs(got.leaf_log_norms["slow"][k], slow + np.log(2) / 2)
+        assert_same_logs(got.leaf_log_norms["fast"][k], fast)
+        assert_same_logs(got.log_magnitudes["slow"][k], np.stack([slow, slow], axis=1))
+
+
+def test_derivatives_of_log_magnitudes():
+    """Entries that float32 does not hold beside the largest are constant to it."""
+
+    def found(w):
+        return bptt.adjoints(scalar_step, w, jnp.ones(2), None, last, length=100).log_magnitudes
+
+    w = jnp.asarray([0.9, 1e-3])
+    gradient = jax.jit(jax.vmap(jax.grad(lambda w, k: found(w)[k, jnp.arange(2)].sum()), (None, 0)))
+    known, lost = gradient(w, jnp.asarray([95, 0]))
+    np.testing.assert_allclose(known, 4 / w, rtol=1e-5)
+    np.testing.assert_allclose(lost, [99 / w[0], 0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("remat", [False, 30])
+def test_gradients_beyond_the_range_of_floats(remat):
+    """Their logarithms, where the numbers are 0 or inf: w^k summed over k, of states that are zero throughout."""
+    steps = 5000
+
+    def step(p, h, x):
+        return p["w"] * h + p["b"] * x
+
+    @users_jit
+    def found(w):
+        params = {"w": w, "b": jnp.ones(())}
+        xs = jnp.zeros(steps)
+        return bptt.adjoints(step, params, jnp.zeros(()), xs, lambda h: h[-1], inputs=True, remat=remat)
+
+    for w in (np.float32(0.8), np.float32(1.25)):
+        got, log = found(w), np.log(np.float64(w))
+        end = 0 if w < 1 else np.inf
+        assert got.state0_grad == got.xs_grad[0] == end
+        np.testing.assert_allclose(got.state0_log_norm, steps * log, rtol=1e-6)
+        np.testing.assert_allclose(got.xs_log_norms, log * np.arange(steps - 1, -1, -1), rtol=1e-6, atol=1e-6)
+        assert got.params_log_norm == -np.inf  # zero, for state and input are
+
+
+def test_gradient_of_parameters_beyond_the_range_of_floats():
+    """``dL/db`` is the geometric series of w."""
+
+    def found(w, scale):
+        params = {"w": w, "b": jnp.zeros(())}
+        return bptt.adjoints(
+            lambda p, h, x: p["w"] * h + p["b"] * x,
+            params,
+            jnp.zeros(()),
+            jnp.ones(4000),
+            lambda h, scale: scale * h[-1] + 1e30 * scale,
+            args=scale,
+        )
+
+    w = np.float32(1.25)
+    got = users_jit(found)(w, np.float32(1))
+    assert got.params_grad["b"] == np.inf
+    expected = 4000 * np.log(np.float64(w)) - np.log(np.float64(w) - 1)
+    np.testing.assert_allclose(got.params_log_norm, expected, rtol=1e-6)
+    scaled = got.scaled.params_grad
+    np.testing.assert_allclose(scaled.log_magnitudes["b"], expected, rtol=1e-6)
+    np.testing.assert_allclose(got.args_log_norm, 30 * np.log(10), rtol=1e-6)
+
+
+def test_what_leaves_jax_of_adjoints():
+    pytest.importorskip("xarray")
+    got = bptt.adjoints(scalar_step, 0.5, jnp.ones(2), None, last, length=3)
+    said = got.to_dict()
+    assert said["adjoints"] == [[0.25, 0.25], [0.5, 0.5], [1, 1]]
+    np.testing.assert_allclose(said["log_norms"], np.log(np.sqrt(2) / np.asarray([4, 2, 1])), rtol=1e-6)
+    np.testing.assert_allclose(said["leaf_log_norms"], said["log_norms"], rtol=1e-6)
+    assert said["xs_log_norms"] is said["args_log_norm"] is None
+    np.testing.assert_allclose(said["params_log_norm"], np.log(1.5), rtol=1e-6)  # 3 w^2 for each of two
+    data = got.to_xarray()
+    for name in ("adjoints", "log_magnitudes", "scaled.adjoints.mantissa"):
+        assert data[name].dims == ("time", "unit")
+    for name in ("log_norms", "leaf_log_norms", "scaled.adjoints.exponent"):
+        assert data[name].dims == ("time",)
+    assert repr(got).startswith("Adjoints: 3 steps, log norm -1.04 at h_1, 0.3466 at h_T, 0.4055 of dL/dparams")
 
 
 def test_orthogonal_step_keeps_the_adjoint():

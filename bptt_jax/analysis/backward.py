@@ -1,8 +1,8 @@
 """The error signal dL/dh_t at every step, and what each step adds to the gradient of the parameters."""
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple
+from functools import partial, reduce
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,65 +30,111 @@ from bptt_jax.step import (
 )
 
 
+class ScaledGradients(Result):
+    """The gradients of `Adjoints` in log scale, which neither underflows nor overflows: `bptt_jax.linalg.LogScaled`.
+
+    Attributes:
+      adjoints: dL/dh_1 .. dL/dh_T, each with a power of two of its own.
+      params_grad: dL/dparams.
+      state0_grad: dL/dh_0, with what resets to `state0` add.
+      reset_state_grad: dL/dreset_state, or None.
+      args_grad: dL/dargs, or None; the loss's own derivative is taken in plain numbers.
+      xs_grad: dL/dx_1 .. dL/dx_T, each with a power of two of its own, or None.
+    """
+
+    adjoints: LogScaled = field(dims=("time", ...))
+    params_grad: LogScaled
+    state0_grad: LogScaled
+    reset_state_grad: LogScaled | None
+    args_grad: LogScaled | None
+    xs_grad: LogScaled | None = field(dims=("time", ...))
+
+
 class Adjoints(Result):
     """The backward pass, laid open; a pytree of arrays.
 
     Gradients have the structure of what they belong to, with None at leaves that are no floating numbers; they are
-    in the convention of `jax.grad` for complex numbers too.
+    in the convention of `jax.grad` for complex numbers too. Where one leaves the range of its dtype it is 0 or inf,
+    as in `jax.grad`; `scaled` and all logarithms hold there too.
 
     Attributes:
       loss: L, a scalar.
       aux: what the loss returned beside it; None without ``has_aux=True``.
       states: h_1 .. h_T, leaves ``[T, ...]``.
-      scaled: dL/dh_1 .. dL/dh_T in log scale, each with a power of two of its own: `bptt_jax.LogScaled`.
+      log_magnitudes: natural logarithm of the modulus of every entry of the adjoints, leaves ``[T, ...]``: by unit.
+        -inf where it is exactly zero, or where one step made it smaller, against the largest entry, by more than the
+        root of the dtype's range (2^63 in float32): no other difference between entries is too large. With
+        ``remat=`` it is -inf wherever the dtype does not hold an entry beside the largest of its step (2^-126 of it):
+        more would take more memory. To differentiation such entries are constants.
       params_grad: dL/dparams, equal to `jax.grad`'s.
       state0_grad: dL/dh_0, with what resets to `state0` add.
       reset_state_grad: dL/dreset_state; None where no `reset_state` was given.
       args_grad: dL/dargs; None without `args`.
       xs_grad: dL/dxs, leaves ``[T, ...]``, zero in padding; None without ``inputs=True``.
+      scaled: all gradients in log scale.
     """
+
+    _views: ClassVar = {
+        "adjoints": ("time", ...),
+        "log_norms": ("time",),
+        "leaf_log_norms": ("time",),
+        "params_log_norm": (),
+        "state0_log_norm": (),
+        "args_log_norm": (),
+        "xs_log_norms": ("time",),
+    }
 
     loss: Float[Array, ""] = field(dims=())
     aux: PyTree
     states: State = field(dims=("time", ...))
-    scaled: LogScaled
+    log_magnitudes: State = field(dims=("time", ...))
     params_grad: Params
     state0_grad: State
     reset_state_grad: State
     args_grad: PyTree
     xs_grad: PyTree = field(dims=("time", ...))
+    scaled: ScaledGradients
 
     @property
     def adjoints(self) -> State:
-        """The total derivatives dL/dh_1 .. dL/dh_T, leaves ``[T, ...]``. Where one leaves the range of its dtype it
-        is 0 or inf, as in `jax.grad`; `log_norms` and `log_magnitudes` hold there too."""
-        return self.scaled.value
+        """The total derivatives dL/dh_1 .. dL/dh_T, leaves ``[T, ...]``."""
+        return self.scaled.adjoints.value
 
     @property
     def log_norms(self) -> Float[Array, " T"]:
         """Natural logarithm of the Euclidean norm of each adjoint; -inf where it is exactly zero."""
-        return self.scaled.log_norm
+        return self.scaled.adjoints.log_norm
 
     @property
     def leaf_log_norms(self) -> State:
         """`log_norms` of every leaf of the state by itself: like the state, leaves ``[T]``."""
-        return self.scaled.leaf_log_norms
+        axes = jnp.ndim(self.loss) + 1
+        return jax.tree.map(lambda logs: _log_norm_of_logs(logs, axes), self.log_magnitudes)
 
     @property
-    def log_magnitudes(self) -> State:
-        """Natural logarithm of the modulus of every entry of the adjoints, leaves ``[T, ...]``: by unit."""
-        return self.scaled.log_magnitudes
+    def params_log_norm(self) -> Float[Array, ""]:
+        """Natural logarithm of the Euclidean norm of dL/dparams; -inf where it is exactly zero."""
+        return self.scaled.params_grad.log_norm
 
     @property
-    def xs_log_norms(self) -> Float[Array, " T"]:
-        """Natural logarithm of the norm of dL/dx_t at every step; needs ``inputs=True``."""
-        if self.xs_grad is None:
-            raise ValueError("xs_log_norms: expected adjoints(..., inputs=True), got none of the inputs")
-        return _over(jax.vmap(logscale.log_norm), self.xs_grad, jnp.ndim(self.loss))
+    def state0_log_norm(self) -> Float[Array, ""]:
+        """Natural logarithm of the Euclidean norm of dL/dh_0, with what resets to `state0` add."""
+        return self.scaled.state0_grad.log_norm
+
+    @property
+    def args_log_norm(self) -> Float[Array, ""] | None:
+        """Natural logarithm of the Euclidean norm of dL/dargs; None without `args`."""
+        return None if self.scaled.args_grad is None else self.scaled.args_grad.log_norm
+
+    @property
+    def xs_log_norms(self) -> Float[Array, " T"] | None:
+        """Natural logarithm of the norm of dL/dx_t at every step; None without ``inputs=True``."""
+        return None if self.scaled.xs_grad is None else self.scaled.xs_grad.log_norm
 
     def _headline(self) -> str:
         first, last = (np.median(np.asarray(self.log_norms)[..., k]) for k in (0, -1))
-        return f"Adjoints of {self.log_norms.shape[-1]} steps: log norm {first:.4g} at h_1, {last:.4g} at h_T"
+        steps, params = self.log_norms.shape[-1], np.median(self.params_log_norm)
+        return f"{steps} steps, log norm {first:.4g} at h_1, {last:.4g} at h_T, {params:.4g} of dL/dparams"
 
 
 class TemporalContributions(Result):
@@ -299,10 +345,10 @@ def _params_grad(along: Linearization, signal: LogScaled) -> LogScaled:
     return LogScaled(*logscale.normalize(along.pull_params(along.residuals, cotangents), largest))
 
 
-def _inputs_grad(along: Linearization, signal: LogScaled) -> PyTree:
+def _inputs_grad(along: Linearization, signal: LogScaled) -> LogScaled:
     assert along.pull_inputs is not None
     found = jax.vmap(along.pull_inputs)(along.residuals, signal.mantissa)
-    return LogScaled(found, signal.exponent).value
+    return LogScaled(found, signal.exponent).normalized()
 
 
 @partial(jax.jit, static_argnames=("inputs", "segment"))
@@ -313,32 +359,51 @@ def _adjoints(recurrence: Recurrence, loss: BoundLoss, inputs: bool, segment: in
         found, states, signal = done.loss, done.along.states, done.signal
         end = _Carried(done.params_grad, done.state0_grad, done.reset_state_grad)
         xs_grad = _inputs_grad(done.along, signal) if inputs else None
+        held = signal.log_magnitudes
+        exact = jax.lax.cond(
+            _of_any(_loses(signal, found.states)),
+            lambda: _log_magnitudes_by_entry(done.along, found.states),
+            lambda: held,
+        )
+        log_magnitudes = jax.tree.map(
+            lambda a, b: jnp.where(a == -jnp.inf, jax.lax.stop_gradient(b), a), held, exact
+        )
     else:
         states = states_of(recurrence)
         found = loss.differentiate(states)
         end, signal, xs_grad = _in_segments(recurrence, states, found.states, inputs, segment)
+        log_magnitudes = signal.log_magnitudes
     reset_grad = None
     if recurrence.reset_state is not None:
         if recurrence.resets_to_start:
             end = end._replace(to_state=end.to_state + end.to_reset_state)
         else:
-            reset_grad = end.to_reset_state.value
+            reset_grad = end.to_reset_state
+    scaled = ScaledGradients(
+        adjoints=signal,
+        params_grad=end.to_params,
+        state0_grad=end.to_state.normalized(),
+        reset_state_grad=reset_grad,
+        args_grad=None if found.args is None else LogScaled.of(found.args),
+        xs_grad=xs_grad,
+    )
     return Adjoints(
         loss=found.value,
         aux=found.aux,
         states=states,
-        scaled=signal,
-        params_grad=end.to_params.value,
-        state0_grad=end.to_state.value,
-        reset_state_grad=reset_grad,
+        log_magnitudes=log_magnitudes,
+        params_grad=scaled.params_grad.value,
+        state0_grad=scaled.state0_grad.value,
+        reset_state_grad=None if reset_grad is None else reset_grad.value,
         args_grad=found.args,
-        xs_grad=xs_grad,
+        xs_grad=None if xs_grad is None else xs_grad.value,
+        scaled=scaled,
     )
 
 
 def _in_segments(
     recurrence: Recurrence, states: State, immediate: State, inputs: bool, segment: int
-) -> tuple[_Carried, LogScaled, PyTree]:
+) -> tuple[_Carried, LogScaled, LogScaled | None]:
     """The reverse scan, which linearises one segment after the other, given all states.
 
     The adjoints are written over the immediate derivatives that they are made of: one array of that size, not two.
@@ -371,7 +436,7 @@ def _in_segments(
     written = _Written(
         _nothing(recurrence),
         LogScaled(immediate, jnp.zeros(steps, jnp.int32)),
-        jax.tree.map(jnp.zeros_like, xs) if inputs else None,
+        LogScaled(jax.tree.map(jnp.zeros_like, xs), jnp.zeros(steps, jnp.int32)) if inputs else None,
     )
     if rest:
         written, _ = back(written, jnp.int32(count * segment), rest)
@@ -385,17 +450,92 @@ class _Written(NamedTuple):
 
     end: _Carried
     signal: LogScaled
-    xs_grad: PyTree
+    xs_grad: LogScaled | None
+
+
+def _loses(signal: LogScaled, immediate: State) -> Array:
+    """Whether any entry is, or may have become, too small beside the largest of its step."""
+
+    def lost(a: Array, derivative: Array) -> Array:
+        small = jnp.abs(a) < 2.0 ** -_band([a])
+        return jnp.any(small & ((a != 0) | (derivative != 0)))
+
+    found = map(lost, jax.tree.leaves(signal.mantissa), jax.tree.leaves(immediate))
+    return reduce(jnp.logical_or, found, jnp.asarray(False))
+
+
+def _band(leaves: list[Array]) -> int:
+    """So many powers of two below the largest entry leave as many to what a step does to the smallest."""
+    return min((-int(jnp.finfo(a.dtype).minexp) // 2 for a in leaves), default=1)
+
+
+@jax.custom_batching.custom_vmap
+def _of_any(flag: Array) -> Array:
+    """The flag; in a batch whether any is set, one flag for all, so that `cond` stays one under `vmap`."""
+    return flag
+
+
+@_of_any.def_vmap
+def _(axis_size: int, in_batched: list[bool], flag: Array) -> tuple[Array, bool]:
+    return _of_any(jnp.any(flag, axis=0)), False
+
+
+def _log_magnitudes_by_entry(along: Linearization, immediate: State) -> State:
+    """Those of dL/dh_1 .. dL/dh_T where entries of one step differ by more than floating numbers do.
+
+    Every entry has a power of two of its own. A step's pull is of floating numbers, so the entries are pulled in
+    bands of like size, the largest first, as many as there are.
+    """
+    structure = jax.tree.structure(immediate)
+    leaves = jax.tree.leaves(immediate)
+    band = _band(leaves)
+    nothing = [
+        LogScaled(jnp.zeros_like(a[0]), jnp.full(a.shape[1:], logscale.ZERO_EXPONENT, jnp.int32)) for a in leaves
+    ]
+
+    def pull(residuals: PyTree, signal: list[LogScaled]) -> list[LogScaled]:
+        def more(carry: tuple[list[Array], list[LogScaled]]) -> Array:
+            return largest(carry[0]) > logscale.ZERO_EXPONENT
+
+        def pull_band(carry: tuple[list[Array], list[LogScaled]]) -> tuple[list[Array], list[LogScaled]]:
+            waiting, arrived = carry
+            top = largest(waiting)
+            now = [e > top - band for e in waiting]
+            mantissas = [
+                jnp.where(here, LogScaled(a.mantissa, a.exponent - top).value, jnp.zeros_like(a.mantissa))
+                for here, a in zip(now, signal, strict=True)
+            ]
+            pulled = jax.tree.leaves(along.pull(residuals, jax.tree.unflatten(structure, mantissas)))
+            arrived = [a + LogScaled(b, jnp.full(b.shape, top)) for a, b in zip(arrived, pulled, strict=True)]
+            return [
+                jnp.where(here, logscale.ZERO_EXPONENT, e) for here, e in zip(now, waiting, strict=True)
+            ], arrived
+
+        def largest(exponents: list[Array]) -> Array:
+            return reduce(jnp.maximum, [jnp.max(e, initial=logscale.ZERO_EXPONENT) for e in exponents])
+
+        return jax.lax.while_loop(more, pull_band, ([a.exponent for a in signal], nothing))[1]
+
+    def body(arrived: list[LogScaled], at_t: tuple[list[Array], PyTree]) -> tuple[list[LogScaled], list[Array]]:
+        immediate_t, residuals = at_t
+        added = [LogScaled.of(a, axes=a.ndim) for a in immediate_t]
+        signal = [(a + b).normalized() for a, b in zip(arrived, added, strict=True)]
+        return cut(residuals, pull(residuals, signal)), [a.log_norm for a in signal]
+
+    given = leaves, along.residuals
+    return jax.tree.unflatten(structure, jax.lax.scan(body, nothing, given, reverse=True)[1])
+
+
+def _log_norm_of_logs(logs: Float[Array, "..."], axes: int) -> Float[Array, "..."]:
+    """The log norm over all but so many leading axes of entries whose log magnitudes are given."""
+    logs = logs.reshape(*logs.shape[:axes], -1)
+    top = jnp.max(logs, axis=-1, initial=-jnp.inf, keepdims=True)
+    top = jnp.where(jnp.isfinite(top), top, 0)
+    total = jnp.sum(jnp.exp(2 * (logs - top)), axis=-1)
+    return jnp.where(total == 0, -jnp.inf, top[..., 0] + jnp.log(jnp.where(total == 0, 1, total)) / 2)
 
 
 @jax.jit
 def _temporal_contributions(recurrence: Recurrence, loss: BoundLoss) -> TemporalContributions:
     done = backward(recurrence, loss)
     return contributions(done, done.params_grad)
-
-
-def _over(function: Any, tree: PyTree, axes: int) -> Any:
-    """`function` over so many leading axes."""
-    for _ in range(axes):
-        function = jax.vmap(function)
-    return function(tree)

@@ -28,6 +28,9 @@ ZERO_EXPONENT = -(1 << 29)
 class LogScaled:
     """Numbers of any size, ``mantissa * 2^exponent``: one array, or one pytree of arrays, with a common exponent.
 
+    What the dtype does not hold beside the largest entry (2^-126 of it in float32) is zero. With as many exponents as
+    there are entries, ``LogScaled.of(a, axes=a.ndim)``, every entry has a range of its own.
+
     Attributes:
       mantissa: the largest entry in [1/2, 1) after `normalized`, all zero where the number is zero.
       exponent: int32, ``[...]``; its axes are the leading ones of every leaf of `mantissa`, each with its own.
@@ -53,12 +56,12 @@ class LogScaled:
 
     @property
     def leaf_log_norms(self) -> PyTree:
-        """`log_norm` of every leaf by itself: a tree like the mantissa."""
+        """`log_norm` of every leaf by itself: a tree like the mantissa; -inf where the mantissa's is zero."""
         return jax.tree.map(lambda leaf: LogScaled(leaf, self.exponent).log_norm, self.mantissa)
 
     @property
     def log_magnitudes(self) -> PyTree:
-        """Natural logarithm of the modulus of every entry, like the mantissa; -inf for zero."""
+        """Natural logarithm of the modulus of every entry, like the mantissa; -inf where that is zero."""
 
         def one(tree: PyTree, e: Array) -> PyTree:
             def entries(a: Array) -> Array:
