@@ -1,5 +1,8 @@
 """Layers as one step, against one layer after the other over the whole sequence."""
 
+from typing import Any, NamedTuple
+
+import chex
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -79,6 +82,54 @@ def test_one_layer_and_stacks_of_stacks():
     flat = bptt.stack(step, step, step)(*(((a, b, b)) for a, b in ((params, deeper), (state0, state0))), xs[0])
     got = nested(((params, deeper), deeper), ((state0, state0), state0), xs[0])
     assert relative_error(got, flat) == 0
+
+
+class Layers(NamedTuple):
+    """From the input upwards, in the order that the alphabet does not have."""
+
+    noisy: Any
+    counting: Any
+
+
+def noisy_step(params, state, x):
+    key, new = jax.random.split(state["key"])
+    h = jnp.tanh(params @ state["h"] + x + 0.1 * jax.random.normal(new, state["h"].shape))
+    return {"h": h, "key": key}
+
+
+def counting_step(params, state, x):
+    h, count = state
+    return jnp.where(count % 2 == 0, jnp.tanh(params @ h + x), 0.9 * h), count + 1
+
+
+@pytest.mark.parametrize("layers", [list, Layers._make])
+def test_layers_with_names_counters_and_keys(layers):
+    """States and gradients of one layer over the other's whole sequence; the container stays as it came."""
+    rng = np.random.default_rng(4)
+    params = layers([jnp.asarray(rng.standard_normal((N, N)), jnp.float32) for _ in range(2)])
+    h0 = jnp.asarray(rng.standard_normal(N), jnp.float32)
+    state0 = layers([{"h": h0, "key": jax.random.key(1)}, (h0, jnp.asarray(0))])
+    xs = jnp.asarray(rng.standard_normal((T, N)), jnp.float32)
+    step = bptt.stack(noisy_step, counting_step, output=lambda state: state["h"])
+
+    def upper(states):
+        return jnp.sum(jnp.square(states[1][0]))
+
+    def layer_by_layer(params):
+        lower = bptt.unroll(noisy_step, params[0], state0[0], xs)
+        states = lower, bptt.unroll(counting_step, params[1], state0[1], lower["h"])
+        return upper(states), states
+
+    found = bptt.adjoints(step, params, state0, xs, upper)
+    (loss, states), gradient = jax.jit(jax.value_and_grad(layer_by_layer, has_aux=True))(params)
+    assert jax.tree.structure(found.states) == jax.tree.structure(state0)
+    np.testing.assert_array_equal(found.states[1][1], np.arange(1, T + 1))
+    chex.assert_trees_all_close(
+        (found.loss, found.states[0]["h"], found.states[1][0], found.params_grad),
+        (loss, states[0]["h"], states[1][0], gradient),
+        rtol=1e-5,
+        atol=1e-6,
+    )
 
 
 def test_wrong_arguments():

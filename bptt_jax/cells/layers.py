@@ -28,7 +28,8 @@ def stack(*steps: Step, output: Output | Sequence[Output] | None = None) -> Step
         for the ``(c, h)`` of Flax. By default a state that is one array is the output, and of an `LSTMState` its h.
 
     Returns:
-      A step whose parameters and state are tuples, one entry for each layer.
+      A step whose parameters and state have one entry for each layer: a tuple, a list, or a NamedTuple, whose fields
+      name the layers wherever leaves of the state have names (``gradient_flow(...).leaves``).
 
     Raises:
       TypeError, ValueError: there are no layers; one is no function, or `output` neither one function nor one for
@@ -42,6 +43,11 @@ def stack(*steps: Step, output: Output | Sequence[Output] | None = None) -> Step
       >>> h0 = lower.initial_state(), upper.initial_state()
       >>> jax.tree.map(jnp.shape, bptt.unroll(step, params, h0, jnp.ones((5, 3))))
       (LSTMState(h=(5, 4), c=(5, 4)), (5, 2))
+      >>> from collections import namedtuple
+      >>> h0 = namedtuple("Layers", "lower upper")(*h0)
+      >>> loss = lambda states: jnp.sum(states.upper[-1])
+      >>> bptt.gradient_flow(step, params, h0, jnp.ones((5, 3)), loss).leaves.names
+      ('lower.h', 'lower.c', 'upper')
     """
     if not steps:
         raise ValueError("steps: expected at least one layer, got none")
@@ -60,7 +66,7 @@ def stack(*steps: Step, output: Output | Sequence[Output] | None = None) -> Step
             if k > 0:
                 x = outputs[k - 1](new[-1])
             new.append(layer(params[k], state[k], x))
-        return tuple(new)
+        return state._make(new) if hasattr(state, "_make") else type(state)(new)
 
     return stacked_step
 
