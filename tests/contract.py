@@ -779,7 +779,9 @@ def check_truncation_bias(case: Case) -> Iterator[Comparison]:
         with np.errstate(invalid="ignore", divide="ignore"):
             errors = [np.linalg.norm(g - full) / size for g in found]
             cosines = [g @ full / (np.linalg.norm(g) * size) for g in found]
-        yield Comparison("relative_error", got.relative_error, np.asarray(errors))
+        yield Comparison(
+            "relative_error", 1 + got.relative_error, 1 + np.asarray(errors)
+        )  # to roundings of the whole
         yield Comparison("cosine", got.cosine, np.asarray(cosines))
 
 
@@ -1037,13 +1039,14 @@ def check_omega(case: Case) -> Iterator[Comparison]:
 # --- Exponents: a frame through the Jacobians of every piece, made orthonormal by NumPy after every step.
 
 
-def frame_growth(case: Case, plan: Plan, num: int) -> np.ndarray:
-    """``[T, num]``, what each step adds to the logarithms; NaN in padding and from where a direction is lost."""
+def frame_growth(case: Case, plan: Plan, num: int, followed: int | None = None) -> np.ndarray:
+    """``[T, followed]``, what each step adds to the logarithms of the first directions of `num`; NaN in padding and
+    from where one of them is lost."""
     jacobians = case.truth(plan).jacobians
-    growth = np.full((plan.steps, num), np.nan)
+    growth = np.full((plan.steps, followed or num), np.nan)
     lost_at = max(1e-3, 100 * float(jnp.finfo(case.dtype).eps))
     for _, steps in plan.pieces:
-        frame = first_frame(case, num)
+        frame = first_frame(case, num)[:, : growth.shape[1]]
         for k in steps:
             frame, upper = np.linalg.qr(jacobians[k] @ frame)
             lengths = np.abs(np.diag(upper))
@@ -1073,7 +1076,7 @@ def check_exponents(case: Case) -> Iterator[Comparison]:
         measured = [k for _, steps in plan.pieces for k in steps[1:]]
         growth = frame_growth(case, plan, num)[measured]
         if np.isnan(growth).any():
-            growth = frame_growth(case, plan, 1)[measured]
+            growth = frame_growth(case, plan, num, 1)[measured]
         yield Comparison("measured", np.asarray(got.episode) >= 0, np.isin(np.arange(plan.steps), measured))
         yield Comparison("first_nonfinite", got.first_nonfinite, -1)
         if not np.isnan(growth).any():
