@@ -48,6 +48,9 @@ def main() -> int:
         p.add_argument(f"--{which}", nargs="+", metavar="NAME", help="only these (all of them)")
     p.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at a time (%(default)s)")
     p.add_argument("--kept", type=Path, help="file of outcomes; the cells in it are not judged again")
+    p.add_argument(
+        "--report", action="store_true", help="judge nothing: the table of what is in the file of outcomes"
+    )
     p.add_argument("--cells", type=Path, help="judge this file's cells in this very process")
     a = p.parse_args()
     sys.path.insert(0, str(TESTS))
@@ -70,10 +73,13 @@ def main() -> int:
         parts: dict[str, list[Cell]] = {}
         for cell in cells:
             parts.setdefault(cell["entry"], []).append(cell)
-        with ThreadPoolExecutor(a.jobs) as pool:
-            list(pool.map(lambda part: in_process(part, kept, Path(folder)), parts.values()))
+        if not a.report:
+            with ThreadPoolExecutor(a.jobs) as pool:
+                list(pool.map(lambda part: in_process(part, kept, Path(folder)), parts.values()))
         done = outcomes(kept)
-        return report([done[key(cell)] for cell in cells], list(contract.CHECKS), a, time.perf_counter() - begin)
+        judged = [done[key(cell)] for cell in cells if key(cell) in done]
+        missing = len(cells) - len(judged)
+        return report(judged, missing, list(contract.CHECKS), a, time.perf_counter() - begin)
 
 
 def wanted(names: list[str] | None, name: str) -> bool:
@@ -137,11 +143,12 @@ def failed(cell: Cell) -> bool:
 
 def line_of(cell: Cell) -> str:
     return (
-        f"{cell['outcome']}: {cell['check']}: {cell['entry']}, {cell['dtype']}, {cell['kind']}: {cell['why']:.300}"
+        f"{cell['outcome']}: {cell['check']}: {cell['entry']}, {cell['dtype']}, {cell['kind']}: "
+        f"{' '.join(cell['why'].split()):.300}"
     )
 
 
-def report(cells: list[Cell], checks: list[str], a: Any, seconds: float) -> int:
+def report(cells: list[Cell], missing: int, checks: list[str], a: Any, seconds: float) -> int:
     counts = Counter(cell["outcome"] for cell in cells)
     by_check = {check: Counter(c["outcome"] for c in cells if c["check"] == check) for check in checks}
     rows = [(check, n.total(), *(n[outcome] for outcome in OUTCOMES)) for check, n in by_check.items()]
@@ -151,13 +158,20 @@ def report(cells: list[Cell], checks: list[str], a: Any, seconds: float) -> int:
     print("\n".join(map(line_of, failures)))
     summary = (
         f"{counts.total()} cells: {counts['ok']} right, {counts['refused']} refused by name as they must be, "
-        f"{len(failures)} failures"
+        f"{len(failures)} failures{f'; {missing} not judged yet' if missing else ''}"
     )
-    print(f"{summary}; {seconds / 60:.0f} minutes with {a.jobs} processes")
+    print(summary if a.report else f"{summary}; {seconds / 60:.0f} minutes with {a.jobs} processes")
     a.out.mkdir(parents=True, exist_ok=True)
     write(a.out / "contract.md", lambda path: path.write_text(markdown(cells, checks, summary)))
     settings = {name: getattr(a, name) for name in ("quick", "entries", "checks", "dtypes", "kinds", "jobs")}
-    results = {"counts": counts, "by_check": by_check, "seconds": seconds, "failures": failures}
+    by_kind = Counter(f"{cell['dtype']}, {cell['kind']}" for cell in cells)
+    results = {
+        "counts": counts,
+        "not_judged": missing,
+        "by_check": by_check,
+        "by_kind": by_kind,
+        "failures": failures,
+    }
     save(a.out, "contract", settings, results)
     return 1 if failures else 0
 
