@@ -650,6 +650,32 @@ def test_the_error_of_the_rate_is_the_spread_of_rates(x64):
     np.testing.assert_allclose(np.mean(flow.growth_rate), -0.02, atol=4 * np.std(flow.growth_rate) / 20)
 
 
+@pytest.mark.parametrize(("frequency", "resemble"), [(0.2, True), (0.5, False)])
+def test_the_error_of_the_rate_by_batches(x64, frequency, resemble):
+    """Of two segments: sqrt(n) consecutive increments a batch, and what each passes on to the next."""
+
+    def step(w, h, x):
+        return h * jnp.exp(x)
+
+    increments = np.sin(frequency * np.arange(STEPS))
+    begins = np.arange(STEPS) == 12
+    sequence = bptt.Sequence(jnp.asarray(increments[:, None]), resets=jnp.asarray(begins))
+    flow = bptt.gradient_flow(step, None, jnp.ones(1), sequence, lambda s: jnp.sum(s), spectra=False)
+    lengths = [12, STEPS - 12]
+    places = np.concatenate([np.arange(n, 0, -1) for n in lengths])
+    sizes = np.repeat(lengths, lengths)
+    shares = places * (sizes + 1 - places) / 2 / sum(n * (n + 1) * (n + 2) / 12 for n in lengths)
+    rate = shares @ increments
+    np.testing.assert_allclose(flow.growth_rate, rate, rtol=1e-9)
+    edges = np.arange(0, STEPS, round(np.sqrt(STEPS)))
+    sums = np.add.reduceat(shares * (increments - rate), edges)
+    passed_on = sums[1:] @ sums[:-1]
+    assert (passed_on > 0) == resemble
+    held = np.sum(np.add.reduceat(shares, edges) ** 2)
+    variance = (sums @ sums + 2 * max(passed_on, 0)) / (1 - held)
+    np.testing.assert_allclose(flow.growth_rate_error, np.sqrt(variance), rtol=1e-9)
+
+
 def test_a_small_penalty_on_later_states_is_no_reading():
     flow = linear_flow(0.8 * EYE, weights=one_hot(20) + 1e-12 * np.ones(STEPS))
     plain = linear_flow(0.8 * EYE, weights=one_hot(20))
