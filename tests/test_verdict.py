@@ -211,3 +211,11 @@ def test_motion_without_friction_is_not_made_another_system():
     assert "|det| = 1" in tries
     assert "recommend_gain" not in tries
     assert "truncate at 27 steps" in tries
+
+
+def test_a_typical_length_is_the_lower_median():
+    assert [CASE._replace(lengths=lengths).length for lengths in ([7], [300, 10, 20], [40, 10, 20, 30])] == [
+        7,
+        20,
+        20,
+    ]
