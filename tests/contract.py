@@ -239,8 +239,9 @@ def covering() -> list[tuple[str, Case]]:
                 break
             left.append(name)
     for number, name in enumerate([*left, *entries]):
-        kind, check = ("plain", "mask", "resets")[number % 3], QUICK[number % len(QUICK)]
-        chosen.append((check, case(name, kind)))
+        given, first = case(name, ("plain", "mask", "resets")[number % 3]), number % len(QUICK)
+        check = next(check for check in (QUICK * 2)[first:] if CHECKS[check].applies(given))
+        chosen.append((check, given))
     return chosen
 
 

@@ -633,16 +633,12 @@ def test_padding_at_the_end_changes_nothing():
 
 def test_the_error_of_the_rate_is_the_spread_of_rates(x64):
     """Of random walks whose steps resemble their neighbours."""
-
-    def step(w, h, x):
-        return h * jnp.exp(x)
-
     rng = np.random.default_rng(0)
     noise = rng.standard_normal((400, 300))
     for k in range(1, 300):
         noise[:, k] += 0.5 * noise[:, k - 1]
     measure = jax.jit(
-        jax.vmap(lambda x: bptt.gradient_flow(step, None, jnp.ones(1), x, lambda s: jnp.sum(s[-1]), spectra=False))
+        jax.vmap(lambda x: bptt.gradient_flow(growing_step, None, jnp.ones(1), x, last_sum, spectra=False))
     )
     flow = measure(jnp.asarray(0.1 * noise[:, 50:, None] - 0.02))
     ratio = np.sqrt(np.mean(flow.growth_rate_error**2)) / np.std(flow.growth_rate)
@@ -653,14 +649,10 @@ def test_the_error_of_the_rate_is_the_spread_of_rates(x64):
 @pytest.mark.parametrize(("frequency", "resemble"), [(0.2, True), (0.5, False)])
 def test_the_error_of_the_rate_by_batches(x64, frequency, resemble):
     """Of two segments: sqrt(n) consecutive increments a batch, and what each passes on to the next."""
-
-    def step(w, h, x):
-        return h * jnp.exp(x)
-
     increments = np.sin(frequency * np.arange(STEPS))
     begins = np.arange(STEPS) == 12
     sequence = bptt.Sequence(jnp.asarray(increments[:, None]), resets=jnp.asarray(begins))
-    flow = bptt.gradient_flow(step, None, jnp.ones(1), sequence, lambda s: jnp.sum(s), spectra=False)
+    flow = bptt.gradient_flow(growing_step, None, jnp.ones(1), sequence, jnp.sum, spectra=False)
     lengths = [12, STEPS - 12]
     places = np.concatenate([np.arange(n, 0, -1) for n in lengths])
     sizes = np.repeat(lengths, lengths)
@@ -674,6 +666,33 @@ def test_the_error_of_the_rate_by_batches(x64, frequency, resemble):
     held = np.sum(np.add.reduceat(shares, edges) ** 2)
     variance = (sums @ sums + 2 * max(passed_on, 0)) / (1 - held)
     np.testing.assert_allclose(flow.growth_rate_error, np.sqrt(variance), rtol=1e-9)
+
+
+def test_sequences_are_pooled_by_the_weight_of_their_lines(x64):
+    """The longer ones tell more; those that tell nothing are left out."""
+    noise = jnp.asarray(np.random.default_rng(0).standard_normal((4, 20, 1)))
+    masks = np.arange(20) < np.asarray([5, 10, 20, 1])[:, None]
+
+    def measure(xs, mask):
+        sequence = bptt.Sequence(xs, mask=mask)
+        return bptt.gradient_flow(growing_step, None, jnp.ones(1), sequence, last_sum, spectra=False)
+
+    flow = jax.jit(jax.vmap(measure))(noise, masks)
+    rates, weights = (np.asarray(a)[:3] for a in (flow.growth_rate, flow.signal.weight))
+    assert np.isnan(flow.growth_rate[3])
+    rate = weights @ rates / weights.sum()
+    scatter = np.sqrt(np.sum((weights * (rates - rate)) ** 2) * 3 / 2) / weights.sum()
+    pooled = flow.pooled()
+    np.testing.assert_allclose([pooled.growth_rate, pooled.growth_rate_error], [rate, scatter], rtol=1e-12)
+    assert pooled.sequences == 3
+
+
+def growing_step(w, h, x):
+    return h * jnp.exp(x)
+
+
+def last_sum(states):
+    return jnp.sum(states[-1])
 
 
 def test_a_small_penalty_on_later_states_is_no_reading():
