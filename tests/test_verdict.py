@@ -26,8 +26,13 @@ CASE = verdict.Findings(
     gated=None,
     clip_threshold=0.123,
     largest_gradient_log10=1.0,
+    dtype="float32",
     range_log10=38.5,
     in_range=True,
+    overflow_lag=-1,
+    coarse_lag=-1,
+    lost_lag=-1,
+    loss_scale_log2=0,
     nonfinite_step=-1,
     nonfinite_adjoint_step=-1,
     nonfinite_contribution_step=-1,
@@ -219,3 +224,32 @@ def test_a_typical_length_is_the_lower_median():
         20,
         20,
     ]
+
+
+HALF = {"dtype": "float16", "range_log10": 4.8}
+
+
+def test_what_half_precision_makes_of_it_is_said_beside_the_truth():
+    growing = case("exploding", rate=0.18, in_range=False, overflow_lag=61, loss_scale_log2=-12, **HALF)
+    for told in (growing, growing._replace(verdicts=["exploding"] * 3, lengths=[80] * 3)):
+        line = verdict.state(told)
+        assert "float16 overflows at lag 61: the gradient of jax.grad is infinite or NaN" in line
+        assert "nats per step" in line
+    assert "loss times 2^-12" in " | ".join(verdict.advise(growing))
+    beyond = " | ".join(verdict.advise(growing._replace(loss_scale_log2=-900)))
+    assert "loss times" not in beyond
+    fading = case("steady", rate=-0.1, horizon=66.0, lengths=[80], coarse_lag=12, lost_lag=33, loss_scale_log2=14)
+    fading = fading._replace(**HALF)
+    line = "float16 has lost half of the signal's digits from lag 12 on, and all from lag 33 on"
+    assert verdict.state(fading).endswith(line)
+    (advice,) = verdict.advise(fading)
+    assert advice.startswith(line)
+    assert "loss times 2^14" in advice
+
+
+@pytest.mark.parametrize("changes", [{"horizon": 12.0}, {"lengths": [12]}, {"coarse_lag": -1}])
+def test_what_is_lost_where_no_signal_is_left_is_no_matter(changes):
+    fading = case("vanishing", lengths=[80], horizon=66.0, coarse_lag=12, lost_lag=33, loss_scale_log2=14)
+    assert "float16" in verdict.state(fading._replace(**HALF))
+    assert "float16" not in verdict.state(fading._replace(**HALF | changes))
+    assert "loss times" not in " | ".join(verdict.advise(fading._replace(**HALF | changes)))

@@ -34,7 +34,6 @@ class ErrorSignal(NamedTuple):
       growth: of `gains`.
       leaf_growth: of `leaf_gains`, ``[L]``.
       adjoint_log_norms: ``[T]``, log of ``||dL/dh_{t+1}||``; NaN in padding.
-      largest: of the adjoints' log norms.
       reach: lags of the longest segment.
       peak_gain: the largest, over t, of ``log ||dL/dh_t|| - log sum_k ||dl/dh_k||``, over all k >= t in the segment:
         at most 0 if no product of Jacobians exceeds 1. -inf if the loss reads no state.
@@ -51,7 +50,6 @@ class ErrorSignal(NamedTuple):
     growth: Growth
     leaf_growth: Growth
     adjoint_log_norms: Float[Array, " T"]
-    largest: Float[Array, ""]
     reach: Int[Array, ""]
     peak_gain: Float[Array, ""]
     reads: Bool[Array, ""]
@@ -90,7 +88,6 @@ def propagate_error_signal(
         jax.tree.map(lambda a: a[0], growth),
         jax.tree.map(lambda a: a[leaves], growth),
         adjoints if real is None else jnp.where(real, adjoints, jnp.nan),
-        found.largest,
         end.tally.length[0].astype(jnp.int32),
         found.peak,
         end.tally.lags[0] > 0,
@@ -157,7 +154,7 @@ class _Found(NamedTuple):
       lag: real steps since the signal began; -1 if there is none.
       origin: log of the norm with which it began.
       came_in: log of the sum of the norms of the immediate derivatives, from the end of the segment on.
-      peak, largest, bad_state, bad_adjoint: see `ErrorSignal`.
+      peak, bad_state, bad_adjoint: see `ErrorSignal`.
       spoilt: 1 if a state or the signal is NaN.
     """
 
@@ -165,7 +162,6 @@ class _Found(NamedTuple):
     origin: Array
     came_in: Array
     peak: Array
-    largest: Array
     bad_state: Array
     bad_adjoint: Array
     spoilt: Array
@@ -259,7 +255,6 @@ def _send_back(
             origin,
             jnp.where(last, -jnp.inf, came_in),
             peak,
-            jnp.maximum(found.largest, adjoint),
             jnp.where(reduce(jnp.logical_or, map(jnp.any, bad)), t, found.bad_state),
             jnp.where((found.bad_adjoint < 0) & ~(adjoint < jnp.inf), t, found.bad_adjoint),
             jnp.where(spoilt, 1, found.spoilt),
@@ -269,7 +264,7 @@ def _send_back(
     nothing = along.no_cotangents
     _, sizes = _measure(nothing)
     rows = len(sizes.largest)
-    found = _Found(*(jnp.asarray(v, dtype) for v in (-1, 0, -jnp.inf, -jnp.inf, -jnp.inf, -1, -1, 0)))
+    found = _Found(*(jnp.asarray(v, dtype) for v in (-1, 0, -jnp.inf, -jnp.inf, -1, -1, 0)))
     carry = _Carried(
         LogScaled(nothing, jnp.zeros((), jnp.int32)),
         jnp.full(rows, -jnp.inf, dtype),

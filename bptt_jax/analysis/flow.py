@@ -13,6 +13,7 @@ from jaxtyping import Bool, Complex, Float, Int
 from bptt_jax.analysis import matrix_free, verdict
 from bptt_jax.analysis.backward import TemporalContributions, contributions
 from bptt_jax.analysis.error_signal import ErrorSignal, propagate_error_signal
+from bptt_jax.analysis.float_range import float_range
 from bptt_jax.analysis.growth import polynomial_order
 from bptt_jax.analysis.loss import BoundLoss, bind_loss
 from bptt_jax.checks import check_positive_int, check_share
@@ -142,14 +143,28 @@ class Spectra(Result):
 class Numerics(Result):
     """What is finite, and what floating numbers make of it.
 
+    The last fields say what a backward pass without log scale, such as that of `jax.grad`, can give in the dtypes of
+    the states and parameters. Lags are real steps from the last state that the loss reads in a segment back; each
+    field is -1 where there is no such lag. All is judged by single entries.
+
     Attributes:
       finite: whether the loss, the adjoints and the parameters' gradient are, in numbers of unlimited range, and no
         state is NaN. Infinite states that spoil none of these (log-domain cells hold log 0) are no fault.
-      in_range: whether the norms of all adjoints and of the parameters' gradient are numbers of their dtype, so that
-        `jax.grad` gives them.
+      in_range: whether all adjoints, immediate derivatives and entries of the parameters' gradient are numbers of
+        their dtypes, so that `jax.grad` gives them.
       first_nonfinite_state: index k of the first state (h_{k+1}) that is NaN or infinite, -1 if none.
       first_nonfinite_adjoint: index k of the first adjoint, going backwards, that is; -1 if none.
       params_grad_log_norm: log of ``||dL/dparams||``, also where its entries leave the range of their dtype.
+      overflow_lag: the least lag at which an entry of the adjoint exceeds the largest number of its dtype, and is
+        infinite or NaN in a plain backward pass.
+      coarse_lag: from which on every entry of the adjoints is so small that at most half of the digits of its dtype
+        are left: below ``2^5`` times the smallest number of float16. Where all below the normal numbers is taken for
+        zero, as by CPUs of all dtypes but float16, below these: no digits are left then.
+      lost_lag: from which on every entry is less than half of the smallest number of its dtype (of the smallest normal
+        one, there): whatever a plain backward pass has, zero or what rounding left over, is wrong by 100 % or more.
+      loss_scale_log2: k, by 2^k of which the loss is to be multiplied that no adjoint of more than `threshold` of the
+        largest is below the normal numbers, as far as nothing overflows by it; 0 if that holds as it is.
+      dtype: of the states; of several the one with the smallest range.
     """
 
     finite: Bool[Array, ""] = field(dims=())
@@ -157,6 +172,11 @@ class Numerics(Result):
     first_nonfinite_state: Int[Array, ""] = field(dims=())
     first_nonfinite_adjoint: Int[Array, ""] = field(dims=())
     params_grad_log_norm: Float[Array, ""] = field(dims=())
+    overflow_lag: Int[Array, ""] = field(dims=())
+    coarse_lag: Int[Array, ""] = field(dims=())
+    lost_lag: Int[Array, ""] = field(dims=())
+    loss_scale_log2: Int[Array, ""] = field(dims=())
+    dtype: str = field(static=True)
 
 
 class GradientFlow(Result):
@@ -405,6 +425,8 @@ def _findings(flow: GradientFlow, gated: bool | None) -> verdict.Findings:
     spoilt = np.argwhere(~(added < np.inf))  # True for NaN too; -inf is the norm 0
     products: Any = [] if flow.products is None else np.argwhere(_nan_where_real(flow))
 
+    scales = np.ravel(np.asarray(numerics.loss_scale_log2))
+
     def first(steps: Any) -> int:
         known = np.ravel(np.asarray(steps))
         return int(min(known[known >= 0], default=-1))
@@ -431,8 +453,13 @@ def _findings(flow: GradientFlow, gated: bool | None) -> verdict.Findings:
         gated=gated,
         clip_threshold=_clip_threshold(flow),
         largest_gradient_log10=float(np.nanmax(added, initial=-np.inf)) / math.log(10),
-        range_log10=math.log10(float(jnp.finfo(flow.loss.dtype).max)),
+        dtype=numerics.dtype,
+        range_log10=math.log10(float(jnp.finfo(numerics.dtype).max)),
         in_range=bool(np.all(numerics.in_range)),
+        overflow_lag=first(numerics.overflow_lag),
+        coarse_lag=first(numerics.coarse_lag),
+        lost_lag=first(numerics.lost_lag),
+        loss_scale_log2=int(scales.min() if scales.min() < 0 else scales.max()),
         nonfinite_step=first(numerics.first_nonfinite_state),
         nonfinite_adjoint_step=first(numerics.first_nonfinite_adjoint),
         nonfinite_contribution_step=min((int(i[-1]) for i in spoilt), default=-1),
@@ -636,7 +663,7 @@ def measure_flow(
         contributions=added,
         products=norms,
         spectra=found,
-        numerics=_numerics(signal, params_grad),
+        numerics=_numerics(signal, params_grad, threshold),
         aux=done.loss.aux,
         mode=along.mode,
     )
@@ -647,17 +674,22 @@ def _leaf_names(tree: PyTree) -> tuple[str, ...]:
     return tuple(dotted(path) or "state" for path, _ in jax.tree_util.tree_leaves_with_path(tree))
 
 
-def _numerics(signal: ErrorSignal, params_grad: LogScaled) -> Numerics:
+def _numerics(signal: ErrorSignal, params_grad: LogScaled, threshold: Array) -> Numerics:
+    adjoints = signal.done.signal
     grad_log_norm = _log_norm_of_normalized(params_grad, signal.gains.dtype)
-    in_range = (signal.largest <= _log_range(signal.done.signal.mantissa)) & (
-        grad_log_norm <= _log_range(params_grad.mantissa)
-    )
+    found = float_range(adjoints, signal.done.loss.states, params_grad, signal.lags, threshold)
+    kinds = [jnp.finfo(a.dtype) for a in jax.tree.leaves(adjoints.mantissa)]
     return Numerics(
         finite=signal.finite & (grad_log_norm < jnp.inf),  # False for NaN too; -inf is the norm 0
-        in_range=in_range,
+        in_range=found.in_range,
         first_nonfinite_state=signal.first_nonfinite_state,
         first_nonfinite_adjoint=signal.first_nonfinite_adjoint,
         params_grad_log_norm=grad_log_norm,
+        overflow_lag=found.overflow_lag,
+        coarse_lag=found.coarse_lag,
+        lost_lag=found.lost_lag,
+        loss_scale_log2=found.loss_scale_log2,
+        dtype=str(min(kinds, key=lambda info: float(info.max)).dtype),
     )
 
 
@@ -668,11 +700,6 @@ def _log_norm_of_normalized(tree: LogScaled, dtype: jnp.dtype) -> Array:
         (jnp.sum(jnp.square(jnp.abs(g)), dtype=dtype) for g in jax.tree.leaves(tree.mantissa)), jnp.zeros((), dtype)
     )
     return logscale.to_log(jnp.where(total == 0, 1, total), tree.exponent, half=True, zero=total == 0)
-
-
-def _log_range(tree: PyTree) -> float:
-    """log of the largest number that every leaf can hold."""
-    return min((math.log(float(jnp.finfo(a.dtype).max)) for a in jax.tree.leaves(tree)), default=math.inf)
 
 
 def _product_norms(along: Linearization) -> ProductNorms:

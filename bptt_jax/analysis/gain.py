@@ -45,7 +45,12 @@ class GainTrials(Result):
 
     Attributes:
       factors: ``[N]``, in the order in which they were tried; the first is 1.
-      growth_rate, growth_rate_error, horizon, horizon_error, end_gain, peak_gain: ``[N]``.
+      growth_rate: ``[N]``, nats per step backwards.
+      growth_rate_error: ``[N]``, its standard error.
+      horizon: ``[N]``, steps.
+      horizon_error: ``[N]``, of an extrapolated one.
+      end_gain: ``[N]``, log of what arrives at the start.
+      peak_gain: ``[N]``, log of the most that the recurrence has amplified.
     """
 
     factors: Float[Array, " N"] = field(dims=("trial",))
@@ -69,7 +74,8 @@ class RecommendedGain(Result):
         they are one square matrix; else NaN.
       length: lags of the longest segment.
       threshold: that was given.
-      log_gains, lags: ``[T]``, of the signal as it is; see `SignalFlow`.
+      log_gains: ``[T]``, of the signal as it is; see `SignalFlow`.
+      lags: ``[T]``, of these.
       names: of the leaves of the parameters that are multiplied; empty with `scale`.
     """
 

@@ -11,6 +11,7 @@ Verdict: TypeAlias = Literal["unmeasured", "steady", "vanishing", "exploding", "
 SEVERITY: tuple[Verdict, ...] = ("unmeasured", "steady", "vanishing", "exploding", "non-finite")
 
 _FACTOR = "bptt_jax.analysis.recommend_gain measures whether a factor on the recurrent weights does it, and which"
+_LARGEST_SCALE = 127  # binary digits of a loss scale, a number of float32 at least
 _LEAKY = 0.5  # of itself that a unit keeps in a step, from which on it is taken for one that integrates
 
 
@@ -76,8 +77,11 @@ class Findings(NamedTuple):
       gated: whether the step has a forget or update gate; None if unknown.
       clip_threshold: NaN if there is none to recommend.
       largest_gradient_log10: of what one step adds to the gradient.
-      range_log10: of the largest number that its dtype holds.
-      in_range: whether the gradient is in that range.
+      dtype: of the states.
+      range_log10: of the largest number that it holds.
+      in_range: whether the backward pass is in that range.
+      overflow_lag, coarse_lag, lost_lag: the first of the batch, or -1; see `bptt_jax.analysis.flow.Numerics`.
+      loss_scale_log2: of the batch, the one that is least likely to overflow.
       nonfinite_step, nonfinite_adjoint_step, nonfinite_contribution_step: the first of the batch, counted from 0, or
         -1; of the products the last.
       nonfinite_product_step: t such that dh_e/dh_t is the last product that is not finite, -1 if all are.
@@ -101,8 +105,13 @@ class Findings(NamedTuple):
     gated: bool | None
     clip_threshold: float
     largest_gradient_log10: float
+    dtype: str
     range_log10: float
     in_range: bool
+    overflow_lag: int
+    coarse_lag: int
+    lost_lag: int
+    loss_scale_log2: int
     nonfinite_step: int
     nonfinite_adjoint_step: int
     nonfinite_contribution_step: int
@@ -137,8 +146,26 @@ def horizon_words(horizon: float, error: float, extrapolated: bool) -> str:
 
 def state(f: Findings) -> str:
     """What was found, in one line."""
-    if len(f.verdicts) > 1:
-        return _state_of_batch(f)
+    said = _state_of_batch(f) if len(f.verdicts) > 1 else _state_of_one(f)
+    return "; ".join(filter(None, [said, _in_its_dtype(f)]))
+
+
+def _in_its_dtype(f: Findings) -> str:
+    """What a backward pass without log scale gives, where that is not all of the truth."""
+    if f.verdict in ("unmeasured", "non-finite"):
+        return ""
+    if not f.in_range:
+        where = f"{f.dtype} overflows" + f" at lag {f.overflow_lag}" * (f.overflow_lag >= 0)
+        return f"{where}: the gradient of jax.grad is infinite or NaN"
+    # What is lost beyond the horizon is none of the signal.
+    reach = f.length if math.isnan(f.horizon) else min(f.length, math.ceil(min(f.horizon, 1e9)))
+    if not 0 <= f.coarse_lag < reach:
+        return ""
+    lost = f", and all from lag {f.lost_lag} on" if 0 <= f.lost_lag < reach else ""
+    return f"{f.dtype} has lost half of the signal's digits from lag {f.coarse_lag} on{lost}"
+
+
+def _state_of_one(f: Findings) -> str:
     rate = with_error(f.rate, f.rate_error)
     match f.verdict:
         case "unmeasured" if f.length == 0:
@@ -203,6 +230,9 @@ def advise(f: Findings) -> list[str]:
             tries = _against_explosion(f)
         case _:
             tries = []
+    scale, largest = f.loss_scale_log2, max(_LARGEST_SCALE, f.range_log10 / math.log10(2))
+    if (said := _in_its_dtype(f)) and 0 < abs(scale) < largest:
+        tries.append(f"{said}: with the loss times 2^{scale}, and the gradient divided by it, it is kept")
     if f.nonfinite_product_step >= 0:
         tries.append(
             f"norms of products and spectra are NaN from dh_{f.nonfinite_product_step + 1}/dh_"
@@ -267,9 +297,11 @@ def _against_vanishing(f: Findings) -> list[str]:
 
 def _against_explosion(f: Findings) -> list[str]:
     tries = []
-    if not f.in_range:
+    if not f.in_range and f.largest_gradient_log10 < f.range_log10:
+        tries.append(f"adjoints leave {f.dtype}: clip dL/dh on its way back (bptt_jax.clip_adjoints), or truncate")
+    elif not f.in_range:
         tries.append(
-            f"the gradient itself leaves its dtype (1e{f.largest_gradient_log10:.0f}, which ends at "
+            f"the gradient itself leaves {f.dtype} (1e{f.largest_gradient_log10:.0f}, which ends at "
             f"1e{f.range_log10:.0f}), so no clip of it can help: clip dL/dh on its way back (bptt_jax.clip_adjoints), "
             "or truncate"
         )
