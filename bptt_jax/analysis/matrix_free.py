@@ -46,7 +46,7 @@ from bptt_jax.step import (
     ravel_state,
     state_size,
 )
-from bptt_jax.timeline import after_reset, before_reset, finite_steps
+from bptt_jax.timeline import after_reset, finite_steps
 
 # Numbers in the bases of all Krylov spaces that are built at one time: 128 MB in float32.
 _BASIS_NUMBERS = 1 << 25
@@ -218,26 +218,29 @@ def pull_back(along: Linearization) -> Callable[[PyTree, Array], Array]:
 
 
 def suffix_log_norms(along: Linearization) -> Float[Array, " T"]:
-    """Entry t is ``log ||dh_T/dh_t||_2``, for all t at a time; as `bptt_jax.product_log_norms`.
+    """Entry t is ``log ||dh_e/dh_t||_2``, for all t at a time, e the end of the segment that step t -> t + 1 belongs
+    to; NaN in padding.
 
     Every t has its own Krylov space, and all take each step together, so that a Jacobian acts on a block of
     vectors; those whose product begins later wait.
     """
     steps, size = along.recurrence.length, along.recurrence.size
+    resets = jnp.where(along.recurrence.resets, jnp.arange(steps), steps)
+    ends = jnp.append(jax.lax.cummin(resets, reverse=True)[1:], steps)
     # An eighth of all at most: those that wait are paid for.
     lanes = max(1, min(-(-steps // 8), _BASIS_NUMBERS // (2 * singular_steps(1, size) * size)))
     count = -(-steps // lanes)
 
     def block(first: Array) -> Array:
         def lane(t: Array) -> Array:
-            return _log_values(along, first, t, 1).log_values[0]
+            return _log_values(along, first, t, ends[jnp.minimum(t, steps - 1)], 1).log_values[0]
 
         return jax.vmap(lane)(first + jnp.arange(lanes))
 
     # The last block may reach beyond T: empty products, whose norms are cut off.
     norms = jax.lax.map(block, lanes * jnp.arange(count)).reshape(-1)[:steps]
-    bad = jax.lax.cummax(_spoilt(along).astype(jnp.int32), reverse=True) > 0
-    return jnp.where(before_reset(along.recurrence.resets), -jnp.inf, jnp.where(bad, jnp.nan, norms))
+    bad = jnp.append(jnp.cumsum(_spoilt(along)[::-1])[::-1], 0)  # from each step on
+    return jnp.where(along.recurrence.real & (bad[:-1] == bad[ends]), norms, jnp.nan)
 
 
 @partial(jax.jit, static_argnames=("of", "num"))
@@ -260,7 +263,7 @@ def _product_singular_values(recurrence: Recurrence, num: int) -> LeadingLogValu
         along = linearize(recurrence)
     _require_both_ways(along, "product_singular_values")
     first = jnp.zeros((), int)
-    found = _log_values(along, first, first, num)
+    found = _log_values(along, first, first, first + recurrence.length, num)
     found = jax.tree.map(lambda a: jnp.where(jnp.any(_spoilt(along)), jnp.nan, a), found)
     zero = after_reset(recurrence.resets, recurrence.real)[-1]
     return LeadingLogValues(jnp.where(zero, -jnp.inf, found.log_values), jnp.where(zero, jnp.inf, found.errors))
@@ -352,8 +355,8 @@ def _attached_jvp(num: int, primals: tuple[Any, ...], tangents: tuple[Any, ...])
     return values, jnp.sum(y * tangents[1], axis=1) / jnp.sum(y * right, axis=1)
 
 
-def _log_values(along: Linearization, first: Array, t: Array, num: int) -> LeadingLogValues:
-    """Of ``dh_T/dh_t``, as if there were no resets; `first`, where the loops begin, is a lower bound of t which
+def _log_values(along: Linearization, first: Array, t: Array, end: Array, num: int) -> LeadingLogValues:
+    """Of ``dh_end/dh_t``, as if there were no resets; `first`, where the loops begin, is a lower bound of t which
     nothing is mapped over."""
     example = ravel_state(along.no_cotangents)[0]
     dtype, steps = _dtype(example), along.recurrence.length
@@ -364,7 +367,7 @@ def _log_values(along: Linearization, first: Array, t: Array, num: int) -> Leadi
 
     def advance(one: Callable[[PyTree, Array], Array], vector: LogScaled, residuals: PyTree, s: Array) -> LogScaled:
         image = one(residuals, vector.mantissa.astype(example.dtype)).astype(dtype)
-        return choose(s >= t, LogScaled(image, vector.exponent).normalized(), vector)
+        return choose((s >= t) & (s < end), LogScaled(image, vector.exponent).normalized(), vector)
 
     residuals = jax.lax.stop_gradient(along.residuals)
 
