@@ -159,7 +159,7 @@ def exact(s: dict[str, Any]) -> dict[str, Any]:
     return {
         "rows": rows,
         "newman": [r for r in rows if r["case"].startswith("Gaussian")],
-        "lorenz": {"sum": total, "kaplan_yorke_dimension": flow.kaplan_yorke_dimension},
+        "lorenz": {"sum": total, "kaplan_yorke_dimension": float(flow.kaplan_yorke_dimension)},
     }
 
 

@@ -30,6 +30,11 @@ def numbers_in_piece(real: Bool[Array, " T"], resets: Bool[Array, " T"]) -> Int[
     return count - jax.lax.cummax(jnp.where(resets, count - 1, 0))
 
 
+def number_pieces(real: Bool[Array, " T"], resets: Bool[Array, " T"]) -> Int[Array, " T"]:
+    """The piece of each real step, by the number of resets up to it; -1 in padding. `resets` are at real steps."""
+    return jnp.where(real, jnp.cumsum(resets, dtype=jnp.int32), -1)
+
+
 def real_steps_first(real: Bool[Array, " T"]) -> Int[Array, " T"]:
     """Indices: those of the real steps in their order, then those of the padding."""
     return jnp.argsort(~real, stable=True)

@@ -1078,7 +1078,7 @@ def check_exponents(case: Case) -> Iterator[Comparison]:
         growth = frame_growth(case, plan, num)[measured]
         if np.isnan(growth).any():
             growth = frame_growth(case, plan, num, 1)[measured]
-        yield Comparison("measured", np.asarray(got.episode) >= 0, np.isin(np.arange(plan.steps), measured))
+        yield Comparison("measured", np.asarray(got.piece) >= 0, np.isin(np.arange(plan.steps), measured))
         yield Comparison("first_nonfinite", got.first_nonfinite, -1)
         if not np.isnan(growth).any():
             followed = growth.shape[1]

@@ -356,8 +356,8 @@ def test_dimension_and_entropy_have_errors(x64) -> None:
         ("kaplan_yorke_dimension", batch.kaplan_yorke_error),
         ("entropy_rate", batch.entropy_rate_error),
     ):
-        scatter = np.std(np.asarray(getattr(batch, name)), ddof=1)
-        assert np.mean(np.asarray(error)) == pytest.approx(scatter, rel=0.2)
+        scatter = np.std(getattr(batch, name), ddof=1)
+        assert np.mean(error) == pytest.approx(scatter, rel=0.2)
         pooled = batch.pooled()
         errors = {"kaplan_yorke_dimension": pooled.kaplan_yorke_error, "entropy_rate": pooled.entropy_rate_error}
         assert float(errors[name]) == pytest.approx(scatter / math.sqrt(200), rel=0.1)
@@ -422,9 +422,9 @@ def test_windows_are_exact(x64, num, resets) -> None:
     for window in (5, 10, 15):
         expected = [g[: len(g) // window * window].reshape(-1, window, num).mean(axis=1)[:, order] for g in growth]
         np.testing.assert_allclose(found.finite_time(window), np.concatenate(expected), rtol=1e-6, atol=1e-9)
-    known = np.asarray(found.orthonormalised) & (np.asarray(found.episode) >= 0)
+    known = np.asarray(found.orthonormalised) & (np.asarray(found.piece) >= 0)
     running = np.cumsum(np.concatenate(growth), axis=0) / np.arange(1, len(np.concatenate(growth)) + 1)[:, None]
-    at = np.cumsum(np.asarray(found.episode) >= 0)[known] - 1
+    at = np.cumsum(np.asarray(found.piece) >= 0)[known] - 1
     np.testing.assert_allclose(found.running[known], running[at][:, order], rtol=1e-6, atol=1e-9)
     if num > 4:
         with pytest.raises(ValueError, match=r"windows of 7 steps is not known exactly.*window=7\) sees to that"):
@@ -522,7 +522,7 @@ def test_pieces_side_by_side(x64) -> None:
     whole, cut = spectrum(1), spectrum(4)
     within = 0.01 * np.asarray(whole.standard_errors) + 1e-9
     assert np.all(np.abs(np.asarray(cut.exponents - whole.exponents)) <= within)
-    for name in ("episode", "first_nonfinite", "size"):
+    for name in ("piece", "first_nonfinite", "size"):
         np.testing.assert_array_equal(getattr(cut, name), getattr(whole, name))
     erased = jnp.ones(400).at[1].set(0)
     for rates, num in (((0.5, 0.9), 1), ((0.5, 0.9), 2), ((0.5, 1.3), 2)):
@@ -552,14 +552,14 @@ def test_as_the_pieces_run_alone(x64, num) -> None:
         )
         expected[own] = alone.growth
         total += np.asarray(alone.exponents) * (len(own) - 4)
-        np.testing.assert_array_equal(np.asarray(found.episode)[own], [-1] * 4 + [k] * (len(own) - 4))
-    assert np.all(np.asarray(found.episode)[~real] == -1)
+        np.testing.assert_array_equal(np.asarray(found.piece)[own], [-1] * 4 + [k] * (len(own) - 4))
+    assert np.all(np.asarray(found.piece)[~real] == -1)
     np.testing.assert_allclose(np.sort(found.growth, axis=1), np.sort(expected, axis=1), rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(np.sum(found.exponents), np.sum(total) / (real.sum() - 12), rtol=1e-9)
     if num == 1:
         np.testing.assert_allclose(found.exponents, total / (real.sum() - 12), rtol=1e-9)
     # Batches of 1 step here, since 20 of them there are to be; neighbours only within a piece.
-    measured = np.asarray(found.episode)
+    measured = np.asarray(found.piece)
     rows = np.asarray(found.growth)[measured >= 0] - np.asarray(found.exponents)
     beside = np.diff(measured[measured >= 0]) == 0
     shared = np.sum(np.where(beside[:, None], rows[1:] * rows[:-1], 0), axis=0)

@@ -1,6 +1,8 @@
 """Lyapunov exponents of a recurrence: the rates at which small differences grow, for ever, along its trajectory."""
 
+import dataclasses
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
 
@@ -11,13 +13,17 @@ from jaxtyping import Bool, Float, Int
 
 from bptt_jax.analysis.averages import (
     MOST_BATCHES,
+    AnyArray,
     Batches,
-    batch_sums,
+    BatchSums,
     batches,
     count_within,
-    number_episodes,
+    measured_pieces,
+    own_library,
+    pieces,
     root,
     squared_error,
+    sum_batches,
 )
 from bptt_jax.analysis.frames import Frames, FrameTrajectory, begin_frames, orthonormal, propagate_frames
 from bptt_jax.checks import check_positive_int
@@ -54,41 +60,35 @@ class LyapunovSpectrum(Result):
       standard_errors: ``[num]``, from the means of 20 to 39 batches of consecutive steps, none of which reaches
         over a reset, and the covariance of neighbours: honest where a batch is as long as the trajectory remembers.
         NaN from fewer than two steps; 0 for -inf.
-      kaplan_yorke_dimension: ``j + (sum of the first j exponents) / |exponent j + 1|``, with the largest j whose
-        sum is not negative (Kaplan and Yorke 1979): the attractor's. For j an exponent within two standard errors
-        of zero counts as zero. 0 if all exponents are negative, D if their sum is not; NaN if it takes more
-        exponents than were computed.
-      kaplan_yorke_error: its standard error, to first order; j is taken for known.
-      entropy_rate: the sum of the positive exponents, nats per step: by Pesin's formula the Kolmogorov-Sinai
-        entropy. A lower bound where exponents beyond `num` are positive too.
-      entropy_rate_error: its standard error, with that of exponents that may be zero.
       growth: ``[T, num]``, what each step has added to the logarithm; 0 where nothing is measured. The growth of
         steps between two orthonormalisations stands at the later one.
       orthonormalised: ``[T]``, whether that was done after the step, so that the sum of `growth` up to it is exact.
-      episode: ``[T]``, of each measured step the number of resets up to it; -1 in warm-ups and in padding.
+      piece: ``[T]``, of each measured step the number of resets up to it; -1 in warm-ups and in padding.
+      batches: the growth in each of the batches that the standard errors come from; of a pooled spectrum in each
+        sequence.
       size: D, of the state; exponents beyond `num` are unknown.
       first_nonfinite: the first step k (which makes h_{k+1}) whose state or Jacobian is not finite; -1 if none.
     """
 
     exponents: Float[Array, " num"] = field(dims=("exponent",))
     standard_errors: Float[Array, " num"] = field(dims=("exponent",))
-    kaplan_yorke_dimension: Float[Array, ""] = field(dims=())
-    kaplan_yorke_error: Float[Array, ""] = field(dims=())
-    entropy_rate: Float[Array, ""] = field(dims=())
-    entropy_rate_error: Float[Array, ""] = field(dims=())
     growth: Float[Array, "T num"] = field(dims=("time", "exponent"))
     orthonormalised: Bool[Array, " T"] = field(dims=("time",))
-    episode: Int[Array, " T"] = field(dims=("time",))
+    piece: Int[Array, " T"] = field(dims=("time",))
+    batches: BatchSums
     size: Int[Array, ""] = field(dims=())
     first_nonfinite: Int[Array, ""] = field(dims=())
 
-    _views: ClassVar = {"converged": ("exponent",), "living_exponents": ("exponent",)}
+    _views: ClassVar = {
+        **dict.fromkeys(("converged", "living_exponents"), ("exponent",)),
+        **dict.fromkeys(("kaplan_yorke_dimension", "kaplan_yorke_error", "entropy_rate", "entropy_rate_error"), ()),
+    }
 
     @property
     def running(self) -> np.ndarray:
         """``[T, num]``: the estimate from the steps up to the last orthonormalisation; NaN before the first."""
         growth = np.asarray(self.growth, np.float64)
-        measured = np.asarray(self.episode) >= 0
+        measured = np.asarray(self.piece) >= 0
         known = np.asarray(self.orthonormalised) & measured
         latest = np.maximum.accumulate(np.where(known, np.cumsum(measured, axis=-1), 0), axis=-1)
         with np.errstate(invalid="ignore"):
@@ -97,25 +97,25 @@ class LyapunovSpectrum(Result):
     def finite_time(self, window: int) -> np.ndarray:
         """``[windows, num]``: the rates within consecutive windows of so many measured steps.
 
-        They start with each episode; what is left at its end belongs to none. Of a batch ``[..., windows, num]``,
+        They start with each piece; what is left at its end belongs to none. Of a batch ``[..., windows, num]``,
         NaN where a sequence has fewer of them.
 
         Raises:
-          ValueError: no episode is that long, or the growth at the windows' edges is not known exactly, since no
+          ValueError: no piece is that long, or the growth at the windows' edges is not known exactly, since no
             orthonormalisation took place there: ask for it by ``lyapunov_exponents(..., window=)``.
         """
         window = check_positive_int("window", window)
         *lead, steps, num = np.shape(self.growth)
         rows = zip(
             np.asarray(self.growth, np.float64).reshape(-1, steps, num),
-            np.asarray(self.episode).reshape(-1, steps),
+            np.asarray(self.piece).reshape(-1, steps),
             np.asarray(self.orthonormalised).reshape(-1, steps),
             strict=True,
         )
         found = [_windows(*row, window) for row in rows]
         most = max(len(f) for f in found)
         if most == 0:
-            longest = max(np.unique(e[e >= 0], return_counts=True)[1].max(initial=0) for e in self._episodes)
+            longest = max(np.unique(e[e >= 0], return_counts=True)[1].max(initial=0) for e in self._pieces)
             raise ValueError(f"window: expected at most {longest} steps, got {window}")
         padded = [np.concatenate([f, np.full((most - len(f), num), np.nan)]) for f in found]
         return np.stack(padded).reshape(*lead, most, num)
@@ -126,10 +126,35 @@ class LyapunovSpectrum(Result):
 
         The errors come from each half alone: what has drifted in between is not taken for noise.
         """
-        *lead, steps, num = np.shape(self.growth)
-        growth = jnp.asarray(self.growth).reshape(-1, steps, num)
-        episode = jnp.asarray(self.episode).reshape(-1, steps)
-        return np.asarray(jax.vmap(_converged)(growth, episode)).reshape(*lead, num)
+        return self._of_each(_converged)
+
+    @property
+    def kaplan_yorke_dimension(self) -> Any:
+        """``j + (sum of the first j exponents) / |exponent j + 1|``, with the largest j whose sum is not negative.
+
+        Of Kaplan and Yorke 1979, the attractor's. For j an exponent within two standard errors of zero counts as
+        zero. 0 if all exponents are negative, D if their sum is not; NaN if it takes more exponents than were
+        computed. A number; of a batch ``[...]``.
+        """
+        return self._of_each(lambda one: _dimension(one)[0])
+
+    @property
+    def kaplan_yorke_error(self) -> Any:
+        """Standard error of `kaplan_yorke_dimension`, to first order; j is taken for known."""
+        return self._of_each(lambda one: _error_along(one, _dimension(one)[1]))
+
+    @property
+    def entropy_rate(self) -> Any:
+        """Sum of the positive exponents, nats per step: by Pesin's formula the Kolmogorov-Sinai entropy.
+
+        A lower bound where exponents beyond `num` are positive too. A number; of a batch ``[...]``.
+        """
+        return self._of_each(lambda one: np.sum(np.maximum(one.exponents, 0)))
+
+    @property
+    def entropy_rate_error(self) -> Any:
+        """Standard error of `entropy_rate`, with that of exponents within two standard errors of zero."""
+        return self._of_each(lambda one: _error_along(one, _positive(one)))
 
     @property
     def living_exponents(self) -> Float[Array, " num"]:
@@ -152,7 +177,7 @@ class LyapunovSpectrum(Result):
         if np.any(bad >= 0):
             some = f" in {np.sum(bad >= 0)} of {len(bad)} sequences" if lead else ""
             return f"not finite from step {np.min(bad[bad >= 0])} on{some}"
-        if np.all(np.asarray(self.episode) < 0):
+        if np.all(np.asarray(self.piece) < 0):
             return "no step is left after the warm-up"
         if lead:
             one = self.pooled() if lead[0] > 1 else jax.tree.map(lambda a: a[0], self)
@@ -163,7 +188,7 @@ class LyapunovSpectrum(Result):
         if len(erased):
             dead = int(np.sum(np.asarray(self.exponents) == -np.inf))
             line += f"; {dead} of {len(self.exponents)} are -inf"
-            if len(erased) < np.sum(np.asarray(self.episode) >= 0) // 2:  # no property of the step, then
+            if len(erased) < np.sum(np.asarray(self.piece) >= 0) // 2:  # no property of the step, then
                 more = f" and {len(erased) - 1} more" if len(erased) > 1 else ""
                 line += f", erased by step {erased[0]}{more}: resets are to be declared"
         drifting = int(np.sum(~self.converged))
@@ -185,10 +210,17 @@ class LyapunovSpectrum(Result):
             pool = jax.vmap(pool)
         return pool(self)
 
+    def _of_each(self, function: Callable[["LyapunovSpectrum"], Any]) -> Any:
+        """Of one spectrum, or of each of a batch, its numbers of NumPy in double precision."""
+        here = jax.tree.map(lambda a: np.asarray(a, np.float64 if a.dtype.kind == "f" else a.dtype), self)
+        lead = np.shape(self.exponents)[:-1]
+        found = [function(jax.tree.map(lambda a, i=i: a[i], here)) for i in np.ndindex(*lead)]
+        return np.asarray(found).reshape((*lead, *np.shape(found[0])))[()]
+
     @property
-    def _episodes(self) -> np.ndarray:
-        episode = np.asarray(self.episode)
-        return episode.reshape(-1, episode.shape[-1])
+    def _pieces(self) -> np.ndarray:
+        piece = np.asarray(self.piece)
+        return piece.reshape(-1, piece.shape[-1])
 
     def _headline(self) -> str:
         return self.statement
@@ -277,19 +309,19 @@ def lyapunov_exponents(
     length = -(-(steps - warmup) // segments)
     later = -(-(steps - warmup) // length) - 1
     cut = None if later == 0 else (later, length)
-    return _exponents(recurrence, np.int32(warmup), num, cut, window)
+    return _exponents(recurrence, int(warmup), num, cut, window)
 
 
-@partial(jax.jit, static_argnames=("num", "cut", "window"))
+@partial(jax.jit, static_argnames=("warmup", "num", "cut", "window"))
 def _exponents(
-    recurrence: Recurrence, warmup: Array, num: int, cut: tuple[int, int] | None, window: int | None
+    recurrence: Recurrence, warmup: int, num: int, cut: tuple[int, int] | None, window: int | None
 ) -> LyapunovSpectrum:
     return measure_exponents(check_step(recurrence), warmup, num, cut, window)
 
 
 def measure_exponents(
     recurrence: Recurrence,
-    warmup: Int[Array, "..."],
+    warmup: int | Int[AnyArray, " T"],
     num: int,
     cut: tuple[int, int] | None = None,
     window: int | None = None,
@@ -298,26 +330,26 @@ def measure_exponents(
 
     Args:
       recurrence, num, window: as for `lyapunov_exponents`.
-      warmup: for all steps, or for the episode of each, ``[T]``.
+      warmup: for all steps, or for the piece of each, ``[T]``.
       cut: how many segments at the end, and of how many steps each, are worked on side by side after the others.
     """
-    instants, steps, real = recurrence.instants, recurrence.length, recurrence.real
+    instants, steps = recurrence.instants, recurrence.length
     start = ravel_state(recurrence.state0)[0]
     kind = max(start.dtype, jnp.dtype(jnp.float32), key=lambda d: d.itemsize)
     _, fresh = orthonormal(jax.random.normal(jax.random.key(0), (start.size, num), kind).T)
-    episode = number_episodes(real, recurrence.resets)
-    age = count_within(episode)[0]
-    episode = jnp.where(age > warmup, episode, -1)
-    of = batches(episode, MOST_BATCHES if instants.reset is None else steps)
+    all_pieces = pieces(recurrence)
+    age, piece = count_within(all_pieces)[0], measured_pieces(all_pieces, warmup)
+    of = batches(piece, MOST_BATCHES if instants.reset is None else steps)
     later, length = cut or (0, 1)
     first = steps - later * length
     # At the ends of the warm-up, of every batch and segment, so that each has its own growth and all of it; and
     # before padding, in which other frames may be orthonormalised beside.
-    cuts = jnp.asarray(np.isin(np.arange(1, steps + 1), range(first, steps, length)))
-    forced = of.ends | cuts | (real & (age == warmup)) | (real & ~jnp.append(real[1:], False))
+    real = all_pieces >= 0
+    forced = np.isin(np.arange(1, steps + 1), range(first, steps, length)) | of.ends
+    forced = forced | (real & ((age == warmup) | own_library(real).append(~real[1:], True)))
     if window is not None:
-        forced |= (episode >= 0) & (count_within(episode)[0] % window == 0)
-    timing = instants, forced, real & (age < warmup)
+        forced = forced | ((piece >= 0) & (count_within(piece)[0] % window == 0))
+    timing = instants, jnp.asarray(forced), jnp.asarray(real & (age < warmup))
     propagate = partial(propagate_frames, recurrence, fresh=fresh, always=num <= _FEW or window == 1)
 
     head = jax.tree.map(lambda a: a[:first, None], timing)
@@ -326,7 +358,7 @@ def measure_exponents(
     parts = [begun]
     if later:
         tail = jax.tree.map(lambda a: a[first:].reshape(later, length, *a.shape[1:]), timing)
-        weights = of._replace(number=of.number[first:]), episode[first:] >= 0
+        weights = of._replace(number=of.number[first:], linked=of.linked[first:]), jnp.asarray(piece[first:] >= 0)
         parts.append(_side_by_side(recurrence, propagate, begun, tail, weights))
     growth, zero, orthonormalised, finite = (
         jnp.concatenate([_in_order(getattr(p, k)) for p in parts])
@@ -334,13 +366,14 @@ def measure_exponents(
     )
     # A reset that the step carries out itself, too, erases what it starts from: it is no decay.
     erases = recurrence.resets & jnp.any(growth == -jnp.inf, axis=1)
-    return _spectrum(growth, zero, orthonormalised, finite, jnp.where(erases, -1, episode), of, start.size)
+    piece = jnp.where(erases, -1, jnp.asarray(piece))
+    return _spectrum(growth, zero, orthonormalised, finite, piece, of, start.size)
 
 
 def _spectrum(
-    growth: Array, zero: Array, orthonormalised: Array, finite: Array, episode: Array, of: Batches, size: int
+    growth: Array, zero: Array, orthonormalised: Array, finite: Array, piece: Array, of: Batches, size: int
 ) -> LyapunovSpectrum:
-    measured = episode >= 0
+    measured = piece >= 0
     growth = jnp.where(measured[:, None], growth, 0)
     # A random matrix may come that near to a singular one by chance, once; a rank that is missing is missing often.
     times = jnp.sum(orthonormalised & measured, dtype=growth.dtype)
@@ -354,75 +387,79 @@ def _spectrum(
     exponents = jnp.where(jnp.all(finite), exponents, jnp.nan)
     order = jnp.argsort(-exponents, stable=True)
     growth, exponents = growth[:, order], exponents[order]
-    sums = batch_sums(jnp.where((exponents == -jnp.inf)[None], 0, growth), of)
-    counts = batch_sums(measured[:, None].astype(growth.dtype), of)[:, 0]
+    sums = sum_batches(jnp.where((exponents == -jnp.inf)[None], 0, growth), measured, of)
     return LyapunovSpectrum(
-        **_with_errors(exponents, sums, counts, of.follows, size),
+        exponents=exponents,
+        standard_errors=_standard_errors(exponents, sums),
         growth=growth,
         orthonormalised=orthonormalised,
-        episode=episode,
+        piece=piece,
+        batches=sums,
         size=jnp.asarray(size, jnp.int32),
         first_nonfinite=jnp.where(jnp.all(finite), -1, jnp.argmin(finite)),
     )
 
 
-def _with_errors(
-    exponents: Float[Array, " num"],
-    sums: Float[Array, "B num"],
-    counts: Float[Array, " B"],
-    follows: Bool[Array, " B"],
-    size: Array | int,
-) -> dict[str, Array]:
-    """Fields of a spectrum, given the growth in each batch and its number of steps."""
-    errors = root(squared_error(sums, counts, follows))
-    neutral = _NEUTRAL * jnp.where(jnp.isnan(errors), 0, errors)
-    index = jnp.arange(len(exponents))
-    # How many exponents have a sum that is not negative, were those zero that may be.
-    clear = jnp.where(jnp.abs(exponents) <= neutral, jnp.maximum(exponents, 0), exponents)
-    j = jnp.sum(jnp.cumprod(jnp.cumsum(clear) >= 0))
-    total = jnp.sum(jnp.where(index < j, exponents, 0))
-    following = jnp.sum(jnp.where(index == j, exponents, 0))
-    between = (j > 0) & (j < len(exponents))
-    shrinks = jnp.where(between, -following, 1)
-    whole = jnp.where(j == jnp.asarray(size, j.dtype), j.astype(total.dtype), jnp.nan)
-    dimension = jnp.where(between, j.astype(total.dtype) + total / shrinks, jnp.where(j == 0, 0, whole))
-    slopes = jnp.where(index < j, 1 / shrinks, jnp.where(index == j, total / jnp.square(shrinks), 0))
-    entropy = jnp.sum(jnp.maximum(exponents, 0))
-    both = jnp.stack([jnp.where(between, slopes, 0), (exponents > -neutral).astype(errors.dtype)])
-    around = jnp.where((counts > 0)[:, None], sums, 0)
-    combined = jnp.sum(around[:, None] * both[None], axis=-1)
-    dimension_error, entropy_error = root(squared_error(combined, counts, follows))
-    bad = jnp.any(jnp.isnan(exponents))
-    return {
-        "exponents": exponents,
-        "standard_errors": jnp.where(exponents == -jnp.inf, 0, errors),
-        "kaplan_yorke_dimension": jnp.where(bad, jnp.nan, dimension),
-        "kaplan_yorke_error": jnp.where(bad | jnp.isnan(dimension), jnp.nan, dimension_error),
-        "entropy_rate": jnp.where(bad, jnp.nan, entropy),
-        "entropy_rate_error": jnp.where(bad, jnp.nan, entropy_error),
-    }
+def _standard_errors(exponents: Float[Array, " num"], of: BatchSums) -> Float[Array, " num"]:
+    return jnp.where(exponents == -jnp.inf, 0, root(squared_error(of)))
+
+
+def _neutral(spectrum: LyapunovSpectrum) -> np.ndarray:
+    """``[num]``: how far from zero an exponent may be that is zero."""
+    return _NEUTRAL * np.nan_to_num(np.asarray(spectrum.standard_errors))
+
+
+def _dimension(spectrum: LyapunovSpectrum) -> tuple[float, np.ndarray]:
+    """Kaplan's and Yorke's, of one spectrum of NumPy's arrays, and its slopes ``[num]`` along the exponents."""
+    exponents, num = np.asarray(spectrum.exponents), len(spectrum.exponents)
+    slopes = np.zeros(num)
+    if np.isnan(exponents).any():
+        return math.nan, np.full(num, math.nan)
+    clear = np.where(np.abs(exponents) <= _neutral(spectrum), np.maximum(exponents, 0), exponents)
+    j = int(np.sum(np.logical_and.accumulate(np.cumsum(clear) >= 0)))
+    if j == num:
+        known = j == int(spectrum.size)
+        return float(j) if known else math.nan, slopes if known else np.full(num, math.nan)
+    if j == 0:
+        return 0.0, slopes
+    total, shrinks = np.sum(exponents[:j]), -exponents[j]
+    slopes[:j], slopes[j] = 1 / shrinks, total / shrinks**2
+    return float(j + total / shrinks), slopes
+
+
+def _positive(spectrum: LyapunovSpectrum) -> np.ndarray:
+    return (np.asarray(spectrum.exponents) > -_neutral(spectrum)).astype(float)
+
+
+def _error_along(spectrum: LyapunovSpectrum, slopes: np.ndarray) -> float:
+    """The standard error of a sum of exponents, in these proportions."""
+    if np.isnan(slopes).any() or np.isnan(spectrum.exponents).any():
+        return math.nan
+    combined = dataclasses.replace(spectrum.batches, values=spectrum.batches.values @ slopes[:, None])
+    return float(np.sqrt(squared_error(combined)[0]))
 
 
 def _pooled(batch: LyapunovSpectrum) -> LyapunovSpectrum:
-    measured = batch.episode >= 0
+    measured = batch.piece >= 0
     counts = jnp.sum(measured, axis=1, dtype=batch.growth.dtype)
     total = jnp.sum(counts)
     sums = jnp.where((counts > 0)[:, None], batch.exponents * counts[:, None], 0)
     exponents = jnp.sum(sums, axis=0) / jnp.where(total == 0, jnp.nan, total)
     order = jnp.argsort(-exponents, stable=True)
-    dead = exponents == -jnp.inf
+    exponents, sums = exponents[order], sums[:, order]
     weight = jnp.sum(measured, axis=0, dtype=counts.dtype)
     growth = jnp.sum(batch.growth, axis=0) / jnp.where(weight == 0, 1, weight)[:, None]
-    alone = jnp.zeros(len(counts), bool)
-    scattered = jnp.where(dead[None], 0, sums)[:, order]
+    alone = BatchSums(jnp.where((exponents == -jnp.inf)[None], 0, sums), counts, jnp.zeros(len(counts), bool))
     bad = batch.first_nonfinite
     unknown = jnp.iinfo(bad.dtype).max
     earliest = jnp.min(jnp.where(bad >= 0, bad, unknown))
     return LyapunovSpectrum(
-        **_with_errors(exponents[order], scattered, counts, alone, batch.size[0]),
+        exponents=exponents,
+        standard_errors=_standard_errors(exponents, alone),
         growth=growth[:, order],
         orthonormalised=jnp.all(batch.orthonormalised | ~measured, axis=0),
-        episode=jnp.max(batch.episode, axis=0),
+        piece=jnp.max(batch.piece, axis=0),
+        batches=alone,
         size=batch.size[0],
         first_nonfinite=jnp.where(earliest == unknown, -1, earliest),
     )
@@ -432,7 +469,7 @@ def living_rates(spectrum: LyapunovSpectrum) -> tuple[Float[Array, "... num"], F
     """`LyapunovSpectrum.living_exponents`, of a batch too, and their standard errors; both have derivatives."""
 
     def of_one(spectrum: LyapunovSpectrum) -> tuple[Array, Array]:
-        growth, measured = spectrum.growth, spectrum.episode >= 0
+        growth, measured = spectrum.growth, spectrum.piece >= 0
         upto = jnp.cumsum(measured, dtype=jnp.int32)
         known = spectrum.orthonormalised & measured
         latest = jax.lax.cummax(jnp.where(known, upto, 0))
@@ -443,9 +480,8 @@ def living_rates(spectrum: LyapunovSpectrum) -> tuple[Float[Array, "... num"], F
         total = jnp.sum(steps, axis=0)
         rates = jnp.where(total == 0, -jnp.inf, jnp.sum(growth, axis=0) / jnp.where(total == 0, 1, total))
         unknown = (spectrum.first_nonfinite >= 0) | ~jnp.any(measured)
-        of = batches(spectrum.episode, len(measured))
-        sums, counts = batch_sums(growth, of), batch_sums(steps, of)
-        square = jax.vmap(lambda s, n: squared_error(s[:, None], n, of.follows)[0], 1)(sums, counts)
+        of = batches(spectrum.piece, len(measured))
+        square = jax.vmap(lambda g, n: squared_error(sum_batches(g[:, None], n, of))[0], 1)(growth, steps)
         return jnp.where(unknown, jnp.nan, rates), root(jnp.where(total == 0, 0, square))
 
     for _ in range(jnp.ndim(spectrum.exponents) - 1):
@@ -453,28 +489,26 @@ def living_rates(spectrum: LyapunovSpectrum) -> tuple[Float[Array, "... num"], F
     return of_one(spectrum)
 
 
-def _converged(growth: Float[Array, "T num"], episode: Int[Array, " T"]) -> Bool[Array, " num"]:
-    dead = jnp.any(growth == -jnp.inf, axis=0)
-    of = batches(episode, len(episode))
-    sums = batch_sums(jnp.where(dead[None], 0, growth), of)
-    counts = batch_sums((episode >= 0)[:, None].astype(growth.dtype), of)[:, 0]
-    number = jnp.sum(counts > 0)
-    half, index = number // 2, jnp.arange(len(counts))
-    means, squares = [], []
-    for which in (index < half, (index >= number - half) & (index < number)):
-        steps = jnp.where(which, counts, 0)
-        part = jnp.where(which[:, None], sums, 0)
-        means.append(jnp.sum(part, axis=0) / jnp.maximum(jnp.sum(steps), 1))
-        squares.append(squared_error(part, steps, of.follows & which & jnp.roll(which, 1)))
-    close = jnp.abs(means[0] - means[1]) <= _DRIFT * root(squares[0] + squares[1]) + 1e-6
-    return (half >= 2) & (close | dead)
+def _converged(spectrum: LyapunovSpectrum) -> np.ndarray:
+    """``[num]``, of one spectrum of NumPy's arrays."""
+    growth, piece = np.asarray(spectrum.growth), np.asarray(spectrum.piece)
+    dead = np.any(growth == -np.inf, axis=0)
+    sums = sum_batches(np.where(dead[None], 0, growth), piece >= 0, batches(piece, len(piece)))
+    which = np.flatnonzero(sums.steps > 0)
+    half = len(which) // 2
+    if half < 2:
+        return np.zeros(len(dead), bool)
+    parts = [jax.tree.map(lambda a, k=k: a[k], sums) for k in (which[:half], which[-half:])]
+    first, second = (np.sum(part.values, axis=0) / np.sum(part.steps) for part in parts)
+    error = np.sqrt(sum(squared_error(part) for part in parts))
+    return (np.abs(first - second) <= _DRIFT * error + 1e-6) | dead
 
 
-def _windows(growth: np.ndarray, episode: np.ndarray, known: np.ndarray, window: int) -> np.ndarray:
+def _windows(growth: np.ndarray, piece: np.ndarray, known: np.ndarray, window: int) -> np.ndarray:
     """``[windows, num]`` of one sequence."""
     found = [np.empty((0, growth.shape[-1]))]
-    for number in np.unique(episode[episode >= 0]):
-        own = episode == number
+    for number in np.unique(piece[piece >= 0]):
+        own = piece == number
         count = np.sum(own) // window
         if count and not np.all(known[own][window - 1 : count * window : window]):
             raise ValueError(
@@ -498,9 +532,7 @@ def _side_by_side(
     count, length = timing[1].shape
     eps = float(jnp.finfo(begun.growth.dtype).eps)
     of, measured = weights
-    steps = measured.astype(begun.growth.dtype)[:, None]
-    counts = batch_sums(steps, of)[:, 0]
-    total = jnp.maximum(jnp.sum(steps), 1)
+    total = jnp.maximum(jnp.sum(measured, dtype=begun.growth.dtype), 1)
 
     def to_next(state: State, segment: Instant) -> tuple[State, State]:
         with full_precision():  # as in `propagate`, so that the pieces fit
@@ -521,7 +553,7 @@ def _side_by_side(
         after = run(_joined(begun.frames, jax.tree.map(lambda a: a[:-1], before.frames)))
         old, new = (jnp.where(measured[:, None], _in_order(found.growth), 0) for found in (before, after))
         living = jnp.where(jnp.any(new == -jnp.inf, axis=0)[None], 0, new)
-        error = root(squared_error(batch_sums(living, of), counts, of.follows))
+        error = root(squared_error(sum_batches(living, measured, of)))
         # Where the shortest direction has lost two fifths of the digits, its rounding is eps to the other three.
         allowed = _UNSETTLED * jnp.where(jnp.isnan(error), 0, error) + eps**0.6
         # Without signs, that no cancelling looks like rest; where growth is -inf, so is the exponent.

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from bptt_jax.analysis.averages import count_within, number_episodes
+from bptt_jax.analysis.averages import count_within, own_library, pieces
 from bptt_jax.analysis.lyapunov import living_rates, measure_exponents
 from bptt_jax.results import Result, field
 from bptt_jax.step import Array, Params, PyTree, Recurrence, State, Step, bind, check_step
@@ -115,14 +115,15 @@ def predict_parallel(
 @jax.jit
 def _predict(recurrence: Recurrence) -> ParallelPrediction:
     recurrence = check_step(recurrence)
-    upto, after = count_within(number_episodes(recurrence.real, recurrence.resets))
-    pieces = jnp.where(recurrence.real, upto + after, 0)
-    spectrum = measure_exponents(recurrence, pieces // 10, num=1)
+    piece = pieces(recurrence)
+    upto, after = count_within(piece)
+    lengths = own_library(piece).where(piece >= 0, upto + after, 0)
+    spectrum = measure_exponents(recurrence, lengths // 10, num=1)
     rates, errors = living_rates(spectrum)
     return ParallelPrediction(
         rates[0],
         errors[0],
         jnp.asarray(recurrence.length, jnp.int32),
-        jnp.max(pieces),
+        jnp.max(lengths),
         jnp.asarray(recurrence.size, jnp.int32),
     )
