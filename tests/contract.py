@@ -198,7 +198,7 @@ def judge(name: str, case: Case) -> tuple[Outcome, str]:
     with jax.enable_x64(case.dtype == "float64"):
         try:
             for comparison in check.run(case):
-                fault = difference(comparison, case.tolerance)
+                fault = difference(comparison, case.tolerance, float(jnp.finfo(case.dtype).tiny))
                 if fault:
                     return "wrong", f"{comparison.what}: {fault}"
         except Exception as error:
@@ -450,8 +450,8 @@ def numbers(leaf: Any) -> np.ndarray:
     return a.astype(np.complex128 if np.iscomplexobj(a) else np.float64)
 
 
-def difference(comparison: Comparison, tolerance: float) -> str:
-    """What is wrong; empty if nothing."""
+def difference(comparison: Comparison, tolerance: float, smallest: float = 0.0) -> str:
+    """What is wrong; empty if nothing. Numbers below the `smallest` need not be told from zero."""
     _, got, expected, logarithms, slack = comparison
     if jax.tree.structure(got) != jax.tree.structure(expected):
         return f"structure {jax.tree.structure(got)} for {jax.tree.structure(expected)}"
@@ -469,7 +469,7 @@ def difference(comparison: Comparison, tolerance: float) -> str:
             continue
         scale = 1.0 if logarithms else max(np.linalg.norm(b), whole) or 1.0
         error = np.max(np.abs(a - b)) if logarithms else np.linalg.norm(a - b)
-        if not error <= (30 if logarithms else 1) * slack * tolerance * scale:
+        if not error <= max((30 if logarithms else 1) * slack * tolerance * scale, smallest):
             return f"{path} off by {error / scale:.2g}: {a.ravel()[:6]} for {b.ravel()[:6]}"
     return ""
 

@@ -53,6 +53,9 @@ def test_differences(got: list[float], expected: list[float], says: str) -> None
     found = contract.difference(Comparison("it", {"a": np.asarray(got)}, {"a": np.asarray(expected)}), 1e-4)
     assert (says in found) if says else not found
     assert contract.difference(Comparison("it", {"a": np.asarray(got)}, {"a": None}), 1e-4).startswith("structure")
+    tiny = Comparison("it", np.zeros(2), np.asarray([1e-60, 0]))
+    assert contract.difference(tiny, 1e-4)
+    assert not contract.difference(tiny, 1e-4, 1e-38)
 
 
 def test_a_wrong_answer_a_wrong_refusal_and_an_answer_that_should_be_none(monkeypatch: pytest.MonkeyPatch) -> None:

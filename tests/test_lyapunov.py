@@ -388,6 +388,11 @@ def test_says_when_it_has_not_converged_or_is_not_finite() -> None:
     assert int(blown.first_nonfinite) >= 0
     assert blown.statement == f"not finite from step {int(blown.first_nonfinite)} on"
     assert np.isnan(float(blown.exponents[0]))
+    hidden = bptt.lyapunov_exponents(
+        lambda p, h, x: 0.5 * h + x, None, jnp.ones(1), jnp.zeros(20).at[7].set(jnp.nan)
+    )
+    np.testing.assert_allclose(hidden.growth[:7], np.log(0.5), rtol=1e-6)  # where the Jacobian does not show it
+    assert np.isnan(hidden.growth[7:]).all()
     both = jax.vmap(lambda h: bptt.lyapunov_exponents(lambda p, h, x: h * h, None, h, length=20))(
         jnp.array([[0.5], [10.0]])
     )
