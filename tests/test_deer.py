@@ -448,3 +448,18 @@ def test_bad_arguments(options, error, message) -> None:
     e = cell_example("rnn", jnp.float32)
     with pytest.raises(error, match=message):
         bptt.deer(*e[:4], **options)
+
+
+@pytest.mark.parametrize("jacobian", ["full", "diagonal"])
+def test_a_start_at_log_zero(jacobian) -> None:
+    """Forgotten by the first real step, and held in the padding before it."""
+
+    def step(p, h, x):
+        return jnp.logaddexp(h - 1, x)
+
+    xs = jnp.linspace(-1, 1, 12)[:, None]
+    for sequence in (xs, bptt.Sequence(xs, mask=jnp.arange(12) > 3)):
+        given = step, None, jnp.full(1, -jnp.inf), sequence
+        found = bptt.deer(*given, jacobian=jacobian)
+        assert found.converged
+        np.testing.assert_allclose(found.states, bptt.unroll(*given), rtol=1e-5)

@@ -214,6 +214,19 @@ def test_a_dead_first_step_is_no_loss_of_memory():
     assert flow.horizon_extrapolated
 
 
+def test_log_zero_that_padding_holds_is_no_fault():
+    def step(p, h, x):
+        return jnp.logaddexp(h - 1, x)
+
+    sequence = bptt.Sequence(jnp.ones((8, 1)), mask=jnp.arange(8) > 2)
+    flow = bptt.gradient_flow(step, None, jnp.full(1, -jnp.inf), sequence, last_sum, spectra=False)
+    assert flow.numerics.finite
+    assert flow.numerics.first_nonfinite_state == -1
+    broken = replace(sequence, xs=jnp.ones((8, 1)).at[4].set(jnp.nan))
+    flow = bptt.gradient_flow(step, None, jnp.full(1, -jnp.inf), broken, last_sum, spectra=False)
+    assert flow.numerics.first_nonfinite_state == 4
+
+
 def test_horizon_is_where_the_signal_has_fallen_for_good():
     """Low at every other step and back at the next: A^T (1, 1) = (1, -1) / 16, A^T (1, -1) = -8 (1, 1), halved."""
     u, v = np.asarray([[1, 1], [1, -1]])

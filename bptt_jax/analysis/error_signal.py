@@ -255,7 +255,7 @@ def _send_back(
             origin,
             jnp.where(last, -jnp.inf, came_in),
             peak,
-            jnp.where(reduce(jnp.logical_or, map(jnp.any, bad)), t, found.bad_state),
+            jnp.where(real & reduce(jnp.logical_or, map(jnp.any, bad)), t, found.bad_state),
             jnp.where((found.bad_adjoint < 0) & ~(adjoint < jnp.inf), t, found.bad_adjoint),
             jnp.where(spoilt, 1, found.spoilt),
         )

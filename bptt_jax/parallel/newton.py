@@ -207,6 +207,10 @@ def _deer(
         new = f + jnp.where(jnp.isfinite(moved), moved, 0)
         return equations.held(jnp.where(jnp.isfinite(new), new, first)), abs_jac_times_state
 
+    def left(h: Array, f: Array) -> Array:
+        # What is held in padding solves its equation, be it infinite.
+        return f - h if instants.real is None else jnp.where(instants.real[:, None], f - h, 0)
+
     def rms(difference: Array) -> Array:
         return jnp.sqrt(jnp.sum(jnp.square(difference)) / h0.size / count_real)
 
@@ -217,13 +221,13 @@ def _deer(
 
     def iterate(carry: Any) -> Any:
         h, f, _, (residual, _), count, residuals, damping = carry
-        before = rms(f - h)
+        before = rms(left(h, f))
         h, abs_jac_times_state = update(h, f, damping)
         f = equations.advance(h)
-        after = rms(f - h)
+        after = rms(left(h, f))
         if damped:
             damping = jnp.where(after <= before, jnp.minimum(1.0, _RECOVER * damping), 0.5 * damping)
-        both = _relative(f - h, jnp.abs(h) + abs_jac_times_state), residual
+        both = _relative(left(h, f), jnp.abs(h) + abs_jac_times_state), residual
         return h, f, abs_jac_times_state, both, count + 1, residuals.at[count].set(after), damping
 
     infinite = jnp.full((), jnp.inf, h0.dtype)
@@ -243,7 +247,7 @@ def _deer(
     def error() -> Array:
         signs = jax.random.rademacher(jax.random.key(0), h.shape, h.dtype)
         size = jnp.abs(h) + abs_jac_times_state
-        both = jnp.stack([f - h, eps * size * signs], axis=-1)
+        both = jnp.stack([left(h, f), eps * size * signs], axis=-1)
         grown = _propagated(equations.recurrence, equations.starts(h), mode, both)
         return _relative(jnp.sum(jnp.abs(grown), axis=-1), size)
 
@@ -328,17 +332,22 @@ def _relative(difference: Array, size: Array) -> Array:
 def _full(recurrence: Recurrence, starts: State, instants: Instant, mode: Mode) -> tuple[Array, Array]:
     """``[K, D, D]``, the Jacobians J with respect to what K steps start from; and ``[K, D]``, ``|J| |start|``."""
     factors = jacobians_at(recurrence.step, recurrence.params, starts, instants.x, mode)
-    vectors = jax.vmap(lambda h: ravel_state(h)[0])(starts)
     with full_precision():
-        abs_jac_times_state = jnp.einsum("tij,tj->ti", jnp.abs(factors), jnp.abs(vectors))
+        abs_jac_times_state = jnp.einsum("tij,tj->ti", jnp.abs(factors), _sizes(starts))
     if instants.real is not None:
         factors = jnp.where(instants.real[:, None, None], factors, jnp.eye(recurrence.size, dtype=factors.dtype))
     return factors, abs_jac_times_state
 
 
+def _sizes(starts: State) -> Array:
+    """``[K, D]``; 0 of what is infinite: a computation in the log domain that begins with log 0 forgets it at once."""
+    vectors = jnp.abs(jax.vmap(lambda h: ravel_state(h)[0])(starts))
+    return jnp.where(vectors < jnp.inf, vectors, 0)
+
+
 def _diagonals(recurrence: Recurrence, starts: State, instants: Instant, mode: Mode) -> tuple[Array, Array]:
     """``[K, D]``: the diagonals of the Jacobians, a column or a row of each at a time; otherwise as `_full`."""
-    vectors = jnp.abs(jax.vmap(lambda h: ravel_state(h)[0])(starts))
+    vectors = _sizes(starts)
 
     def part(abs_jac_times_state: Array, i: Array) -> tuple[Array, Array]:
         def at(state: State, x: PyTree) -> Array:
