@@ -8,11 +8,12 @@ under XLA but for float16, the smallest normal number is the smallest.
 
 import math
 from collections.abc import Sequence
+from functools import reduce
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int
 
 from bptt_jax.linalg.logscale import LogScaled, to_log
 
@@ -29,7 +30,6 @@ class FloatRange(NamedTuple):
 
 def float_range(
     adjoints: LogScaled,
-    immediate: PyTree,
     params_grad: LogScaled,
     lags: Int[Array, " T"],
     threshold: Float[Array, ""],
@@ -38,18 +38,20 @@ def float_range(
 
     Args:
       adjoints: dL/dh_1 .. dL/dh_T, leaves ``[T, ...]``, the exponent ``[T]``.
-      immediate: dl/dh_1 .. dl/dh_T.
-      params_grad: dL/dparams.
+      params_grad: dL/dparams, normalized.
       lags: of h_0 .. h_{T-1}, 0 where there is no signal; that of dL/dh_t is one less.
       threshold: share of the largest adjoint down to which a loss scale is to keep them.
     """
-    sizes = [_largest(a, adjoints.exponent) for a in jax.tree.leaves(adjoints.mantissa)]
-    kinds = [jnp.finfo(a.dtype) for a in jax.tree.leaves(adjoints.mantissa)]
+    leaves = jax.tree.leaves(adjoints.mantissa)
+    kinds = [jnp.finfo(name) for name in dict.fromkeys(a.dtype for a in map(jnp.real, leaves))]
+    tops = [[_largest(a) for a in leaves if a.real.dtype == info.dtype] for info in kinds]
+    sizes = [_log(reduce(jnp.maximum, each), adjoints.exponent) for each in tops]
+    sizes = jax.lax.optimization_barrier(sizes)  # else calculated once more in every row below
     dtype = max((a.dtype for a in sizes), key=lambda d: d.itemsize)
 
     def above(levels: Sequence[Array | float]) -> Float[Array, " T"]:
-        """By how much the leaf that is best off lies above its level."""
-        return jnp.max(jnp.stack([a.astype(dtype) - v for a, v in zip(sizes, levels, strict=True)]), axis=0)
+        """By how much the kind that is best off lies above its level."""
+        return reduce(jnp.maximum, [a.astype(dtype) - v for a, v in zip(sizes, levels, strict=True)])
 
     lowest = [math.log(float(info.smallest_normal)) for info in kinds]
     smallest, coarse = [], []
@@ -59,26 +61,35 @@ def float_range(
         # At 2^k times the smallest number k + 1 of its 1 + nmant digits are left.
         digits = jnp.where(flushed, 0, (1 + info.nmant) // 2).astype(dtype)
         coarse.append(smallest[-1] + digits * math.log(2))
-    highest = [math.log(float(info.max)) for info in kinds]
-    beyond = above(highest)
-    others = [*_beyond(immediate), *_beyond(params_grad.mantissa, params_grad.exponent)]
-    most = jnp.max(jnp.stack([jnp.max(beyond), *(a.astype(dtype) for a in others)]))
-    arrives = lags > 0
-    lags = lags - 1
-    largest = jnp.max(jnp.where(arrives, above(lowest), -jnp.inf))
+    lost = [low - math.log(2) for low in smallest]
+    beyond = above([math.log(float(info.max)) for info in kinds])
+    arrives, lags = lags > 0, (lags - 1).astype(dtype)
+    none = jnp.asarray(-1, dtype)
+    # One reduction over time: each is a loop to compile.
+    found = jnp.max(
+        jnp.stack(
+            [
+                beyond,
+                jnp.where(arrives, above(lowest), -jnp.inf),
+                jnp.where(arrives & (beyond > 0), -lags, -jnp.inf),
+                *(jnp.where(arrives & (above(levels) >= 0), lags, none) for levels in (coarse, lost)),
+                jnp.where(arrives & (beyond > -jnp.inf), lags, none),
+            ]
+        ),
+        axis=1,
+    )
+    top, largest, over, last = found[0], found[1], -found[2], found[5]
+    # What is normalized is in range by its exponent alone.
+    ends = [jnp.finfo(a.dtype).maxexp for a in jax.tree.leaves(params_grad.mantissa)]
+    most = top if not ends else jnp.maximum(top, (params_grad.exponent - min(ends)).astype(dtype) * math.log(2))
     needed = jnp.ceil(-(largest + jnp.log(threshold).astype(dtype)) / math.log(2))
     possible = jnp.floor(-most / math.log(2))
-    scale = jnp.where(
-        jnp.isfinite(needed) & jnp.isfinite(possible), jnp.minimum(jnp.maximum(needed, 0), possible), 0
-    )
-    over = arrives & (beyond > 0)
-    return FloatRange(
-        most <= 0,
-        jnp.where(jnp.any(over), jnp.min(jnp.where(over, lags, len(lags))), -1).astype(jnp.int32),
-        _from_lag(above(coarse), lags, arrives),
-        _from_lag(above(smallest) + math.log(2), lags, arrives),
-        scale.astype(jnp.int32),
-    )
+    known = jnp.isfinite(needed) & jnp.isfinite(possible)
+    scale = jnp.where(known, jnp.minimum(jnp.maximum(needed, 0), possible), 0)
+    # From the lag after the last that is above on all lie below, if there is anything.
+    first = jnp.where(found[3:5] < last, found[3:5] + 1, -1)
+    packed = jnp.stack([jnp.where(jnp.isfinite(over), over, -1), *first, scale]).astype(jnp.int32)
+    return FloatRange(most <= 0, *packed)
 
 
 def _is_flushed(info: jnp.finfo, lag: Int[Array, ""]) -> Bool[Array, ""]:
@@ -87,24 +98,12 @@ def _is_flushed(info: jnp.finfo, lag: Int[Array, ""]) -> Bool[Array, ""]:
     return jnp.asarray(info.smallest_normal, info.dtype) / parts.astype(info.dtype) == 0
 
 
-def _from_lag(above: Float[Array, " T"], lags: Int[Array, " T"], arrives: Bool[Array, " T"]) -> Int[Array, ""]:
-    """The lag from which on all that is not zero lies below; -1 if there is none."""
-    first = 1 + jnp.max(jnp.where(arrives & (above >= 0), lags, -1))
-    below = (lags >= first) & (above < 0) & (above > -jnp.inf)
-    return jnp.where(jnp.any(below), first, -1).astype(jnp.int32)
-
-
-def _largest(a: Array, exponent: Int[Array, " T"]) -> Float[Array, " T"]:
-    """Logarithm of the largest entry at every step, real and imaginary parts being entries of their own."""
+def _largest(a: Array) -> Float[Array, " T"]:
+    """The largest entry at every step, real and imaginary parts being entries of their own."""
     size = jnp.maximum(jnp.abs(a.real), jnp.abs(a.imag)) if jnp.iscomplexobj(a) else jnp.abs(a)
     top = jnp.max(size.reshape(len(a), -1), axis=1, initial=0)
-    top = top.astype(max(jnp.dtype(jnp.float32), top.dtype, key=lambda d: d.itemsize))
-    return to_log(jnp.where(top == 0, 1, top), exponent, zero=top == 0)
+    return top.astype(max(jnp.dtype(jnp.float32), top.dtype, key=lambda d: d.itemsize))
 
 
-def _beyond(tree: PyTree, exponent: Int[Array, ""] | int = 0) -> list[Array]:
-    """Of every leaf, by how much the logarithm of its largest entry lies above the end of its dtype."""
-    exponents = jnp.asarray(exponent, jnp.int32)[None]
-    return [
-        _largest(a[None], exponents)[0] - math.log(float(jnp.finfo(a.dtype).max)) for a in jax.tree.leaves(tree)
-    ]
+def _log(size: Float[Array, " T"], exponent: Int[Array, " T"]) -> Float[Array, " T"]:
+    return to_log(jnp.where(size == 0, 1, size), exponent, zero=size == 0)

@@ -150,8 +150,8 @@ class Numerics(Result):
     Attributes:
       finite: whether the loss, the adjoints and the parameters' gradient are, in numbers of unlimited range, and no
         state is NaN. Infinite states that spoil none of these (log-domain cells hold log 0) are no fault.
-      in_range: whether all adjoints, immediate derivatives and entries of the parameters' gradient are numbers of
-        their dtypes, so that `jax.grad` gives them.
+      in_range: whether all entries of the adjoints and the parameters' gradient are numbers of their dtypes, so that
+        `jax.grad` gives them.
       first_nonfinite_state: index k of the first state (h_{k+1}) that is NaN or infinite, -1 if none.
       first_nonfinite_adjoint: index k of the first adjoint, going backwards, that is; -1 if none.
       params_grad_log_norm: log of ``||dL/dparams||``, also where its entries leave the range of their dtype.
@@ -677,11 +677,11 @@ def _leaf_names(tree: PyTree) -> tuple[str, ...]:
 def _numerics(signal: ErrorSignal, params_grad: LogScaled, threshold: Array) -> Numerics:
     adjoints = signal.done.signal
     grad_log_norm = _log_norm_of_normalized(params_grad, signal.gains.dtype)
-    found = float_range(adjoints, signal.done.loss.states, params_grad, signal.lags, threshold)
+    found = float_range(adjoints, params_grad, signal.lags, threshold)
     kinds = [jnp.finfo(a.dtype) for a in jax.tree.leaves(adjoints.mantissa)]
     return Numerics(
         finite=signal.finite & (grad_log_norm < jnp.inf),  # False for NaN too; -inf is the norm 0
-        in_range=found.in_range,
+        in_range=found.in_range & (grad_log_norm < jnp.inf),
         first_nonfinite_state=signal.first_nonfinite_state,
         first_nonfinite_adjoint=signal.first_nonfinite_adjoint,
         params_grad_log_norm=grad_log_norm,
