@@ -1,5 +1,6 @@
 """Strict JAX, compiled quickly; float64 where a test asks for it, and a handle on what gets compiled."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -12,6 +13,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 from compilations import watched
+
+# Tracing makes objects by the million, hardly any of them in cycles that only a collection would free.
+gc.set_threshold(50_000, 50, 50)
 
 # A shell that runs the tests in the background has SIGINT ignored, and processes started here would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
