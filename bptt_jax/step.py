@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
 from bptt_jax.checks import (
     at_path,
@@ -241,7 +241,7 @@ def check_step(recurrence: Recurrence) -> Recurrence:
     return recurrence
 
 
-def ravel_state(state: State) -> tuple[Array, Callable[[Array], State]]:
+def ravel_state(state: State) -> tuple[Float[Array, " D"], Callable[[Float[Array, " D"]], State]]:
     """The state as one real vector of length D, and the way back.
 
     The order is `jax.flatten_util.ravel_pytree`'s; a complex leaf counts as its real part followed by its

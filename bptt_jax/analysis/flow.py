@@ -519,8 +519,8 @@ def gradient_flow(
     spectra: bool = True,
     stride: int = 1,
     num: int | None = None,
-    threshold: float | Array = 1e-3,
-    share: float | Array = 1e-3,
+    threshold: float | Float[Array, ""] = 1e-3,
+    share: float | Float[Array, ""] = 1e-3,
 ) -> GradientFlow:
     """Measures what backpropagation through time does to the gradient of one sequence.
 

@@ -161,8 +161,8 @@ def recommend_gain(
     has_aux: bool = False,
     length: int | None = None,
     scale: Scale | None = None,
-    threshold: float | Array = 1e-3,
-    share: float | Array = 1e-3,
+    threshold: float | Float[Array, ""] = 1e-3,
+    share: float | Float[Array, ""] = 1e-3,
 ) -> RecommendedGain:
     """Which factor on the recurrent weights makes a vanishing or exploding flow steady, if any does.
 

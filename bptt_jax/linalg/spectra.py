@@ -14,6 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Complex, Float, Inexact
 
 from bptt_jax.checks import check_matrices
 from bptt_jax.linalg.batched_spectra import batched_eigenvalues, batched_singular_values
@@ -21,7 +22,7 @@ from bptt_jax.linalg.host_lapack import host_eigenvalues, host_lapack_works, hos
 from bptt_jax.linalg.logscale import LogScaled
 
 
-def singular_values(matrices: Array) -> Array:
+def singular_values(matrices: Inexact[Array, "... M N"]) -> Float[Array, "... K"]:
     """Singular values, descending.
 
     Args:
@@ -40,7 +41,7 @@ def singular_values(matrices: Array) -> Array:
     return _singular_values(check_matrices("matrices", matrices, square=False))
 
 
-def eigenvalues(matrices: Array) -> Array:
+def eigenvalues(matrices: Inexact[Array, "... N N"]) -> Complex[Array, "... N"]:
     """Eigenvalues by descending modulus; the two of a conjugate pair stand together, positive angle first.
 
     Args:
@@ -60,7 +61,7 @@ def eigenvalues(matrices: Array) -> Array:
     return _eigenvalues(check_matrices("matrices", matrices, square=True))
 
 
-def spectral_norm(matrices: Array) -> Array:
+def spectral_norm(matrices: Inexact[Array, "... M N"]) -> Float[Array, "..."]:
     """The largest singular value, ``||A||_2``: ``[..., M, N] -> [...]``. Raises as `singular_values`.
 
     Example:
@@ -70,7 +71,7 @@ def spectral_norm(matrices: Array) -> Array:
     return singular_values(matrices)[..., 0]
 
 
-def spectral_radius(matrices: Array) -> Array:
+def spectral_radius(matrices: Inexact[Array, "... N N"]) -> Float[Array, "..."]:
     """The largest modulus of an eigenvalue: ``[..., N, N] -> [...]``. Raises as `eigenvalues`.
 
     Example:
@@ -80,7 +81,7 @@ def spectral_radius(matrices: Array) -> Array:
     return jnp.abs(eigenvalues(matrices)[..., 0])
 
 
-def condition_number(matrices: Array) -> Array:
+def condition_number(matrices: Inexact[Array, "... M N"]) -> Float[Array, "..."]:
     """``sigma_max / sigma_min``: ``[..., M, N] -> [...]``, inf for a singular matrix, the zero matrix included.
 
     Raises as `singular_values`.

@@ -79,7 +79,7 @@ def omega_terms(
     return _omega_terms(bind(step, params, state0, xs, length), bind_loss(loss, args))
 
 
-def omega_penalty(terms: OmegaTerms, *, version: Literal["paper", "code"] = "paper") -> Array:
+def omega_penalty(terms: OmegaTerms, *, version: Literal["paper", "code"] = "paper") -> Float[Array, ""]:
     """The penalty from its terms, of one sequence or a batch.
 
     Args:
@@ -119,7 +119,7 @@ def flossing_penalty(
     num: int,
     length: int | None = None,
     warmup: int = 0,
-) -> Array:
+) -> Float[Array, ""]:
     """Gradient flossing: the mean square of the largest exponents (Engelken 2023, arXiv:2312.17306).
 
     Driven to zero it keeps as many directions of the error signal from vanishing and from exploding. Added to a
