@@ -92,6 +92,7 @@ OF_WEIGHTS = {
     "adjoints": along(bptt.adjoints, loss),
     "temporal_contributions": along(bptt.temporal_contributions, loss),
     "gradient_flow": along(bptt.gradient_flow, loss),
+    "recommend_gain": lambda w: along(bptt.analysis.recommend_gain, loss, threshold=0.5)(w).nearest,
     "lyapunov_exponents": along(bptt.lyapunov_exponents, warmup=1),
     "influence_map": influence,
     "deer": lambda w: along(bptt.deer)(w).states,
