@@ -30,8 +30,9 @@ params, h0 = cell.init(jax.random.key(0), 2), cell.initial_state()
 given = np.random.default_rng(0).standard_normal((4, 12, 2)).astype(np.float32)
 about = cell.step, params, h0
 loss = lambda states: jnp.mean(states[-1] ** 2)
+values = lambda a: (a.loss, a.states, a.adjoints, a.log_norms, a.params_grad, a.state0_grad)
 ANALYSIS = {
-    "adjoints": lambda x: bptt.adjoints(*about, x, loss),
+    "adjoints": lambda x: values(bptt.adjoints(*about, x, loss)),
     "flow": lambda x: bptt.gradient_flow(*about, x, loss),
     "leading": lambda x: bptt.analysis.leading_singular_values(*about, x, num=2),
     "exponents": lambda x: bptt.lyapunov_exponents(*about, x),
