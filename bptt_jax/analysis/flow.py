@@ -477,9 +477,7 @@ def _nan_where_real(flow: GradientFlow) -> np.ndarray:
 
 def _order(flow: GradientFlow) -> float:
     """The median power by which signals grow, if most do so as powers of the lag; else NaN."""
-    lags, gains = (np.asarray(a, np.float64) for a in (flow.signal.lags, flow.signal.log_gains))
-    rows = zip(lags.reshape(-1, lags.shape[-1]), gains.reshape(-1, gains.shape[-1]), strict=True)
-    orders = np.asarray([polynomial_order(*row) for row in rows])
+    orders = polynomial_order(flow.signal.lags, flow.signal.log_gains).ravel()
     known = orders[~np.isnan(orders)]
     return float(np.median(known)) if 2 * len(known) > len(orders) else math.nan
 
@@ -572,13 +570,17 @@ def gradient_flow(
         num = matrix_free.check_num(num, state0)
     elif spectra:
         _check_cost(recurrence, stride)
-    levels = check_threshold("threshold", threshold), check_threshold("share", share)
+    levels = check_levels(threshold, share)
     with full_precision():
         return _gradient_flow(recurrence, levels, bound, spectra, stride, num)
 
 
-def check_threshold(name: str, value: float | Array) -> Array | np.ndarray:
-    """Returns `value` as an array if it is a number between 0 and 1."""
+def check_levels(threshold: float | Array, share: float | Array) -> Levels:
+    """Returns both as arrays if they are numbers between 0 and 1."""
+    return _check_level("threshold", threshold), _check_level("share", share)
+
+
+def _check_level(name: str, value: float | Array) -> Array | np.ndarray:
     value = check_share(name, value)
     if isinstance(value, jax.core.Tracer):
         return jnp.asarray(value, float)

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from bptt_jax.analysis import verdict
-from bptt_jax.analysis.flow import GradientFlow, Levels, check_threshold, measure_flow
+from bptt_jax.analysis.flow import GradientFlow, Levels, check_levels, measure_flow
 from bptt_jax.analysis.growth import polynomial_order
 from bptt_jax.analysis.loss import BoundLoss, bind_loss
 from bptt_jax.checks import call_user_function, check_function, describe_shapes
@@ -96,9 +96,8 @@ class RecommendedGain(Result):
         """``[]``, what to multiply the recurrent weights with: `nearest`, but NaN where the signal grows as a power of
         the lag, as of a body that moves freely: a factor would make something else of it."""
         nearest = np.asarray(self.nearest, np.float64)
-        lags, gains = np.asarray(self.lags), np.asarray(self.log_gains, np.float64)
-        orders = [polynomial_order(*pair) for pair in zip(_rows(lags), _rows(gains), strict=True)]
-        return np.where(np.isnan(np.reshape(orders, nearest.shape)) | (nearest == 1), nearest, np.nan)
+        orders = polynomial_order(self.lags, self.log_gains)
+        return np.where(np.isnan(orders) | (nearest == 1), nearest, np.nan)
 
     @property
     def gain(self) -> np.ndarray:
@@ -144,10 +143,6 @@ class RecommendedGain(Result):
 
     def _headline(self) -> str:
         return self.statement
-
-
-def _rows(a: np.ndarray) -> np.ndarray:
-    return a.reshape(-1, a.shape[-1])
 
 
 def recommend_gain(
@@ -196,7 +191,7 @@ def recommend_gain(
       ['vanishing', 'steady']
     """
     recurrence, bound = bind(step, params, state0, xs, length), bind_loss(loss, args, has_aux)
-    levels = check_threshold("threshold", threshold), check_threshold("share", share)
+    levels = check_levels(threshold, share)
     if scale is not None:
         scale = check_function("scale", scale, "scale(params, factor) -> params")
     with full_precision():

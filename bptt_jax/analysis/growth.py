@@ -179,15 +179,20 @@ _FEWEST = 8
 _SCATTER = 0.05  # nats; an exponential, taken for a power of at least 1/2, leaves 0.067 of its own
 
 
-def polynomial_order(lags: np.ndarray, gains: np.ndarray) -> float:
-    """The power of the lag by which a signal grows, where that and no exponential is what it does; else NaN.
+def polynomial_order(lags: Array | np.ndarray, gains: Array | np.ndarray) -> Float[np.ndarray, "..."]:
+    """The power of the lag by which each signal grows, where that and no exponential is what it does; else NaN.
 
     Its logarithm is then a line over the logarithm of the lag, within 0.05 nats, which that of an exponential and a
     random walk is not.
 
     Args:
-      lags, gains: ``[T]``, as in `bptt_jax.gradient_flow`'s ``signal``; of the longest segment.
+      lags, gains: ``[..., T]``, as in `bptt_jax.gradient_flow`'s ``signal``; of the longest segment.
     """
+    of_each = np.vectorize(_polynomial_order, otypes=[float], signature="(t),(t)->()")
+    return np.asarray(of_each(np.asarray(lags, np.float64), np.asarray(gains, np.float64)))
+
+
+def _polynomial_order(lags: np.ndarray, gains: np.ndarray) -> float:
     first = int(np.argmax(lags))  # there the longest segment begins
     end = first + int(np.flatnonzero(np.append(lags[first:], 1) == 1)[0]) + 1
     lags, gains = lags[first:end], gains[first:end]

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Complex, Float
 
-from bptt_jax.analysis.flow import GradientFlow, check_threshold, measure_flow, spectra_at
+from bptt_jax.analysis.flow import GradientFlow, check_levels, measure_flow, spectra_at
 from bptt_jax.analysis.loss import BoundLoss, bind_loss
 from bptt_jax.analysis.matrix_free import check_num
 from bptt_jax.analysis.nonfinite import (
@@ -218,7 +218,7 @@ class Monitor:
         self._sequences = check_positive_int("sequences", sequences)
         self._spectra = check_positive_int("spectra", spectra)
         self._num = None if num is None else check_positive_int("num", num)
-        self._levels = check_threshold("threshold", threshold), check_threshold("share", share)
+        self._levels = check_levels(threshold, share)
         self._in_axes = _check_axes(in_axes)
         self._measure = jax.jit(self._measured, static_argnums=(4, 5))
         self._trace = jax.jit(self._traced, static_argnums=(4, 5))
