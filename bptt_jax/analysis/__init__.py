@@ -2,7 +2,8 @@
 
 from bptt_jax.analysis.backward import Adjoints, TemporalContributions, adjoints, temporal_contributions
 from bptt_jax.analysis.estimators import TruncationBias, rtrl_gradient, tbptt_gradient, truncation_bias
-from bptt_jax.analysis.flow import GradientFlow, gradient_flow
+from bptt_jax.analysis.flow import gradient_flow
+from bptt_jax.analysis.flow_results import GradientFlow
 from bptt_jax.analysis.gain import GainTrials, RecommendedGain, recommend_gain
 from bptt_jax.analysis.influence import InfluenceMap, influence_map
 from bptt_jax.analysis.lyapunov import LyapunovSpectrum, lyapunov_exponents

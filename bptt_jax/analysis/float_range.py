@@ -19,7 +19,7 @@ from bptt_jax.linalg.logscale import LogScaled, to_log
 
 
 class FloatRange(NamedTuple):
-    """What becomes of the adjoints in the dtype of their leaves; see `bptt_jax.analysis.flow.Numerics`."""
+    """What becomes of the adjoints in the dtype of their leaves; see `bptt_jax.analysis.flow_results.Numerics`."""
 
     in_range: Bool[Array, ""]
     overflow_lag: Int[Array, ""]

@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from bptt_jax.analysis import verdict
-from bptt_jax.analysis.flow import GradientFlow, Levels, check_levels, measure_flow
+from bptt_jax.analysis.flow import Levels, check_levels, measure_flow
+from bptt_jax.analysis.flow_results import GradientFlow
 from bptt_jax.analysis.growth import polynomial_order
 from bptt_jax.analysis.loss import BoundLoss, bind_loss
 from bptt_jax.checks import call_user_function, check_function, describe_shapes

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Complex, Float
 
-from bptt_jax.analysis.flow import GradientFlow, check_levels, measure_flow, spectra_at
+from bptt_jax.analysis.flow import check_levels, measure_flow, spectra_at
+from bptt_jax.analysis.flow_results import GradientFlow
 from bptt_jax.analysis.loss import BoundLoss, bind_loss
 from bptt_jax.analysis.matrix_free import check_num
 from bptt_jax.analysis.nonfinite import (

@@ -80,7 +80,7 @@ class Findings(NamedTuple):
       dtype: of the states.
       range_log10: of the largest number that it holds.
       in_range: whether the backward pass is in that range.
-      overflow_lag, coarse_lag, lost_lag: the first of the batch, or -1; see `bptt_jax.analysis.flow.Numerics`.
+      overflow_lag, coarse_lag, lost_lag: the first of the batch, or -1; see `bptt_jax.analysis.flow_results.Numerics`.
       loss_scale_log2: of the batch, the one that is least likely to overflow.
       nonfinite_step, nonfinite_adjoint_step, nonfinite_contribution_step: the first of the batch, counted from 0, or
         -1; of the products the last.

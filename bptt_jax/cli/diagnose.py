@@ -20,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bptt_jax.analysis.flow import GradientFlow, gradient_flow
+from bptt_jax.analysis.flow import gradient_flow
+from bptt_jax.analysis.flow_results import GradientFlow
 from bptt_jax.cells.gated import gru, lstm
 from bptt_jax.cells.simple import rnn
 from bptt_jax.cli import train

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from bptt_jax.analysis.backward import Adjoints
-from bptt_jax.analysis.flow import GradientFlow, Spectra
+from bptt_jax.analysis.flow_results import GradientFlow, Spectra
 from bptt_jax.analysis.verdict import horizon_words
 from bptt_jax.leaves import dotted
 from bptt_jax.plots.style import (
