@@ -19,6 +19,7 @@ from oracles import (
     users_jit,
     weighted_loss,
 )
+from slices import covering
 
 import bptt_jax as bptt
 
@@ -39,7 +40,7 @@ def last(states):
     return jnp.sum(states[-1])
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("name", covering(EXAMPLES, "lstm", "tokens"))
 def test_equal_to_jax_grad(name, dtype):
     example = EXAMPLES[name](dtype)
     step, params, state0, xs, length = example
@@ -376,7 +377,9 @@ def test_shares_of_complex_parameters_sum_to_one():
     assert abs(float(jnp.sum(found.shares)) - 1) < 1e-5
 
 
-@pytest.mark.parametrize(("compile_", "steps", "power"), [(jax.jit, 300, 1), (users_jit, 20, 40)])
+@pytest.mark.parametrize(
+    ("compile_", "steps", "power"), covering([(jax.jit, 300, 1), (users_jit, 20, 40)], (users_jit, 20, 40))
+)
 def test_parallel_adjoints_beyond_the_range_of_floats(compile_, steps, power) -> None:
     """Powers of 1/2 and 2 that float32 does not hold, and zero Jacobians, which end the signal for good."""
     parallel_adjoints, last = compile_(bptt.parallel.parallel_adjoints), np.zeros((steps, 2), np.float32)
@@ -404,7 +407,10 @@ def test_parallel_adjoints_of_other_arrays() -> None:
         bptt.parallel.parallel_adjoints(jacobians, last.astype(np.complex64))
 
 
-@pytest.mark.parametrize(("name", "remat"), [*((name, True) for name in EXAMPLES), ("gru", 2), ("lstm", T)])
+@pytest.mark.parametrize(
+    ("name", "remat"),
+    covering([*((name, True) for name in EXAMPLES), ("gru", 2), ("lstm", T)], ("complex", True), ("gru", 2)),
+)
 def test_rematerialised_it_is_the_same(name, remat, x64):
     """Segments that divide T and that do not; one segment alone."""
     example = EXAMPLES[name](jnp.float64)

@@ -1,6 +1,5 @@
 """Bad inputs to every public function, and faults of the world."""
 
-import os
 import re
 
 import jax
@@ -11,12 +10,17 @@ from faults import faults
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from slices import covering
 from spoilers import Spoiler
 from surface import PUBLIC
 
-# All of them, those that cost a compilation each too, only where there is time: as in benchmarks/bad_days.py.
-THOROUGH = bool(os.environ.get("BPTT_JAX_THOROUGH"))
-CASES = cases() if THOROUGH else [case for case in cases() if not case.spoiler.compiles][::3]
+# All of them, those that cost a compilation each too, in `benchmarks/bad_days.py`.
+CASES = [case for case in cases() if not case.spoiler.compiles][::3]
+
+# Those that take a process or a whole diagnosis: one of each kind.
+FAULTS = faults()
+LONG = ("half a figure", "a file system of 64 kB", "SIGTERM in diagnosing", "SIGKILL in diagnosing")
+PROMPT = [fault for fault in FAULTS if fault.name not in LONG]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -58,7 +62,7 @@ ANY_ARRAY = arrays.arrays(
 RECURRENT = [t for t in TARGETS if t.name in ("bptt.unroll", "bptt.final_state", "bptt.jacobians")]
 
 
-@settings(max_examples=1000 if THOROUGH else 60, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.sampled_from(RECURRENT), st.sampled_from(["state0", "xs"]), ANY_ARRAY)
 def test_any_array(target, argument, array) -> None:
     """Refused clearly, or answered as the same numbers in this machine's single precision are."""
@@ -72,6 +76,6 @@ def test_any_array(target, argument, array) -> None:
     assert outcome != "wrong", why
 
 
-@pytest.mark.parametrize("fault", faults(), ids=lambda fault: fault.id)
+@pytest.mark.parametrize("fault", covering(FAULTS, *PROMPT), ids=lambda fault: fault.id)
 def test_faults(fault, tmp_path) -> None:
     fault.survive(tmp_path)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracles import EXAMPLES, cell_example, linear_step, losses, relative_error, weighted_loss
+from slices import covering
 
 import bptt_jax as bptt
 from bptt_jax.parallel import newton
@@ -268,7 +269,7 @@ def problem_of(step):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("step", [noisy_step, cond_step, spiking_step])
+@pytest.mark.parametrize("step", covering([noisy_step, cond_step, spiking_step], noisy_step))
 def test_padding_resets_and_other_leaves(step, variant, x64) -> None:
     """States and gradients, of both starts and of the inputs too, are those of `unroll`; the padding is NaN."""
     step, params, state0, reset_state, xs = problem_of(step)
@@ -362,7 +363,7 @@ def test_a_guess_saves_iterations(x64) -> None:
     assert deer(*e[:4], guess=jax.tree.map(lambda a: a * jnp.nan, cold.states)).converged
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("name", covering(EXAMPLES, "complex"))
 def test_gradients_are_those_of_unroll_and_of_the_parallel_adjoint(x64, name) -> None:
     e = EXAMPLES[name](jnp.float64)
     steps = e.length or len(e.xs)

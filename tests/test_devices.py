@@ -11,11 +11,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
+from slices import covering
 
 BEGIN = """
 import sys, tempfile
 import jax, jax.numpy as jnp, numpy as np, optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from slices import covering
+
 import bptt_jax as bptt
 from bptt_jax.experiments.loop import train
 from bptt_jax.experiments.network import network
@@ -169,7 +172,7 @@ def test_equal_in_two_processes() -> None:
             assert process.returncode == 0
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", covering([0, 1], 0))
 def test_one_process_killed_the_other_ends_with_an_error(victim: int) -> None:
     """JAX's own, after the 10 seconds without a sign of life that both were told to wait, at the latest."""
     processes = pair(BEGIN + JOINED + WORK + FOR_EVER)

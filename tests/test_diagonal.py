@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracles import relative_error, weighted_loss
+from slices import covering
 
 import bptt_jax as bptt
 
@@ -55,7 +56,7 @@ def drawn(cell, inputs, seed=0):
     return jax.jit(cell.init, static_argnums=1)(jax.random.key(seed), inputs)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", covering(NAMES, "lru"))
 def test_equal_to_unroll(name, x64):
     """Values, and gradients with respect to parameters, start and inputs, in float64."""
     step, params, state0, xs = example(name, jnp.float64, 1000)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from slices import covering
 
 import bptt_jax as bptt
 
@@ -161,8 +162,7 @@ def scaled(p, h, x):
     return x * p * h
 
 
-@pytest.mark.parametrize("segments", [1, 5])
-@pytest.mark.parametrize("num", [1, 2])
+@pytest.mark.parametrize(("num", "segments"), covering([(1, 1), (1, 5), (2, 1), (2, 5)], (1, 5), (2, 1)))
 def test_side_by_side(num, segments, dtype) -> None:
     for name in ("all in the warm-up", "all in a measured step", "padding at the end", "all at a reset"):
         case = CASES[name]

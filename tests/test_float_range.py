@@ -6,6 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from oracles import users_jit
+from slices import covering
 
 import bptt_jax as bptt
 from bptt_jax.analysis.float_range import float_range
@@ -66,7 +67,9 @@ def given(dtype, size):
     return np.clip(size, lowest, float(info.max) / smallest(dtype) / 4)
 
 
-@pytest.mark.parametrize(("w", "size"), [(0.9, 40.0), (0.9, 2.0**12), (0.5, 1.3 * 2.0**20), (0.9, 2.0**50)])
+@pytest.mark.parametrize(
+    ("w", "size"), covering([(0.9, 40.0), (0.9, 2.0**12), (0.5, 1.3 * 2.0**20), (0.9, 2.0**50)], (0.9, 2.0**12))
+)
 def test_where_digits_are_lost_and_where_all_is(both, w, size):
     """`size`: of the loss's derivative, in smallest numbers of the dtype; one unit of two is better off."""
     dtype, measure = both

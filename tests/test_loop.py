@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from slices import covering
 
 import bptt_jax as bptt
 from bptt_jax.experiments.loop import (
@@ -515,7 +516,7 @@ def squares(outputs, target, mask):
     return jnp.mean(jnp.square(outputs[:, 0] - jnp.where(wanted, target, 0.0)), where=wanted)
 
 
-@pytest.mark.parametrize("form", ["padded", "stream"])
+@pytest.mark.parametrize("form", covering(["padded", "stream"], "stream"))
 def test_an_update_is_that_of_the_sequences_alone(form) -> None:
     alone, data = ragged()
     changes = {"sample": lambda key, batch: data, "whole": data, "length": 6}

@@ -1,6 +1,7 @@
 """Exponents against exact values, identities and a plain QR recursion in NumPy."""
 
 import math
+from itertools import product
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracles import cell_example
+from slices import covering
 
 import bptt_jax as bptt
 from bptt_jax.analysis.lyapunov import living_rates
@@ -406,8 +408,7 @@ def test_says_when_it_has_not_converged_or_is_not_finite() -> None:
         short.finite_time(2)
 
 
-@pytest.mark.parametrize("num", [1, 2, 6])
-@pytest.mark.parametrize("resets", [False, True])
+@pytest.mark.parametrize(("num", "resets"), covering(product([1, 2, 6], [False, True]), (2, True), (6, False)))
 def test_windows_are_exact(x64, num, resets) -> None:
     """Against a QR at every step; of more than four exponents where it was asked for, and else refused."""
     e = cell_example("gru", jnp.float64, n=6, steps=120)
@@ -537,7 +538,7 @@ def test_pieces_side_by_side(x64) -> None:
         np.testing.assert_allclose(found.exponents, np.log(rates[::-1])[:num], rtol=1e-9)
 
 
-@pytest.mark.parametrize("num", [1, 3, 8])
+@pytest.mark.parametrize("num", covering([1, 3, 8], 3))
 def test_as_the_pieces_run_alone(x64, num) -> None:
     """Padded and reset, every step's growth is that of the pieces; each has a warm-up, and a frame, of its own."""
     e = cell_example("lstm", jnp.float64, n=4, steps=60)

@@ -18,6 +18,7 @@ import numpy as np
 import optax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+from slices import covering
 
 import bptt_jax as bptt
 from bptt_jax.experiments.loop import init_state, train
@@ -312,7 +313,6 @@ def test_events_are_the_same_across_stops(tmp_path) -> None:
 
 # --- Killed.
 
-KILLS = 20 if os.environ.get("BPTT_JAX_THOROUGH") else 4
 SCRIPT = """\
 import sys
 from pathlib import Path
@@ -351,7 +351,8 @@ def wait(process: subprocess.Popen, until, limit: float) -> None:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
-def test_killed_at_any_moment_it_ends_as_if_it_had_never_been(tmp_path) -> None:
+@pytest.mark.parametrize("times", covering([3, 20], 3))
+def test_killed_at_any_moment_it_ends_as_if_it_had_never_been(times, tmp_path) -> None:
     (tmp_path / "run.py").write_text(SCRIPT)
     environment = os.environ | {
         "OPENBLAS_NUM_THREADS": "1",
@@ -372,7 +373,7 @@ def test_killed_at_any_moment_it_ends_as_if_it_had_never_been(tmp_path) -> None:
     net = network(bptt.gru(4), adding(10))
     optimizer = bptt.with_clipping(optax.sgd(0.1), 1.0)
     example = jax.vmap(lambda seed: init_state(net, optimizer, seed))(jnp.arange(2, dtype=jnp.int32))
-    for attempt in range(KILLS):
+    for attempt in range(times):
         process = subprocess.Popen(command(killed), env=environment, stderr=subprocess.DEVNULL)
         try:
             before = last_checkpoint(killed)
@@ -395,8 +396,8 @@ def test_killed_at_any_moment_it_ends_as_if_it_had_never_been(tmp_path) -> None:
         if last_checkpoint(killed) and attempt % 4 == 0:
             assert read_state(killed, example).updates.tolist() == 2 * [last_checkpoint(killed)]
             looked += 1
-    assert kills == KILLS
-    assert in_writing >= KILLS // 4
+    assert kills == times
+    assert in_writing >= times // 4
     assert looked
 
     subprocess.run(command(killed), env=environment, check=True, timeout=120)
