@@ -17,8 +17,6 @@ BEGIN = """
 import sys, tempfile
 import jax, jax.numpy as jnp, numpy as np, optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from slices import covering
-
 import bptt_jax as bptt
 from bptt_jax.experiments.loop import train
 from bptt_jax.experiments.network import network
