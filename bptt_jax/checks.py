@@ -3,6 +3,7 @@
 A static fault raises TypeError or ValueError; of a traced value, `equinox.error_if` raises when it runs.
 """
 
+import os
 import warnings
 import weakref
 from collections.abc import Callable
@@ -253,11 +254,28 @@ def check_function(name: str, function: Any, signature: str) -> Any:
     return function
 
 
+_process: int | None = None  # that has computed
+
+
+def _check_process() -> None:
+    """Raises RuntimeError in a process forked from one that has computed: a call there may wait for ever for XLA's
+    threads, which a fork leaves behind."""
+    global _process
+    if _process is None:
+        _process = os.getpid()
+    elif _process != os.getpid():
+        raise RuntimeError(
+            'this process was forked from one that has computed with JAX, whose threads it lacks: begin it by "spawn" '
+            'or "forkserver", as in multiprocessing.get_context("spawn")'
+        )
+
+
 def check_leaves(name: str, tree: Any, *, keys: bool = True) -> None:
     """Raises TypeError or ValueError unless all leaves are numbers or arrays of them, taken by JAX as they are.
 
     `keys`: or random keys, which inputs may be.
     """
+    _check_process()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if isinstance(leaf, jax.Array):
             if not isinstance(leaf, jax.core.Tracer) and leaf.is_deleted():

@@ -9,14 +9,13 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
 from bptt_jax.linalg import logscale
-from bptt_jax.linalg.host_lapack import host_lq, on_cpu
+from bptt_jax.linalg.lapack import matrix_by_matrix
 from bptt_jax.linalg.precision import matmul
 from bptt_jax.recurrence.tangents import tangent_step
 from bptt_jax.step import Array, Instant, PyTree, Recurrence, State, choose, differentiable_part
 
 _LONGEST = 64  # steps between two orthonormalisations, at most
 _FORGETS = 0.03  # of a faster pace, at every orthonormalisation after the first few
-_LARGE = 8192  # numbers from which on LAPACK may divide a matrix among threads, which block each other
 _ROUNDINGS = 4.0  # of the largest length: what is no longer than that may be zero
 
 
@@ -212,15 +211,11 @@ def orthonormal(frames: Float[Array, "... M N"]) -> tuple[Float[Array, "... M M"
 
     In the derivative a row that is lost in the rounding of the others is a constant, but for staying orthogonal.
     """
-    rows, columns = frames.shape[-2:]
-    if rows * columns < _LARGE:
-        return _lq(frames)
-    return on_cpu(host_lq, _lq)(frames)
-
-
-def _lq(frames: Array) -> tuple[Array, Array]:
-    q, r = jnp.linalg.qr(frames.mT)
+    q, r = _qr(frames.mT)
     return r.mT, q.mT
+
+
+_qr = matrix_by_matrix(jnp.linalg.qr, (2, 2))
 
 
 @orthonormal.defjvp

@@ -1,4 +1,4 @@
-"""Arrays alone: spectra, products, log scale, Krylov, LAPACK on the host. No module here knows a step."""
+"""Arrays alone: spectra, products, log scale, Krylov, LAPACK. No module here knows a step."""
 
 from bptt_jax.linalg.logscale import LogScaled
 from bptt_jax.linalg.products import jacobian_product, prefix_products, product_log_norms, suffix_products

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bptt_jax.linalg.host_lapack import host_eig, host_svd, on_cpu
+from bptt_jax.linalg.lapack import matrix_by_matrix
 from bptt_jax.linalg.logscale import ZERO_EXPONENT, LogScaled
 from bptt_jax.linalg.precision import matmul
 
@@ -141,8 +141,8 @@ def eigenpairs(push: Product, size: int, dtype: jnp.dtype, num: int) -> Eigenpai
     return Eigenpairs(values, errors, matmul(vectors.T, basis.astype(vectors.dtype)), unit)
 
 
-_svd = on_cpu(host_svd, lambda matrix: tuple(jnp.linalg.svd(matrix, full_matrices=False)))
-_eig = on_cpu(host_eig, lambda matrix: tuple(jnp.linalg.eig(matrix)))
+_svd = matrix_by_matrix(lambda matrices: jnp.linalg.svd(matrices, full_matrices=False), (2, 1, 2))
+_eig = matrix_by_matrix(jnp.linalg.eig, (1, 2))
 
 
 def _orthonormal(basis: Array, image: Array, largest: Array, spare: Array) -> tuple[Array, Array, Array, Array]:

@@ -8,8 +8,8 @@ norm times their condition number. What lies below the smallest normal number is
 
 import math
 from collections.abc import Callable
-from functools import cache
-from typing import NamedTuple
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from jaxtyping import Complex, Float, Inexact
 
 from bptt_jax.checks import check_matrices
 from bptt_jax.linalg.batched_spectra import batched_eigenvalues, batched_singular_values
-from bptt_jax.linalg.host_lapack import host_eigenvalues, host_lapack_works, host_singular_values
+from bptt_jax.linalg.lapack import matrix_by_matrix
 from bptt_jax.linalg.logscale import LogScaled
 
 
@@ -125,7 +125,7 @@ class _Route(NamedTuple):
     """Which stacks go to a routine.
 
     Attributes:
-      platform: "cpu", "gpu" or "any".
+      platform: "gpu" or "any".
       sizes: of the shorter side of a matrix.
       fewest: matrices in the stack, those of `jax.vmap` included.
     """
@@ -136,25 +136,20 @@ class _Route(NamedTuple):
     routine: Callable[[Array], Array]
 
 
-def _svd_of_jax(matrices: Array) -> Array:
-    return jnp.linalg.svd(matrices, compute_uv=False)
-
-
+_svd_alone = matrix_by_matrix(lambda matrices: jnp.linalg.svd(matrices, compute_uv=False), (1,))
+_eigvals_alone = matrix_by_matrix(jnp.linalg.eigvals, (1,))
 _ANY = range(1, 1 << 31)
 # The first row that fits. On a GPU, jnp.linalg takes matrices one by one (singular values from 33 x 33 on), and
-# the batched routines need so many launches that a few matrices are not worth it. The rows for "cpu" were measured
-# (benchmarks/spectra_speed.py); those for "gpu" were not: they come from counting launches and memory traffic.
+# the batched routines need so many launches that a few matrices are not worth it. These rows were not measured: they
+# come from counting launches and memory traffic.
 _ROUTES = {
     "singular values": (
-        _Route("cpu", _ANY, 1, host_singular_values),
         _Route("gpu", range(33, 1025), 8, batched_singular_values),
-        _Route("any", _ANY, 1, _svd_of_jax),
+        _Route("any", _ANY, 1, lambda matrices: _svd_alone(matrices)[0]),
     ),
     "eigenvalues": (
-        _Route("cpu", range(1, 25), 1, jnp.linalg.eigvals),  # too small for BLAS to divide them among threads
-        _Route("cpu", _ANY, 1, host_eigenvalues),
         _Route("gpu", range(1, 1025), 64, batched_eigenvalues),
-        _Route("any", _ANY, 1, jnp.linalg.eigvals),
+        _Route("any", _ANY, 1, lambda matrices: _eigvals_alone(matrices)[0]),
     ),
 }
 
@@ -179,12 +174,11 @@ def _whole_stack(job: str) -> Callable[[Array], Array]:
 
     @jax.custom_batching.custom_vmap
     def compute(matrices: Array) -> Array:
-        # All alternatives are traced, the batched ones for a tenth of a second: only where they can be run.
-        platforms = ({"cpu": "cpu"} if host_lapack_works() else {}) | (
-            {"cuda": "gpu", "rocm": "gpu"} if _gpu_is_here() else {}
-        )
-        routines = {name: _routine(job, platform, matrices.shape) for name, platform in platforms.items()}
-        return jax.lax.platform_dependent(matrices, **routines, default=_routine(job, "any", matrices.shape))
+        routine = _routine(job, "any", matrices.shape)
+        if not _gpu_is_here():  # all alternatives are traced, the batched ones for a tenth of a second
+            return routine(matrices)
+        on_gpu = _routine(job, "gpu", matrices.shape)
+        return jax.lax.platform_dependent(matrices, cuda=on_gpu, rocm=on_gpu, default=routine)
 
     @compute.def_vmap
     def _(size: int, batched: list[bool], matrices: Array) -> tuple[Array, bool]:
@@ -199,9 +193,31 @@ _eigvals = jax.custom_jvp(_whole_stack("eigenvalues"))
 
 @_svd.defjvp
 def _svd_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    return jax.jvp(_svd_of_jax, primals, tangents)
+    # d sigma_k = Re u_k^H dA v_k
+    left, values, right = _triplets(*primals)
+    moved = jnp.einsum("...mk,...mn,...kn->...k", left.conj(), tangents[0], right.conj())
+    return values, moved.real
+
+
+@jax.custom_jvp
+def _triplets(matrices: Array) -> tuple[Array, Array, Array]:
+    return _svd_with_vectors(matrices)
+
+
+@_triplets.defjvp
+def _triplets_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Any, Any]:
+    return jax.jvp(lambda matrices: tuple(_svd_of_jax(matrices)), primals, tangents)
 
 
 @_eigvals.defjvp
 def _eigvals_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    return jax.jvp(jnp.linalg.eigvals, primals, tangents)
+    # d lambda_k = w_k^T dA v_k, the w_k being the rows of V^-1
+    values, vectors = _eig_with_vectors(*primals)
+    (rows,) = _inverse(vectors)
+    return values, jnp.einsum("...km,...mn,...nk->...k", rows, tangents[0].astype(rows.dtype), vectors)
+
+
+_svd_of_jax = partial(jnp.linalg.svd, full_matrices=False)
+_svd_with_vectors = matrix_by_matrix(_svd_of_jax, (2, 1, 2))
+_eig_with_vectors = matrix_by_matrix(jnp.linalg.eig, (1, 2))
+_inverse = matrix_by_matrix(jnp.linalg.inv, (2,))

@@ -1,0 +1,104 @@
+"""LAPACK in compiled programs on a CPU: matrix by matrix, a loop for each core, one thread of BLAS.
+
+JAX gives LAPACK a whole stack at a time, and from 0.10.0 to 0.11.1 shares it out among XLA's own threads: a call
+waits there for parts that are queued behind other calls, and where as many wait as there are threads, all wait for
+good. A call for one matrix has no parts. jaxlib takes LAPACK from SciPy, whose OpenBLAS divides matrices from some
+hundred rows on among threads of its own: that takes two to four times as long, and can block as well.
+"""
+
+import itertools
+import os
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.custom_batching import custom_vmap
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from threadpoolctl import ThreadpoolController
+
+_SWITCH = "BPTT_JAX_BLAS_THREADS"
+_WORTH_A_LOOP = (
+    1 << 20
+)  # multiplications (some 500 microseconds), below which a second loop costs more than it does
+_MOST_LOOPS = 16
+
+
+def matrix_by_matrix(
+    routine: Callable[[Array], Any], ranks: tuple[int, ...]
+) -> Callable[[Array], tuple[Array, ...]]:
+    """`routine`, of a stack ``[..., M, N]``, as a tuple of arrays; on a CPU one matrix after the other.
+
+    A stack that lies on several devices stays there, each with its own matrices; axes of `jax.vmap` join the stack.
+    It has no derivative.
+
+    Args:
+      routine: one of `jnp.linalg` that takes stacks.
+      ranks: of each of its results, for one matrix.
+    """
+
+    def of_all(matrices: Array) -> tuple[Array, ...]:
+        return tuple(jax.tree.leaves(routine(matrices)))
+
+    def in_loops(matrices: Array) -> tuple[Array, ...]:
+        *batch, rows, columns = matrices.shape
+        if not batch:
+            return of_all(matrices)
+        stack = matrices.reshape(-1, rows, columns)
+        count = len(stack)
+        work = count * rows * columns * min(rows, columns)
+        loops = max(1, min(_cores(), _MOST_LOOPS, count, work // _WORTH_A_LOOP))
+        edges = [count * k // loops for k in range(loops + 1)]
+        found = [jax.lax.map(of_all, stack[begin:end]) for begin, end in itertools.pairwise(edges)]
+        whole = jax.tree.map(lambda *parts: jnp.concatenate(parts), *found)
+        return jax.tree.map(lambda a: a.reshape(*batch, *a.shape[1:]), whole)
+
+    def partition(mesh: Mesh, given: tuple[Any], wanted: tuple[Any, ...]) -> tuple[Any, ...]:
+        along = NamedSharding(mesh, PartitionSpec(*given[0].sharding.spec[:-2]))
+        return mesh, in_loops, (along,) * len(wanted), (along,)
+
+    axes = iter("cdefgh")
+    rule = ", ".join(" ".join(["...", *itertools.islice(axes, rank)]) for rank in ranks)
+    in_parts = custom_partitioning(in_loops)
+    in_parts.def_partition(partition, sharding_rule=f"... a b -> {rule}")
+
+    @custom_vmap
+    def compute(matrices: Array) -> tuple[Array, ...]:
+        hold_blas_threads()
+        return jax.lax.platform_dependent(matrices, cpu=in_parts, default=of_all)
+
+    @compute.def_vmap
+    def _(size: int, is_batched: list[bool], matrices: Array) -> tuple[Any, Any]:
+        return compute(matrices), (True,) * len(ranks)
+
+    return compute
+
+
+@cache
+def hold_blas_threads() -> None:
+    """Holds SciPy's BLAS to one thread, from the first spectrum on and for the whole process.
+
+    NumPy's is another copy, and keeps its threads. Nothing is done where the environment variable
+    `BPTT_JAX_BLAS_THREADS` is "keep".
+
+    Raises:
+      ValueError: the variable is anything else.
+    """
+    if (wish := os.environ.get(_SWITCH)) is not None:
+        if wish != "keep":
+            raise ValueError(f'{_SWITCH}: expected "keep" or no such variable, got {wish!r}')
+        return
+    from scipy.linalg import cython_lapack  # loads it, that it may be found
+
+    found = ThreadpoolController().select(user_api="blas")
+    folder = os.sep + cython_lapack.__name__.split(".")[0]
+    own = [lib.filepath for lib in found.lib_controllers if folder in lib.filepath]
+    (found.select(filepath=own) if own else found).limit(limits=1)
+
+
+@cache
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
