@@ -73,7 +73,7 @@ def test_whatever_must_be_exact_is_in_full_precision(what, name):
     assert set(found) == {(jax.lax.Precision.HIGHEST,) * 2}
 
 
-@pytest.mark.parametrize("size", [3, 100])  # by JAX, by LAPACK on the host
+@pytest.mark.parametrize("size", [3, 100])
 def test_derivatives_of_orthonormal_frames_are_in_full_precision(size):
     program = jax.make_jaxpr(partial(jax.jvp, orthonormal))((jnp.eye(size),), (jnp.eye(size),))
     assert set(products(program.jaxpr)) == {(jax.lax.Precision.HIGHEST,) * 2}

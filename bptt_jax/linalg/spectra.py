@@ -20,6 +20,7 @@ from bptt_jax.checks import check_matrices
 from bptt_jax.linalg.batched_spectra import batched_eigenvalues, batched_singular_values
 from bptt_jax.linalg.lapack import matrix_by_matrix
 from bptt_jax.linalg.logscale import LogScaled
+from bptt_jax.linalg.precision import matmul
 
 
 def singular_values(matrices: Inexact[Array, "... M N"]) -> Float[Array, "... K"]:
@@ -195,13 +196,14 @@ _eigvals = jax.custom_jvp(_whole_stack("eigenvalues"))
 def _svd_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     # d sigma_k = Re u_k^H dA v_k
     left, values, right = _triplets(*primals)
-    moved = jnp.einsum("...mk,...mn,...kn->...k", left.conj(), tangents[0], right.conj())
+    moved = jnp.sum(left.conj() * matmul(tangents[0], right.conj().mT), axis=-2)
     return values, moved.real
 
 
 @jax.custom_jvp
 def _triplets(matrices: Array) -> tuple[Array, Array, Array]:
-    return _svd_with_vectors(matrices)
+    left, values, right = _svd_with_vectors(matrices)
+    return left, values, right
 
 
 @_triplets.defjvp
@@ -214,7 +216,7 @@ def _eigvals_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, 
     # d lambda_k = w_k^T dA v_k, the w_k being the rows of V^-1
     values, vectors = _eig_with_vectors(*primals)
     (rows,) = _inverse(vectors)
-    return values, jnp.einsum("...km,...mn,...nk->...k", rows, tangents[0].astype(rows.dtype), vectors)
+    return values, jnp.sum(matmul(rows, tangents[0].astype(rows.dtype)) * vectors.mT, axis=-1)
 
 
 _svd_of_jax = partial(jnp.linalg.svd, full_matrices=False)
