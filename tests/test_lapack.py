@@ -87,7 +87,8 @@ def run(program: str, *arguments: str, **environment: str) -> subprocess.Complet
 
 THREADS = """
 def threads(whose):
-    return {lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas" and os.sep + whose in lib["filepath"]}
+    copies = [lib for lib in threadpool_info() if lib["user_api"] == "blas" and os.sep + whose in lib["filepath"]]
+    return {lib["num_threads"] for lib in copies}
 
 import scipy.linalg
 threadpool_limits(3, user_api="blas")
