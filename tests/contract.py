@@ -1016,7 +1016,11 @@ def check_monitor(case: Case) -> Iterator[Comparison]:
 
 
 def check_omega(case: Case) -> Iterator[Comparison]:
-    """Where no error signal arrives there is no term."""
+    """Where no error signal arrives there is no term. A term is ``(ratio - 1)^2``, and the ratio has its rounding."""
+
+    def from_one(terms: Any) -> Any:
+        return 1 + np.sqrt(np.asarray(terms, np.float64))
+
     for plan in case.plans:
         truth = case.truth(plan)
         terms, valid = np.zeros(plan.steps), np.zeros(plan.steps, bool)
@@ -1026,11 +1030,11 @@ def check_omega(case: Case) -> Iterator[Comparison]:
             valid[k] = size >= 1e-20
             terms[k] = (np.sum((truth.jacobians[k].T @ signal) ** 2) / size - 1) ** 2 if size else 0
         got = bptt.remedies.omega_terms(*case.arguments(plan), only_loss, args=_args(case, plan))
-        yield Comparison("terms", got.terms, terms)
+        yield Comparison("terms", from_one(got.terms), from_one(terms))
         yield Comparison("valid", got.valid, valid)
         paper, code = (bptt.remedies.omega_penalty(got, version=version) for version in ("paper", "code"))
-        yield Comparison("paper", paper, terms.sum())
-        yield Comparison("code", code, terms[valid].sum() / max(1, valid.sum()))
+        yield Comparison("paper", from_one(paper), from_one(terms.sum()))
+        yield Comparison("code", from_one(code), from_one(terms[valid].sum() / max(1, valid.sum())))
     whole = bptt.remedies.omega_terms(*case.arguments(case.plans[0]), only_loss, args=_args(case, case.plans[0]))
     for steps, arguments, args in case.alone(case.plans[0]):
         alone = bptt.remedies.omega_terms(*arguments, only_loss, args=args)

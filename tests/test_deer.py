@@ -363,6 +363,17 @@ def test_a_guess_saves_iterations(x64) -> None:
     assert deer(*e[:4], guess=jax.tree.map(lambda a: a * jnp.nan, cold.states)).converged
 
 
+def test_a_unit_that_rests_at_zero_converges() -> None:
+    """It reaches zero to the last bit and stays there for a step: no size of its own, but one rounding behind it."""
+    xs = jnp.asarray([[-0.5, 1.0], [0.0, 0.0], [0.5, 0.0]])
+    e = (lambda w, h, x: w * h + x), jnp.float32(0.5), jnp.ones(2), xs
+    states = bptt.unroll(*e)
+    found = deer(*e, guess=states)
+    assert found.converged
+    assert float(found.error) < 1e-6
+    np.testing.assert_array_equal(found.states, states)
+
+
 @pytest.mark.parametrize("name", covering(EXAMPLES, "complex"))
 def test_gradients_are_those_of_unroll_and_of_the_parallel_adjoint(x64, name) -> None:
     e = EXAMPLES[name](jnp.float64)

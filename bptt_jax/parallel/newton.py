@@ -43,7 +43,8 @@ class DeerSolution(Result):
     """What `deer` found, and how far it is to be trusted; a pytree of arrays.
 
     Residual and error are relative to ``|h_t| + |J_t| |h_{t-1}|`` with the Jacobian ``J_t``, entry by entry, as the
-    roundings of a step are: no large number elsewhere in the state or in time covers them.
+    roundings of a step are: no large number elsewhere in the state or in time covers them. The error where that is zero
+    is relative to the largest of the unit's.
 
     Attributes:
       states: h_1 .. h_T as of `bptt_jax.unroll`, leaves ``[T, ...]``; all floating ones NaN unless `converged`.
@@ -249,7 +250,8 @@ def _deer(
         size = jnp.abs(h) + abs_jac_times_state
         both = jnp.stack([left(h, f), eps * size * signs], axis=-1)
         grown = _propagated(equations.recurrence, equations.starts(h), mode, both)
-        return _relative(jnp.sum(jnp.abs(grown), axis=-1), size)
+        # A unit that rests at zero has no size of its own there.
+        return _relative(jnp.sum(jnp.abs(grown), axis=-1), jnp.where(size > 0, size, jnp.max(size, axis=0)))
 
     error_ = jax.lax.cond(exact, error, lambda: infinite)
     converged = exact & (error_ <= math.sqrt(eps))
