@@ -19,7 +19,7 @@ from bptt_jax.experiments.loop import (
     train,
 )
 from bptt_jax.experiments.network import network
-from bptt_jax.experiments.records import Metrics, describe
+from bptt_jax.experiments.records import Metrics, describe, missing
 from bptt_jax.experiments.tasks import Batch, Task, adding, memorization
 
 SEEDS, UPDATES = (3, 8), 39
@@ -186,6 +186,12 @@ def test_on_chunk_gets_all_metrics_and_on_record_every_record(trained) -> None:
         assert [r["updates"] for r in done.records] == np.cumsum(sizes).tolist()
 
 
+def assert_missed(record) -> None:
+    """Each of its entries, if it were not there."""
+    for name in set(record) - {"event"}:
+        assert missing({k: v for k, v in record.items() if k != name}) == [name]
+
+
 def test_records_of_chunks(trained, by_hand) -> None:
     done, seen, _ = trained["7"]
     for record, metrics in zip(done.records, seen, strict=True):
@@ -199,6 +205,7 @@ def test_records_of_chunks(trained, by_hand) -> None:
             assert 0 < record["probes"]["target"][i] < 2
         assert record["clipped"] is record["skipped"] is None  # nothing keeps a record
         assert record["solved_at"] == [None, None]
+        assert_missed(record)
     assert len({t for r in done.records for t in r["probes"]["target"]}) == 2 * len(done.records)
 
 
@@ -401,6 +408,7 @@ def test_events_name_the_update_and_what_led_to_it(scripted, chunk) -> None:
     for event, line in zip(done.events, lines, strict=True):
         assert line.startswith(f"seed 0, update {event['updates']}: ")
         assert "\n" not in line
+        assert_missed(event)
     assert "the loss jumps to 12.5" in lines[0]
     assert "gradient norms before: 0 1 1" in lines[0]
     assert "the loss is nan" in lines[1]

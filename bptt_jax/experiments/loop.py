@@ -22,8 +22,18 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bptt_jax.checks import call_user_function, check_positive_int, check_scalar
 from bptt_jax.experiments.network import Network, NetworkParams
-from bptt_jax.experiments.records import RECENT, Metrics, Record, Training, TrainState, events_of, record_of, seen
-from bptt_jax.experiments.runfolder import RunFolder
+from bptt_jax.experiments.records import (
+    RECENT,
+    Metrics,
+    Record,
+    Training,
+    TrainState,
+    events_of,
+    missing,
+    record_of,
+    seen,
+)
+from bptt_jax.experiments.runfolder import RunFolder, RunFolderError
 from bptt_jax.experiments.tasks import Batch, Task
 from bptt_jax.leaves import to_jsonable
 from bptt_jax.linalg import logscale
@@ -227,6 +237,9 @@ def train(
     with nullcontext() if folder is None else RunFolder(folder, {**(settings or {}), **identity}) as store:
         if store is not None:
             states, records = store.restore(states)
+            if lacking := [(i, absent) for i, r in enumerate(records, 1) if (absent := missing(r))]:
+                i, absent = lacking[0]
+                raise RunFolderError(f"{folder}: line {i} of log.jsonl is damaged: it has no {', '.join(absent)}")
         while (done := int(jnp.max(states.updates))) < updates and bool(jnp.any(states.running)):
             before = seen(states)
             states, metrics, (loss, error), probed = advance(states, min(chunk - done % chunk, updates - done))

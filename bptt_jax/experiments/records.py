@@ -17,6 +17,9 @@ Record: TypeAlias = dict[str, Any]
 
 RECENT = 100  # updates against which a jump of the loss is seen
 _JUMP = 3.0
+_OF_CHUNKS = ["updates", "seeds", "loss", "gradient_log_norm", "gradient_log_norm_max", "non_finite", "clipped"]
+_OF_CHUNKS += ["skipped", "validation_loss", "validation_error", "solved_at", "probes"]
+_OF_EVENTS = ["event", "seed", "updates", "loss", "losses_before", "gradient_log_norms_before"]
 _LED_TO = 10  # updates reported before an event
 
 
@@ -90,6 +93,11 @@ def describe(event: Record) -> str:
         "lost": f"lost: its parameters, or all of its last {RECENT} losses, are not finite",
     }[event["event"]]
     return f"seed {event['seed']}, update {event['updates']}: {what}; gradient norms before: {norms or 'none'}"
+
+
+def missing(record: Record) -> list[str]:
+    """What a line of a log lacks of what `Training` describes."""
+    return [name for name in (_OF_EVENTS if "event" in record else _OF_CHUNKS) if name not in record]
 
 
 def seen(state: TrainState) -> TrainState:

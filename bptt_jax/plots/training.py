@@ -38,7 +38,8 @@ def plot_training(
     """
     if isinstance(records, str) or not isinstance(records, Sequence):
         raise TypeError(f"records: expected those of a training run, got {type(records).__name__}")
-    needed = {"updates", "seeds", "loss", "validation_loss", "gradient_log_norm", "solved_at"}
+    needed = {"updates", "seeds", "loss", "validation_loss", "solved_at", "non_finite"}
+    needed |= {"gradient_log_norm", "gradient_log_norm_max"}
     for r in records:
         if not isinstance(r, Mapping) or not ("event" in r or needed <= r.keys()):
             raise TypeError(f"records: expected those of a training run, got among them {r!r:.60}")
