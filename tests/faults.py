@@ -39,7 +39,14 @@ DAMAGED_SETTINGS = {
     "arguments of another kind": b'{"arguments": [1, 2]}',
     "some missing": b'{"arguments": {"task": "adding"}}',
 }
-CHANGED_SETTINGS = {"hidden": "abc", "cell": "transformer", "task": "nothing", "length": -3, "optimizer": 7}
+CHANGED_SETTINGS = [
+    ("hidden", "abc"),
+    ("hidden", 10**9),
+    ("cell", "transformer"),
+    ("task", "nothing"),
+    ("length", -3),
+]
+CHANGED_SETTINGS += [("optimizer", 7)]
 DAMAGED_LOGS = {
     "empty": lambda log: b"",
     "first line lost": lambda log: log[20:],
@@ -306,11 +313,18 @@ def _file(name: str, damage: Callable[[bytes, random.Random], bytes]) -> Callabl
     return survive
 
 
-def _log(damage: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+def _without_key(log: bytes) -> bytes:
+    """Whoever reads "clipped" finds it in no line."""
+    return log.replace(b'"clipped"', b'"cropped"')
+
+
+def _log(
+    damage: Callable[[bytes], bytes], message: str = "log.jsonl: does not reach as far as checkpoint 2"
+) -> Callable[[Path], None]:
     def survive(folder: Path) -> None:
         run = trained(folder / "run")
         (run / "log.jsonl").write_bytes(damage((run / "log.jsonl").read_bytes()))
-        refused([*TRAIN, "--updates", "3", "--out", run], run, "log.jsonl: does not reach as far as checkpoint 2")
+        refused([*TRAIN, "--updates", "3", "--out", run], run, message)
 
     return survive
 
@@ -377,7 +391,7 @@ def faults() -> list[Fault]:
         Fault("disk full", "while training", _train_on_a_full_disk),
         *(Fault("settings", name, _settings(content)) for name, content in DAMAGED_SETTINGS.items()),
         Fault("settings", "a folder", _settings(None)),
-        *(Fault("settings", f"{k} = {v!r}", _setting(k, v)) for k, v in CHANGED_SETTINGS.items()),
+        *(Fault("settings", f"{k} = {v!r}", _setting(k, v)) for k, v in CHANGED_SETTINGS),
         Fault("checkpoint", "none", _checkpoints(shutil.rmtree, "no checkpoint is there yet")),
         Fault("checkpoint", "an empty folder", _checkpoints(_emptied, "no checkpoint is there yet")),
         Fault("checkpoint", "a file", _checkpoints(_a_file, "no checkpoint is there yet")),
@@ -389,6 +403,7 @@ def faults() -> list[Fault]:
             for how, damage in DAMAGED_FILES.items()
         ),
         *(Fault("log", name, _log(damage)) for name, damage in DAMAGED_LOGS.items()),
+        Fault("log", "a key missing", _log(_without_key, "line 1 of log.jsonl is damaged: it has no clipped")),
         Fault("interrupted", "SIGTERM in training", _signalled(LONG_TRAIN, signal.SIGTERM, 143, RESUMES), True),
         Fault(
             "interrupted",

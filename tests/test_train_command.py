@@ -188,11 +188,21 @@ def test_every_task_is_there(name) -> None:
         ({"gain": 2.0}, "--gain, --activation: they are of rnn, not of lstm"),
         ({"cell": "rnn", "chrono": True}, "--chrono: an rnn has no gates"),
         ({"length": 2, "chrono": True}, "longest: expected at least 3, got 2"),
+        ({"hidden": 10**9}, "hidden_size: expected recurrent weights that a memory can hold, got 1000000000 units"),
     ],
 )
 def test_bad_settings(options, message) -> None:
     with pytest.raises(BadArgument, match=message):
         train.prepare(replace(SETTINGS, **options))
+
+
+def test_what_no_memory_holds_is_told_in_one_line(tmp_path, capsys, monkeypatch) -> None:
+    def run(*_) -> None:
+        raise jax.errors.JaxRuntimeError("INTERNAL: Error dispatching: Out of memory allocating 4 bytes.\nand more")
+
+    monkeypatch.setattr(train, "run", run)
+    assert main(["train", "adding", "--hidden", "2", "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == "bptt-jax train: Out of memory allocating 4 bytes.\n"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,14 @@ import jax.numpy as jnp
 
 from bptt_jax.cells.activations import sigmoid, tanh, weighted_mean
 from bptt_jax.cells.initializers import Initializer, check_initializer, draw_weights
-from bptt_jax.cells.weights import check_initializers, draw_gates, fan_in_normal, orthogonal, times
+from bptt_jax.cells.weights import (
+    check_hidden_size,
+    check_initializers,
+    draw_gates,
+    fan_in_normal,
+    orthogonal,
+    times,
+)
 from bptt_jax.checks import check_finite, check_floating, check_key, check_positive_int
 from bptt_jax.step import Array, Cell
 
@@ -78,7 +85,8 @@ def gru(
       >>> jax.tree.map(jnp.shape, bptt.gru(4).init(jax.random.key(0), 3))
       GRUParams(recurrent=(12, 4), input=(12, 3), bias=(12,), recurrent_bias=(4,))
     """
-    n, dtype = check_positive_int("hidden_size", hidden_size), check_floating("dtype", dtype)
+    dtype = check_floating("dtype", dtype)
+    n = check_hidden_size(hidden_size, 3, dtype)
     check_initializers(recurrent_init, input_init)
     check_initializer("bias_init", bias_init)
 
@@ -120,7 +128,7 @@ def lstm(
       forget_bias: initial b_f; the other biases start at 0. It may be traced, and is then checked when it runs.
       recurrent_init, input_init: initialisers as in `rnn`, applied gate by gate.
       bias_init: initialiser of the biases i, f, g, o, of shape ``(4, N)``, instead of `forget_bias`; see
-        `bptt_jax.initializers.chrono`.
+        `bptt_jax.cells.initializers.chrono`.
       dtype: of parameters and state; by default JAX's floating type.
 
     Returns:
@@ -134,7 +142,8 @@ def lstm(
       >>> params.bias.reshape(4, 2)[1]
       Array([3., 3.], dtype=float32)
     """
-    n, dtype = check_positive_int("hidden_size", hidden_size), check_floating("dtype", dtype)
+    dtype = check_floating("dtype", dtype)
+    n = check_hidden_size(hidden_size, 4, dtype)
     forget_bias = check_finite("forget_bias", forget_bias)
     check_initializers(recurrent_init, input_init)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from bptt_jax.cells.activations import sigmoid, tanh
 from bptt_jax.cells.initializers import Initializer
-from bptt_jax.cells.weights import check_initializers, draw_gates, fan_in_normal, times
+from bptt_jax.cells.weights import check_hidden_size, check_initializers, draw_gates, fan_in_normal, times
 from bptt_jax.checks import check_finite, check_floating, check_function, check_key, check_positive_int
 from bptt_jax.step import Array, Cell, Step
 
@@ -62,7 +62,8 @@ def rnn(
       >>> cell.step(params, cell.initial_state(), jnp.ones(3)).shape
       (4,)
     """
-    n, dtype = check_positive_int("hidden_size", hidden_size), check_floating("dtype", dtype)
+    dtype = check_floating("dtype", dtype)
+    n = check_hidden_size(hidden_size, 1, dtype)
     activation = check_function("activation", activation, "activation(array) -> array")
     gain = check_finite("gain", gain)
     check_initializers(recurrent_init, input_init)

@@ -9,11 +9,26 @@ from jax import Array
 from jax.custom_derivatives import SymbolicZero
 
 from bptt_jax.cells.initializers import Initializer, check_initializer, draw_weights
+from bptt_jax.checks import check_positive_int
 
 fan_in_normal = jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 orthogonal = jax.nn.initializers.orthogonal()
 # Numbers in a matrix of weights, of which `_product` makes a transposed copy, or lets the compiler make one.
 _COPIED_UP_TO, _TRANSPOSED_UP_TO = 1 << 15, 1 << 18
+# Bytes that a process can address, on processors of 64 bits. Of much more XLA ends the process, without an error.
+_ADDRESSABLE = 1 << 47
+
+
+def check_hidden_size(hidden_size: Any, gates: int, dtype: jnp.dtype) -> int:
+    """Returns `hidden_size` if it is an integer of at least 1, of which recurrent weights can exist."""
+    n = check_positive_int("hidden_size", hidden_size)
+    size = gates * n * n * dtype.itemsize
+    if size > _ADDRESSABLE:
+        raise ValueError(
+            f"hidden_size: expected recurrent weights that a memory can hold, got {n} units, whose weights take "
+            f"{size / 1e12:.3g} TB"
+        )
+    return n
 
 
 def check_initializers(recurrent_init: Initializer, input_init: Initializer) -> None:

@@ -201,13 +201,16 @@ def _data(settings: Settings, text: Corpus) -> Data:
 
 def _cells(settings: Settings) -> list[tuple[str, bool, Cell]]:
     made: list[tuple[str, bool, Cell]] = []
-    for name in settings.cells:
-        if name == "rnn":
-            made += [(f"rnn (gain {g:.12g})", False, rnn(settings.hidden, gain=g)) for g in settings.gain]
-        elif name == "gru":
-            made.append(("gru", True, gru(settings.hidden)))
-        else:
-            made.append(("lstm", True, lstm(settings.hidden)))
+    try:
+        for name in settings.cells:
+            if name == "rnn":
+                made += [(f"rnn (gain {g:.12g})", False, rnn(settings.hidden, gain=g)) for g in settings.gain]
+            elif name == "gru":
+                made.append(("gru", True, gru(settings.hidden)))
+            else:
+                made.append(("lstm", True, lstm(settings.hidden)))
+    except ValueError as error:
+        raise BadArgument(str(error)) from None
     return made
 
 

@@ -83,7 +83,8 @@ def run() -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command. Exit status: 0; 1 if it cannot write; 2 for a bad argument; 130 if interrupted, 143 if
+    """Runs the command. Exit status: 0; 1 if it cannot write; 2 for a bad argument, or one
+    for which there is not the memory; 130 if interrupted, 143 if
     terminated."""
     arguments = _parser().parse_args(argv)
     name = f"bptt-jax {arguments.command}"
@@ -95,6 +96,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"{name}: could not write the results: {error}", file=sys.stderr)
         return 1
+    except jax.errors.JaxRuntimeError as error:
+        if "Out of memory" not in str(error):
+            raise
+        told = str(error)[str(error).index("Out of memory") :].splitlines()[0]
+        print(f"{name}: {told}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt as stop:
         left = {"diagnose": "no file was written", "train": "the same command resumes from the last checkpoint"}
         terminated = isinstance(stop, _Terminated)
