@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -205,6 +206,13 @@ def test_bad_argument_gets_one_line_and_status_2(arguments, message, step_file, 
     assert len(lines) == 1
     assert message in lines[0]
     assert not list((tmp_path / "out").glob("*"))
+
+
+def test_as_a_module_it_has_the_same_status(monkeypatch) -> None:
+    monkeypatch.setattr("bptt_jax.cli.main.run", lambda: 2)
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module("bptt_jax", run_name="__main__")
+    assert stop.value.code == 2
 
 
 def test_help_has_examples(capsys) -> None:
