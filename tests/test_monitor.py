@@ -426,6 +426,26 @@ def test_the_logarithm_of_zero_is_no_fault():
     assert (found.array, found.step, found.sequence) == ("xs", 6, 1)
 
 
+def test_what_can_never_happen_is_no_fault_of_the_parameters():
+    """Log-probabilities of -inf, here of the moves of a hidden Markov model: its gradient is finite."""
+
+    def forward(params, h, x):
+        return jax.nn.logsumexp(h[:, None] + params, axis=0) + x
+
+    monitor = bptt.Monitor(forward, last)
+    params = np.log(np.asarray([[0.5, 0.5], [1.0, 0.1]], np.float32))
+    xs, state0 = np.zeros((B, T, 2), np.float32), np.zeros(2, np.float32)
+    params[1, 0] = -np.inf
+    record = quietly(monitor.probe, 0, params, state0, xs)
+    assert (record.nonfinite, record.verdict) == (None, "steady")
+    xs[1, 5, 0] = np.nan
+    found = monitor.locate(params, state0, xs)
+    assert (found.array, found.step, found.sequence) == ("xs", 6, 1)
+    xs[1, 5, 0] = 0
+    params[:, 0] = -np.inf  # of nothing but impossible ways the derivative is NaN, for `jax.grad` too
+    assert monitor.locate(params, state0, xs).array == "params"
+
+
 @pytest.mark.parametrize("where", [None, "input", "weight"])
 def test_a_record_is_valid_json(where):
     params, state0, xs, args = example() if where is None else spoiled(where)[0]

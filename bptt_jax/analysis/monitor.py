@@ -21,6 +21,7 @@ from bptt_jax.analysis.nonfinite import (
     LeafNames,
     NonFinite,
     Trace,
+    any_nan,
     any_nonfinite,
     leaf_names,
     locate_first,
@@ -281,12 +282,12 @@ class Monitor:
         return self._locate(given, self._count(*given), length)
 
     def _locate(self, given: tuple[Any, ...], count: int, length: int | None) -> NonFinite | None:
-        bad_params, traces = jax.device_get(self._trace(*given, count, length))
+        bad_params, nan_params, traces = jax.device_get(self._trace(*given, count, length))
         params, state0, xs, args = given
         xs = xs.xs if isinstance(xs, Sequence) else xs
         shared = np.asarray(self._shared(args), bool)
         names = LeafNames(leaf_names(params), leaf_names(state0), leaf_names(xs), leaf_names(args), shared)
-        return locate_first(bad_params, traces, names)
+        return locate_first(bad_params, nan_params, traces, names)
 
     def _probe(
         self, update: int, params: Params, state0: State, xs: PyTree, args: PyTree, length: int | None
@@ -394,7 +395,7 @@ class Monitor:
             flow, fine, along = jax.vmap(sequence)(jnp.arange(sampled))
             sv, ev = self._spectra_of(params, *along, flow.mode)
         others = jax.vmap(value)(jnp.arange(sampled, count)) if count > sampled else jnp.zeros(0)
-        others_finite = jnp.all(jnp.isfinite(others)) & ~jnp.any(any_nonfinite(params))
+        others_finite = jnp.all(jnp.isfinite(others)) & ~jnp.any(any_nan(params))
         return _Measured(flow, along[2], sv, ev, fine, others_finite)
 
     def _spectra_of(
@@ -416,12 +417,12 @@ class Monitor:
 
     def _traced(
         self, params: Params, state0: State, xs: PyTree, args: PyTree, count: int, length: int | None
-    ) -> tuple[Array, Trace]:
+    ) -> tuple[Array, Array, Trace]:
         def sequence(i: Array) -> Trace:
             return trace_nonfinite(*self._one(params, (state0, xs, args), i, length))
 
         # One after the other: it must fit where the loop's own update did.
-        return any_nonfinite(params), jax.lax.map(sequence, jnp.arange(count))
+        return any_nonfinite(params), any_nan(params), jax.lax.map(sequence, jnp.arange(count))
 
 
 def _check_axes(in_axes: Any) -> tuple[Axes, Axes, Axes]:

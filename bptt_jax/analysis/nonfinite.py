@@ -130,9 +130,14 @@ def any_nonfinite(tree: PyTree) -> Bool[Array, " leaves"]:
     return jnp.array([jnp.any(~jnp.isfinite(a)) for a in leaves], bool)
 
 
-def _any_nan(tree: PyTree) -> Bool[Array, ""]:
+def any_nan(tree: PyTree) -> Bool[Array, " leaves"]:
+    """The same of NaN alone."""
     leaves = jax.tree.leaves(differentiable_part(tree)[0])
-    return jnp.any(jnp.array([jnp.any(jnp.isnan(a)) for a in leaves], bool))
+    return jnp.array([jnp.any(jnp.isnan(a)) for a in leaves], bool)
+
+
+def _any_nan(tree: PyTree) -> Bool[Array, ""]:
+    return jnp.any(any_nan(tree))
 
 
 class LeafNames(NamedTuple):
@@ -151,11 +156,13 @@ def leaf_names(tree: PyTree) -> list[str]:
     return [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(part)]
 
 
-def locate_first(bad_params: np.ndarray, traces: Trace, names: LeafNames) -> NonFinite | None:
+def locate_first(
+    bad_params: np.ndarray, nan_params: np.ndarray, traces: Trace, names: LeafNames
+) -> NonFinite | None:
     """The first of a batch (leaves of `traces` ``[B, ...]``, of NumPy); None if all is finite that matters.
 
     An input or an argument of the loss counts if it shows: what is masked, forwards and backwards, does no harm. So
-    does an infinite state of which nothing becomes NaN: log-domain cells hold the logarithm of zero.
+    do infinite states and parameters of which nothing becomes NaN: in log domain they are the logarithm of zero.
     """
     rows = [_Row(Trace(*(np.asarray(a)[b] for a in traces)), names) for b in range(len(traces.loss))]
     faulty = [(row, b) for b, row in enumerate(rows) if row.is_faulty]
@@ -168,16 +175,19 @@ def locate_first(bad_params: np.ndarray, traces: Trace, names: LeafNames) -> Non
         (array, t, before), b = losses[0]
     elif backward:
         (array, t, before), b = max(backward, key=lambda each: np.inf if each[0][1] < 0 else each[0][1])
-    elif bad_params.any():
-        return NonFinite(_first_marked("params", names.params, bad_params), -1, -1, ())
+    elif nan_params.any():
+        return NonFinite(_first_marked("params", names.params, nan_params), -1, -1, ())
     else:
         return None
-    if bad_params.any():
+    if nan_params.any():
+        array = _first_marked("params", names.params, nan_params)
+    elif bad_params.any() and not array.startswith(_GIVEN):  # infinities may always have been there
         array = _first_marked("params", names.params, bad_params)
     return NonFinite(array, t, b, tuple(float(n) for n in before))
 
 
 _Found = tuple[str, int, Any]
+_GIVEN = ("state0", "reset_state", "xs", "args")
 _OVER_TIME = (
     "resets",
     "xs",
