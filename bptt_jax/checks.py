@@ -17,6 +17,10 @@ import numpy as np
 from jax import Array
 
 LARGEST = 2**31 - 1  # sizes and steps are counted in 32 bits
+# Operations on D x D matrices above which they are refused: hours on two cores, at the 10 GFLOP/s of LAPACK there.
+_MOST_OPERATIONS = 5e13
+# In D^3: of a product of matrices, of singular values, of eigenvalues (Golub and Van Loan, 8.6.4 and 7.5.6).
+PRODUCT, SINGULAR, EIGEN = 2, 8 / 3, 10
 _REPEATED = 3  # functions of one code from which on it is no longer taken for chance
 
 
@@ -142,6 +146,19 @@ def check_finite(name: str, value: Any) -> Any:
 def check_share(name: str, value: Any) -> Any:
     """Returns `value` if it is one number between 0 and 1."""
     return check_number(name, value, "a number between 0 and 1", lambda v: (v > 0) & (v < 1))
+
+
+def check_cost(name: str, what: str, size: int, cubes: float, ways: str) -> None:
+    """Raises ValueError where `what` would take hours: `cubes` times `size`^3 operations; `ways` are those around it.
+
+    Decided before anything is compiled.
+    """
+    operations = cubes * float(size) ** 3
+    if operations > _MOST_OPERATIONS:
+        raise ValueError(
+            f"{name}: of a state of D = {size} numbers, {what} would take {operations:.1e} operations on matrices of "
+            f"{4 * size**2 / 1e9:.1f} GB, more than {_MOST_OPERATIONS:.0e}; {ways}"
+        )
 
 
 def check_choice(name: str, value: Any, first: Any, second: Any) -> Any:

@@ -40,6 +40,13 @@ def test_beyond_the_range_and_after_a_zero() -> None:
     np.testing.assert_allclose(got.log_norms, exact, rtol=1e-5)
 
 
+def test_matrices_that_take_hours_are_refused():
+    with pytest.raises(
+        ValueError, match=r"intervals: of a state of D = 16384 numbers.* would take 1\.0e\+14 operat"
+    ):
+        bptt.influence_map(lambda w, h, x: w * h, 0.5, jnp.ones(16384), length=2)
+
+
 def test_jit_vmap_and_bad_arguments() -> None:
     e = cell_example("gru", jnp.float32, steps=6)
     batch = jnp.stack([e.xs, 2 * e.xs])

@@ -533,6 +533,14 @@ def test_large_states_and_states_carried_over():
     np.testing.assert_allclose(record.scalars["bptt/loss"], 0.9**4 / 2, rtol=1e-5)
 
 
+def test_spectra_that_take_hours_are_refused():
+    monitor = bptt.Monitor(lambda params, h, x: params * h, last)
+    with pytest.raises(
+        ValueError, match=r"spectra: of a state of D = 16384 numbers.* 1\.1e\+14 operations.*num= fi"
+    ):
+        monitor.probe(0, np.float32(0.5), np.ones(16384, np.float32), length=2)
+
+
 def test_bad_input():
     params, state0, xs, args = example()
     short, wide, scalar = ({"target": a} for a in (args["target"][:2], np.ones((B, 2), np.float32), 1.0))

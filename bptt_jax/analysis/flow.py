@@ -21,7 +21,7 @@ from bptt_jax.analysis.flow_results import (
     Spectra,
 )
 from bptt_jax.analysis.loss import BoundLoss, bind_loss
-from bptt_jax.checks import check_positive_int, check_share
+from bptt_jax.checks import EIGEN, PRODUCT, SINGULAR, check_cost, check_positive_int, check_share
 from bptt_jax.leaves import dotted
 from bptt_jax.linalg import logscale
 from bptt_jax.linalg.logscale import LogScaled
@@ -51,10 +51,6 @@ Levels: TypeAlias = tuple[Array | np.ndarray, Array | np.ndarray]
 
 # Numbers in one chunk of Jacobians: 2 MB in float32, of which some ten copies live at a time.
 _CHUNK_NUMBERS = 1 << 19
-# Operations of the dense path above which it is refused: hours on two cores, at the 10 GFLOP/s of LAPACK there.
-_MOST_OPERATIONS = 5e13
-# In D^3: of a product of matrices, of singular values, of eigenvalues (Golub and Van Loan, 8.6.4 and 7.5.6).
-_PRODUCT, _SINGULAR, _EIGEN = 2, 8 / 3, 10
 
 
 def gradient_flow(
@@ -87,11 +83,11 @@ def gradient_flow(
       stride: spectra of every stride-th real step's Jacobian only, counted back from the last. `Spectra` then has
         ``ceil(T / stride)`` rows. Eigenvalues are the dearest of all.
       num: of the spectra the first `num` values only, found without any D x D matrix as
-        `bptt_jax.leading_singular_values` and `bptt_jax.leading_eigenvalues` do, within the errors that these
-        give; the norms of the products by 32 steps of Golub-Kahan bidiagonalisation each, good to 1e-3 nats even
-        of random matrices. These norms cost some 20 T^2 Jacobian-vector products and as many vector-Jacobian
-        ones, where the dense way multiplies T matrices: it pays where D is in the thousands and T small against
-        it. Below that, and wherever all values are wanted, leave it None.
+        `bptt_jax.analysis.leading_singular_values` and `bptt_jax.analysis.leading_eigenvalues` do, within the
+        errors that these give; the norms of the products by 32 steps of Golub-Kahan bidiagonalisation each, good
+        to 1e-3 nats even of random matrices. These norms cost some 20 T^2 Jacobian-vector products and as many
+        vector-Jacobian ones, where the dense way multiplies T matrices: it pays where D is in the thousands and T
+        small against it. Below that, and wherever all values are wanted, leave it None.
       threshold: where a signal counts as gone, and its inverse where it counts as blown up. The gradient of B
         sequences carries sampling noise of the order of 1 / sqrt(B) of itself: what is left of 1e-3 lies below the
         noise of any batch smaller than a million sequences, so no optimiser can act on it; and a growth of 1e3
@@ -141,17 +137,16 @@ def _check_level(name: str, value: float | Array) -> Array | np.ndarray:
 
 
 def _check_cost(recurrence: Recurrence, stride: int) -> None:
-    """Raises ValueError where the dense path would take hours; decided before anything is traced."""
-    size, steps = recurrence.size, recurrence.length
+    steps = recurrence.length
     rows = -(-steps // stride)
-    operations = float(size) ** 3 * (steps * (_PRODUCT + _SINGULAR) + rows * (_SINGULAR + _EIGEN))
-    if operations > _MOST_OPERATIONS:
-        raise ValueError(
-            f"spectra: of T = {steps} steps of a state of D = {size} numbers, norms of products and spectra would "
-            f"take {operations:.1e} operations on matrices of {4 * size**2 / 1e9:.1f} GB, more than "
-            f"{_MOST_OPERATIONS:.0e}; spectra=False measures rate, horizon and verdict without them, num= finds the "
-            "first few values without any such matrix, stride= takes the spectra of fewer steps"
-        )
+    check_cost(
+        "spectra",
+        f"norms of products and spectra over T = {steps} steps",
+        recurrence.size,
+        steps * (PRODUCT + SINGULAR) + rows * (SINGULAR + EIGEN),
+        "spectra=False measures rate, horizon and verdict without them, num= finds the first few values without any "
+        "such matrix, stride= takes the spectra of fewer steps",
+    )
 
 
 @partial(jax.jit, static_argnames=("spectra", "stride", "num"))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from bptt_jax.checks import check_positive_int
+from bptt_jax.checks import PRODUCT, SINGULAR, check_cost, check_positive_int
 from bptt_jax.linalg.logscale import LogScaled
 from bptt_jax.linalg.products import identity, log_spectral_norm
 from bptt_jax.recurrence.jacobians import jacobian_at
@@ -88,7 +88,7 @@ def influence_map(
       spectral norms; memory O(T D + G D^2).
 
     Raises:
-      TypeError, ValueError: an argument breaks the contract.
+      TypeError, ValueError: an argument breaks the contract; it would take more than 5e13 operations.
 
     Example:
       >>> found = bptt.influence_map(lambda w, h, x: w * h, 0.5, jnp.ones(1), length=4, intervals=2)
@@ -100,7 +100,15 @@ def influence_map(
              [ -4.,  -2.,   0.]], dtype=float32)
     """
     recurrence = bind(step, params, state0, xs, length)
-    return _influence_map(recurrence, min(check_positive_int("intervals", intervals), recurrence.length))
+    intervals = min(check_positive_int("intervals", intervals), recurrence.length)
+    check_cost(
+        "intervals",
+        f"the norms between {intervals + 1} times",
+        recurrence.size,
+        PRODUCT * recurrence.length + intervals**2 * (PRODUCT + SINGULAR),
+        "fewer intervals have fewer norms; leading_singular_values and gradient_flow(num=) need no such matrix",
+    )
+    return _influence_map(recurrence, intervals)
 
 
 @partial(jax.jit, static_argnames="intervals")

@@ -28,7 +28,7 @@ from bptt_jax.analysis.nonfinite import (
     trace_nonfinite,
 )
 from bptt_jax.analysis.verdict import SEVERITY, Verdict, describe, horizon_words, overall, with_error
-from bptt_jax.checks import at_path, check_function, check_leaves, check_positive_int
+from bptt_jax.checks import EIGEN, SINGULAR, at_path, check_cost, check_function, check_leaves, check_positive_int
 from bptt_jax.recurrence.linearization import Mode
 from bptt_jax.recurrence.unroll import states_of
 from bptt_jax.results import Result, field
@@ -45,6 +45,7 @@ from bptt_jax.step import (
     check_step,
     full_precision,
     is_differentiable,
+    ravel_state,
 )
 from bptt_jax.timeline import real_steps_first
 
@@ -411,7 +412,16 @@ class Monitor:
         missing = index >= chosen
         times = jax.vmap(real_steps_first)(real)[owners, jnp.where(missing, 0, order)]
         states, inputs = jax.tree.map(lambda a: a[owners, times], (starts, xs))
-        num = None if self._num is None else check_num(self._num, jax.tree.map(lambda a: a[0], states))
+        one = jax.tree.map(lambda a: a[0], states)
+        num = None if self._num is None else check_num(self._num, one)
+        if num is None:
+            check_cost(
+                "spectra",
+                f"those of {len(index)} Jacobians",
+                ravel_state(one)[0].size,
+                len(index) * (SINGULAR + EIGEN),
+                "num= finds the first few values without any such matrix",
+            )
         sv, ev = spectra_at(self._step, params, states, inputs, num, mode)
         return jnp.where(missing[:, None], jnp.nan, sv), jnp.where(missing[:, None], jnp.nan, ev)
 
