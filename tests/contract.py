@@ -1165,7 +1165,7 @@ def check_parallel_adjoints(case: Case) -> Iterator[Comparison]:
 
 
 def not_diagonal(entry: Entry) -> str | None:
-    return None if entry.diagonal else "step: expected a bptt_jax.DiagonalStep"
+    return None if entry.diagonal else "step: expected a bptt_jax.parallel.DiagonalStep"
 
 
 def small(case: Case) -> bool:

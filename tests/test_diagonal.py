@@ -202,7 +202,7 @@ def test_bad_arguments():
     step, params, state0, xs = example("min_gru", jnp.float32, 5)
     gru = bptt.gru(N).step
     with pytest.raises(
-        TypeError, match=r"step: expected a bptt_jax.DiagonalStep, .* got function; .* bptt_jax.deer"
+        TypeError, match=r"step: expected a bptt_jax.parallel.DiagonalStep, .* got function; .* bptt_jax.deer"
     ):
         bptt.unroll_linear(gru, params, state0, xs)
     with pytest.raises(TypeError, match=r"coefficients: expected a function .* got float"):

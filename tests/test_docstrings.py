@@ -79,6 +79,24 @@ def written(of: Any) -> bool:
     return bool(of.__doc__) and of.__doc__ != made
 
 
+def test_names_that_messages_and_docstrings_give_are_there() -> None:
+    """In full, so that whoever reads one can type it."""
+
+    def is_there(name: str) -> bool:
+        found: Any = bptt
+        for part in name.split(".")[1:]:
+            found = getattr(found, part, None)
+        return found is not None
+
+    missing = []
+    for path in Path(bptt.__path__[0]).rglob("*.py"):
+        text = re.sub(r"^ *(from|import) .*$", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        missing += [
+            (path.name, name) for name in re.findall(r"\bbptt(?:_jax)?(?:\.\w+)+", text) if not is_there(name)
+        ]
+    assert missing == []
+
+
 def test_the_site_shows_every_public_name() -> None:
     page = (Path(__file__).parents[1] / "docs" / "api.rst").read_text(encoding="utf-8")
     shown = set(re.findall(r"^\.\. auto(?!module)\w+:: (?:bptt_jax\.)?([\w.]+)$", page, re.MULTILINE))

@@ -11,6 +11,7 @@ Verdict: TypeAlias = Literal["unmeasured", "steady", "vanishing", "exploding", "
 SEVERITY: tuple[Verdict, ...] = ("unmeasured", "steady", "vanishing", "exploding", "non-finite")
 
 _FACTOR = "bptt_jax.analysis.recommend_gain measures whether a factor on the recurrent weights does it, and which"
+_CLIP_ADJOINTS = "bptt_jax.remedies.clip_adjoints"
 _LARGEST_SCALE = 127  # binary digits of a loss scale, a number of float32 at least
 _LEAKY = 0.5  # of itself that a unit keeps in a step, from which on it is taken for one that integrates
 
@@ -298,11 +299,11 @@ def _against_vanishing(f: Findings) -> list[str]:
 def _against_explosion(f: Findings) -> list[str]:
     tries = []
     if not f.in_range and f.largest_gradient_log10 < f.range_log10:
-        tries.append(f"adjoints leave {f.dtype}: clip dL/dh on its way back (bptt_jax.clip_adjoints), or truncate")
+        tries.append(f"adjoints leave {f.dtype}: clip dL/dh on its way back ({_CLIP_ADJOINTS}), or truncate")
     elif not f.in_range:
         tries.append(
             f"the gradient itself leaves {f.dtype} (1e{f.largest_gradient_log10:.0f}, which ends at "
-            f"1e{f.range_log10:.0f}), so no clip of it can help: clip dL/dh on its way back (bptt_jax.clip_adjoints), "
+            f"1e{f.range_log10:.0f}), so no clip of it can help: clip dL/dh on its way back ({_CLIP_ADJOINTS}), "
             "or truncate"
         )
     else:

@@ -46,7 +46,7 @@ def lru(
         h_t = lambda * h_{t-1} + exp(gamma_log) * (B x_t)
 
     with complex h and ``B = input_re + i input_im``. The layer's output ``Re(C h_t) + D x_t`` is a readout, no part
-    of the recurrence. lambda starts uniform on a ring by `bptt_jax.initializers.ring`; B with real and imaginary
+    of the recurrence. lambda starts uniform on a ring by `bptt_jax.cells.initializers.ring`; B with real and imaginary
     parts N(0, 1 / (2 I)); gamma at ``sqrt(1 - |lambda|^2)``, so that a white input of unit variance keeps
     ``E |h|^2`` at that of B x, 1 on average, however long the memory.
 
@@ -55,8 +55,8 @@ def lru(
 
     Args:
       hidden_size: N, of units.
-      r_min, r_max, max_phase: of the ring, as for `bptt_jax.initializers.ring`. Near 1, memories are long from the
-        start: 1 / (1 - r_max) steps at most.
+      r_min, r_max, max_phase: of the ring, as for `bptt_jax.cells.initializers.ring`. Near 1, memories are long from
+        the start: 1 / (1 - r_max) steps at most.
       dtype: of the parameters, single or double precision; the state is complex of the same. By default JAX's
         floating type.
 
@@ -115,7 +115,7 @@ def min_gru(
       hidden_size: N, of units.
       input_init: initialiser ``(key, shape, dtype)`` of W_z and W_h, each of shape ``(I, N)``, by default
         N(0, 1 / I).
-      bias_init: initialiser of the biases z, h, of shape ``(2, N)``; see `bptt_jax.initializers.chrono`.
+      bias_init: initialiser of the biases z, h, of shape ``(2, N)``; see `bptt_jax.cells.initializers.chrono`.
       dtype: of parameters and state; by default JAX's floating type.
 
     Returns:

@@ -94,10 +94,10 @@ class Network(NamedTuple):
         return self.task.loss(outputs, args.target, args.mask)
 
     def omega_terms(self, params: NetworkParams, batch: Batch) -> OmegaTerms:
-        """`bptt_jax.omega_terms` of every sequence of a batch, from which `bptt_jax.omega_penalty` makes a penalty.
+        """`bptt_jax.remedies.omega_terms` of every sequence of a batch; `omega_penalty` makes a penalty of them.
 
-        The step must be the bare one: a step wrapped by `bptt_jax.clip_adjoints` has no Jacobians of its own. The
-        backward pass keeps O(T), whether or not the network is rematerialised.
+        The step must be the bare one: a step wrapped by `bptt_jax.remedies.clip_adjoints` has no Jacobians of its
+        own. The backward pass keeps O(T), whether or not the network is rematerialised.
         """
 
         def terms(inputs: PyTree, target: PyTree) -> OmegaTerms:

@@ -20,7 +20,7 @@ def unroll_linear(
     those of ``|a| > 1`` overflow, to infinity or NaN, even where a state near 0 would still have been finite.
 
     Args:
-      step: a `DiagonalStep`, such as the steps of `bptt_jax.lru` and `bptt_jax.min_gru`.
+      step: a `DiagonalStep`, such as the steps of `bptt_jax.cells.lru` and `bptt_jax.cells.min_gru`.
       params, state0, xs, length: as for `bptt_jax.unroll`.
 
     Returns:
@@ -41,7 +41,7 @@ def unroll_linear(
     """
     if not isinstance(step, DiagonalStep):
         raise TypeError(
-            "step: expected a bptt_jax.DiagonalStep, as lru and min_gru have, got "
+            "step: expected a bptt_jax.parallel.DiagonalStep, as lru and min_gru have, got "
             f"{type(step).__name__}; for steps that are not linear in the state there is bptt_jax.deer"
         )
     return _states(step, bind(step, params, state0, xs, length))

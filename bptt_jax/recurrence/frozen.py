@@ -116,7 +116,7 @@ def _differentiate(eqn: Any, inputs: list[_Dual]) -> list[_Dual]:
     if inner and not name.startswith(("custom_", "reduce", "scatter", "select_and")):
         raise TypeError(
             f"step: weights and states cannot be told apart within a {name}; write the step without, or penalise "
-            "the exponents: bptt_jax.flossing_penalty"
+            "the exponents: bptt_jax.remedies.flossing_penalty"
         )
     places = [i for i, dual in enumerate(inputs) if dual.tangent is not None]
     tangents = tuple(inputs[i].tangent for i in places)

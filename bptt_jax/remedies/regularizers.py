@@ -103,7 +103,9 @@ def omega_penalty(terms: OmegaTerms, *, version: Literal["paper", "code"] = "pap
       [2.25, 0.562]
     """
     if not isinstance(terms, OmegaTerms):
-        raise TypeError(f"terms: expected the OmegaTerms of bptt_jax.omega_terms, got {type(terms).__name__}")
+        raise TypeError(
+            f"terms: expected the OmegaTerms of bptt_jax.remedies.omega_terms, got {type(terms).__name__}"
+        )
     if check_choice("version", version, "paper", "code") == "paper":
         return jnp.mean(jnp.sum(terms.terms, axis=-1))
     count = jnp.maximum(jnp.sum(terms.valid), 1).astype(terms.terms.dtype)
