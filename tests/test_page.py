@@ -257,12 +257,27 @@ def test_a_browser_fetches_nothing_and_complains_of_nothing(opened) -> None:
     assert names == list(GAINS)
 
 
-@pytest.mark.parametrize("width", [320, 360, 1280])
+LEFT, RIGHT = (
+    f"((...all) => Math.{of}(...all.map(s => document.querySelector(s).getBoundingClientRect().{side})))"
+    for of, side in (("min", "left"), ("max", "right"))
+)
+
+
+@pytest.mark.parametrize("width", [320, 400, 800, 1280])
 def test_it_fits_the_window_and_its_figures_can_be_read(opened, width) -> None:
     opened.resize(width, 800)
     assert opened.evaluate("[innerWidth, document.documentElement.scrollWidth]") == [width, width]
-    inner, outer = opened.evaluate("(s => [s.scrollWidth, s.clientWidth])(document.querySelector('.scroll'))")
-    assert (inner > outer) == (width < 600)
+    beyond = (
+        "e => e.scrollWidth > e.clientWidth + 1 && e.clientWidth || e.getBoundingClientRect().right > innerWidth"
+    )
+    assert (
+        opened.evaluate(
+            f"[...document.querySelectorAll('main *:not(svg *, thead, thead *)')].filter({beyond}).length"
+        )
+        == 0
+    )
+    left, right = opened.evaluate(f"[{LEFT}('.verdicts', '.pair figure'), {RIGHT}('.verdicts', '.pair figure')]")
+    assert right - left > 0.95 * (min(width, 1088) - 32)
     # Text of matplotlib's 10 points, in pixels of the screen.
     scale = "s => s.getBoundingClientRect().width / s.viewBox.baseVal.width"
     scales = opened.evaluate(f"[...document.querySelectorAll('svg')].map({scale})")

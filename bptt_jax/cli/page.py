@@ -27,10 +27,12 @@ _PAGE = """\
 <p>{title}</p>
 </header>
 <main>
+<div class="pair">
 <ul class="verdicts" aria-label="Verdicts">
 {verdicts}
 </ul>
 {norms}
+</div>
 <h2 id="numbers">Numbers</h2>
 <div class="scroll" role="region" aria-labelledby="numbers" tabindex="0">
 {numbers}
@@ -101,16 +103,22 @@ def _verdict(i: int, recurrence: tuple[str, Mapping[str, Any]]) -> str:
 
 
 def _numbers(recurrences: Mapping[str, Any]) -> str:
-    """The command's table but for what to try."""
-    head = "".join(f'<th scope="col">{_lines(name)}</th>' for name in COLUMNS[:-1])
-    body = "\n".join(
-        f'<tr><th scope="row">{_lines(name)}</th>{"".join(f"<td>{_lines(cell)}</td>" for cell in cells[:-1])}</tr>'
-        for name, *cells in rows(recurrences)
-    )
+    """The command's table but for what to try; in a narrow window each row stands as a list, which the roles keep a
+    table to those who hear it."""
+    names = COLUMNS[:-1]
+    head = "".join(f'<th scope="col" role="columnheader">{_lines(name)}</th>' for name in names)
+
+    def row(name: str, *cells: str) -> str:
+        pairs = zip(names[1:], cells, strict=False)
+        told = (f'<td role="cell" data-name="{" ".join(of.split())}">{_lines(cell)}</td>' for of, cell in pairs)
+        return f'<tr role="row"><th scope="row" role="rowheader">{_lines(name)}</th>{"".join(told)}</tr>'
+
+    body = "\n".join(row(*cells) for cells in rows(recurrences))
     return (
-        '<table class="numbers">\n'
+        '<table class="numbers" role="table">\n'
         "<caption>Mean over the sequences, ± standard deviation; horizon: median</caption>\n"
-        f"<thead>\n<tr>{head}</tr>\n</thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+        f'<thead role="rowgroup">\n<tr role="row">{head}</tr>\n</thead>\n'
+        f'<tbody role="rowgroup">\n{body}\n</tbody>\n</table>'
     )
 
 
@@ -123,7 +131,7 @@ def _section(i: int, recurrence: tuple[str, Mapping[str, Any]], figures: tuple[A
 <section class="{s["verdict"]}" aria-labelledby="recurrence-{i}">
 <h3 id="recurrence-{i}">{escape(name)}: <strong>{s["verdict"]}</strong></h3>
 {f"<ul>{chr(10)}{tries}{chr(10)}</ul>" if tries else "<p>Nothing to mend at this length.</p>"}
-<div class="spectra">
+<div class="pair">
 {_figure(figures[0], f"singular-{i}", f"Singular values of {name}", singular)}
 {_figure(figures[1], f"plane-{i}", f"Eigenvalues of {name}", plane)}
 </div>
