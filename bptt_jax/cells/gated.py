@@ -66,8 +66,9 @@ def gru(
         n = tanh(U_n x_t + b_n + r * (W_n h_{t-1} + c_n))
         h_t = (1 - z) * n + z * h_{t-1}
 
-    This is the variant of cuDNN, PyTorch, Equinox and Keras (``reset_after=True``). Cho's first version
-    resets before the product, ``W_n (r * h_{t-1})``, and exchanges z and 1 - z.
+    This is the variant of cuDNN, PyTorch, Equinox and Keras (``reset_after=True``), whose weights are transposed and
+    lie in the order z, r, n. Cho's first version resets before the product, ``W_n (r * h_{t-1})``, and exchanges z and
+    1 - z.
 
     Args:
       hidden_size: N, of units.
