@@ -198,6 +198,14 @@ def test_a_step_that_erases_the_state_cuts_the_rate(cut):
     np.testing.assert_array_equal(np.isinf(flow.signal.log_gains), flow.signal.lags >= cut)
 
 
+def test_of_an_episode_that_has_just_begun_nothing_is_said():
+    """The last step begins anew: what the loss reads has one step behind it, whatever the sequence's length."""
+    episodes = bptt.Sequence(jnp.zeros((12, 1)), resets=jnp.arange(12) == 11)
+    flow = bptt.gradient_flow(lambda w, h, x: w * h + x, 0.1, jnp.ones(1), episodes, last_sum, spectra=False)
+    assert (flow.verdict, flow.reach, flow.advice()) == ("unmeasured", 1, [])
+    assert "less than two steps" in flow.statement
+
+
 def test_a_dead_first_step_is_no_loss_of_memory():
     """Log-domain cells begin at -inf: nothing passes to h_0, and that is all."""
 
