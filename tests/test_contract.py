@@ -4,7 +4,8 @@ import contract
 import jax
 import numpy as np
 import pytest
-from contract import CHECKS, PLANS, Case, Comparison
+from contract_cases import PLANS, Case, Comparison, difference, numbers
+from contract_checks import CHECKS, Check
 from registry import REGISTRY
 
 SLICE = contract.covering()
@@ -30,7 +31,7 @@ def test_entries_are_the_same_in_every_dtype() -> None:
     for name in ("lstm", "complex", "relu orthogonal", "counter, flag, key"):
         single, double = (Case(name, dtype, "plain").problem for dtype in ("float32", "float64"))
         for a, b in zip(*(jax.tree.leaves(p._replace(step=None)) for p in (single, double)), strict=True):
-            np.testing.assert_array_equal(contract.numbers(a), contract.numbers(b))
+            np.testing.assert_array_equal(numbers(a), numbers(b))
 
 
 # --- The judge himself
@@ -50,19 +51,19 @@ def test_entries_are_the_same_in_every_dtype() -> None:
     ],
 )
 def test_differences(got: list[float], expected: list[float], says: str) -> None:
-    found = contract.difference(Comparison("it", {"a": np.asarray(got)}, {"a": np.asarray(expected)}), 1e-4)
+    found = difference(Comparison("it", {"a": np.asarray(got)}, {"a": np.asarray(expected)}), 1e-4)
     assert (says in found) if says else not found
-    assert contract.difference(Comparison("it", {"a": np.asarray(got)}, {"a": None}), 1e-4).startswith("structure")
+    assert difference(Comparison("it", {"a": np.asarray(got)}, {"a": None}), 1e-4).startswith("structure")
     tiny = Comparison("it", np.zeros(2), np.asarray([1e-60, 0]))
-    assert contract.difference(tiny, 1e-4)
-    assert not contract.difference(tiny, 1e-4, 1e-38)
+    assert difference(tiny, 1e-4)
+    assert not difference(tiny, 1e-4, 1e-38)
 
 
 def test_a_wrong_answer_a_wrong_refusal_and_an_answer_that_should_be_none(monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case("tanh", "float32", "plain")
 
     def judged(run: object, refusal: str | None = None) -> tuple[str, str]:
-        monkeypatch.setitem(CHECKS, "new", contract.Check(run, lambda entry: refusal))
+        monkeypatch.setitem(CHECKS, "new", Check(run, lambda entry: refusal))
         return contract.judge("new", case)
 
     def failing(case: Case) -> object:
