@@ -443,6 +443,7 @@ def test_rematerialised_it_keeps_little():
     assert temporary(False) > 4 * steps * n * 4
 
 
+@pytest.mark.exhaustive
 def test_parallel_adjoints_of_padding_and_resets(x64):
     """As those of `adjoints`, which looks at the step itself; what stands in the padding is NaN."""
     e = cell_example("lstm", jnp.float64, n=2, steps=11)

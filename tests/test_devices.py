@@ -161,6 +161,7 @@ def test_equal_on_one_two_and_four_devices() -> None:
     ], err
 
 
+@pytest.mark.exhaustive
 def test_equal_in_two_processes() -> None:
     processes = pair(BEGIN + JOINED + WORK + TWO_PROCESSES)
     with running(*processes):

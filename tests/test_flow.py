@@ -599,7 +599,7 @@ def test_no_clipping_threshold_without_a_gradient():
     assert not any("clip" in line for line in flow.advice())
 
 
-@pytest.mark.parametrize("name", covering(["rnn", "lstm"], "lstm"))
+@pytest.mark.parametrize("name", covering(["rnn", "lstm"]))
 def test_every_segment_is_as_alone_and_padding_changes_nothing(name, x64):
     """Three episodes in one sequence, with padding between and after: gains, products, spectra of each alone."""
     step, params, state0, xs, _ = cell_example(name, jnp.float64, 3, 30)

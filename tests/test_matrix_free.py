@@ -169,6 +169,7 @@ def key_step(w, state, x):
     return {"h": jnp.tanh(w @ state["h"] + x + noise), "t": state["t"] + 1, "key": key}
 
 
+@pytest.mark.exhaustive
 def test_padding_and_resets_are_the_pieces_alone(x64):
     """NaN in padding; elsewhere what the pieces give, of a state with a counter and a key."""
     real = np.asarray([1, 1, 0, 0, 1, 1, 0], bool)

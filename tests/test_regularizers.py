@@ -239,6 +239,7 @@ def test_omega_of_a_linear_step_is_all_its_derivative(x64) -> None:
     np.testing.assert_allclose(got, exact, rtol=1e-10)
 
 
+@pytest.mark.exhaustive
 def test_padding_and_resets_are_the_pieces_alone(x64) -> None:
     """Terms at real steps, none in padding, and the gradient is the sum of the pieces'."""
     cell = bptt.rnn(3)
