@@ -210,6 +210,7 @@ def test_bad_argument_gets_one_line_and_status_2(arguments, message, step_file, 
 
 def test_as_a_module_it_has_the_same_status(monkeypatch) -> None:
     monkeypatch.setattr("bptt_jax.cli.main.run", lambda: 2)
+    monkeypatch.delitem(sys.modules, "bptt_jax.__main__", raising=False)
     with pytest.raises(SystemExit) as stop:
         runpy.run_module("bptt_jax", run_name="__main__")
     assert stop.value.code == 2
