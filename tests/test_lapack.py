@@ -12,16 +12,13 @@ import pytest
 from slices import covering
 
 import bptt_jax as bptt
-from bptt_jax.linalg import lapack
 
 RNG = np.random.default_rng(0)
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.complex128])
-@pytest.mark.parametrize("shape", [(70, 3, 5), (2, 5, 40, 40), (100, 100), (7, 64, 64)])
-def test_every_matrix_has_its_own_values_in_its_own_place(kind, shape, x64, monkeypatch):
-    """In one loop, in several, and alone."""
-    monkeypatch.setattr(lapack, "_cores", lambda: 3)
+@pytest.mark.parametrize("shape", [(70, 3, 5), (2, 5, 40, 40), (100, 100)])
+def test_every_matrix_has_its_own_values_in_its_own_place(kind, shape, x64):
     a = RNG.standard_normal(shape) + (1j * RNG.standard_normal(shape) if kind is np.complex128 else 0)
     a, eps = a.astype(kind), 1e3 * np.finfo(kind).eps
     np.testing.assert_allclose(bptt.singular_values(a), np.linalg.svd(a, compute_uv=False), atol=eps)

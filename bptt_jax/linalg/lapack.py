@@ -1,4 +1,4 @@
-"""LAPACK in compiled programs on a CPU: matrix by matrix, a loop for each core, one thread of BLAS.
+"""LAPACK in compiled programs on a CPU: matrix by matrix, with one thread of BLAS.
 
 JAX gives LAPACK a whole stack at a time, and from 0.10.0 to 0.11.1 shares it out among XLA's own threads: a call
 waits there for parts that are queued behind other calls, and where as many wait as there are threads, all wait for
@@ -13,7 +13,6 @@ from functools import cache
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import Array
 from jax.custom_batching import custom_vmap
 from jax.experimental.custom_partitioning import custom_partitioning
@@ -21,10 +20,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from threadpoolctl import ThreadpoolController
 
 _SWITCH = "BPTT_JAX_BLAS_THREADS"
-_WORTH_A_LOOP = (
-    1 << 20
-)  # multiplications (some 500 microseconds), below which a second loop costs more than it does
-_MOST_LOOPS = 16
 
 
 def matrix_by_matrix(
@@ -43,26 +38,20 @@ def matrix_by_matrix(
     def of_all(matrices: Array) -> tuple[Array, ...]:
         return tuple(jax.tree.leaves(routine(matrices)))
 
-    def in_loops(matrices: Array) -> tuple[Array, ...]:
+    def of_each(matrices: Array) -> tuple[Array, ...]:
         *batch, rows, columns = matrices.shape
         if not batch:
             return of_all(matrices)
-        stack = matrices.reshape(-1, rows, columns)
-        count = len(stack)
-        work = count * rows * columns * min(rows, columns)
-        loops = max(1, min(_cores(), _MOST_LOOPS, count, work // _WORTH_A_LOOP))
-        edges = [count * k // loops for k in range(loops + 1)]
-        found = [jax.lax.map(of_all, stack[begin:end]) for begin, end in itertools.pairwise(edges)]
-        whole = jax.tree.map(lambda *parts: jnp.concatenate(parts), *found)
-        return jax.tree.map(lambda a: a.reshape(*batch, *a.shape[1:]), whole)
+        found = jax.lax.map(of_all, matrices.reshape(-1, rows, columns))
+        return jax.tree.map(lambda a: a.reshape(*batch, *a.shape[1:]), found)
 
     def partition(mesh: Mesh, given: tuple[Any], wanted: tuple[Any, ...]) -> tuple[Any, ...]:
         along = NamedSharding(mesh, PartitionSpec(*given[0].sharding.spec[:-2]))
-        return mesh, in_loops, (along,) * len(wanted), (along,)
+        return mesh, of_each, (along,) * len(wanted), (along,)
 
     axes = iter("cdefgh")
     rule = ", ".join(" ".join(["...", *itertools.islice(axes, rank)]) for rank in ranks)
-    in_parts = custom_partitioning(in_loops)
+    in_parts = custom_partitioning(of_each)
     in_parts.def_partition(partition, sharding_rule=f"... a b -> {rule}")
 
     @custom_vmap
@@ -97,8 +86,3 @@ def hold_blas_threads() -> None:
     folder = os.sep + cython_lapack.__name__.split(".")[0]
     own = [lib.filepath for lib in found.lib_controllers if folder in lib.filepath]
     (found.select(filepath=own) if own else found).limit(limits=1)
-
-
-@cache
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
