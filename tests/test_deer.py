@@ -59,12 +59,13 @@ def test_long_sequences_in_a_few_iterations(x64, name) -> None:
 def test_a_linear_recurrence_takes_one_iteration(x64) -> None:
     a = 0.9 * jnp.asarray(np.linalg.qr(np.random.default_rng(0).standard_normal((4, 4)))[0])
     xs = jax.random.normal(jax.random.key(0), (500, 4))
-    found = deer(linear_step, a, jnp.ones(4), xs)
-    assert found.converged
-    # A second one, if the roundings fall so, has no more than those to mend.
-    assert float(found.residuals[0]) < 1e-15
-    assert int(found.iterations) <= 2
-    assert relative_error(found.states, bptt.unroll(linear_step, a, jnp.ones(4), xs)) < 1e-13
+    for given in (xs, bptt.Sequence(xs, resets=jnp.arange(500) % 200 == 100)):
+        found = deer(linear_step, a, jnp.ones(4), given)
+        assert found.converged
+        # A second one, if the roundings fall so, has no more than those to mend.
+        assert float(found.residuals[0]) < 1e-15
+        assert int(found.iterations) <= 2
+        assert relative_error(found.states, bptt.unroll(linear_step, a, jnp.ones(4), given)) < 1e-13
 
 
 def test_every_iteration_makes_one_more_state_exact(x64) -> None:
@@ -165,18 +166,25 @@ def test_error_is_how_far_roundings_grow(x64) -> None:
     # 1, then exactly 0 for ever: rounding errors double 58 times while the state does not.
     assert not unstable.converged
     assert float(unstable.error) > 1
+    # A state that stays at 1: after 36 doublings more than half of its digits are wrong.
+    coarse = deer(lambda p, h, x: p * h + x, 2.0, jnp.ones(()), jnp.full(36, -1.0))
+    assert math.sqrt(np.finfo(np.float64).eps) < float(coarse.error) < 1
+    assert not coarse.converged
 
 
-def test_error_does_not_depend_on_the_chunks_of_time(x64, monkeypatch) -> None:
+@pytest.mark.parametrize("resets", [False, True])
+def test_error_does_not_depend_on_the_chunks_of_time(x64, resets, monkeypatch) -> None:
+    """Also where a chunk begins with a reset, over which no rounding is carried."""
     found = {}
     for numbers in (1 << 22, 9 * 4, 9 * 7, 1):  # all at once; 4 at a time, 3 in the last; 7; one by one
         monkeypatch.setattr(newton, "_CHUNK_NUMBERS", numbers)
         e = cell_example("rnn", jnp.float64, steps=23)
+        xs = bptt.Sequence(e.xs, resets=jnp.arange(23) % 4 == 0) if resets else e.xs
 
         def fresh(p, h, x, step=e.step):
             return step(p, h, x)  # looked up by identity, another one is compiled anew
 
-        exact = deer(fresh, *e[1:4], jacobian="diagonal")  # ends with a residual of 0
+        exact = deer(fresh, *e[1:3], xs, jacobian="diagonal")  # ends with a residual of 0
         found[numbers] = float(exact.error)
     np.testing.assert_allclose(list(found.values()), found[1 << 22], rtol=1e-10)
 
@@ -361,6 +369,11 @@ def test_a_guess_saves_iterations(x64) -> None:
     assert done.converged
     # A guess that is not finite is no worse than another bad one.
     assert deer(*e[:4], guess=jax.tree.map(lambda a: a * jnp.nan, cold.states)).converged
+    # And of one in the padding nothing is taken.
+    real = jnp.arange(100) % 5 < 3
+    padded = (*e[:3], bptt.Sequence(e.xs, mask=real))
+    spoilt = jax.tree.map(lambda a: jnp.where(real[:, None], a, jnp.nan), deer(*padded).states)
+    assert int(deer(*padded, guess=spoilt).iterations) <= 2
 
 
 def test_a_unit_that_rests_at_zero_converges() -> None:

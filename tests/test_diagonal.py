@@ -115,6 +115,13 @@ def test_padding_and_resets(name, at_start, x64):
         np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12 * np.max(np.abs(b)))
 
 
+def test_a_reset_before_the_first_step_leaves_the_start():
+    step = bptt.parallel.DiagonalStep(lambda params, x: (0.5, 1.0))
+    sequence = bptt.Sequence(resets=jnp.arange(3) == 0, reset_state=jnp.asarray([4.0]))
+    got = bptt.unroll_linear(step, None, jnp.asarray([7.0]), sequence)
+    np.testing.assert_array_equal(got.ravel(), [3, 2.5, 2.25])
+
+
 def test_overflow_ends_at_a_reset_and_integers_are_exact():
     step = bptt.parallel.DiagonalStep(lambda params, x: ({"h": x, "t": 3}, {"h": 1.0, "t": 2}))
     state0 = {"h": jnp.ones(2), "t": jnp.asarray(5, jnp.int32)}

@@ -290,6 +290,13 @@ def test_a_loop_of_unknown_length_goes_forward() -> None:
         truncation_bias(*given)
 
 
+def test_rtrl_of_a_step_that_goes_backwards_alone(x64) -> None:
+    step, params, state0, _, xs = _problem(spiking_step)
+    given = step, params, state0, xs, lambda states: jnp.sum(jnp.sin(states["h"]))
+    got, exact = rtrl_gradient(*given), bptt.adjoints(*given).params_grad
+    np.testing.assert_allclose(_vector(got), _vector(exact), rtol=1e-11)
+
+
 def test_without_parameters_there_is_no_gradient() -> None:
     given = lambda p, h, x: x * h, None, jnp.ones(2), jnp.ones((3, 2)), jnp.sum
     assert rtrl_gradient(*given) is None

@@ -9,6 +9,7 @@ from oracles import EXAMPLES, T, cell_params, floating, relative_error
 import bptt_jax as bptt
 from bptt_jax.recurrence import linearization
 from bptt_jax.recurrence.linearization import linearize
+from bptt_jax.recurrence.programs import depends
 from bptt_jax.step import bind
 
 
@@ -31,6 +32,22 @@ def test_what_is_kept_at_every_step(name, arrays, wrap):
     kept = jax.eval_shape(residuals, params, cell.initial_state(), jnp.zeros((steps, inputs)))
     shapes = sorted(a.shape for a in jax.tree.leaves(kept))
     assert shapes == [(steps, inputs)] + [(steps, n)] * arrays
+
+
+def test_which_results_may_depend_on_what_is_marked():
+    """Through calls, and through branches, of which an input chooses one."""
+
+    def found(*marks):
+        def program(chosen, a, b):
+            in_a_call = jax.jit(lambda a, b: (a + 1, b + 1))(a, b)
+            in_branches = jax.lax.cond(chosen, lambda a, b: (a + 1, b + 1), lambda a, b: (2 * a, 2 * b), a, b)
+            return *in_a_call, *in_branches, a * b
+
+        return depends(jax.make_jaxpr(program)(True, 1.0, 2.0), list(marks))
+
+    assert found(True, False, False) == [False, False, True, True, False]
+    assert found(False, True, False) == [True, False, True, False, True]
+    assert found(False, False, True) == [False, True, False, True, True]
 
 
 def test_what_a_jitted_step_makes_of_its_weights_is_kept_once():
@@ -121,3 +138,49 @@ def test_differentials_against_vjp_and_jvp(name, chunk, few, x64, monkeypatch):
     for got, expected in zip(*both(direction, cotangents), strict=True):
         assert jax.tree.structure(got) == jax.tree.structure(expected)
         assert relative_error(got, expected) <= 1e-12
+
+
+@pytest.mark.parametrize("mode", ["forward", "reverse"])
+def test_all_of_one_differential_whichever_way_it_was_taken(mode):
+    w, h, ones = jnp.asarray([[0.5, 1.0], [-1.0, 0.2]]), jnp.asarray([0.3, -0.1]), jnp.ones(2)
+    xs = jnp.asarray([[0.2, -0.4]])
+
+    def step(w, h, x):
+        return jnp.tanh(w @ h + x**2)
+
+    @jax.jit
+    def both(xs):
+        along = linearize(bind(step, w, h, xs), mode=mode, inputs=True)
+        one = jax.tree.map(lambda a: a[0], along.residuals)
+        pulled = *along.pull_both(one, ones), along.pull_inputs(one, ones), along.pull(one, ones)
+        by_params, by_state = (jax.jacobian(step, k)(w, h, xs[0]) for k in (0, 1))
+        pushed = (along.push_params(one, w), jnp.tensordot(by_params, w)), (along.push(one, h), by_state @ h)
+        return *zip(pulled, (*jax.vjp(step, w, h, xs[0])[1](ones), ones @ by_state), strict=True), *pushed
+
+    for got, expected in both(xs):
+        np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["forward", "reverse"])
+def test_in_padding_the_state_is_held_and_nothing_else_counts(mode):
+    """Its differential is the identity with respect to the state, and zero with respect to parameters and input."""
+    w, h, ones = jnp.asarray([[0.5, 1.0], [-1.0, 0.2]]), jnp.asarray([0.3, -0.1]), jnp.ones(2)
+
+    def step(w, h, x):
+        return jnp.tanh(w @ h + x)
+
+    @jax.jit
+    def of_padding(xs):
+        along = linearize(bind(step, w, h, bptt.Sequence(xs, mask=jnp.arange(3) < 2)), mode=mode, inputs=True)
+        padding = jax.tree.map(lambda a: a[2:], along.residuals)
+        one = jax.tree.map(lambda a: a[0], padding)
+        held = along.push(one, ones), along.pull(one, ones), along.pull_both(one, ones)[1]
+        nothing = along.push_params(one, w), along.pull_inputs(one, ones), along.pull_both(one, ones)[0]
+        return along.states[2] - along.states[1], held, (*nothing, along.pull_params(padding, ones[None]))
+
+    moved, held, nothing = of_padding(jnp.ones((3, 2)))
+    np.testing.assert_array_equal(moved, 0)
+    for one in held:
+        np.testing.assert_array_equal(one, ones)
+    for one in nothing:
+        np.testing.assert_array_equal(one, 0)

@@ -101,6 +101,7 @@ def test_zero_keeps_its_exponent():
     assert np.all(zero == 0)
     assert users_jit(logscale.log_norm)(zero, e) == -np.inf
     assert users_jit(logscale.exponent)({}) == logscale.ZERO_EXPONENT
+    assert logscale.LogScaled.of({}).log_norm == -np.inf
 
 
 @pytest.mark.parametrize(

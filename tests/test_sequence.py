@@ -195,13 +195,15 @@ def test_a_step_that_has_no_finite_value_elsewhere():
     def last(states):
         return states[-1, 0]
 
-    xs = jnp.asarray([[jnp.nan], [0.5], [0.2], [9.0]])
+    xs = jnp.asarray([[jnp.nan], [1.0], [0.2], [9.0]])  # the last state, 0.89, is less than the first input
     sequence = bptt.Sequence(xs, mask=mask(".##."), resets=at(4, 0), reset_state=jnp.asarray([2.0]))
-    for start in (1.0, -1.0):  # the latter is left by the reset
+    alone = bptt.adjoints(root, 1.0, jnp.asarray([2.0]), xs[1:3], last)
+    for start in (1.5, -1.0):  # the latter is left by the reset
         found = bptt.adjoints(root, 1.0, jnp.asarray([start]), sequence, last)
-        alone = bptt.adjoints(root, 1.0, jnp.asarray([2.0]), xs[1:3], last)
         np.testing.assert_allclose(found.params_grad, alone.params_grad, rtol=1e-6)
         np.testing.assert_array_equal(found.state0_grad, 0)
+        by_jax = jax.grad(lambda w, h: last(bptt.unroll(root, w, h, sequence)))(1.0, jnp.asarray([start]))
+        np.testing.assert_allclose(by_jax, alone.params_grad, rtol=1e-6)
 
 
 # --- Resets
@@ -215,6 +217,11 @@ def test_a_reset_in_the_padding_comes_before_the_next_real_step(resets, moved):
     sequence = bptt.Sequence(mask=mask(".##.#.."), resets=at(7, *resets))
     recurrence = bind(lambda w, h, x: w @ h, W, H, sequence)
     np.testing.assert_array_equal(check_step(recurrence).resets, at(7, *moved))
+
+
+def test_a_reset_before_the_first_step_stays():
+    sequence = bptt.Sequence(mask=mask("##."), resets=at(3, 0))
+    np.testing.assert_array_equal(check_step(bind(lambda w, h, x: w @ h, W, H, sequence)).resets, at(3, 0))
 
 
 def test_gradient_of_the_reset_state():

@@ -255,6 +255,19 @@ def test_a_step_that_raises_says_on_what():
     assert "raised by step(params, state, x) on state {h: float32[3]} and x {x: float32[3]}" in notes
 
 
+@pytest.mark.parametrize("key", ["h", "another"])
+def test_a_step_that_writes_into_its_state_is_refused(key):
+    """JAX would not notice: what is written while it traces is there no more when the program runs."""
+
+    def step(p, state, x):
+        new = {"h": 0.5 * state["h"]}
+        state[key] = new["h"]
+        return new
+
+    with pytest.raises(ValueError, match="step: expected a pure function, got one that writes into its arguments"):
+        bptt.unroll(step, None, {"h": jnp.ones(2)}, length=3)
+
+
 def test_ravel_state_and_back():
     state = {
         "z": np.asarray([1 + 2j, 3 - 4j], np.complex64),
@@ -267,6 +280,15 @@ def test_ravel_state_and_back():
     assert jax.tree.structure(back) == jax.tree.structure(state)
     jax.tree.map(np.testing.assert_array_equal, back, state)
     assert back["z"].dtype == np.complex64
+
+
+def test_leaves_of_several_dtypes_are_one_vector_of_the_one_that_holds_them_all():
+    state = {"low": jnp.asarray([1.5, -2.0], jnp.bfloat16), "h": jnp.asarray(0.1, jnp.float32)}
+    vector, unravel = bptt.ravel_state(state)
+    np.testing.assert_array_equal(vector, np.asarray([0.1, 1.5, -2], np.float32))
+    back = unravel(vector)
+    assert {name: leaf.dtype for name, leaf in back.items()} == {"low": jnp.bfloat16, "h": jnp.float32}
+    jax.tree.map(np.testing.assert_array_equal, back, state)
 
 
 def test_prepend():
