@@ -1,0 +1,680 @@
+"""Does a test notice if the code is broken? Small faults, planted one by one, and the test that ought to see each.
+
+    python tests/mutations.py
+    python tests/mutations.py 3 17
+
+Each fault is planted in a copy of the project. Those that their test does not notice are listed at the end, and so are
+tests that fail without a fault too; the exit status is then 1. A fault whose place is no longer found in the code, or
+whose test is not there, ends the run at once.
+"""
+
+import argparse
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PATIENCE = 300  # seconds; what hangs has been noticed
+
+# Of each file: what is found once in it, what it becomes, and what pytest is asked for in this folder.
+MUTATIONS = {
+    "bptt_jax/step.py": [
+        (
+            "choose(at.reset, self.reset_state, state)",
+            "choose(at.reset, state, self.reset_state)",
+            "test_sequence.py::test_python_numbers_as_reset_state",
+        ),
+        (
+            "start if at.real is None else choose(at.real, start, self.spare)",
+            "start",
+            "test_sequence.py::test_a_step_that_has_no_finite_value_elsewhere",
+        ),
+        (
+            "new if at.real is None else choose(at.real, new, state)",
+            "new",
+            "test_sequence.py::test_the_state_is_held",
+        ),
+        (
+            "before if self.is_plain else jax.vmap(self.begin)(before, self.instants)",
+            "before",
+            "test_contract.py -k jacobians",
+        ),
+        (
+            "resets if real is None else resets_at_real_steps(resets, real)",
+            "resets",
+            "test_sequence.py::test_a_step_that_has_no_finite_value_elsewhere",
+        ),
+        (
+            "state0 if resets is None else choose(resets[first], reset_state, state0)",
+            "state0",
+            "test_sequence.py::test_a_step_that_has_no_finite_value_elsewhere",
+        ),
+        ("b = jnp.where(none, jnp.zeros_like(b), b)", "b = b", "test_sequence.py::test_nothing_but_padding"),
+        (
+            "xs = jax.tree.map(harmless, xs)",
+            "xs = xs",
+            "test_sequence.py::test_what_stands_in_the_padding_does_no_harm",
+        ),
+        (
+            "jnp.issubdtype(dtype, jnp.inexact))",
+            "jnp.issubdtype(dtype, jnp.number))",
+            "test_step.py::test_bad_input",
+        ),
+        (
+            "(leaf.real, leaf.imag) if c else leaf for",
+            "(leaf.imag, leaf.real) if c else leaf for",
+            "test_step.py::test_ravel_state_and_back",
+        ),
+        (
+            'with jax.numpy_dtype_promotion("standard"):',
+            "if True:",
+            "test_step.py::test_leaves_of_several_dtypes_are_one_vector_of_the_one_that_holds_them_all",
+        ),
+        (
+            "reset_state = state0 if reset_state is None else",
+            "reset_state = state0 if True else",
+            "test_sequence.py::test_python_numbers_as_reset_state",
+        ),
+        ("if sequence.resets is None:", "if False:", "test_sequence.py::test_bad_sequence"),
+        (
+            "if length is not None and length != given:",
+            "if False:",
+            "test_sequence.py::test_two_lengths_that_differ",
+        ),
+        (
+            "any(a is not b for a, b in zip(after, before, strict=True))",
+            "False",
+            "test_step.py::test_a_step_that_writes_into_its_state_is_refused",
+        ),
+        ("            if second:\n", "            if False:\n", "test_step.py::test_bad_input"),
+        ("for names in list(permutations(given))[1:]:", "for names in []:", "test_step.py::test_bad_input"),
+        (
+            "if deep and _entry(",
+            "if False and _entry(",
+            "test_first_edition.py::test_a_batch_without_vmap_is_told_of_vmap",
+        ),
+        (
+            "state0 = jax.tree.map(_strong, recurrence.state0)",
+            "state0 = recurrence.state0",
+            "test_step.py::test_python_numbers_are_states",
+        ),
+        (
+            "leaf if leaf.dtype == h.dtype else leaf.astype(h.dtype)",
+            "leaf",
+            "test_sequence.py::test_python_numbers_as_reset_state",
+        ),
+    ],
+    "bptt_jax/timeline.py": [
+        (
+            "real & (last_reset > last_real)",
+            "real & (last_reset >= last_real)",
+            "test_sequence.py::test_a_reset_in_the_padding_comes_before_the_next_real_step",
+        ),
+        (
+            "[jnp.full(1, -1), jax.lax.cummax",
+            "[jnp.full(1, 0), jax.lax.cummax",
+            "test_sequence.py::test_a_reset_before_the_first_step_stays",
+        ),
+        (
+            "first = 0 if real is None else jnp.argmax(real)",
+            "first = 0",
+            "test_products.py::test_resets_without_padding_and_before_the_first_step",
+        ),
+    ],
+    "bptt_jax/recurrence/linearization.py": [
+        (
+            "jnp.where(residuals.reset, jnp.zeros_like(a), a), cotangent",
+            "jnp.where(residuals.reset, a, jnp.zeros_like(a)), cotangent",
+            "test_sequence.py::test_a_step_that_has_no_finite_value_elsewhere",
+        ),
+        (
+            "return pulled if residuals.real is None else",
+            "return pulled if True else",
+            "test_linearization.py::test_in_padding_the_state_is_held_and_nothing_else_counts",
+        ),
+        (
+            "return pushed if residuals.real is None else choose(residuals.real, pushed, tangent)",
+            "return pushed",
+            "test_linearization.py::test_in_padding_the_state_is_held_and_nothing_else_counts",
+        ),
+        (
+            "return _where_real(residuals, push_from(residuals, tangent, state, x0))",
+            "return push_from(residuals, tangent, state, x0)",
+            "test_linearization.py::test_in_padding_the_state_is_held_and_nothing_else_counts",
+        ),
+        (
+            "return _where_real(residuals, pull_to(residuals, 2, cotangent))",
+            "return pull_to(residuals, 2, cotangent)",
+            "test_linearization.py::test_in_padding_the_state_is_held_and_nothing_else_counts",
+        ),
+        (
+            "return _where_real(residuals, to_params), pulled",
+            "return to_params, pulled",
+            "test_linearization.py::test_in_padding_the_state_is_held_and_nothing_else_counts",
+        ),
+        (
+            "        pulled = pulled if residuals.real is None else choose(residuals.real, pulled, cotangent)\n",
+            "",
+            "test_linearization.py::test_in_padding_the_state_is_held_and_nothing_else_counts",
+        ),
+        (
+            "            cotangents = jax.vmap(_where_real)(residuals, cotangents)\n",
+            "            pass\n",
+            "test_linearization.py::test_in_padding_the_state_is_held_and_nothing_else_counts",
+        ),
+        (
+            "            h = choose(at.real, h, h_tm1)\n",
+            "            pass\n",
+            "test_linearization.py::test_in_padding_the_state_is_held_and_nothing_else_counts",
+        ),
+        (
+            'if mode == "reverse" or not _traces(contract, residuals, cotangents):',
+            "if False:",
+            "test_first_edition.py::test_a_step_that_branches",
+        ),
+        (
+            'if "custom_lin" in _primitives(pushed):',
+            "if False:",
+            "test_first_edition.py::test_a_step_with_a_backward_pass_of_its_own",
+        ),
+        ("rest = count % chunk\n", "rest = 0\n", "test_linearization.py::test_differentials_against_vjp_and_jvp"),
+        (
+            "return jax.linear_transpose(differential(residuals), state)((dp, dh, dx))[0]",
+            "return state",
+            "test_linearization.py::test_all_of_one_differential_whichever_way_it_was_taken",
+        ),
+        (
+            "zeros(params), tangent, x0)",
+            "zeros(params), state, x0)",
+            "test_linearization.py::test_all_of_one_differential_whichever_way_it_was_taken",
+        ),
+        (
+            "tangents[which] = tangent",
+            "tangents[1] = tangent",
+            "test_linearization.py::test_all_of_one_differential_whichever_way_it_was_taken",
+        ),
+    ],
+    "bptt_jax/recurrence/jacobians.py": [
+        (
+            "    if recurrence.instants.real is None:\n        return found\n",
+            "    return found\n",
+            "test_sequence.py::test_nothing_but_padding",
+        ),
+        (
+            "starts = recurrence.starts(states_of(recurrence))",
+            "starts = states_of(recurrence)",
+            "test_jacobians.py::test_against_finite_differences",
+        ),
+        (
+            "mode = differentiation_mode(recurrence, mode)",
+            'mode = mode or "forward"',
+            "test_first_edition.py::test_a_step_with_a_backward_pass_of_its_own",
+        ),
+        (
+            "return jax.vmap(lambda row: pull(row)[0])",
+            "return jax.vmap(lambda row: pull(row)[0], out_axes=1)",
+            "test_first_edition.py::test_a_step_with_a_backward_pass_of_its_own",
+        ),
+    ],
+    "bptt_jax/analysis/backward.py": [
+        (
+            "to_state = LogScaled(cut(residuals, pulled), e)",
+            "to_state = LogScaled(pulled, e)",
+            "test_sequence.py::test_a_step_that_has_no_finite_value_elsewhere",
+        ),
+        (
+            "jnp.where(residuals.reset, a, jnp.zeros_like(a)), pulled",
+            "a, pulled",
+            "test_sequence.py::test_gradient_of_the_reset_state",
+        ),
+        (
+            "to_reset_state = (to_reset_state + LogScaled(stays, e)).normalized()",
+            "pass",
+            "test_sequence.py::test_gradient_of_the_reset_state",
+        ),
+        ("if recurrence.resets_to_start:", "if False:", "test_sequence.py::test_gradient_of_the_reset_state"),
+        (
+            "jax.tree.map(jnp.conj, whole.mantissa)",
+            "whole.mantissa",
+            "test_adjoints.py::test_shares_of_complex_parameters_sum_to_one",
+        ),
+        (
+            "signal.exponent - whole.exponent",
+            "signal.exponent",
+            "test_adjoints.py::test_contributions_against_one_vjp_per_step",
+        ),
+        (
+            "LogScaled(found, signal.exponent).normalized()",
+            "LogScaled(found, 0 * signal.exponent)",
+            "test_adjoints.py::test_gradients_beyond_the_range_of_floats",
+        ),
+        ("start = choose(first == 0, recurrence.state0, before)", "start = before", "test_contract.py -k adjoints"),
+        ("h[jnp.maximum(first - 1, 0)]", "h[first]", "test_contract.py -k adjoints"),
+        (
+            "top = jnp.maximum(to_params.exponent, e)",
+            "top = to_params.exponent",
+            "test_adjoints.py::test_equal_to_jax_grad",
+        ),
+        (
+            "LogScaled(signal.mantissa, signal.exponent - largest)",
+            "LogScaled(signal.mantissa, signal.exponent)",
+            "test_adjoints.py::test_rematerialised_it_is_the_same",
+        ),
+    ],
+    "bptt_jax/analysis/loss.py": [
+        (
+            "given = (states, args) if self.has_args else (states,)",
+            "given = (states,)",
+            "test_loss.py::test_gradient_of_what_the_loss_is_given",
+        ),
+        (
+            "return self._call(merge(part), merge_args(args))",
+            "return self._call(merge(part), args)",
+            "test_loss.py::test_gradient_of_what_the_loss_is_given",
+        ),
+        ("args is not None, has_aux)", "False, has_aux)", "test_loss.py::test_gradient_of_what_the_loss_is_given"),
+        (
+            "found, aux = found\n",
+            "found, aux = found[0], None\n",
+            "test_loss.py::test_gradient_of_what_the_loss_is_given",
+        ),
+        ('check_scalar("loss", found)', "pass", "test_loss.py::test_bad_loss"),
+        ('    check_leaves("args", args)\n', "", "test_loss.py::test_bad_loss"),
+    ],
+    "bptt_jax/checks.py": [
+        (
+            "seen.latest() == function",
+            "seen.latest() is function",
+            "test_loss.py::test_what_jax_finds_again_is_not_noticed",
+        ),
+        (
+            "if seen.times + 1 == _REPEATED:",
+            "if seen.times + 1 >= 2:",
+            "test_loss.py::test_a_loss_made_anew_at_every_call_is_noticed_once",
+        ),
+    ],
+    "bptt_jax/linalg/logscale.py": [
+        ("half = k // 2", "half = k", "test_logscale.py::test_shift_is_exact"),
+        (
+            "return a * _power_of_two(half, a.dtype) * _power_of_two(k - half, a.dtype)",
+            "return a * _power_of_two(k, a.dtype)",
+            "test_logscale.py::test_shift_is_exact",
+        ),
+        ("if axes else ()", "", "test_logscale.py::test_zero_keeps_its_exponent"),
+    ],
+    "bptt_jax/recurrence/programs.py": [
+        (
+            "out = [any(marks)] * len(eqn.outvars)",
+            "out = [all(marks)] * len(eqn.outvars)",
+            "test_linearization.py::test_which_results_may_depend_on_what_is_marked",
+        ),
+        (
+            "depends(branch, marks[1:])",
+            "depends(branch, marks[:-1])",
+            "test_linearization.py::test_which_results_may_depend_on_what_is_marked",
+        ),
+        (
+            "[marks[0] or any(each)",
+            "[any(each)",
+            "test_linearization.py::test_which_results_may_depend_on_what_is_marked",
+        ),
+        (
+            '"jit", "pjit", "remat2"',
+            '"remat2"',
+            "test_linearization.py::test_which_results_may_depend_on_what_is_marked",
+        ),
+    ],
+    "bptt_jax/recurrence/tangents.py": [
+        (
+            "return matmul(rows, jacobian.T)",
+            "return matmul(rows, jacobian)",
+            "test_lyapunov.py::test_whatever_way_a_step_is_differentiated",
+        ),
+        ("recurrence.begin(h, at)", "h", "test_contract.py -k lyapunov_exponents"),
+    ],
+    "bptt_jax/analysis/error_signal.py": [
+        (" & ~(sizes.largest[0] <= least)", "", "test_flow.py::test_a_small_penalty_on_later_states_is_no_reading"),
+        (
+            "jnp.logaddexp(found.came_in, logs[0])",
+            "jnp.maximum(found.came_in, logs[0])",
+            "test_contract.py -k gradient_flow",
+        ),
+        ("jnp.where(last, -jnp.inf, came_in)", "came_in", "test_contract.py -k gradient_flow"),
+        ("moved_to_real_steps(done.loss.states, real)", "done.loss.states", "test_contract.py -k gradient_flow"),
+        (
+            "(found, segment, num_segments=recurrence.length)[segment]",
+            "(found, 0 * segment)[0 * segment]",
+            "test_flow.py::test_every_segment_is_as_alone_and_padding_changes_nothing",
+        ),
+        ("jnp.where(last, -1, lag)", "lag", "test_contract.py -k gradient_flow"),
+    ],
+    "bptt_jax/analysis/growth.py": [
+        ("m * (m + 1) * (m + 2) / 12", "m * (m + 1) * (m + 1) / 12", "test_contract.py -k gradient_flow"),
+        (
+            "((m + 1) * self.first - self.second)",
+            "(m * self.first - self.second)",
+            "test_contract.py -k gradient_flow",
+        ),
+        ("longest = lag > self.length", "longest = lag >= self.length", "test_contract.py -k gradient_flow"),
+        (
+            "jnp.where(spared, self.gain_before, self.gain)",
+            "self.gain",
+            "test_flow.py::test_a_dead_first_step_is_no_loss_of_memory",
+        ),
+        (
+            "jnp.where(gain >= level, lag, self.within)",
+            "jnp.where(gain >= level, lag - 1, self.within)",
+            "test_flow.py::test_scalar_maps_in_closed_form",
+        ),
+        (
+            "jnp.where(falling, length + further,",
+            "jnp.where(falling, further,",
+            "test_contract.py -k gradient_flow",
+        ),
+        (
+            "squares + 2 * jnp.maximum(passed_on, 0)",
+            "squares",
+            "test_flow.py::test_the_error_of_the_rate_by_batches",
+        ),
+        ("(1 - jnp.minimum(shares, 0.75))", "1", "test_flow.py::test_the_error_of_the_rate_by_batches"),
+        ("alive & (self.counted == 0), increment", "alive, increment", "test_contract.py -k gradient_flow"),
+    ],
+    "bptt_jax/analysis/flow.py": [
+        (
+            "(product if reset is None else choose(reset, empty, product))",
+            "product",
+            "test_contract.py -k gradient_flow",
+        ),
+        (
+            "jnp.where(instants.real[:, None, None], matrices, empty.mantissa[None])",
+            "matrices",
+            "test_contract.py -k gradient_flow",
+        ),
+        ("        first += size\n", "", "test_contract.py -k gradient_flow"),
+        (
+            "order = (count - 1) % stride + stride",
+            "order = stride",
+            "test_flow.py::test_padding_at_the_end_changes_nothing",
+        ),
+        (
+            "jnp.where(missing, -1, 1 + chosen)",
+            "1 + chosen",
+            "test_flow.py::test_every_segment_is_as_alone_and_padding_changes_nothing",
+        ),
+        (
+            "finite=signal.finite & (grad_log_norm < jnp.inf)",
+            "finite=signal.finite",
+            "test_flow.py::test_an_infinity_that_the_step_bounds",
+        ),
+    ],
+    "bptt_jax/analysis/flow_results.py": [
+        ("count / (count - 1)", "1", "test_flow.py::test_sequences_are_pooled_by_the_weight_of_their_lines"),
+        ("np.where(count > 1, scatter, own)", "scatter", "test_contract.py -k Monitor"),
+        (
+            "weights = np.where(known, weights, 0)",
+            "weights = np.where(known, 1, 0)",
+            "test_flow.py::test_sequences_are_pooled_by_the_weight_of_their_lines",
+        ),
+    ],
+    "bptt_jax/analysis/verdict.py": [
+        (
+            "if peak_gain > -math.log(threshold):",
+            "if peak_gain > math.log(threshold):",
+            "test_verdict.py::test_judge",
+        ),
+        ("(count[v], SEVERITY.index(v))", "(count[v], -SEVERITY.index(v))", "test_verdict.py::test_overall"),
+        ('for v in verdicts if v != "unmeasured")', "for v in verdicts)", "test_verdict.py::test_overall"),
+        (
+            "sorted(self.lengths)[(len(self.lengths) - 1) // 2]",
+            "max(self.lengths)",
+            "test_verdict.py::test_a_typical_length_is_the_lower_median",
+        ),
+    ],
+    "bptt_jax/analysis/estimators.py": [
+        ("windows.is_last | (number % k1 == 0)", "number % k1 == 0", "test_contract.py -k tbptt_gradient"),
+        ("(left > 1, pulled)", "(left > 0, pulled)", "test_contract.py -k tbptt_gradient"),
+        (
+            "most = -(-k2 // k1) + 1",
+            "most = -(-k2 // k1)",
+            "test_estimators.py::test_tbptt_is_that_of_williams_and_peng",
+        ),
+        (
+            "residuals, immediate = jax.tree.map(lambda a: a[order], (residuals, immediate))",
+            "pass",
+            "test_contract.py -k truncation_bias",
+        ),
+        (
+            "jnp.where(at.reset, 0, sensitivities)",
+            "sensitivities",
+            "test_estimators.py::test_padding_and_resets_are_the_pieces_alone",
+        ),
+        (
+            "return jax.tree.map(jnp.conj, unravel_params(total))",
+            "return unravel_params(total)",
+            "test_estimators.py::test_complex_parameters_have_the_gradients_of_jax",
+        ),
+        ("after = choose(at.real, after, (h, sensitivities))", "pass", "test_contract.py -k rtrl_gradient"),
+        (
+            "jnp.where(immediate_t[:, None] == 0, 0, after[1])",
+            "after[1]",
+            "test_estimators.py::test_rtrl_is_finite_where_states_that_nothing_reads_overflow",
+        ),
+        ("matmul(by_state, start)", "start", "test_estimators.py::test_rtrl_of_a_step_that_goes_backwards_alone"),
+    ],
+    "bptt_jax/analysis/averages.py": [
+        (
+            "count_within(piece)[0] > warmup",
+            "count_within(piece)[0] >= warmup",
+            "test_contract.py -k lyapunov_exponents",
+        ),
+    ],
+    "bptt_jax/analysis/frames.py": [
+        (
+            "frames = _where(at.reset, begin_frames(fresh, count), frames)",
+            "pass",
+            "test_contract.py -k lyapunov_exponents",
+        ),
+        (
+            "jax.lax.cond(jnp.any(lost), ",
+            "jax.lax.cond(jnp.any(lost) & False, ",
+            "test_erasing_steps.py::test_closed_forms",
+        ),
+        (
+            "jnp.where(jnp.any(rows != 0, axis=2, keepdims=True), rows, fresh[None])",
+            "rows",
+            "test_erasing_steps.py::test_closed_forms",
+        ),
+        ("turn = upper - upper.mT", "turn = upper", "test_lyapunov.py::test_the_derivative_of_orthonormal_rows"),
+        (
+            "states, frames = _where(at.real, (new, frames._replace(rows=pushed)), (states, frames))",
+            "states, frames = new, frames._replace(rows=pushed)",
+            "test_contract.py -k lyapunov_exponents",
+        ),
+    ],
+    "bptt_jax/analysis/lyapunov.py": [
+        (
+            "jnp.where(erases, -1, jnp.asarray(piece))",
+            "jnp.asarray(piece)",
+            "test_erasing_steps.py::test_closed_forms",
+        ),
+        ("jnp.where(zero & dead[None], -jnp.inf, growth)", "growth", "test_erasing_steps.py::test_closed_forms"),
+        (
+            "jnp.where((measured & ~finite)[:, None], jnp.nan, growth)",
+            "growth",
+            "test_lyapunov.py::test_says_when_it_has_not_converged_or_is_not_finite",
+        ),
+        (
+            "forced = forced | ((piece >= 0) & (count_within(piece)[0] % window == 0))",
+            "pass",
+            "test_lyapunov.py::test_windows_are_exact",
+        ),
+        (
+            "jnp.where(lives, (upto - before)[:, None], 0)",
+            "(upto - before)[:, None]",
+            "test_erasing_steps.py::test_predicted",
+        ),
+        ("if half < 2:", "if half < 1:", "test_lyapunov.py::test_says_when_it_has_not_converged_or_is_not_finite"),
+        (
+            "np.abs(exponents) <= _neutral(spectrum),",
+            "np.abs(exponents) < 0,",
+            "test_lyapunov.py::test_a_limit_cycle_has_its_dimension_with_an_error",
+        ),
+    ],
+    "bptt_jax/parallel/adjoints.py": [
+        ("jax.vmap(choose)(far.begins, far.offset, offset)", "offset", "test_contract.py -k parallel_adjoints"),
+        (
+            "jacobians = jnp.where(mask[:, None, None], jacobians, eye)",
+            "pass",
+            "test_adjoints.py::test_parallel_adjoints_of_padding_and_resets",
+        ),
+        ("arrived.zero_where(~resets)", "arrived", "test_contract.py -k parallel_adjoints"),
+    ],
+    "bptt_jax/parallel/diagonal.py": [
+        ("a * reset_state[None] + b", "b", "test_contract.py -k unroll_linear"),
+        (
+            "jnp.where(instants.reset[0], 0, a[0] * h0)",
+            "a[0] * h0",
+            "test_diagonal.py::test_a_reset_before_the_first_step_leaves_the_start",
+        ),
+        ("((a, 1), (b, 0))", "((a, 0), (b, 0))", "test_contract.py -k unroll_linear"),
+    ],
+    "bptt_jax/parallel/newton.py": [
+        (
+            "jnp.concatenate([self.h0[None], h])[1 + last_real_step(real)]",
+            "h",
+            "test_deer.py::test_a_guess_saves_iterations",
+        ),
+        (
+            "affine_scan(factors, f - h, begins=instants.reset)",
+            "affine_scan(factors, f - h)",
+            "test_deer.py::test_a_linear_recurrence_takes_one_iteration",
+        ),
+        ("jnp.where(real[:, None], new, prepend(self.h0, h))", "new", "test_contract.py -k deer"),
+        (
+            "_RECOVER * damping), 0.5 * damping)",
+            "_RECOVER * damping), damping)",
+            "test_deer.py::test_damping_tames_what_overshoots",
+        ),
+        ("eps * size * signs", "0 * size * signs", "test_deer.py::test_chaos_is_not_taken_for_a_result"),
+        ("(error_ <= math.sqrt(eps))", "(error_ <= 1)", "test_deer.py::test_error_is_how_far_roundings_grow"),
+        (
+            "affine_scan(factors, offsets, begins=recurrence.instants.reset)",
+            "offsets",
+            "test_deer.py::test_gradients_are_those_of_unroll_and_of_the_parallel_adjoint",
+        ),
+        (
+            "jnp.where(instants.reset[0], 0, come)",
+            "come",
+            "test_deer.py::test_error_does_not_depend_on_the_chunks_of_time",
+        ),
+    ],
+    "bptt_jax/parallel/prediction.py": [
+        ("lengths // 10", "0 * lengths", "test_contract.py -k predict_parallel"),
+        ("jnp.max(lengths)", "jnp.sum(recurrence.real)", "test_contract.py -k predict_parallel"),
+        ("(0.0 if np.isnan(error) else error)", "0.0", "test_prediction.py::test_verdict"),
+    ],
+    "bptt_jax/linalg/affine.py": [
+        (
+            "factors if diagonal else factors.mT, not reverse",
+            "factors, not reverse",
+            "test_affine.py::test_values_and_gradients",
+        ),
+        (
+            "None if begins is None else _before(begins, not reverse)",
+            "begins",
+            "test_affine.py::test_where_it_begins_anew",
+        ),
+    ],
+    "bptt_jax/linalg/products.py": [
+        (
+            "before_reset(resets) if reverse else after_reset(resets, given[2])",
+            "before_reset(resets)",
+            "test_products.py::test_padding_and_resets",
+        ),
+        (
+            "return near @ far if reverse else far @ near",
+            "return far @ near",
+            "test_products.py::test_prefixes_and_suffixes_are_the_sequential_products",
+        ),
+    ],
+    "bptt_jax/analysis/influence.py": [
+        (
+            "choose(number < ends[1], jacobian @ product, product)",
+            "jacobian @ product",
+            "test_influence.py::test_every_pair_is_the_norm_of_its_product",
+        ),
+    ],
+    "bptt_jax/remedies/regularizers.py": [
+        ("jnp.where(recurrence.real, terms, 0)", "terms", "test_contract.py -k omega_terms"),
+        ("valid & recurrence.real", "valid", "test_contract.py -k omega_terms"),
+    ],
+}
+
+
+def main() -> int:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("numbers", nargs="*", type=int, help="of the faults to plant (all of them)")
+    faults = dict(enumerate(((file, *fault) for file, faults in MUTATIONS.items() for fault in faults), 1))
+    lost = [f"{n} {file}: {old}" for n, (file, old, *_) in faults.items() if read(ROOT / file).count(old) != 1]
+    if lost:
+        sys.exit("\n".join(["not found once in the code:", *lost]))
+
+    numbers = p.parse_args().numbers or list(faults)
+    wrong, noticing = [], set()
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)
+        for part in ("bptt_jax", "tests"):
+            shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", copy)
+        for number in numbers:
+            file, old, new, test = faults[number]
+            begin, source = time.perf_counter(), read(copy / file)
+            (copy / file).write_text(source.replace(old, new), encoding="utf-8")
+            failed = first_failure(copy, *shlex.split(test))
+            (copy / file).write_text(source, encoding="utf-8")
+            what = f"{number} {file}: {' '.join(old.split()):.90}"
+            print(f"{failed or 'SURVIVED'} ({time.perf_counter() - begin:.0f} s): {what}", flush=True)
+            if not failed:
+                wrong.append(f"survived: {what}")
+            elif "::" in failed:
+                noticing.add(failed.removeprefix("tests/"))
+        while noticing and (failed := first_failure(copy, *sorted(noticing))):
+            wrong.append(f"fails without a fault too: {failed}")
+            noticing.discard(failed.removeprefix("tests/"))
+    print(f"{len(numbers)} faults planted, {len(wrong)} gone wrong", *wrong, sep="\n")
+    return 1 if wrong else 0
+
+
+def first_failure(copy: Path, *tests: str) -> str:
+    """The test that fails first, or how pytest ended without one; empty if all pass."""
+    environment = os.environ | {
+        "PYTHONPATH": str(copy),
+        "JAX_COMPILATION_CACHE_DIR": str(copy / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    command = [sys.executable, "-m", "pytest", "-n", "0", "-x", "-q", "-p", "no:cacheprovider", *tests]
+    try:
+        done = subprocess.run(
+            command, cwd=copy / "tests", env=environment, capture_output=True, text=True, timeout=PATIENCE
+        )
+    except subprocess.TimeoutExpired:
+        return f"no end of {' '.join(tests)}"
+    if done.returncode in (4, 5):  # no such test
+        sys.exit(done.stdout + done.stderr)
+    for line in done.stdout.splitlines():
+        if line.startswith(("FAILED ", "ERROR ")):
+            return line.split(" ", 1)[1].split(" - ")[0]
+    return f"status {done.returncode} of {' '.join(tests)}" if done.returncode else ""
+
+
+def read(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
