@@ -151,5 +151,5 @@ def _influence_map(recurrence: Recurrence, intervals: int) -> InfluenceMap:
     count = jnp.cumsum(recurrence.resets[order])
     first, last = (count[jnp.clip(step, 0, steps - 1)] for step in (s, t - 1))
     norms = jax.lax.map(from_, grid).T
-    norms = jnp.where((t < s) | (last > first) & (t != s), -jnp.inf, jnp.where(t == s, 0, norms))
+    norms = jnp.where((t < s) | (last > first), -jnp.inf, jnp.where(t == s, 0, norms))
     return InfluenceMap(times.astype(jnp.int32), norms)
