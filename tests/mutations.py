@@ -348,7 +348,7 @@ MUTATIONS = {
         ("moved_to_real_steps(done.loss.states, real)", "done.loss.states", "test_contract.py -k gradient_flow"),
         (
             "(found, segment, num_segments=recurrence.length)[segment]",
-            "(found, 0 * segment)[0 * segment]",
+            "(found, 0 * segment, num_segments=recurrence.length)[0 * segment]",
             "test_flow.py::test_every_segment_is_as_alone_and_padding_changes_nothing",
         ),
         ("jnp.where(last, -1, lag)", "lag", "test_contract.py -k gradient_flow"),

@@ -50,7 +50,9 @@ def _by_definition(step, params, state0, xs, loss, k1, k2) -> np.ndarray:
 
 
 @pytest.mark.parametrize("cell", [bptt.rnn(4), bptt.lstm(3)], ids=["rnn", "lstm"])
-@pytest.mark.parametrize(("k1", "k2"), covering([(1, 1), (1, 4), (5, 5), (3, 7), (4, 4), (20, 20)], (1, 4), (3, 7)))
+@pytest.mark.parametrize(
+    ("k1", "k2"), covering([(1, 1), (1, 4), (5, 5), (3, 7), (4, 4), (20, 20)], (1, 4), (5, 5), (3, 7))
+)
 def test_tbptt_is_that_of_williams_and_peng(cell, k1, k2) -> None:
     setting = _setting(cell)
     got = _vector(tbptt_gradient(*setting, _every_state, k1=k1, k2=k2))
