@@ -349,7 +349,7 @@ MUTATIONS = {
         (
             "(found, segment, num_segments=recurrence.length)[segment]",
             "(found, 0 * segment, num_segments=recurrence.length)[0 * segment]",
-            "test_flow.py::test_every_segment_is_as_alone_and_padding_changes_nothing",
+            "test_flow.py::test_a_small_weight_is_a_reading_in_a_segment_that_has_no_larger_one",
         ),
         ("jnp.where(last, -1, lag)", "lag", "test_contract.py -k gradient_flow"),
     ],

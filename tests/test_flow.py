@@ -725,6 +725,20 @@ def test_a_small_penalty_on_later_states_is_no_reading():
     np.testing.assert_allclose(flow.horizon, plain.horizon, rtol=1e-4)
 
 
+def test_a_small_weight_is_a_reading_in_a_segment_that_has_no_larger_one():
+    weights = jnp.asarray(one_hot(14) + 1e-12 * one_hot(STEPS - 1), jnp.float32)
+    sequence = bptt.Sequence(jnp.zeros((STEPS, 2)), resets=jnp.arange(STEPS) == 15)
+    arguments = (
+        linear_step,
+        0.8 * jnp.eye(2),
+        jnp.ones(2),
+        sequence,
+        lambda states: weights @ jnp.sum(states, axis=1),
+    )
+    flow = bptt.gradient_flow(*arguments, spectra=False)
+    np.testing.assert_array_equal(flow.signal.lags, np.r_[15:0:-1, STEPS - 15 : 0 : -1])
+
+
 def test_the_dense_path_of_a_large_state_is_refused_with_its_cost():
     with pytest.raises(ValueError, match=r"D = 16384 numbers.*1\.5e\+14 operations.*spectra=False"):
         bptt.gradient_flow(lambda p, h, x: h, None, jnp.zeros(16384), None, lambda s: jnp.sum(s[-1]), length=2)
