@@ -404,7 +404,7 @@ MUTATIONS = {
         (
             "jnp.where(missing, -1, 1 + chosen)",
             "1 + chosen",
-            "test_flow.py::test_every_segment_is_as_alone_and_padding_changes_nothing",
+            "test_flow.py::test_padding_at_the_end_changes_nothing",
         ),
         (
             "finite=signal.finite & (grad_log_norm < jnp.inf)",
@@ -451,7 +451,7 @@ MUTATIONS = {
         (
             "jnp.where(at.reset, 0, sensitivities)",
             "sensitivities",
-            "test_estimators.py::test_padding_and_resets_are_the_pieces_alone",
+            "test_estimators.py::test_rtrl_forgets_at_a_reset",
         ),
         (
             "return jax.tree.map(jnp.conj, unravel_params(total))",
@@ -530,7 +530,7 @@ MUTATIONS = {
         (
             "jacobians = jnp.where(mask[:, None, None], jacobians, eye)",
             "pass",
-            "test_adjoints.py::test_parallel_adjoints_of_padding_and_resets",
+            "test_adjoints.py::test_parallel_adjoints_of_padding_take_the_identity_whatever_stands_there",
         ),
         ("arrived.zero_where(~resets)", "arrived", "test_contract.py -k parallel_adjoints"),
     ],
@@ -664,8 +664,8 @@ def first_failure(copy: Path, *tests: str) -> str:
         )
     except subprocess.TimeoutExpired:
         return f"no end of {' '.join(tests)}"
-    if done.returncode in (4, 5):  # no such test
-        sys.exit(done.stdout + done.stderr)
+    if done.returncode in (4, 5):
+        sys.exit(f"no such test in the suite: {' '.join(tests)}\n{done.stdout}{done.stderr}")
     for line in done.stdout.splitlines():
         if line.startswith(("FAILED ", "ERROR ")):
             return line.split(" ", 1)[1].split(" - ")[0]

@@ -443,6 +443,13 @@ def test_rematerialised_it_keeps_little():
     assert temporary(False) > 4 * steps * n * 4
 
 
+def test_parallel_adjoints_of_padding_take_the_identity_whatever_stands_there() -> None:
+    jacobians, last = jnp.asarray([2.0, jnp.nan, 3.0])[:, None, None], jnp.asarray([[0.0], [0.0], [1.0]])
+    got = bptt.parallel.parallel_adjoints(jacobians, last, mask=jnp.asarray([True, False, True]))
+    np.testing.assert_array_equal(got.adjoints.ravel(), [3, 3, 1])
+    np.testing.assert_array_equal(got.state0_grad, [6])
+
+
 @pytest.mark.exhaustive
 def test_parallel_adjoints_of_padding_and_resets(x64):
     """As those of `adjoints`, which looks at the step itself; what stands in the padding is NaN."""

@@ -292,6 +292,12 @@ def test_a_loop_of_unknown_length_goes_forward() -> None:
         truncation_bias(*given)
 
 
+def test_rtrl_forgets_at_a_reset() -> None:
+    sequence = bptt.Sequence(jnp.ones(3), resets=jnp.arange(3) == 2, reset_state=jnp.asarray(0.5))
+    got = rtrl_gradient(lambda w, h, x: w * h + x, 0.8, jnp.asarray(2.0), sequence, lambda states: states[-1])
+    np.testing.assert_allclose(got, 0.5, rtol=1e-6)
+
+
 def test_rtrl_of_a_step_that_goes_backwards_alone(x64) -> None:
     step, params, state0, _, xs = _problem(spiking_step)
     given = step, params, state0, xs, lambda states: jnp.sum(jnp.sin(states["h"]))

@@ -650,6 +650,7 @@ def test_padding_at_the_end_changes_nothing():
     np.testing.assert_allclose(
         flow.spectra.eigenvalues[: len(alone.spectra.steps)], alone.spectra.eigenvalues, rtol=1e-4
     )
+    np.testing.assert_array_equal(flow.spectra.steps, np.r_[alone.spectra.steps, np.full(15 - 6, -1)])
     assert flow.verdict == alone.verdict
 
 
