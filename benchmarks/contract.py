@@ -117,7 +117,8 @@ def key(cell: Cell) -> Key:
 def in_process(cells: list[Cell], kept: Path, folder: Path) -> None:
     """Judges those that have no outcome; where the process dies or hangs the cell has raised, and the next goes on."""
     environment = {"XLA_FLAGS": QUICKLY} | os.environ
-    left = [cell for cell in cells if key(cell) not in outcomes(kept)]
+    done_before = outcomes(kept)
+    left = [cell for cell in cells if key(cell) not in done_before]
     path = folder / f"{cells[0]['entry']}.json"
     while left:
         path.write_text(json.dumps(left))
