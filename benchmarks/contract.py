@@ -37,7 +37,8 @@ TESTS = Path(__file__).parents[1] / "tests"
 PATIENCE = 3600  # seconds for the cells of one entry
 OUTCOMES = ("ok", "refused", "wrong", "raised")
 COMPILED = Path(tempfile.gettempdir()) / "bptt_jax_contract"
-QUICKLY = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+# The older emitters, quicker still, err by a third in `jax.vmap(jax.grad(...))` of a state that begins at -inf.
+QUICKLY = "--xla_backend_optimization_level=0"
 Cell = dict[str, str]  # check, entry, dtype, kind, outcome, why
 Key = tuple[str, ...]
 

@@ -573,7 +573,7 @@ REGISTRY: dict[str, Entry] = {
     "nilpotent": Entry(nilpotent, defective=True),
     "faint": Entry(faint),
     "identity": Entry(identity),
-    "dead first step": Entry(dead_first_step),
+    "dead first step": Entry(dead_first_step, defective=True),
     "hidden Markov": Entry(hidden_markov),
     "thousands": Entry(thousands, large=True),
     "mixed precision": Entry(mixed_precision, tolerance=1e-2),
