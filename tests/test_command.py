@@ -150,6 +150,7 @@ def test_same_seed_same_numbers_other_seed_others() -> None:
     assert np.any(r1.params.recurrent != r3.params.recurrent)
 
 
+@pytest.mark.exhaustive
 def test_double_precision(step_file, tmp_path) -> None:
     arguments = [*SMALL, "--float64", "--cells", "gru", "--out", str(tmp_path)]
     done = subprocess.run(

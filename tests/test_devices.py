@@ -7,7 +7,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -189,18 +189,15 @@ def test_one_process_killed_the_other_ends_with_an_error(victim: int) -> None:
 
 
 MATRICES = """
-import sys
-import jax, jax.numpy as jnp, numpy as np
+import jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import bptt_jax as bptt
 from bptt_jax.analysis.frames import orthonormal
 
-DIRECT = lambda a: jnp.linalg.svd(a, compute_uv=False), lambda a: jnp.linalg.qr(a)[1], jnp.linalg.eigvals
-OURS = bptt.singular_values, lambda a: orthonormal(a.mT)[0].mT, bptt.eigenvalues
+FUNCTIONS = bptt.singular_values, lambda a: orthonormal(a.mT)[0].mT, bptt.eigenvalues
 given = np.random.default_rng(0).standard_normal((8, 128, 128)).astype(np.float32)
 stack = jax.device_put(given, NamedSharding(Mesh(jax.devices(), "batch"), PartitionSpec("batch")))
-both = [jax.jit(f).lower(stack).compile() for f in (OURS if sys.argv[1] == "ours" else DIRECT)]
-print("begins", flush=True)
+both = [jax.jit(f).lower(stack).compile() for f in FUNCTIONS]
 for _ in range(3):
     values, r, roots = jax.block_until_ready([f(stack) for f in both])
 wide = given.astype(np.float64)
@@ -211,18 +208,9 @@ print("done")
 """
 
 
-def test_lapack_on_two_devices_at_a_time_does_not_block(record_property: Callable[[str, str], None]) -> None:
-    """`jnp.linalg` may block for good here, or take as many seconds as ours milliseconds; BLAS has its threads."""
-    seen = {}
-    for whose in ("jax", "ours"):
-        process = start(MATRICES, whose, XLA_FLAGS="--xla_force_host_platform_device_count=2")
-        with running(process):
-            assert process.stdout.readline() == "begins\n", process.stderr.read()
-            try:
-                out, err = process.communicate(timeout=15)
-                seen[whose] = out or err
-            except subprocess.TimeoutExpired:
-                seen[whose] = "blocked\n"
-    record_property("jnp.linalg", seen["jax"].strip())  # this machine's luck
-    print(f"jnp.linalg: {seen['jax']}")
-    assert seen["ours"] == "done\n"
+def test_lapack_on_two_devices_at_a_time_does_not_block() -> None:
+    """BLAS has its threads: `jnp.linalg` may block for good here."""
+    process = start(MATRICES, XLA_FLAGS="--xla_force_host_platform_device_count=2")
+    with running(process):
+        out, err = process.communicate(timeout=120)
+    assert out == "done\n", err

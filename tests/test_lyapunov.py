@@ -526,6 +526,7 @@ def test_side_by_side_without_inputs_and_forward_derivative(x64) -> None:
     assert float(two[0]) == pytest.approx(math.log(0.72), rel=1e-6)
 
 
+@pytest.mark.exhaustive
 def test_pieces_side_by_side(x64) -> None:
     """With padding and resets too: every step's growth as in one piece."""
     e = cell_example("gru", jnp.float64, steps=90)
@@ -641,8 +642,8 @@ def branching(p, h, x):
     return jax.lax.cond(x[0] > 0, lambda h: jnp.tanh(p @ h), lambda h: 0.9 * h + x, h)
 
 
-@pytest.mark.parametrize("segments", [1, 3])
-@pytest.mark.parametrize("step", [spiking, clipping, looping, branching])
+@pytest.mark.parametrize("segments", covering([1, 3], 3))
+@pytest.mark.parametrize("step", covering([spiking, clipping, looping, branching], spiking, branching))
 def test_whatever_way_a_step_is_differentiated(x64, step, segments) -> None:
     """Its exponents are those of its Jacobians: of the backward pass where it has no other."""
     rng = np.random.default_rng(3)

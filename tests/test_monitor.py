@@ -273,6 +273,7 @@ def test_trials_of_different_lengths_are_measured_each_as_it_is():
     np.testing.assert_allclose(got, np.sort(np.concatenate(adjoints)), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.exhaustive
 def test_episodes_are_measured_as_gradient_flow_measures_them():
     params, state0, xs, args = example()
     resets = np.isin(np.arange(T), [4, 9])[None] & np.array([[True]] * B)

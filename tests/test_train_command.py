@@ -115,6 +115,7 @@ def test_diagnose_sees_the_trained_network(finished, tmp_path) -> None:
     assert np.any(now.params.cell.recurrent != first.params.cell.recurrent)
 
 
+@pytest.mark.exhaustive
 def test_clipped_adjoints_train_and_are_diagnosed_without(tmp_path) -> None:
     run = [*SMALL, "--clip-adjoints", "0.1", "--remat", "--updates", "20", "--out", str(tmp_path)]
     assert main(run) == 0
