@@ -171,7 +171,7 @@ def test_equal_in_two_processes() -> None:
             assert process.returncode == 0
 
 
-@pytest.mark.parametrize("victim", covering([0, 1], 0))
+@pytest.mark.parametrize("victim", covering([0, 1]))
 def test_one_process_killed_the_other_ends_with_an_error(victim: int) -> None:
     """JAX's own, after the 10 seconds without a sign of life that both were told to wait, at the latest."""
     processes = pair(BEGIN + JOINED + WORK + FOR_EVER)

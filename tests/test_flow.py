@@ -396,6 +396,7 @@ def test_leading_values_only(name, x64):
             np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11, err_msg=str(path))
 
 
+@pytest.mark.exhaustive
 def test_leading_values_of_a_larger_state():
     """D = 200 in float32: the spaces are far smaller, and what is found is good to 1e-3."""
     step, params, state0, xs, _ = cell_example("rnn", jnp.float32, 200, 12)

@@ -228,6 +228,7 @@ def test_what_is_measured_does_not_depend_on_padding():
         np.testing.assert_allclose(np.sort(record.histograms[name]), np.sort(values), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.exhaustive
 def test_trials_of_different_lengths_are_measured_each_as_it_is():
     """Of one padded batch the first four are sampled: with the numbers that `gradient_flow` gives of each alone."""
     params, state0, xs, args = example()
