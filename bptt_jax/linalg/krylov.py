@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bptt_jax.linalg.lapack import matrix_by_matrix
+from bptt_jax.linalg.lapack import eig, svd
 from bptt_jax.linalg.logscale import ZERO_EXPONENT, LogScaled
 from bptt_jax.linalg.precision import matmul
 
@@ -96,7 +96,7 @@ def singular_triplets(push: Product, pull: Product, size: int, dtype: jnp.dtype,
     left, right, diagonal, upper, _, largest = jax.lax.fori_loop(0, steps, body, carry)
     bidiagonal = jnp.diag(diagonal) + jnp.diag(upper[:-1], 1)
     bad = ~jnp.isfinite(largest)
-    x, values, y = _svd(jnp.where(bad, 0, bidiagonal))
+    x, values, y = svd(jnp.where(bad, 0, bidiagonal))
     errors = jnp.abs(upper[-1] * x[-1]) + _rounding(values[0], size)
     values, errors = (jnp.where(bad, jnp.nan, a[:num]) for a in (values, errors))
     return SingularTriplets(values, errors, matmul(x[:, :num].T, left), matmul(y[:num], right), unit)
@@ -132,17 +132,13 @@ def eigenpairs(push: Product, size: int, dtype: jnp.dtype, num: int) -> Eigenpai
     )
     basis, hessenberg, _, largest = jax.lax.fori_loop(0, steps, body, carry)
     bad = ~jnp.isfinite(largest)
-    values, vectors = _eig(jnp.where(bad, 0, hessenberg[:-1]))
+    values, vectors = eig(jnp.where(bad, 0, hessenberg[:-1]))
     # Stable, so that conjugate pairs keep LAPACK's order.
     order = jnp.argsort(-jnp.abs(values), stable=True)
     values, vectors = values[order], vectors[:, order]
     errors = jnp.abs(hessenberg[-1, -1]) * jnp.abs(vectors[-1]) + _rounding(largest, size)
     values, errors = (jnp.where(bad, jnp.nan, a) for a in (values, errors))
     return Eigenpairs(values, errors, matmul(vectors.T, basis.astype(vectors.dtype)), unit)
-
-
-_svd = matrix_by_matrix(lambda matrices: jnp.linalg.svd(matrices, full_matrices=False), (2, 1, 2))
-_eig = matrix_by_matrix(jnp.linalg.eig, (1, 2))
 
 
 def _orthonormal(basis: Array, image: Array, largest: Array, spare: Array) -> tuple[Array, Array, Array, Array]:

@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 from jax.custom_batching import custom_vmap
 from jax.experimental.custom_partitioning import custom_partitioning
@@ -86,3 +87,7 @@ def hold_blas_threads() -> None:
     folder = os.sep + cython_lapack.__name__.split(".")[0]
     own = [lib.filepath for lib in found.lib_controllers if folder in lib.filepath]
     (found.select(filepath=own) if own else found).limit(limits=1)
+
+
+svd = matrix_by_matrix(lambda matrices: jnp.linalg.svd(matrices, full_matrices=False), (2, 1, 2))
+eig = matrix_by_matrix(jnp.linalg.eig, (1, 2))

@@ -8,7 +8,7 @@ norm times their condition number. What lies below the smallest normal number is
 
 import math
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +18,7 @@ from jaxtyping import Complex, Float, Inexact
 
 from bptt_jax.checks import check_matrices
 from bptt_jax.linalg.batched_spectra import batched_eigenvalues, batched_singular_values
-from bptt_jax.linalg.lapack import matrix_by_matrix
+from bptt_jax.linalg.lapack import eig, matrix_by_matrix, svd
 from bptt_jax.linalg.logscale import LogScaled
 from bptt_jax.linalg.precision import matmul
 
@@ -202,24 +202,21 @@ def _svd_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Arra
 
 @jax.custom_jvp
 def _triplets(matrices: Array) -> tuple[Array, Array, Array]:
-    left, values, right = _svd_with_vectors(matrices)
+    left, values, right = svd(matrices)
     return left, values, right
 
 
 @_triplets.defjvp
 def _triplets_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Any, Any]:
-    return jax.jvp(lambda matrices: tuple(_svd_of_jax(matrices)), primals, tangents)
+    return jax.jvp(lambda matrices: tuple(jnp.linalg.svd(matrices, full_matrices=False)), primals, tangents)
 
 
 @_eigvals.defjvp
 def _eigvals_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     # d lambda_k = w_k^T dA v_k, the w_k being the rows of V^-1
-    values, vectors = _eig_with_vectors(*primals)
+    values, vectors = eig(*primals)
     (rows,) = _inverse(vectors)
     return values, jnp.sum(matmul(rows, tangents[0].astype(rows.dtype)) * vectors.mT, axis=-1)
 
 
-_svd_of_jax = partial(jnp.linalg.svd, full_matrices=False)
-_svd_with_vectors = matrix_by_matrix(_svd_of_jax, (2, 1, 2))
-_eig_with_vectors = matrix_by_matrix(jnp.linalg.eig, (1, 2))
 _inverse = matrix_by_matrix(jnp.linalg.inv, (2,))
