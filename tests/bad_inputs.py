@@ -549,6 +549,9 @@ def judge(case: Case) -> tuple[Outcome, str]:
     # Without the length it is the inputs that are judged.
     good = {k: v for k, v in target.good.items() if not (argument == "xs" and k == "length")}
     bad = good | {argument: spoiler.spoil(good.get(argument))}
+    for leaf in jax.tree.leaves(bad[argument]):
+        if isinstance(leaf, float):
+            jnp.asarray(leaf)  # JAX 0.8 compiles the conversion of a number, once
     try:
         with watched() as compiled:
             result = jax.block_until_ready(target.call(**bad))

@@ -224,6 +224,25 @@ def test_help_has_examples(capsys) -> None:
     assert "bptt-jax diagnose --cells gru lstm" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_that_something_caught(number, status, tmp_path) -> None:
+    """JAX 0.8 catches everything where it looks whether an index is a number; so may a step of one's own."""
+    (tmp_path / "greedy.py").write_text(
+        "import signal\n"
+        "def make(size):\n"
+        "    try:\n"
+        f"        signal.raise_signal({int(number)})\n"
+        "    except BaseException:\n"
+        "        pass\n"
+        "    return (lambda w, h, x: w * h), 0.5, __import__('jax').numpy.ones(3)\n"
+    )
+    command = [sys.executable, "-m", "bptt_jax", *SMALL, "--step", "greedy.py:make", "--out", "results"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == status
+    assert done.stderr.endswith("; no file was written\n")
+    assert not list((tmp_path / "results").iterdir())
+
+
 def test_interrupted_leaves_nothing(tmp_path) -> None:
     """SIGINT while it measures: status 130, one line, and the files of an earlier run untouched."""
     (tmp_path / "flow.json").write_text("before")

@@ -126,8 +126,7 @@ def prepare(settings: Settings) -> tuple[Data, list[Recurrence]]:
 def compile_all(recurrences: list[Recurrence], data: Data) -> Iterator[tuple[Recurrence, Measure]]:
     """Each recurrence with its compiled measurement, in order; compilation runs ahead on other threads.
 
-    Recurrences that differ in their numbers alone share one. Only compilation is threaded: two loops of LAPACK
-    calls at once in one process can block each other.
+    Recurrences that differ in their numbers alone share one.
 
     Raises:
       BadArgument: a step breaks the contract, or raises.

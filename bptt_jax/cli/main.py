@@ -10,11 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-# numpy's, loaded by now, is not the OpenBLAS that jaxlib calls for spectra; that one comes with its first use and
-# must not start threads of its own inside a loop over small matrices: two to four times slower, and two such
-# loops at once can block each other for good.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-
 import jax
 import numpy as np
 
@@ -23,6 +18,7 @@ from bptt_jax.cli import diagnose, train
 from bptt_jax.cli.page import page
 from bptt_jax.cli.report import COLUMNS, BadArgument, rows
 from bptt_jax.experiments.progress import progress_bar
+from bptt_jax.experiments.records import Record
 from bptt_jax.files import atomic_path, write_json
 
 _DIAGNOSE_EXAMPLES = """\
@@ -58,8 +54,17 @@ class _Terminated(KeyboardInterrupt):
     """SIGTERM, as of a queue whose time is over: ends as an interrupt does."""
 
 
-def _terminate(*_: object) -> NoReturn:
-    raise _Terminated
+_signals: list[int] = []  # that have come: JAX, or a step, may catch everything just where the exception is raised
+
+
+def _note_and_raise(number: int, _: object) -> None:
+    _signals.append(number)
+    _raise_if_signalled()
+
+
+def _raise_if_signalled() -> None:
+    if _signals:
+        raise _Terminated if _signals[-1] == signal.SIGTERM else KeyboardInterrupt
 
 
 def run() -> int:
@@ -72,10 +77,12 @@ def run() -> int:
         if os.access(folder, os.W_OK):
             jax.config.update("jax_compilation_cache_dir", str(folder))
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, _note_and_raise)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored, as in a shell's background
+        signal.signal(signal.SIGINT, _note_and_raise)
     status = main()
     if status in (_INTERRUPTED, _TERMINATED):
-        # What is still being computed would call Python for its spectra, and Python's end would wait for it.
+        # Python's end would wait for what is still being computed.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
@@ -218,12 +225,17 @@ def _diagnose(arguments: argparse.Namespace) -> int:
     )
     with Progress(*columns, console=log, disable=not log.is_terminal, transient=True) as progress:
         task = progress.add_task("compiling", total=settings.batch * len(recurrences))
+
+        def advance(sequences: int) -> None:
+            _raise_if_signalled()
+            progress.advance(task, sequences)
+
         for i, (recurrence, compiled) in enumerate(diagnose.compile_all(recurrences, data)):
             name = recurrence.name
             progress.update(task, description=f"measuring {name}")
             if not log.is_terminal:
                 print(f"measuring {name} ({i + 1} of {len(recurrences)})", file=sys.stderr, flush=True)
-            flows[name] = diagnose.measure(recurrence, compiled, data, lambda n: progress.advance(task, n))
+            flows[name] = diagnose.measure(recurrence, compiled, data, advance)
     title, numbers = diagnose.title(settings, data), diagnose.record(settings, data, flows, gated)
     drawn = {name.replace("$", r"\$"): flow for name, flow in flows.items()}  # no name is mathematics
     figure = plot_gradient_flow(drawn, title=title)
@@ -276,7 +288,12 @@ def _train(arguments: argparse.Namespace) -> int:
         jax.config.update("jax_enable_x64", True)
     job = train.prepare(settings)
     out = _writable(arguments.out or Path(f"train-{arguments.task}"))
-    with progress_bar(arguments.updates) as report:
+    with progress_bar(arguments.updates) as show:
+
+        def report(line: Record) -> None:
+            _raise_if_signalled()
+            show(line)
+
         done = train.run(job, settings, arguments.updates, out, report)
     task = job.network.task
     title = f"{settings.cell} of {settings.hidden} units, {settings.task}, T = {task.length}"

@@ -189,7 +189,7 @@ def _deer(
     recurrence = check_step(recurrence)
     others = _other_leaves(recurrence)
     equations = _Equations(jax.lax.stop_gradient(recurrence), others)
-    mode, instants, h0 = differentiation_mode(recurrence), recurrence.instants, equations.h0
+    mode, instants, h0 = differentiation_mode(recurrence), equations.recurrence.instants, equations.h0
     if guess is None:
         first = jnp.broadcast_to(h0, (recurrence.length, h0.size))
     else:
