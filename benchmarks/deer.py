@@ -7,8 +7,9 @@
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ import matplotlib
 import numpy as np
 from measure import (
     Claim,
+    Rows,
     compiled,
     interleaved_medians,
     parser,
@@ -180,11 +182,10 @@ def times(kind: str, size: int, length: int, batch: int, s: dict[str, Any]) -> d
         medians = interleaved_medians(runs, s["repeats"])
         row[name] = medians["sequential"] / medians["parallel"]
         row[f"{name}_error"] = error
-    print(row, flush=True)
     return row
 
 
-def figure(gains: list[dict[str, Any]], timed: list[dict[str, Any]], s: dict[str, Any]) -> Any:
+def figure(gains: list[dict[str, Any]], timed: Sequence[dict[str, Any]], s: dict[str, Any]) -> Any:
     fig, (left, right) = plt.subplots(1, 2, figsize=(12, 4.3), layout="constrained")
     colours = {"full": "C0", "damped": "C1", "diagonal": "C2"}
     for variant in s["variants"]:
@@ -216,47 +217,60 @@ def figure(gains: list[dict[str, Any]], timed: list[dict[str, Any]], s: dict[str
     return fig
 
 
-def main() -> None:
-    arguments = parser(__doc__).parse_args()
-    s = QUICK if arguments.quick else FULL
-    with jax.enable_x64(True):
-        exact = answers(s)
-        print_table(
-            "Parallel against sequential, 16 units, T = 1000, float64",
-            ("cell", "variant", "iterations", "deviation", "of the gradient"),
-            exact,
-        )
-        gains = by_gain(s)
-    print_table(
-        f"s' = W tanh(s), D = {s['size']}, T = {s['length']}, float64: iterations until the mean squared residual "
-        "is below 1e-10",
-        ("gain", "exponent", "predicted", *s["variants"], "published, full (D = 100, T = 1000)", "converged, full"),
-        [
-            (
-                r["gain"], f"{r['exponent']:.4f} +- {r['standard_error']:.4f}", r["predicted"],
-                *(r[v] if math.isfinite(r[v]) else f"> {s['most'][v]}" for v in s["variants"]),
-                PUBLISHED[r["gain"]], r["full_converged"],
-            )
-            for r in gains
-        ],
-    )  # fmt: skip
+def timed_rows(out: Path, s: dict[str, Any]) -> Rows:
     # Full Jacobians are what is large: three arrays of them live at a time.
-    settings = [
-        (kind, size, length, 1)
-        for kind in (*s["cells"], *s["linear_cells"])
-        for size in s["sizes"]
-        for length in s["lengths"]
-        if kind in s["linear_cells"] or length * size**2 <= s["most_numbers"]
+    cases = [
+        *s["batches"],
+        *(
+            (kind, size, length, 1)
+            for kind in (*s["cells"], *s["linear_cells"])
+            for size in s["sizes"]
+            for length in s["lengths"]
+            if kind in s["linear_cells"] or length * size**2 <= s["most_numbers"]
+        ),
     ]
-    settings += s["batches"]
-    timed = [times(*setting, s) for setting in settings]
+    rows = Rows(out, "deer", s)
+    for case in cases:
+        rows.measure(partial(times, s=s), *case)
     print_table(
         "Time of the sequential evaluation over that of the parallel one (above 1: parallel is faster), float32, "
         f"medians of {s['repeats']} or more by turns",
         ("cell", "D", "T", "batch", "iterations", "forward", "with gradient"),
-        [tuple(r[k] for k in ("cell", "D", "T", "batch", "iterations", "forward", "gradient")) for r in timed],
+        [tuple(r[k] for k in ("cell", "D", "T", "batch", "iterations", "forward", "gradient")) for r in rows],
     )
-    write(arguments.out / "deer.png", lambda path: figure(gains, timed, s).savefig(path, dpi=130))
+    return rows
+
+
+def main() -> None:
+    p = parser(__doc__)
+    p.add_argument("--times", action="store_true", help="3 alone")
+    arguments = p.parse_args()
+    s = QUICK if arguments.quick else FULL
+    results: dict[str, Any] = {}
+    if not arguments.times:
+        with jax.enable_x64(True):
+            results = {"answers": answers(s), "gains": by_gain(s)}
+        print_table(
+            "Parallel against sequential, 16 units, T = 1000, float64",
+            ("cell", "variant", "iterations", "deviation", "of the gradient"),
+            results["answers"],
+        )
+        print_table(
+            f"s' = W tanh(s), D = {s['size']}, T = {s['length']}, float64: iterations until the mean squared residual "
+            "is below 1e-10",
+            ("gain", "exponent", "predicted", *s["variants"], "published, full (D = 100, T = 1000)", "converged, full"),
+            [
+                (
+                    r["gain"], f"{r['exponent']:.4f} +- {r['standard_error']:.4f}", r["predicted"],
+                    *(r[v] if math.isfinite(r[v]) else f"> {s['most'][v]}" for v in s["variants"]),
+                    PUBLISHED[r["gain"]], r["full_converged"],
+                )
+                for r in results["gains"]
+            ],
+        )  # fmt: skip
+    timed = timed_rows(arguments.out, s)
+    if not arguments.times:
+        write(arguments.out / "deer.png", lambda path: figure(results["gains"], timed, s).savefig(path, dpi=130))
     on_gpu = jax.default_backend() == "gpu"
     claims = [
         Claim("DEER", f"{r['cell']} {r['D']}, T = {r['T']}, batch {r['batch']}", "sequential time over ours",
@@ -265,7 +279,8 @@ def main() -> None:
         if on_gpu and r["batch"] > 1 and r["D"] == 2
     ]  # fmt: skip
     print_claims(claims)
-    save(arguments.out, "deer", s, {"answers": exact, "gains": gains, "times": timed}, claims)
+    save(arguments.out, "deer", s, results | {"times": list(timed), "failed": timed.failed}, claims)
+    timed.end()
 
 
 if __name__ == "__main__":

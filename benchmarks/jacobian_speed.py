@@ -15,6 +15,7 @@ import jax
 import peers
 from measure import (
     Claim,
+    Rows,
     compiled,
     interleaved_medians,
     parser,
@@ -92,11 +93,10 @@ def main() -> None:
     a = parser(__doc__).parse_args()
     s = QUICK if a.quick else FULL
     modules, missing = peers.installed({"torch": "torch_jacobians"})
-    rows = []
+    rows = Rows(a.out, "jacobian_speed", s)
     for name in s["cells"]:
         for hidden in s["hidden"]:
-            rows.append(measure(name, hidden, modules.get("torch"), s))
-            print(rows[-1], flush=True)
+            rows.measure(partial(measure, torch_peer=modules.get("torch"), s=s), name, hidden)
     labels = ("by hand", *(f"torch {mode}{n}" for mode in ("jacfwd", "jacrev") for n in ("", ", 1 thread")))
     absent = "no torch" if missing else None
     print_table(
@@ -126,7 +126,8 @@ def main() -> None:
                 )
             )
     print_claims(claims)
-    save(a.out, "jacobian_speed", s | {"input_size": INPUT_SIZE}, {"rows": rows, "missing": missing}, claims)
+    save(a.out, "jacobian_speed", s | {"input_size": INPUT_SIZE}, rows.results | {"missing": missing}, claims)
+    rows.end()
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import peers
-from measure import Claim, compiled, interleaved_medians, parser, print_claims, print_rows, save
+from measure import Claim, Rows, compiled, interleaved_medians, parser, print_claims, print_rows, save
 
 import bptt_jax as bptt
 
@@ -127,9 +127,13 @@ def main() -> None:
     modules, missing = peers.installed({"NumPy": "numpy_lyapunov", "PyTorch": "torch_lyapunov"})
     if missing:
         print(f"not installed: {', '.join(missing)}; those columns are empty")
-    costs = [cost(modules, name, size, num, s["cost"]) for name, size, num in s["cost"]["cases"]]
+    costs, by_size = (Rows(arguments.out, f"lyapunov_cost.{part}", s) for part in ("cost", "segments"))
+    for size in s["segments"]["sizes"]:
+        by_size.measure(partial(side_by_side, s=s["segments"]), size)
+    for name, size, num in s["cost"]["cases"]:
+        costs.measure(partial(cost, modules, c=s["cost"]), name, size, num)
+    cuts = [row for rows in by_size for row in rows]
     print_rows(f"Cost of {s['cost']['steps']} steps, float32; ratios above 1: ours is faster", costs)
-    cuts = [row for size in s["segments"]["sizes"] for row in side_by_side(size, s["segments"])]
     print_rows("All exponents with the steps cut into segments, float32; above 1: faster than in one piece", cuts)
     claims = [
         Claim(
@@ -147,15 +151,24 @@ def main() -> None:
         claims += [
             Claim(
                 "Lyapunov exponents",
-                f"D = {size}, {cuts[0]['steps']} steps",
+                f"D = {rows[0]['D']}, {rows[0]['steps']} steps",
                 "one piece over segments side by side",
-                max(r["one piece / segments"] for r in cuts if r["D"] == size),
+                max(r["one piece / segments"] for r in rows),
                 PARALLEL_AIM,
             )
-            for size in s["segments"]["sizes"]
+            for rows in by_size
         ]
     print_claims(claims)
-    save(arguments.out, "lyapunov_cost", s, {"cost": costs, "segments": cuts, "missing": missing}, claims)
+    failed = costs.failed | by_size.failed
+    save(
+        arguments.out,
+        "lyapunov_cost",
+        s,
+        {"cost": costs, "segments": cuts, "failed": failed, "missing": missing},
+        claims,
+    )
+    costs.end()
+    by_size.end()
 
 
 if __name__ == "__main__":

@@ -55,18 +55,20 @@ def seconds(run: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def interleaved_medians(candidates: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+def interleaved_medians(
+    candidates: Mapping[str, Callable[[], Any]], repeats: int, at_least: float = 2.0
+) -> dict[str, float]:
     """Median seconds of each candidate; they take turns, after one call each that does not count.
 
     The order is drawn anew every round, so that what one leaves behind (spinning threads, a cold cache) hits all of
-    them. Short ones are repeated more often than asked, until all together have taken two seconds.
+    them. Short ones are repeated more often than asked, until all together have taken `at_least` so many seconds.
     """
     for run in candidates.values():
         seconds(run)
     times: dict[str, list[float]] = {name: [] for name in candidates}
     order, draw = list(candidates), random.Random(0)
     start = time.perf_counter()
-    while len(times[order[0]]) < repeats or time.perf_counter() - start < 2:
+    while len(times[order[0]]) < repeats or time.perf_counter() - start < at_least:
         draw.shuffle(order)
         for name in order:
             times[name].append(seconds(candidates[name]))
@@ -193,6 +195,46 @@ def save(out: Path, name: str, settings: dict[str, Any], results: Any, claims: S
     print(f"wrote {out / name}.json")
 
 
+class Rows(list[Any]):
+    """What a benchmark has measured so far, on disk after every case: one that is stopped leaves what it has.
+
+    Attributes:
+      failed: for each case that could not be measured the reason.
+    """
+
+    def __init__(self, out: Path, name: str, settings: dict[str, Any]) -> None:
+        super().__init__()
+        self.failed: dict[str, str] = {}
+        self._where = out, f"{name}.part", settings
+
+    def measure(self, run: Callable[..., Any], *case: Any) -> None:
+        """Adds ``run(*case)`` and shows it; what fails is named, and the cases after it are measured all the same."""
+        try:
+            row = run(*case)
+        except (Exception, SystemExit) as error:
+            row = None
+            self.failed[" ".join(map(str, case))] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+        if row is not None:
+            self.append(row)
+        print(row if row is not None else f"failed: {list(self.failed.items())[-1]}", flush=True)
+        out, name, settings = self._where
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(
+            out / f"{name}.json", {"settings": settings, "environment": environment(), "results": self.results}
+        )
+
+    @property
+    def results(self) -> dict[str, Any]:
+        return {"rows": list(self), "failed": self.failed}
+
+    def end(self) -> None:
+        """Once the whole is saved. Raises SystemExit: status 1, if a case failed."""
+        out, name, _ = self._where
+        (out / f"{name}.json").unlink(missing_ok=True)
+        if self.failed:
+            raise SystemExit("\n".join(["failed:", *(f"  {case}: {why}" for case, why in self.failed.items())]))
+
+
 def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """A Markdown table; floats with three digits after the point or three significant ones."""
 
@@ -211,6 +253,8 @@ def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) 
 def print_rows(title: str, rows: Sequence[Mapping[str, Any]], *precise: str) -> None:
     """`print_table` of dictionaries with the same keys; numbers under `precise` ones with five digits after the
     point. Columns that are "" in the first row are left out."""
+    if not rows:
+        return
     keys = [k for k in rows[0] if rows[0][k] != ""]
     cells = [[f"{r[k]:.5f}" if k in precise and r[k] is not None else r[k] for k in keys] for r in rows]
     print_table(title, keys, cells)

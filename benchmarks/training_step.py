@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import peers
 from measure import (
     Claim,
+    Rows,
     compiled,
     interleaved_medians,
     parser,
@@ -170,10 +171,9 @@ def main() -> None:
     a = parser(__doc__).parse_args()
     s = QUICK if a.quick else FULL
     modules, missing = peers.installed(LIBRARIES)
-    rows = []
+    rows = Rows(a.out, "training_step", s)
     for size in s["sizes"]:
-        rows.append(measure(size, modules, s["repeats"]))
-        print(size, {k: round(r, 2) for k, r in rows[-1]["ratios"].items()}, flush=True)
+        rows.measure(partial(measure, modules=modules, repeats=s["repeats"]), size)
 
     def text(row: dict[str, Any], name: str) -> str | None:
         library = name.split(",")[0]
@@ -197,7 +197,8 @@ def main() -> None:
     )
     claims = [claim for row in rows for claim in claims_of(row)]
     print_claims(claims)
-    save(a.out, "training_step", s, {"rows": rows, "missing": missing}, claims)
+    save(a.out, "training_step", s, rows.results | {"missing": missing}, claims)
+    rows.end()
 
 
 if __name__ == "__main__":

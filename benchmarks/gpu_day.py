@@ -1,0 +1,116 @@
+"""Everything that waits for a GPU, in parts that each end within nine minutes, the most valuable first.
+
+    python benchmarks/gpu_day.py                       all
+    python benchmarks/gpu_day.py checks routes         these
+    python benchmarks/gpu_day.py --rehearse --out DIR  all of it in small, on a CPU too: does it work?
+
+Each part is a process of its own with a limit of its own. What it prints goes to DIR/PART.log too; results are on disk
+case by case (DIR/NAME.part.json until DIR/NAME.json is whole). A case that fails is named with the reason, a part that
+fails or runs out of time does not stop the others, and the exit status is then 1. What needs a library that is not
+installed is left out and named.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from measure import RESULTS
+
+
+class Part(NamedTuple):
+    """`scripts` of this folder with arguments, one after the other within `minutes`."""
+
+    scripts: tuple[tuple[str, ...], ...]
+    minutes: float
+
+
+PARTS = {
+    "checks": Part((("gpu_checks",),), 5.0),
+    "routes": Part((("spectra_routes",),), 9.0),
+    "steps": Part((("training_step",), ("jacobian_speed",)), 9.0),
+    "time": Part((("deer", "--times"), ("lyapunov_cost",)), 9.0),
+    "spectra": Part((("spectra_speed",),), 6.0),
+    "memory": Part((("device_memory",),), 6.0),
+}
+
+
+def run(command: list[str], log: Path, seconds: float) -> tuple[int | None, float]:
+    """Exit status, None where the time ran out; and how long it took."""
+    start = time.perf_counter()
+    with (
+        log.open("a", encoding="utf-8") as file,
+        subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,  # so that its own children end with it
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        ) as process,
+    ):
+        over = threading.Event()
+
+        def end() -> None:
+            over.set()
+            os.killpg(process.pid, signal.SIGKILL)
+
+        limit = threading.Timer(seconds, end)
+        limit.start()
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                print(line, end="", flush=True)
+                file.write(line)
+                file.flush()
+            status = process.wait()
+        finally:
+            limit.cancel()
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+    return None if over.is_set() else status, time.perf_counter() - start
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("names", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (all)")
+    p.add_argument("--rehearse", action="store_true", help="small sizes, on a CPU too")
+    p.add_argument("--out", type=Path, default=RESULTS / "gpu", metavar="DIR", help="%(default)s")
+    a = p.parse_args()
+    if unknown := [name for name in a.names if name not in PARTS]:
+        p.error(f"no such part: {', '.join(unknown)}")
+    if not a.rehearse:
+        about = (
+            "import jax; d = jax.devices()[0]; print(d.device_kind, jax.__version__); assert d.platform == 'gpu'"
+        )
+        if subprocess.run(
+            [sys.executable, "-c", about]
+        ).returncode:  # a process of its own: it would hold the memory
+            p.error("JAX sees no GPU; --rehearse runs without one")
+    a.out.mkdir(parents=True, exist_ok=True)
+    told: dict[str, str] = {}
+    for name in a.names or PARTS:
+        part, log = PARTS[name], a.out / f"{name}.log"
+        log.unlink(missing_ok=True)
+        left = 60 * part.minutes
+        for script, *options in part.scripts:
+            print(f"\n== {name}: {script}, {left:.0f} s left", flush=True)
+            command = [sys.executable, str(Path(__file__).with_name(f"{script}.py")), *options, "--out", str(a.out)]
+            status, took = run([*command, *(["--quick"] if a.rehearse else [])], log, max(left, 1.0))
+            left -= took
+            ended = {None: "out of time", 0: "done"}.get(status, f"exit status {status}")
+            told[f"{name}: {script}"] = f"{ended}, {took:.0f} s"
+            (a.out / "gpu_day.json").write_text(json.dumps(told, indent=1))
+    print("\n" + "\n".join(f"{what}: {ended}" for what, ended in told.items()))
+    raise SystemExit(0 if all(ended.startswith("done") for ended in told.values()) else 1)
+
+
+if __name__ == "__main__":
+    main()

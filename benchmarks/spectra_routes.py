@@ -1,0 +1,143 @@
+"""Which way to singular values and eigenvalues of a stack is the fastest on a GPU, by size and number of matrices?
+
+Every way that there is, in one run: the batched routines of `bptt_jax.linalg`, `jnp.linalg` with each of its
+algorithms, symmetric eigenvalues of [[0, A], [A^H, 0]] and of the Gram matrix in float64, eigenvalues by each of
+JAX's implementations, and LAPACK on all cores of the host, with the way there and back. Float32; errors against LAPACK
+in float64 before times, and whoever errs is out. The last table says which was the fastest: the routes of
+`bptt_jax.linalg.spectra` are written from it.
+"""
+
+import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # a matrix for each core
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.lax import linalg
+from measure import Rows, compiled, interleaved_medians, parser, print_table, save
+from spectra_speed import DEVIATION, eigenvalue_error, singular_error, stacks
+
+from bptt_jax.linalg.batched_spectra import batched_eigenvalues, batched_singular_values
+
+FULL: dict[str, Any] = {
+    # The sizes and stacks that matter most first: what there is no time for at the end is the least.
+    "cases": [
+        (size, count)
+        for count in (256, 4096, 16, 1)
+        for size in (64, 128, 32, 256, 16, 512)
+        if size**2 * count < 3e8
+    ],
+    "checked": 16,
+    "repeats": 3,
+    "slow": 5.0,
+}
+QUICK = FULL | {"cases": [(8, 16), (16, 1)], "checked": 2, "repeats": 1}
+POOL = ThreadPoolExecutor(os.cpu_count())
+JOBS = ("singular values", "eigenvalues")
+
+
+def embedded(matrices: jax.Array) -> jax.Array:
+    """The singular values are the upper half of the eigenvalues of a symmetric matrix of twice the size."""
+    above = jnp.concatenate([jnp.zeros_like(matrices), matrices], axis=-1)
+    below = jnp.concatenate([matrices.mT, jnp.zeros_like(matrices)], axis=-1)
+    values = jnp.linalg.eigvalsh(jnp.concatenate([above, below], axis=-2))
+    return values[..., : -matrices.shape[-1] - 1 : -1]
+
+
+def gram(matrices: jax.Array) -> jax.Array:
+    wide = matrices.astype(jnp.float64)
+    product = jnp.matmul(wide.mT, wide, precision="highest")
+    return jnp.sqrt(jnp.maximum(jnp.linalg.eigvalsh(product)[..., ::-1], 0)).astype(matrices.dtype)
+
+
+def on_host(
+    pool: ThreadPoolExecutor, routine: Callable[[np.ndarray], np.ndarray], matrices: jax.Array
+) -> jax.Array:
+    """Divided among all cores."""
+    parts = np.array_split(np.asarray(matrices), min(len(matrices), os.cpu_count() or 1))
+    return jnp.asarray(np.concatenate(list(pool.map(routine, parts))))
+
+
+def ways(job: str) -> dict[str, Callable[[jax.Array], Any]]:
+    if job == "singular values":
+        found: dict[str, Callable[[jax.Array], Any]] = {"batched": batched_singular_values}
+        for algorithm in linalg.SvdAlgorithm:
+            found[f"svd, {algorithm.value}"] = partial(
+                linalg.svd, full_matrices=False, compute_uv=False, algorithm=algorithm
+            )
+        return found | {"eigvalsh, embedded": embedded, "eigvalsh, Gram in float64": gram}
+    found = {"batched": batched_eigenvalues}
+    for implementation in linalg.EigImplementation:
+        found[f"eig, {implementation.value}"] = partial(of_eig, implementation)
+    return found
+
+
+def of_eig(implementation: Any, matrices: jax.Array) -> jax.Array:
+    options = {"compute_left_eigenvectors": False, "compute_right_eigenvectors": False}
+    return linalg.eig(matrices, implementation=implementation, **options)[0]
+
+
+def measure(job: str, size: int, count: int, s: dict[str, Any]) -> dict[str, Any]:
+    matrices = jnp.asarray(stacks(size, count, 1)[0])
+    checked = np.asarray(matrices[: s["checked"]])
+    error = singular_error if job == "singular values" else eigenvalue_error
+    routine: Any = partial(np.linalg.svd, compute_uv=False) if job == "singular values" else np.linalg.eigvals
+    runs: dict[str, Callable[[], Any]] = {"host": partial(on_host, POOL, routine, matrices)}
+    out: dict[str, str] = {}
+    for name, way in ways(job).items():
+        try:
+            runs[name] = partial(compiled(way, matrices)[0], matrices)
+        except Exception as reason:  # not for this platform, or not built into this jaxlib
+            out[name] = f"{reason}".splitlines()[0][:200]
+    errors: dict[str, float] = {}
+    first: dict[str, float] = {}
+    for name in list(runs):
+        try:
+            first[name] = interleaved_medians({name: runs[name]}, 1, at_least=0.0)[name]
+            errors[name] = error(np.asarray(runs[name]())[: s["checked"]], checked)
+        except Exception as reason:  # no memory for it
+            out[name] = f"{reason}".splitlines()[0][:200]
+        if name in out or not errors[name] < DEVIATION[job]:
+            out.setdefault(name, f"errs by {errors.get(name)}")
+            del runs[name]
+    quick = {name: run for name, run in runs.items() if first[name] < s["slow"] * min(first[n] for n in runs)}
+    times = {name: first[name] for name in runs} | interleaved_medians(quick, s["repeats"], at_least=0.3)
+    return {
+        "job": job,
+        "N": size,
+        "matrices": count,
+        "ms": {name: 1e3 * t for name, t in times.items()},
+        "errors": errors,
+        "out": out,
+        "fastest": min(times, key=lambda name: times[name]),
+    }
+
+
+def main() -> None:
+    a = parser(__doc__).parse_args()
+    s = QUICK if a.quick else FULL
+    jax.config.update("jax_enable_x64", True)
+    rows = Rows(a.out, "spectra_routes", s)
+    for size, count in s["cases"]:
+        for job in JOBS:
+            rows.measure(partial(measure, s=s), job, size, count)
+    for job in JOBS:
+        of_job = [r for r in rows if r["job"] == job]
+        names = list(dict.fromkeys(name for r in of_job for name in r["ms"]))
+        print_table(
+            f"{job}, milliseconds, float32, {jax.devices()[0].device_kind}; -: not to be had there",
+            ("N", "matrices", *names, "fastest"),
+            [(r["N"], r["matrices"], *(r["ms"].get(n) for n in names), r["fastest"]) for r in of_job],
+        )
+    save(a.out, "spectra_routes", s, rows.results)
+    rows.end()
+
+
+if __name__ == "__main__":
+    main()

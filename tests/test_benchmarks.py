@@ -1,0 +1,76 @@
+"""What the benchmarks share: a case that fails, or runs out of time, takes nothing with it."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def benchmarks(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import gpu_day
+    import measure
+
+    return measure, gpu_day
+
+
+def test_rows_are_on_disk_after_every_case_and_a_failure_is_named(benchmarks, tmp_path, capsys) -> None:
+    measure, _ = benchmarks
+    rows = measure.Rows(tmp_path, "name", {"size": 2})
+
+    def run(a, b):
+        if a == b:
+            raise SystemExit("the same")
+        return {"both": a + b}
+
+    rows.measure(run, 1, 2)
+    rows.measure(run, 3, 3)
+    assert json.loads((tmp_path / "name.part.json").read_text())["results"] == {
+        "rows": [{"both": 3}],
+        "failed": {"3 3": "SystemExit: the same"},
+    }
+    rows.measure(run, 4, 5)
+    assert [row["both"] for row in rows] == [3, 9]
+    with pytest.raises(SystemExit, match="3 3: SystemExit: the same"):
+        rows.end()
+    assert not (tmp_path / "name.part.json").exists()
+    assert "failed: ('3 3'" in capsys.readouterr().out
+    measure.Rows(tmp_path, "name", {}).end()  # of none: none failed
+
+
+def test_a_part_that_runs_out_of_time_ends_with_its_children(benchmarks, tmp_path) -> None:
+    _, gpu_day = benchmarks
+    child = "import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']);"
+    command = [sys.executable, "-c", child + "print(p.pid, flush=True); p.wait()"]
+    assert gpu_day.run(command, tmp_path / "log", 3.0)[0] is None
+    grandchild = int((tmp_path / "log").read_text())
+    for _ in range(1000):  # it is dead at once, and gone when init has seen it
+        try:
+            os.kill(grandchild, 0)
+        except ProcessLookupError:
+            break
+        if Path(f"/proc/{grandchild}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z":
+            break
+        time.sleep(0.01)
+    else:
+        pytest.fail("it runs on")
+
+
+def test_status_and_output_of_a_part(benchmarks, tmp_path, capsys) -> None:
+    _, gpu_day = benchmarks
+    assert gpu_day.run([sys.executable, "-c", "print(1); raise SystemExit(3)"], tmp_path / "log", 60.0)[0] == 3
+    assert gpu_day.run([sys.executable, "-c", "print(2)"], tmp_path / "log", 60.0)[0] == 0
+    assert (tmp_path / "log").read_text() == capsys.readouterr().out == "1\n2\n"
+
+
+def test_every_part_names_scripts_that_exist_and_leaves_a_minute_of_ten(benchmarks) -> None:
+    _, gpu_day = benchmarks
+    for part in gpu_day.PARTS.values():
+        assert part.minutes <= 9
+        assert all((BENCHMARKS / f"{script}.py").is_file() for script, *_ in part.scripts)

@@ -1,0 +1,59 @@
+"""Every public function can be had for a GPU, without one: what its program would call there, and no Python."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+from test_transforms import FUNCTIONS, W
+
+from bptt_jax.linalg import spectra
+
+# The library's routines that a program for an Nvidia GPU may call. All else is what XLA compiles itself.
+KINDS = {"svd": r"cusolver_gesvd\w*", "eig": r"(cu)?(hybrid|solver)_\w*eig?\w*", "qr": r"cusolver_(geqrf|orgqr)\w*"}
+CALLS = {
+    "gradient_flow": {"svd", "eig"},
+    "lyapunov_exponents": {"qr"},
+    "influence_map": {"svd"},
+    "predict_parallel": {"qr"},
+    "leading_singular_values": {"svd"},
+    "leading_eigenvalues": {"eig"},
+    "product_singular_values": {"svd"},
+    "singular_values": {"svd"},
+    "spectral_norm": {"svd"},
+    "condition_number": {"svd"},
+    "eigenvalues": {"eig"},
+    "spectral_radius": {"eig"},
+    "product_log_norms": {"svd"},
+}
+
+
+def program(function, matrices) -> str:
+    lowered = jax.jit(function).trace(matrices).lower(lowering_platforms=("cuda",))
+    return lowered.as_text()
+
+
+def kinds_of_calls(text: str) -> set[str]:
+    names = set(re.findall(r"custom_call @([\w.$]+)", text)) - {"Sharding", "xla.sdy.FuncResultSharding"}
+    return {next((k for k, of in KINDS.items() if re.fullmatch(of, name)), name) for name in names}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_for_a_gpu(name, monkeypatch) -> None:
+    monkeypatch.setattr(spectra, "_gpu_is_here", lambda: True)
+    text = program(FUNCTIONS[name], jnp.asarray(W, jnp.float32))
+    assert kinds_of_calls(text) == CALLS.get(name, set())
+
+
+@pytest.mark.parametrize("routine", [spectra.singular_values, spectra.eigenvalues])
+def test_a_large_stack_goes_through_no_library(routine, monkeypatch) -> None:
+    monkeypatch.setattr(spectra, "_gpu_is_here", lambda: True)
+    assert kinds_of_calls(program(routine, jnp.ones((64, 40, 40)))) == set()
+
+
+def test_a_call_back_to_python_has_no_way_there() -> None:
+    def through_python(a):
+        return jax.pure_callback(lambda a: a, a, a)
+
+    with pytest.raises(ValueError, match="platform"):
+        program(through_python, jnp.ones(3))
