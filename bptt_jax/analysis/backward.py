@@ -276,11 +276,12 @@ def contributions(done: Backward, whole: LogScaled) -> TemporalContributions:
             jnp.sum(jnp.real(a * b), dtype=log_norm.dtype)
             for a, b in zip(jax.tree.leaves(signal.mantissa), jax.tree.leaves(pushed), strict=True)
         ]
-        return log_norm, logscale.shift(sum(products), signal.exponent - whole.exponent)
+        return log_norm, LogScaled(sum(products), signal.exponent).over(whole.exponent)
 
     log_norms, inner = jax.lax.map(at_t, (along.residuals, done.signal))
-    total = sum(jnp.sum(jnp.square(jnp.abs(g)), dtype=log_norms.dtype) for g in jax.tree.leaves(whole.mantissa))
-    return TemporalContributions(log_norms, inner / total)
+    total = sum(jnp.sum(logscale.squares(g, log_norms.dtype)) for g in jax.tree.leaves(whole.mantissa))
+    # Unknown where there is no gradient, but no NaN to those of the norms.
+    return TemporalContributions(log_norms, jnp.where(total == 0, jnp.nan, inner / jnp.where(total == 0, 1, total)))
 
 
 class _Carried(NamedTuple):
@@ -312,8 +313,8 @@ def _send_back(along: Linearization, immediate: State, later: _Carried) -> tuple
             added, pulled = pull(residuals, mantissa)
             if added is not None:
                 top = jnp.maximum(to_params.exponent, e)
-                before = logscale.shift(to_params.mantissa, to_params.exponent - top)
-                to_params = LogScaled(jax.tree.map(jnp.add, before, logscale.shift(added, e - top)), top)
+                both = to_params.over(top), LogScaled(added, e).over(top)
+                to_params = LogScaled(jax.tree.map(jnp.add, *both), top)
             if residuals.reset is not None:
                 stays = jax.tree.map(lambda a: jnp.where(residuals.reset, a, jnp.zeros_like(a)), pulled)
                 to_reset_state = (to_reset_state + LogScaled(stays, e)).normalized()
@@ -341,8 +342,8 @@ def _send_back(along: Linearization, immediate: State, later: _Carried) -> tuple
 def _params_grad(along: Linearization, signal: LogScaled) -> LogScaled:
     """The adjoints are scaled by the largest of them, not to 1."""
     largest = jnp.max(signal.exponent)
-    cotangents = LogScaled(signal.mantissa, signal.exponent - largest).value
-    return LogScaled(*logscale.normalize(along.pull_params(along.residuals, cotangents), largest))
+    cotangents = signal.over(jnp.full_like(signal.exponent, largest))
+    return LogScaled(along.pull_params(along.residuals, cotangents), largest).normalized()
 
 
 def _inputs_grad(along: Linearization, signal: LogScaled) -> LogScaled:
@@ -502,7 +503,7 @@ def _log_magnitudes_by_entry(along: Linearization, immediate: State) -> State:
             top = largest(waiting)
             now = [e > top - band for e in waiting]
             mantissas = [
-                jnp.where(here, LogScaled(a.mantissa, a.exponent - top).value, jnp.zeros_like(a.mantissa))
+                jnp.where(here, a.over(jnp.full_like(a.exponent, top)), jnp.zeros_like(a.mantissa))
                 for here, a in zip(now, signal, strict=True)
             ]
             pulled = jax.tree.leaves(along.pull(residuals, jax.tree.unflatten(structure, mantissas)))

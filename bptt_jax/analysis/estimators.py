@@ -250,8 +250,11 @@ def _truncation_bias(recurrence: Recurrence, loss: BoundLoss, longest: int) -> T
         signals, total = carry
         total = jax.tree.map(jnp.add, total, along.pull_params(residuals, signals))
         truncated, whole = LogScaled.of(total), LogScaled.of(full)
-        error = LogScaled.of(jax.tree.map(jnp.subtract, total, full)).log_norm - whole.log_norm
-        cosine = inner(truncated, whole) / jnp.sqrt(inner(truncated, truncated) * inner(whole, whole))
+        missing = LogScaled.of(jax.tree.map(jnp.subtract, total, full)).log_norm
+        squares = inner(truncated, truncated) * inner(whole, whole)
+        nothing, none = whole.log_norm == -jnp.inf, squares == 0
+        error = jnp.where(nothing, jnp.nan, missing - jnp.where(nothing, 0, whole.log_norm))
+        cosine = jnp.where(none, jnp.nan, inner(truncated, whole) / jnp.sqrt(jnp.where(none, 1, squares)))
         pulled = jax.vmap(lambda r, signal: cut(r, along.pull(r, signal)))(residuals, signals)
         return (jax.tree.map(earlier, pulled), total), (cosine, jnp.exp(error))
 

@@ -246,9 +246,7 @@ def _numerics(signal: ErrorSignal, params_grad: LogScaled, threshold: Array) -> 
 def _log_norm_of_normalized(tree: LogScaled, dtype: jnp.dtype) -> Array:
     """As `LogScaled.log_norm`, which makes sure of the mantissa's size once more: a fifth of all compilation."""
     # As the shares of `bptt_jax.temporal_contributions` sum it, so that it is compiled once.
-    total = sum(
-        (jnp.sum(jnp.square(jnp.abs(g)), dtype=dtype) for g in jax.tree.leaves(tree.mantissa)), jnp.zeros((), dtype)
-    )
+    total = sum((jnp.sum(logscale.squares(g, dtype)) for g in jax.tree.leaves(tree.mantissa)), jnp.zeros((), dtype))
     return logscale.to_log(jnp.where(total == 0, 1, total), tree.exponent, half=True, zero=total == 0)
 
 

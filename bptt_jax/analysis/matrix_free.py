@@ -389,7 +389,7 @@ def _log_values(along: Linearization, first: Array, t: Array, end: Array, num: i
 
         start = LogScaled(v, jnp.zeros((), jnp.int32))
         last, _ = jax.lax.scan(body, start, (along.residuals, jnp.arange(steps)))
-        return LogScaled(last.mantissa, last.exponent - found.exponent).value
+        return last.over(found.exponent)
 
     values = _with_derivative(found.values, jnp.sum(found.left * jax.vmap(image)(found.right), axis=1))
     zero = found.values == 0

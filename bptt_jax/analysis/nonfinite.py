@@ -96,7 +96,7 @@ def trace_nonfinite(recurrence: Recurrence, loss: BoundLoss) -> Trace:
         nothing = jax.lax.optimization_barrier(jax.tree.map(jnp.zeros_like, mantissa))
         added = along.pull_params(*jax.tree.map(lambda a: a[None], (residuals, mantissa)))
         pulled = along.pull(residuals, nothing)
-        return jnp.any(any_nonfinite(pulled)), any_nonfinite(logscale.shift(added, e))
+        return jnp.any(any_nonfinite(pulled)), any_nonfinite(LogScaled(added, e).value)
 
     jacobians, contributions = jax.lax.map(at_t, (along.residuals, done.signal))
     by_step = jax.vmap(any_nonfinite, axis_size=recurrence.length)

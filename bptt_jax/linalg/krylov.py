@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bptt_jax.linalg.lapack import eig, svd
-from bptt_jax.linalg.logscale import ZERO_EXPONENT, LogScaled
+from bptt_jax.linalg.logscale import LogScaled, plain
 from bptt_jax.linalg.precision import matmul
 
 # Steps beyond two for each value that is asked for. At the soft edge of an infinite random square matrix m steps
@@ -166,13 +166,11 @@ def _orthonormal(basis: Array, image: Array, largest: Array, spare: Array) -> tu
 
 def _unit_exponent(push: Product, vector: Array) -> Array:
     """The power of two that the image of a random vector has: in this unit no square overflows."""
-    e = push(vector).normalized().exponent
-    return jnp.where(e == ZERO_EXPONENT, 0, e)
+    return plain(push(vector).normalized().exponent)
 
 
 def _scaled(product: Product, unit: Array, vector: Array) -> Array:
-    image = product(vector)
-    return LogScaled(image.mantissa, image.exponent - unit).value
+    return product(vector).over(unit)
 
 
 def _rounding(norm: Array, size: int) -> Array:

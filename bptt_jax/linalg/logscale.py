@@ -3,7 +3,8 @@
 A pytree x is carried as ``(mantissa, exponent)``, x = mantissa * 2^exponent with an int32 exponent. Scaling by a
 power of two is exact, so the recursions below give bit for bit what they would give in numbers of unlimited
 range; a scale carried as a rounded logarithm would add an error at every step (1e-3 after 5000 steps in float32).
-Exponents are constants to differentiation, and logarithms are natural.
+Exponents are constants to differentiation, and logarithms are natural. Zero has no exponent of its own, but it may
+have a derivative: its mantissa's is that of the plain number. That of its logarithm, and of its norm, is zero.
 """
 
 import math
@@ -47,7 +48,7 @@ class LogScaled:
     @property
     def value(self) -> PyTree:
         """The plain number: 0 or inf where it leaves the range of its dtype."""
-        return self._each(shift)
+        return self.over(jnp.zeros_like(self.exponent))
 
     @property
     def log_norm(self) -> Float[Array, "..."]:
@@ -83,6 +84,10 @@ class LogScaled:
         """Plain numbers, normalised; every index of the first `axes` axes has a power of two of its own."""
         lead = jnp.shape(jax.tree.leaves(tree)[0])[:axes] if axes else ()
         return cls(tree, jnp.zeros(lead, jnp.int32)).normalized()
+
+    def over(self, exponent: Int[Array, "..."]) -> PyTree:
+        """The plain number divided by ``2^exponent``."""
+        return self._each(lambda tree, e, unit: shift(tree, plain(e) - plain(unit)), exponent)
 
     def normalized(self) -> "LogScaled":
         """The same number, with a mantissa whose largest entry lies in [1/2, 1)."""
@@ -132,24 +137,29 @@ def shift(tree: PyTree, k: Array) -> PyTree:
     return jax.tree.map(apply, tree)
 
 
+def plain(e: Array | int) -> Array:
+    """The exponent that a mantissa's tangents have: zero's are plain numbers."""
+    return jnp.where(jnp.asarray(e) > ZERO_EXPONENT // 2, e, 0)
+
+
 def normalize(tree: PyTree, e: Array) -> tuple[PyTree, Array]:
     """The same number with a mantissa whose largest entry lies in [1/2, 1), zero and non-finite ones aside."""
-    de = exponent(tree)
-    return shift(tree, jnp.where(de == ZERO_EXPONENT, 0, -de)), jnp.where(
-        de == ZERO_EXPONENT, ZERO_EXPONENT, e + de
-    )
+    de, e = exponent(tree), plain(e)
+    zero = de == ZERO_EXPONENT
+    return shift(tree, jnp.where(zero, e, -de)), jnp.where(zero, ZERO_EXPONENT, e + de)
 
 
 def add(
     a: PyTree, e_a: Array, b: PyTree, e_b: Array | int = 0, b_exponent: Array | None = None
 ) -> tuple[PyTree, Array]:
     """``a * 2^e_a + b * 2^e_b``, scaled to the larger of the two; `b_exponent`, if known, is ``exponent(b)``."""
+    e_a, e_b = plain(e_a), plain(e_b)
     e = jnp.maximum(_top(exponent(a), e_a), _top(exponent(b) if b_exponent is None else b_exponent, e_b))
-    return jax.tree.map(jnp.add, shift(a, e_a - e), shift(b, e_b - e)), e
+    return jax.tree.map(jnp.add, shift(a, e_a - plain(e)), shift(b, e_b - plain(e))), e
 
 
 def _multiply(a: Array, e_a: Array, b: Array, e_b: Array) -> tuple[Array, Array]:
-    return normalize(matmul(a, b), e_a + e_b)
+    return normalize(matmul(a, b), plain(e_a) + plain(e_b))
 
 
 def _zero_where(tree: PyTree, e: Array, which: Array) -> tuple[PyTree, Array]:
@@ -166,8 +176,14 @@ def log_norm(tree: PyTree, e: Array | int = 0) -> Array:
     mantissa, e = normalize(tree, jnp.asarray(e, jnp.int32))
     leaves = jax.tree.leaves(mantissa)
     dtype = _real_dtype(leaves)
-    total = sum((jnp.sum(jnp.square(jnp.abs(a).astype(dtype))) for a in leaves), jnp.zeros((), dtype))
+    total = sum((jnp.sum(squares(a, dtype)) for a in leaves), jnp.zeros((), dtype))
     return to_log(jnp.where(total == 0, 1, total), e, half=True, zero=total == 0)
+
+
+def squares(a: Array, dtype: jnp.dtype) -> Array:
+    """Of the moduli; by parts, for a complex modulus of zero has no second derivative."""
+    parts = (a.real, a.imag) if jnp.iscomplexobj(a) else (a,)
+    return sum(jnp.square(part.astype(dtype)) for part in parts)
 
 
 def to_log(x: Array, e: Array, *, half: bool = False, zero: Array | bool = False) -> Array:

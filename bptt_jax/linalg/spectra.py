@@ -119,7 +119,8 @@ def _scaled(matrices: Array) -> tuple[LogScaled, Array]:
     precision below some 1e-12 and above 1e12, in double beyond 1e-150 and 1e150.
     """
     bad = ~jnp.all(jnp.isfinite(matrices), axis=(-2, -1), keepdims=True)
-    return LogScaled.of(jnp.where(bad, 0, matrices), axes=matrices.ndim - 2), bad[..., 0]
+    zero = jnp.all(matrices == 0, axis=(-2, -1), keepdims=True)  # where the derivatives are to be zero
+    return LogScaled.of(jnp.where(bad | zero, 0, matrices), axes=matrices.ndim - 2), bad[..., 0]
 
 
 class _Route(NamedTuple):

@@ -7,7 +7,10 @@ those of `optax.tree.norm`, computed so that they do not overflow: float32 gradi
 its range, and `optax.clip_by_global_norm` turns them into zeros.
 
 What is not finite is never clipped, for no factor mends it: it passes unchanged, for `skip_updates` to stop. Extra
-arguments of an update (``value=``, ``grad=``) are passed on to the optimiser inside; a clip has no use for them.
+arguments of an update (``value=``, ``grad=``) are passed on to the optimiser inside; a clip has no use for them. As
+with Optax's own clips the state may be None, as in ``clip.update(gradient, None)``: then one begins.
+
+To differentiation a clip is the identity wherever it lets a gradient pass, at a gradient of zero too.
 """
 
 from functools import partial
@@ -94,8 +97,7 @@ def clip_by_global_norm(max_norm: float | Float[Array, ""]) -> optax.GradientTra
         runs.
 
     Returns:
-      A transformation with a `ClipState`. As with Optax's own, the state may be None, as in
-      ``clip.update(gradient, None)``; a record then begins.
+      A transformation with a `ClipState`.
 
     Raises:
       TypeError, ValueError: `max_norm` is no number above 0.
@@ -157,9 +159,10 @@ def autoclip(
         return AutoClipState(_no_record(), jnp.full(window, jnp.inf, jnp.float32), jnp.zeros((), jnp.int32))
 
     def update(
-        updates: optax.Updates, state: AutoClipState, params: optax.Params | None = None, **extra: Any
+        updates: optax.Updates, state: AutoClipState | None, params: optax.Params | None = None, **extra: Any
     ) -> tuple[optax.Updates, AutoClipState]:
-        del params, extra
+        del extra
+        state = init(params) if state is None else state
         updates, before = _measured(updates, quantile)
         before = before.astype(jnp.float32)
         finite = before < jnp.inf  # False for NaN; -inf is the norm 0
@@ -216,9 +219,10 @@ def zclip(
         return ZClipState(_no_record(), zero, zero, jnp.zeros((), jnp.int32))
 
     def update(
-        updates: optax.Updates, state: ZClipState, params: optax.Params | None = None, **extra: Any
+        updates: optax.Updates, state: ZClipState | None, params: optax.Params | None = None, **extra: Any
     ) -> tuple[optax.Updates, ZClipState]:
-        del params, extra
+        del extra
+        state = init(params) if state is None else state
         updates, before = _measured(updates, z_threshold, decay)
         before = before.astype(jnp.float32)
         warm = state.seen >= warmup
@@ -289,8 +293,10 @@ def skip_updates(
         return SkipState(_no_record(), jnp.zeros((), jnp.int32), jnp.zeros((), bool), inner.init(params))
 
     def update(
-        updates: optax.Updates, state: SkipState, params: optax.Params | None = None, **extra: Any
+        updates: optax.Updates, state: SkipState | None, params: optax.Params | None = None, **extra: Any
     ) -> tuple[optax.Updates, SkipState]:
+        if state is None:
+            state = init(updates if params is None else params)
         updates, before = _measured(updates, max_norm)
         exhausted = state.in_a_row >= max_in_a_row
         finite = before < jnp.inf  # False for NaN too; -inf is the norm 0
