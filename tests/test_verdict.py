@@ -151,9 +151,16 @@ def test_advice_on_exploding(gated):
 def test_a_gradient_that_overflows_is_told_from_a_norm_that_does():
     tries = " | ".join(verdict.advise(case("exploding", rate=2.0, largest_gradient_log10=311.0, in_range=False)))
     assert "1e311, which ends at 1e38" in tries
+    assert "scaled.params_grad.clipped(max_norm=)" in tries
     assert "clip_adjoints" in tries
     assert "clip the global norm" not in tries
     assert "clip_by_global_norm" not in tries
+    tries = " | ".join(verdict.advise(case("exploding", rate=2.0, largest_gradient_log10=30.0, in_range=False)))
+    assert "adjoints leave float32 though the gradient does not" in tries
+    tries = " | ".join(verdict.advise(case("exploding", rate=2.0, largest_gradient_log10=30.0)))
+    assert "whose squares overflow (from 1e19 on) though every entry is finite" in tries
+    assert "clip_by_global_norm" in tries
+    assert "clipped" not in tries
 
 
 def test_polynomial_growth_is_no_matter_of_the_weights():

@@ -128,21 +128,22 @@ def sizes(found):
 FUNCTIONS = ("leading_singular_values", "leading_eigenvalues", "product_singular_values")
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", covering(CASES, "adjoints", "spectra", "parallel", "clips", "log scale"))
 def test_no_size_has_a_nan_for_a_derivative_at_zero(name):
     """Forwards, backwards, and where the others of the same result have a cotangent of zero."""
 
+    def everything(weights):
+        found = CASES[name](weights)
+        floating = [a for a in jax.tree.leaves(found) if jnp.issubdtype(a.dtype, jnp.inexact)]
+        return sizes(found), floating
+
     @jax.jit
     def both(weights):
-        found, moved = jax.jvp(lambda w: sizes(CASES[name](w)), (weights,), (jnp.ones(2),))
-        pull = jax.vjp(lambda w: sizes(CASES[name](w)), weights)[1]
-        whole_pull = jax.vjp(CASES[name], weights)[1]
-        result = jax.eval_shape(CASES[name], weights)
-        zero = jax.tree.map(
-            lambda a: np.zeros(a.shape, a.dtype if jnp.issubdtype(a.dtype, jnp.inexact) else jax.dtypes.float0),
-            result,
-        )
-        return found, moved, pull(jax.tree.map(jnp.ones_like, moved)), whole_pull(zero)
+        (found, _), push = jax.linearize(everything, weights)
+        pull = jax.linear_transpose(push, weights)
+        (moved, rest), nothing = push(jnp.ones(2)), partial(jax.tree.map, jnp.zeros_like)
+        ones = jax.tree.map(jnp.ones_like, moved)
+        return found, moved, pull((ones, nothing(rest))), pull((nothing(moved), nothing(rest)))
 
     found, moved, back, silent = both(NOTHING)
     for key, value in found.items():
@@ -362,3 +363,53 @@ def test_updates_without_parameters_and_without_a_state(name):
         np.testing.assert_allclose(updates["a"], gradient["a"], rtol=1e-6)
         assert jax.tree.structure(state) == jax.tree.structure(transformation.init(gradient))
         assert int(state.record.updates) == 1
+
+
+# --- Gradients beyond the range
+
+
+@pytest.mark.parametrize(("factor", "steps"), [(4.0, 100), (1.0, 3)])
+def test_a_gradient_of_any_size_comes_back_at_its_threshold(factor, steps):
+    """As one in double precision, clipped; a smaller one stays as it is."""
+
+    def linear(p, h, x):
+        return {"a": factor * h["a"] + p["a"], "b": factor * h["b"] + 0.1 * h["a"] + p["b"]}
+
+    def ends(states):
+        return 1e-3 * states["a"][-1] + 2e-3 * states["b"][-1]
+
+    def at(dtype):
+        nothing = {"a": jnp.zeros((), dtype), "b": jnp.zeros((), dtype)}
+        return linear, nothing, nothing, x_of_steps, ends
+
+    x_of_steps = jnp.zeros((steps, 0))
+
+    @jax.jit
+    def single(max_norm):
+        found = bptt.adjoints(*at(jnp.float32))
+        return found.scaled.params_grad.clipped(max_norm), found.params_log_norm, found.params_grad
+
+    clipped, log_norm, plain = single(3.0)
+    with jax.enable_x64(True):
+        exact = bptt.adjoints(*at(jnp.float64)).params_grad
+        norm = np.sqrt(sum(np.sum(np.square(a)) for a in jax.tree.leaves(exact)))
+    np.testing.assert_allclose(log_norm, np.log(norm), rtol=1e-5)
+    for got, bare, expected in zip(*map(jax.tree.leaves, (clipped, plain, exact)), strict=True):
+        np.testing.assert_allclose(got, np.asarray(expected) * min(1, 3 / norm), rtol=1e-4, atol=1e-37)
+        if norm < 3:
+            np.testing.assert_array_equal(got, bare)
+        else:
+            assert factor < 4 or np.any(np.isinf(bare))
+
+
+def test_clipped_of_a_batch_and_of_what_is_not_finite():
+    numbers = jnp.asarray([[3.0, 4.0], [0.3, 0.4], [0.0, 0.0], [jnp.nan, 1.0], [jnp.inf, 1.0]])
+    rows = LogScaled(numbers, jnp.zeros(5, jnp.int32))
+    with np.errstate(invalid="ignore"):
+        np.testing.assert_allclose(
+            rows.clipped(1.0), [[0.6, 0.8], [0.3, 0.4], [0, 0], [np.nan, 1], [np.inf, 1]], rtol=1e-6
+        )
+    with pytest.raises(ValueError, match="max_norm: expected a number above 0"):
+        rows.clipped(0.0)
+    with pytest.raises(Exception, match="max_norm: expected a number above 0"):
+        jax.block_until_ready(jax.jit(rows.clipped)(-1.0))

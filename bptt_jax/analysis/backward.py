@@ -55,7 +55,8 @@ class Adjoints(Result):
 
     Gradients have the structure of what they belong to, with None at leaves that are no floating numbers; they are
     in the convention of `jax.grad` for complex numbers too. Where one leaves the range of its dtype it is 0 or inf,
-    as in `jax.grad`; `scaled` and all logarithms hold there too.
+    as in `jax.grad`; `scaled` and all logarithms hold there too, and
+    ``found.scaled.params_grad.clipped(max_norm=1.0)`` is a gradient of that norm, finite at any size.
 
     Attributes:
       loss: L, a scalar.

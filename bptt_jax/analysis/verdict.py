@@ -12,6 +12,7 @@ SEVERITY: tuple[Verdict, ...] = ("unmeasured", "steady", "vanishing", "exploding
 
 _FACTOR = "bptt_jax.analysis.recommend_gain measures whether a factor on the recurrent weights does it, and which"
 _CLIP_ADJOINTS = "bptt_jax.remedies.clip_adjoints"
+_SCALED = "take it from bptt_jax.adjoints, whose scaled.params_grad.clipped(max_norm=) is finite at any size"
 _LARGEST_SCALE = 127  # binary digits of a loss scale, a number of float32 at least
 _LEAKY = 0.5  # of itself that a unit keeps in a step, from which on it is taken for one that integrates
 
@@ -299,20 +300,24 @@ def _against_vanishing(f: Findings) -> list[str]:
 def _against_explosion(f: Findings) -> list[str]:
     tries = []
     if not f.in_range and f.largest_gradient_log10 < f.range_log10:
-        tries.append(f"adjoints leave {f.dtype}: clip dL/dh on its way back ({_CLIP_ADJOINTS}), or truncate")
+        tries.append(
+            f"adjoints leave {f.dtype} though the gradient does not: {_SCALED}; or clip dL/dh on its way back "
+            f"({_CLIP_ADJOINTS}), or truncate"
+        )
     elif not f.in_range:
         tries.append(
             f"the gradient itself leaves {f.dtype} (1e{f.largest_gradient_log10:.0f}, which ends at "
-            f"1e{f.range_log10:.0f}), so no clip of it can help: clip dL/dh on its way back ({_CLIP_ADJOINTS}), "
-            "or truncate"
+            f"1e{f.range_log10:.0f}), so no clip of what jax.grad gives can help: {_SCALED}; or clip dL/dh on its way "
+            f"back ({_CLIP_ADJOINTS}), or truncate"
         )
     else:
         if math.isfinite(f.clip_threshold):
             tries.append(f"clip the global norm at {f.clip_threshold:.2g}")
         if f.largest_gradient_log10 > f.range_log10 / 2:
             tries.append(
-                f"gradient norms reach 1e{f.largest_gradient_log10:.0f}: use bptt_jax.clip_by_global_norm, whose norm "
-                f"cannot overflow (squares end at 1e{f.range_log10 / 2:.0f})"
+                f"gradient norms reach 1e{f.largest_gradient_log10:.0f}, whose squares overflow (from "
+                f"1e{f.range_log10 / 2:.0f} on) though every entry is finite: use bptt_jax.clip_by_global_norm, whose "
+                "norm cannot overflow"
             )
     if not math.isnan(f.order):
         tries.append(

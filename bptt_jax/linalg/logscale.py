@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int, PyTree
 
+from bptt_jax.checks import check_positive
 from bptt_jax.linalg.precision import matmul
 
 # The exponent of zero: below any that a product can reach, and differences of two stay inside int32.
@@ -93,6 +94,29 @@ class LogScaled:
         """The same number, with a mantissa whose largest entry lies in [1/2, 1)."""
         return LogScaled(*self._each(normalize))
 
+    def clipped(self, max_norm: float | Float[Array, ""]) -> PyTree:
+        """The plain number, scaled to a norm of `max_norm` where it has a larger one: finite at any size.
+
+        `log_norm` is what it had. What has no larger norm stays as it is, and so does what is not finite.
+
+        Args:
+          max_norm: above 0. It may be traced, and is then checked when it runs.
+
+        Raises:
+          TypeError, ValueError: `max_norm` is no number above 0.
+
+        Example:
+          >>> step = lambda b, h, x: jnp.array([4.0, 3.0]) * h + b
+          >>> zero = jnp.zeros(2)
+          >>> found = bptt.adjoints(step, zero, zero, None, lambda states: jnp.sum(states[-1]), length=100)
+          >>> found.params_grad, found.scaled.params_grad.clipped(max_norm=1.0)
+          (Array([inf, inf], dtype=float32), Array([1., 0.], dtype=float32))
+          >>> round(float(found.params_log_norm / jnp.log(10.0)), 1)  # (4^100 - 1) / 3
+          59.7
+        """
+        log_threshold = jnp.log(check_positive("max_norm", max_norm))
+        return self._each(lambda tree, e: clip(tree, e, log_norm(tree, e), log_threshold)[0])
+
     def __add__(self, other: "LogScaled") -> "LogScaled":
         return LogScaled(*self._each(add, other.mantissa, other.exponent))
 
@@ -158,6 +182,19 @@ def add(
     return jax.tree.map(jnp.add, shift(a, e_a - plain(e)), shift(b, e_b - plain(e))), e
 
 
+def clip(tree: PyTree, e: Array, log_norm_before: Array, log_threshold: Array) -> tuple[PyTree, Array]:
+    """``tree * 2^e``, scaled to the threshold if its norm is finite and above; whether it was."""
+    log_threshold = jnp.asarray(log_threshold).astype(log_norm_before.dtype)
+    acts = (log_norm_before > log_threshold) & (log_norm_before < jnp.inf)
+    mantissa, _ = normalize(tree, e)
+    # The mantissa's norm lies between 1/2 and sqrt(size), so this factor is near the threshold itself; that of zero
+    # would be infinite, and the derivative NaN, were it not chosen away before `exp`.
+    size = log_norm(mantissa)
+    factor = jnp.exp(jnp.where(acts, log_threshold.astype(size.dtype) - size, 0.0))
+    passing = shift(tree, jnp.where(acts, 0, plain(e)))
+    return jax.tree.map(lambda m, a: jnp.where(acts, m * factor.astype(m.dtype), a), mantissa, passing), acts
+
+
 def _multiply(a: Array, e_a: Array, b: Array, e_b: Array) -> tuple[Array, Array]:
     return normalize(matmul(a, b), plain(e_a) + plain(e_b))
 
@@ -182,8 +219,9 @@ def log_norm(tree: PyTree, e: Array | int = 0) -> Array:
 
 def squares(a: Array, dtype: jnp.dtype) -> Array:
     """Of the moduli; by parts, for a complex modulus of zero has no second derivative."""
-    parts = (a.real, a.imag) if jnp.iscomplexobj(a) else (a,)
-    return sum(jnp.square(part.astype(dtype)) for part in parts)
+    if jnp.iscomplexobj(a):
+        return squares(a.real, dtype) + squares(a.imag, dtype)
+    return jnp.square(a.astype(dtype))
 
 
 def to_log(x: Array, e: Array, *, half: bool = False, zero: Array | bool = False) -> Array:

@@ -267,6 +267,9 @@ def skip_updates(
     is not finite ever passes; after `max_in_a_row` skips without a break a finite update passes whatever its norm,
     for then it is the threshold that is wrong, and `exhausted` in the state is set, for the training loop to read.
 
+    Around `optax.MultiSteps` it leaves out the parts that are not finite; within, the first of them would spoil the
+    mean of all later ones.
+
     Args:
       inner: the optimiser to protect.
       max_norm: above 0.
@@ -324,7 +327,9 @@ def with_clipping(
 
     What gathers the gradients of several parts goes inside, ``optimizer =
     optax.MultiSteps(optimizer, 2).gradient_transformation()``: each part is then clipped, and one that is not
-    finite is left out. Around this chain it would keep a NaN in its sum for good.
+    finite is left out. Around this chain it would keep a NaN in its sum for good. To clip the mean of the parts
+    instead, ``skip_updates(optax.MultiSteps(optax.chain(clip_by_global_norm(max_norm), optimizer),
+    2).gradient_transformation())``.
 
     Args:
       optimizer: any Optax transformation; extra arguments of an update are passed on to it.
@@ -464,15 +469,8 @@ def _measured(updates: optax.Updates, *settings: Any) -> tuple[optax.Updates, Ar
 
 def _clip(tree: PyTree, log_norm: Array, log_threshold: Array) -> tuple[PyTree, Array, Array]:
     """The tree scaled to the threshold if it is finite and above; its log norm then; whether it was."""
-    log_threshold = jnp.asarray(log_threshold).astype(log_norm.dtype)
-    acts = (log_norm > log_threshold) & (log_norm < jnp.inf)
-    mantissa, _ = logscale.normalize(tree, jnp.zeros((), jnp.int32))
-    # The mantissa's norm lies between 1/2 and sqrt(size), so this factor is near the threshold itself; that of zero
-    # would be infinite, and the derivative NaN, were it not chosen away before `exp`.
-    size = logscale.log_norm(mantissa)
-    factor = jnp.exp(jnp.where(acts, log_threshold.astype(size.dtype) - size, 0.0))
-    clipped = jax.tree.map(lambda m, a: jnp.where(acts, m * factor.astype(m.dtype), a), mantissa, tree)
-    return clipped, jnp.where(acts, log_threshold, log_norm), acts
+    clipped, acts = logscale.clip(tree, jnp.zeros((), jnp.int32), log_norm, log_threshold)
+    return clipped, jnp.where(acts, jnp.asarray(log_threshold).astype(log_norm.dtype), log_norm), acts
 
 
 def _statistics(state: ZClipState, norm: Array, warm: Array, decay: Array) -> tuple[Array, Array]:
