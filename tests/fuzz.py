@@ -201,10 +201,13 @@ def _contributions(structure: Structure, given: Any) -> Any:
     return bptt.temporal_contributions(structure.step, *arguments, only_loss, args=args)
 
 
-def _compare_contributions(found: Any, of: Reference) -> Iterator[Compared]:
+def _compare_contributions(found: Any, of: Reference) -> Iterator[Compared | None]:
     yield Compared("log_norms", found.log_norms, norm(of.contributions), 1, True)
     whole = of.params_grad
     size = np.max(np.abs(whole), axis=1, keepdims=True)
+    if np.any(np.max(np.abs(whole - whole[0]), axis=1) > 0.1 * size[0]):
+        yield None  # lost beside the largest adjoint
+        return
     whole = whole / np.where(size == 0, 1, size)
     parts = np.sum(of.contributions / np.where(size == 0, 1, size)[:, None] * whole[:, None], axis=2)
     with np.errstate(invalid="ignore"):
@@ -219,7 +222,7 @@ def _flow(structure: Structure, given: Any) -> Any:
     return bptt.gradient_flow(structure.step, *arguments, only_loss, args=args)
 
 
-def _compare_flow(found: Any, of: Reference) -> Iterator[Compared]:
+def _compare_flow(found: Any, of: Reference) -> Iterator[Compared | None]:
     steps, n = of.real_steps, len(of.real_steps)
     yield Compared("loss", found.loss, of.loss)
     yield from _compare_contributions(found.contributions, of)

@@ -290,8 +290,11 @@ class Reference:
     @cached_property
     def params_grad(self) -> np.ndarray:
         terms = self.contributions
-        size = np.abs(terms).sum(axis=1)
-        return self.arithmetic.rounded(terms.sum(axis=1), size, np.max(size, axis=1, initial=0, keepdims=True))
+        # One power of two serves all adjoints here: what is small beside the largest in time is lost.
+        floor = np.max(np.abs(self.adjoints), axis=(1, 2)) * np.maximum(
+            1, np.max(np.abs(self.by_params), axis=(1, 2, 3), initial=0)
+        )
+        return self.arithmetic.rounded(terms.sum(axis=1), np.abs(terms).sum(axis=1), floor[:, None])
 
     @property
     def state0_grad(self) -> np.ndarray:

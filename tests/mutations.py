@@ -297,6 +297,12 @@ MUTATIONS = {
             "if seen.times + 1 >= 2:",
             "test_loss.py::test_a_loss_made_anew_at_every_call_is_noticed_once",
         ),
+        (
+            "    if value < 1:\n        raise",
+            "    if value < 0:\n        raise",
+            "test_influence.py::test_jit_vmap_and_bad_arguments",
+        ),
+        ("lambda v: (v > 0) & (v < 1))", "lambda v: (v >= 0) & (v <= 1))", "test_clipping.py::test_bad_arguments"),
     ],
     "bptt_jax/linalg/logscale.py": [
         ("half = k // 2", "half = k", "test_logscale.py::test_shift_is_exact"),
@@ -472,6 +478,16 @@ MUTATIONS = {
             "count_within(piece)[0] >= warmup",
             "test_contract.py -k lyapunov_exponents",
         ),
+        (
+            "2 * xp.maximum(passed_on, 0)",
+            "0 * passed_on",
+            "test_lyapunov.py::test_what_a_batch_passes_on_makes_the_error_larger",
+        ),
+        (
+            "square * count / xp.where(count < 2, 1, count - 1)",
+            "square",
+            "test_lyapunov.py::test_sequences_of_different_lengths_are_weighed",
+        ),
     ],
     "bptt_jax/analysis/frames.py": [
         (
@@ -494,6 +510,11 @@ MUTATIONS = {
             "states, frames = _where(at.real, (new, frames._replace(rows=pushed)), (states, frames))",
             "states, frames = new, frames._replace(rows=pushed)",
             "test_contract.py -k lyapunov_exponents",
+        ),
+        (
+            "jnp.max(jnp.maximum(spent, keeps * pace)), done + 1",
+            "jnp.max(jnp.maximum(spent, keeps * pace)), done",
+            "test_frames.py::test_the_pace_of_the_first_steps_is_not_trusted",
         ),
     ],
     "bptt_jax/analysis/lyapunov.py": [
@@ -608,10 +629,423 @@ MUTATIONS = {
             "jacobian @ product",
             "test_influence.py::test_every_pair_is_the_norm_of_its_product",
         ),
+        ("(t < s) | (last > first), -jnp.inf", "(t < s), -jnp.inf", "test_contract.py -k influence_map"),
     ],
     "bptt_jax/remedies/regularizers.py": [
         ("jnp.where(recurrence.real, terms, 0)", "terms", "test_contract.py -k omega_terms"),
         ("valid & recurrence.real", "valid", "test_contract.py -k omega_terms"),
+        (
+            "signal.log_norm >= 0.5 * jnp.log(1e-20)",
+            "signal.log_norm >= jnp.log(1e-20)",
+            "test_regularizers.py::test_valid_are_error_signals_of_at_least_1e_10",
+        ),
+    ],
+    "bptt_jax/files.py": [
+        ("        Path(name).unlink(missing_ok=True)\n", "", "test_files.py"),
+    ],
+    "bptt_jax/leaves.py": [
+        (
+            "words = a.astype(object), [str(float(v)) for v in a[~finite]]",
+            'words = a.astype(object), ["nan" for v in a[~finite]]',
+            "test_files.py",
+        ),
+        (
+            'counts = {"NaN": np.isnan(known), "inf": known == np.inf',
+            'counts = {"NaN": np.isnan(known), "inf": known == -np.inf',
+            "test_results.py -k ranges",
+        ),
+    ],
+    "bptt_jax/results.py": [
+        ("rank = ndim - len(known)\n", "rank = 0\n", "test_results.py -k axes"),
+        ("room = _LINES - 1 - len(top)", "room = _LINES - len(top)", "test_results.py -k ten_lines"),
+        (
+            'if sizes.setdefault(d, n) == n else f"{name}_{d}"',
+            'if True else f"{name}_{d}"',
+            "test_results.py -k axes",
+        ),
+    ],
+    "bptt_jax/analysis/float_range.py": [
+        (
+            "lost = [low - math.log(2) for low in smallest]",
+            "lost = smallest",
+            "test_float_range.py::test_where_digits_are_lost_and_where_all_is",
+        ),
+        (
+            "jnp.floor(-most / math.log(2))",
+            "jnp.ceil(-most / math.log(2))",
+            "test_float_range.py::test_what_is_lost_is_lost_in_all_leaves_and_for_good",
+        ),
+        (
+            "jnp.where(found[3:5] < last, found[3:5] + 1, -1)",
+            "found[3:5] + 1",
+            "test_float_range.py::test_where_digits_are_lost_and_where_all_is",
+        ),
+    ],
+    "bptt_jax/analysis/gain.py": [
+        (
+            "np.where(np.isnan(orders) | (nearest == 1), nearest, np.nan)",
+            "nearest",
+            "test_gain.py::test_no_factor_for_what_moves_freely",
+        ),
+        (
+            "search.short + search.direction * _STRIDE",
+            "search.short - search.direction * _STRIDE",
+            "test_gain.py::test_of_a_linear_map_in_closed_form",
+        ),
+    ],
+    "bptt_jax/analysis/matrix_free.py": [
+        (
+            "LogScaled(left.values, left.exponent).value[None, :]",
+            "left.values[None, :]",
+            "test_matrix_free.py::test_derivatives_of_eigenvalues_far_from_one",
+        ),
+        ("(bad[:-1] == bad[ends])", "(bad[:-1] == 0)", "test_matrix_free.py::test_a_trajectory_that_is_not_finite"),
+        (
+            "ravel_state(jax.tree.map(jnp.conj, along.pull(residuals, cotangent)))[0]",
+            "ravel_state(along.pull(residuals, cotangent))[0]",
+            "test_matrix_free.py::test_against_the_jacobians",
+        ),
+        ("choose((s >= t) & (s < end),", "choose(s >= t,", "test_contract.py -k product_singular_values"),
+    ],
+    "bptt_jax/analysis/monitor.py": [
+        (
+            "if operator.index(update) % self._every:",
+            "if False:",
+            "test_monitor.py::test_acts_at_every_nth_and_compiles_once",
+        ),
+        (
+            "(self._last is None or self._last.nonfinite is None)",
+            "True",
+            "test_monitor.py::test_warns_when_the_verdict_changes_and_once_of_a_nan",
+        ),
+        (
+            "lengths = jnp.sum(real, axis=1)[owners]",
+            "lengths = jnp.full_like(owners, steps)",
+            "test_contract.py -k Monitor",
+        ),
+    ],
+    "bptt_jax/analysis/nonfinite.py": [
+        (
+            "return array, self._step(k), self._adjoints_from(k)",
+            "return array, self._step(k), self._adjoints_from(k + 1)",
+            "test_monitor.py::test_norms_before_a_bad_contribution_begin_with_that_of_its_own_step",
+        ),
+        (
+            "before = slice(max(begin, k - _LED_TO), k)",
+            "before = slice(max(begin, k - _LED_TO), k + 1)",
+            "test_monitor.py::test_norms_before",
+        ),
+        (
+            'real["immediate"] = np.logical_or.reduceat(trace.immediate, self.at)',
+            "pass",
+            "test_monitor.py::test_a_bad_derivative_of_the_loss_in_padding_is_that_of_the_last_real_step",
+        ),
+    ],
+    "bptt_jax/cells/activations.py": [
+        (
+            "tanh = _with_slope(jnp.tanh, lambda y: (1 - y) * (1 + y))",
+            "tanh = _with_slope(jnp.tanh, lambda y: 1 - y)",
+            "test_activations.py",
+        ),
+        (
+            "return (1 - weight) * a + weight * b",
+            "return weight * a + (1 - weight) * b",
+            "test_activations.py::test_weighted_mean",
+        ),
+    ],
+    "bptt_jax/cells/adapters.py": [
+        (
+            'return "state first" if first > second else "input first"',
+            'return "state first"',
+            "test_adapters.py::test_the_names_of_the_arguments_tell_the_order",
+        ),
+        (
+            "return other if _shapes(other) == _shapes(state) != _shapes(mine) else mine",
+            "return mine",
+            "test_adapters.py::test_a_pair_whose_entries_are_told_by_their_shapes",
+        ),
+    ],
+    "bptt_jax/cells/gated.py": [
+        (
+            "tanh(n_x + r * (n_h + params.recurrent_bias))",
+            "tanh(n_x + r * n_h + params.recurrent_bias)",
+            "test_cells.py::test_against_the_equations_in_numpy",
+        ),
+        (
+            ".at[1].set(jnp.asarray(forget_bias, dtype))",
+            ".at[0].set(jnp.asarray(forget_bias, dtype))",
+            "test_cells.py::test_forget_bias_sets_the_carousel",
+        ),
+    ],
+    "bptt_jax/cells/initializers.py": [
+        (
+            "jnp.where(rank < nonzeros,",
+            "jnp.where(rank <= nonzeros,",
+            "test_initializers.py::test_sparse_has_its_nonzeros_and_spectral_radius",
+        ),
+        (
+            "(r_max - r_min) * (r_max + r_min)",
+            "(r_max - r_min)",
+            "test_initializers.py::test_ring_is_filled_evenly",
+        ),
+        (
+            "biases.at[0].set(-keep).at[1].set(keep)",
+            "biases.at[1].set(-keep).at[0].set(keep)",
+            "test_initializers.py::test_chrono_makes_memory_times_uniform",
+        ),
+    ],
+    "bptt_jax/cells/layers.py": [
+        (
+            "x = outputs[k - 1](new[-1])",
+            "x = outputs[k - 1](state[k - 1])",
+            "test_stack.py::test_layers_one_after_the_other",
+        ),
+    ],
+    "bptt_jax/cells/linear.py": [
+        ("gamma_log = 0.5 * jnp.log(", "gamma_log = jnp.log(", "test_diagonal.py::test_lru_starts_as_in_the_paper"),
+        (
+            "return 1 - z, z * candidate",
+            "return z, (1 - z) * candidate",
+            "test_diagonal.py::test_one_step_in_numpy",
+        ),
+    ],
+    "bptt_jax/cells/simple.py": [
+        ("jnp.asarray(gain, dtype) * draw_gates(", "draw_gates(", "test_cells.py::test_gain_and_the_circular_law"),
+    ],
+    "bptt_jax/cells/weights.py": [
+        (
+            "keys = jax.random.split(key, gates)",
+            "keys = [key] * gates",
+            "test_cells.py::test_gates_start_orthogonal_each_and_apart",
+        ),
+        (
+            "draw_weights(name, init, k, (fan_in, n), wide).astype(dtype).T for",
+            "draw_weights(name, init, k, (n, fan_in), wide).astype(dtype) for",
+            "test_cells.py::test_initialisers_see_fan_in_first",
+        ),
+    ],
+    "bptt_jax/cli/diagnose.py": [
+        ('return last if which == "last" else mean', "return mean", "test_command.py::test_own_text_embedded"),
+        (
+            "range(min(_GROUP, batch), 0, -1) if batch % g == 0",
+            "range(min(_GROUP, batch), 0, -1)",
+            "test_command.py::test_own_text_embedded",
+        ),
+    ],
+    "bptt_jax/cli/main.py": [
+        (
+            "if not 0 <= value < 2**31:\n        raise argparse",
+            "if not 0 <= value:\n        raise argparse",
+            "test_command.py::test_bad_argument_gets_one_line_and_status_2",
+        ),
+    ],
+    "bptt_jax/cli/page.py": [
+        (
+            'rf"\\g<1>{key}-", svg)',
+            'r"\\g<1>", svg)',
+            "test_page.py::test_nothing_is_fetched_and_no_reference_leaves_the_page",
+        ),
+        (
+            'svg = re.sub(r"(?<=: )(#([0-9a-f]{6}))\\b", r"var(--c\\2, \\1)", svg)\n',
+            "",
+            "test_page.py::test_every_colour_of_a_figure_has_one_for_the_dark",
+        ),
+    ],
+    "bptt_jax/cli/report.py": [
+        (
+            "f\"{float(s['spectral_norm']['mean']):.3f}\"",
+            "f\"{float(s['spectral_radius']['mean']):.3f}\"",
+            "test_page.py::test_every_number_of_the_table_and_every_setting",
+        ),
+    ],
+    "bptt_jax/cli/train.py": [
+        (
+            "_cell(replace(settings, clip_adjoints=None), task), task)",
+            "_cell(settings, task), task)",
+            "test_train_command.py::test_omega_is_the_codes_of_the_bare_step",
+        ),
+        ('if settings.cell == "rnn" and settings.chrono:', "if False:", "test_train_command.py::test_bad_settings"),
+    ],
+    "bptt_jax/experiments/influence_balancing.py": [
+        (
+            "return (s + shifted) / 2 + jnp.where(first, theta, -theta)",
+            "return (s + shifted) / 2 + jnp.where(first, -theta, theta)",
+            "test_influence_balancing.py::test_published_system",
+        ),
+    ],
+    "bptt_jax/experiments/loop.py": [
+        ("jnp.concatenate([old, new])[-RECENT:]", "jnp.concatenate([old, new])[:RECENT]", "test_loop.py -k lost"),
+        ("passed &= judge.solved(loss, error)", "pass", "test_loop.py::test_ten_thousand_more_decide"),
+    ],
+    "bptt_jax/experiments/network.py": [
+        (
+            "return h.real if jnp.iscomplexobj(h) else h",
+            "return jnp.abs(h) if jnp.iscomplexobj(h) else h",
+            "test_network.py::test_a_complex_state_is_raveled_and_read_by_its_real_part",
+        ),
+    ],
+    "bptt_jax/experiments/progress.py": [
+        ("tenth > told", "tenth >= told", "test_progress.py::test_lines_for_tenths_and_for_events"),
+    ],
+    "bptt_jax/experiments/records.py": [
+        ("np.maximum(_JUMP * largest, baseline)", "_JUMP * largest", "test_loop.py -k jump"),
+        ("acted / made, 1)", "acted / 1, 1)", "test_loop.py::test_clipped_and_skipped_shares_are_counts"),
+    ],
+    "bptt_jax/experiments/runfolder.py": [
+        (
+            'record["updates"] > update:',
+            'record["updates"] >= update:',
+            "test_runfolder.py::test_the_last_state_and_the_log_come_back",
+        ),
+        (
+            "if there != here:\n",
+            "if False:\n",
+            "test_runfolder.py::test_another_networks_state_is_refused_and_named",
+        ),
+    ],
+    "bptt_jax/experiments/tasks.py": [
+        (
+            "jnp.any(_is_wrong(outputs, targets), where=mask)",
+            "jnp.any(_is_wrong(outputs, targets))",
+            "test_tasks.py::test_padding_does_not_count",
+        ),
+        (" | jnp.any(jnp.isnan(logits), axis=-1)", "", "test_tasks.py::test_loss_and_error_of_a_sequence"),
+    ],
+    "bptt_jax/experiments/text.py": [
+        (
+            "0, len(codes) - length)",
+            "0, len(codes) - length - 1)",
+            "test_text.py::test_windows_reach_the_very_end_and_no_further",
+        ),
+    ],
+    "bptt_jax/linalg/batched_spectra.py": [
+        ("jnp.where(values > tiny, values, 0)", "values", "test_batched_spectra.py -k small_integers"),
+        (
+            "jnp.where(failed, jnp.nan, _block_eigenvalues(h, blocks))",
+            "_block_eigenvalues(h, blocks)",
+            "test_batched_spectra.py::test_what_does_not_converge_is_nan_and_the_others_are_not",
+        ),
+    ],
+    "bptt_jax/linalg/krylov.py": [
+        ("length = jnp.where(lost, 0, length)", "length = length", "test_krylov.py"),
+        (
+            "errors = jnp.abs(hessenberg[-1, -1]) * jnp.abs(vectors[-1])",
+            "errors = jnp.abs(vectors[-1])",
+            "test_krylov.py::test_eigenpairs",
+        ),
+    ],
+    "bptt_jax/linalg/lapack.py": [
+        (
+            "found = jax.lax.map(of_all, matrices.reshape(-1, rows, columns))",
+            "found = jax.lax.map(of_all, matrices.reshape(-1, rows, columns)[::-1])",
+            "test_lapack.py::test_every_matrix_has_its_own_values_in_its_own_place",
+        ),
+        ('if wish != "keep":', "if False:", "test_lapack.py::test_the_switch_knows_one_word"),
+    ],
+    "bptt_jax/linalg/spectra.py": [
+        (
+            "order = jnp.argsort(-jnp.abs(values), axis=-1, stable=True)",
+            "order = jnp.argsort(-values.real, axis=-1, stable=True)",
+            "test_spectra.py::test_eigenvalues_descend_and_pairs_stand_together",
+        ),
+        (
+            "jnp.where(smallest == 0, jnp.inf, largest / jnp.where(smallest == 0, 1, smallest))",
+            "largest / jnp.where(smallest == 0, 1, smallest)",
+            "test_spectra.py::test_norm_radius_condition_number",
+        ),
+    ],
+    "bptt_jax/plots/adjoints.py": [
+        ("axis=1).T / math.log(10)", "axis=1).T", "test_plots.py::test_adjoints_are_drawn_unit_by_unit"),
+    ],
+    "bptt_jax/plots/flow.py": [
+        (
+            "found[-1]) - 1 + shift if",
+            "found[-1]) + shift if",
+            "test_plots.py::test_dot_counts_back_from_the_last_state_that_the_loss_reads",
+        ),
+        (
+            "np.fmax.reduceat(high, starts)",
+            "high[starts]",
+            "test_plots.py::test_the_band_of_a_long_sequence_covers_every_peak",
+        ),
+    ],
+    "bptt_jax/plots/influence.py": [
+        (
+            "shown == -math.inf, -reach, shown)",
+            "shown == -math.inf, reach, shown)",
+            "test_plots.py::test_influence_map_shows_the_pairs",
+        ),
+    ],
+    "bptt_jax/plots/style.py": [
+        (
+            "np.argmax(known[:, ::-1], axis=1), 0)",
+            "np.argmax(known, axis=1), 0)",
+            "test_plots.py::test_padded_sequences_are_aligned_at_their_end",
+        ),
+        (
+            "if len(set(labels)) == len(set(values)):",
+            "if True:",
+            "test_plots.py::test_ticks_that_lie_close_are_told_apart",
+        ),
+    ],
+    "bptt_jax/plots/training.py": [
+        (
+            "np.exp(_curves(chunks, name))",
+            "_curves(chunks, name)",
+            "test_plots.py::test_training_curves_are_the_records",
+        ),
+    ],
+    "bptt_jax/plots/exponents.py": [
+        (
+            "if spectrum.exponents.ndim > 2:",
+            "if False:",
+            "test_plots.py::test_exponents_of_a_batch_are_the_pooled_ones",
+        ),
+    ],
+    "bptt_jax/recurrence/diagonal.py": [
+        ("m not in (1, n) for m, n", "m not in (1, n, 2) for m, n", "test_diagonal.py::test_bad_arguments"),
+    ],
+    "bptt_jax/recurrence/frozen.py": [
+        ("return varies and not bends", "return varies", "test_gain.py::test_which_leaves_multiply_the_state"),
+        (
+            "_Dual(jax.lax.stop_gradient(value), next(moving))",
+            "_Dual(value, next(moving))",
+            "test_regularizers.py::test_value_and_immediate_gradient",
+        ),
+    ],
+    "bptt_jax/recurrence/unroll.py": [
+        (
+            "jax.tree.map(lambda a: a[-rest:], instants)",
+            "jax.tree.map(lambda a: a[:rest], instants)",
+            "test_unroll.py::test_options_change_neither_values_nor_gradients",
+        ),
+        (
+            "return math.isqrt(steps - 1) + 1 if remat else None",
+            "return steps if remat else None",
+            "test_unroll.py::test_segments_of_square_root_length",
+        ),
+    ],
+    "bptt_jax/remedies/clipping.py": [
+        (
+            "written = state.log_norms.at[state.seen % window].set(before)",
+            "written = state.log_norms.at[state.seen].set(before)",
+            "test_clipping.py::test_autoclip",
+        ),
+        (
+            "kept = jax.tree.map(partial(jnp.where, skip), state.inner, new_inner)",
+            "kept = new_inner",
+            "test_clipping.py::test_skip_keeps_parameters_and_inner_state",
+        ),
+        (
+            "outlier = known & (jnp.exp(before) > state.mean + z * margin) & (before < jnp.inf)",
+            "outlier = known & (jnp.exp(before) > state.mean + z * margin)",
+            "test_clipping.py::test_zclip",
+        ),
+        (
+            "jnp.where(jnp.isfinite(a), jnp.clip(a, -bound, bound), a)",
+            "jnp.clip(a, -bound, bound)",
+            "test_clipping.py::test_clip_adjoints_keeps_infinities_and_clips_complex_parts",
+        ),
     ],
 }
 

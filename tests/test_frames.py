@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from oracles import linear_step
 
+import bptt_jax as bptt
 from bptt_jax.analysis.frames import orthonormal
 
 RNG = np.random.default_rng(0)
@@ -38,3 +40,12 @@ def test_derivative_of_the_orthonormalisation(rows, columns, x64):
 
     got, expected = (jax.jit(jax.grad(partial(some, lq)))(a) for lq in (orthonormal, of_jax))
     np.testing.assert_allclose(got, expected, atol=1e-9)
+
+
+def test_the_pace_of_the_first_steps_is_not_trusted():
+    """Of a rotation no direction ever outgrows another: each stretch may be longer than the one before by one step,
+    until the first of 20 batches ends."""
+    turn = jnp.asarray(np.linalg.qr(RNG.standard_normal((6, 6)))[0], jnp.float32)
+    found = bptt.lyapunov_exponents(linear_step, turn, jnp.ones(6), length=20 * 40)
+    ends = np.flatnonzero(found.orthonormalised[:40]) + 1
+    np.testing.assert_array_equal(np.diff(ends, prepend=0), [1, 2, 3, 4, 5, 6, 7, 8, 4])

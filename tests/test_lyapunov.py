@@ -12,6 +12,7 @@ from oracles import cell_example
 from slices import covering
 
 import bptt_jax as bptt
+from bptt_jax.analysis.averages import BatchSums, squared_error
 from bptt_jax.analysis.frames import orthonormal
 from bptt_jax.analysis.lyapunov import living_rates
 
@@ -200,6 +201,19 @@ def test_standard_errors_hold_the_truth_as_often_as_they_say(case) -> None:
 
 def multiply(p, h, x):
     return x @ h
+
+
+@pytest.mark.parametrize("library", [np, jnp])
+@pytest.mark.parametrize(
+    ("values", "linked", "passed_on"),
+    [([1, 2, 3, 4], True, 0.75 - 0.25 + 0.75), ([4, 1, 4, 1], True, 0), ([1, 2, 3, 4], False, 0)],
+)
+def test_what_a_batch_passes_on_makes_the_error_larger(library, values, linked, passed_on) -> None:
+    """Four batches of one step: the squares about their mean, and twice the products of neighbours, by hand."""
+    column = library.asarray(values, "float32")[:, None]
+    of = BatchSums(column, library.ones(4, "float32"), library.asarray([False, linked, linked, linked]))
+    squares = np.sum((np.asarray(values) - np.mean(values)) ** 2)
+    np.testing.assert_allclose(squared_error(of), [(squares + 2 * passed_on) / 4 / 3], rtol=1e-6)
 
 
 def test_no_direction_is_lost_by_chance() -> None:

@@ -169,6 +169,20 @@ def key_step(w, state, x):
     return {"h": jnp.tanh(w @ state["h"] + x + noise), "t": state["t"] + 1, "key": key}
 
 
+def test_derivatives_of_eigenvalues_far_from_one(x64):
+    """``w_i v_i^T`` with the left vectors w, rows of V^-1; each belongs to its own value at any scale."""
+    vectors = np.random.default_rng(0).standard_normal((3, 3))
+    left, values = np.linalg.inv(vectors), 1e12 * np.array([5.0, 3.0, 1.0])
+
+    @jax.jit
+    @jax.jacfwd
+    def measure(a):
+        return bptt.analysis.leading_eigenvalues(linear_step, a, jnp.ones(3), length=1, num=3).values[0].real
+
+    exact = np.stack([np.outer(left[i], vectors[:, i]) for i in range(3)])
+    np.testing.assert_allclose(measure(jnp.asarray(vectors * values @ left)), exact, atol=1e-9)
+
+
 @pytest.mark.exhaustive
 def test_padding_and_resets_are_the_pieces_alone(x64):
     """NaN in padding; elsewhere what the pieces give, of a state with a counter and a key."""

@@ -135,6 +135,14 @@ def test_norms_before():
     np.testing.assert_allclose(MONITOR.locate(*spoiled("input")[0]).log_norms_before, np.log(states[:6]), rtol=1e-5)
 
 
+def test_norms_before_a_bad_contribution_begin_with_that_of_its_own_step():
+    """sqrt(w x) at x = 0 has the derivative 0 / 0 by w, while states and adjoints, 2^(t - T), are finite."""
+    monitor = bptt.Monitor(lambda w, h, x: 0.5 * h + jnp.sqrt(w * x), lambda states: states[-1].sum())
+    found = monitor.locate(jnp.ones(()), jnp.ones(1), jnp.ones((1, 6, 1)).at[0, 2].set(0))
+    assert (found.array, found.step) == ("dL/dparams", 3)
+    np.testing.assert_allclose(found.log_norms_before, -np.log(2) * np.arange(4), rtol=1e-6)
+
+
 def test_what_the_step_masks_is_no_nan():
     """A NaN among inputs that nothing reads."""
     params, state0, xs, args = example()

@@ -181,6 +181,18 @@ def test_training_without_a_number_or_a_record(tmp_path) -> None:
         plot_training([{"event": "jump", "updates": 3}])
 
 
+def test_exponents_of_a_batch_are_the_pooled_ones() -> None:
+    def measure(w):
+        return bptt.lyapunov_exponents(lambda w, h, x: w * h, w, jnp.ones(2), length=30, warmup=25)
+
+    spectra = jax.vmap(measure)(jnp.asarray([[2.0, 0.5], [8.0, 0.5]]))
+    (ax,) = bptt.plots.plot_exponents(spectra).axes
+    shown = ax.get_lines()[1].get_ydata()
+    np.testing.assert_allclose(shown, np.log(2) * np.array([2, -1]), rtol=1e-5)
+    with pytest.raises(ValueError, match="a batch of one axis, got a batch of shape"):
+        bptt.plots.plot_exponents(jax.tree.map(lambda a: a[None], spectra))
+
+
 def test_influence_map_shows_the_pairs() -> None:
     influence = bptt.influence_map(_step, jnp.float32(0.5), jnp.ones(2), jnp.zeros((20, 2)), intervals=4)
     figure = bptt.plots.plot_influence_map(influence, title="map")

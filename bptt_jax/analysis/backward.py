@@ -35,7 +35,8 @@ class ScaledGradients(Result):
 
     Attributes:
       adjoints: dL/dh_1 .. dL/dh_T, each with a power of two of its own.
-      params_grad: dL/dparams.
+      params_grad: dL/dparams. The largest adjoint is the unit of what all steps contribute: where a part of the state
+        explodes by itself, what lies below its adjoints by the whole range of the dtype (2^126 in float32) is lost.
       state0_grad: dL/dh_0, with what resets to `state0` add.
       reset_state_grad: dL/dreset_state, or None.
       args_grad: dL/dargs, or None; the loss's own derivative is taken in plain numbers.
@@ -67,7 +68,7 @@ class Adjoints(Result):
         root of the dtype's range (2^63 in float32): no other difference between entries is too large. With
         ``remat=`` it is -inf wherever the dtype does not hold an entry beside the largest of its step (2^-126 of it):
         more would take more memory. To differentiation such entries are constants.
-      params_grad: dL/dparams, equal to `jax.grad`'s.
+      params_grad: dL/dparams, equal to `jax.grad`'s; see `ScaledGradients` for what is lost beside adjoints of 2^126.
       state0_grad: dL/dh_0, with what resets to `state0` add.
       reset_state_grad: dL/dreset_state; None where no `reset_state` was given.
       args_grad: dL/dargs; None without `args`.
