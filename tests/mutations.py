@@ -705,7 +705,11 @@ MUTATIONS = {
             "ravel_state(along.pull(residuals, cotangent))[0]",
             "test_matrix_free.py::test_against_the_jacobians",
         ),
-        ("choose((s >= t) & (s < end),", "choose(s >= t,", "test_contract.py -k product_singular_values"),
+        (
+            "choose((s >= t) & (s < end),",
+            "choose(s >= t,",
+            "test_matrix_free.py::test_every_product_has_its_own_scale_and_ends_with_its_segment",
+        ),
     ],
     "bptt_jax/analysis/monitor.py": [
         (

@@ -97,13 +97,20 @@ def test_products_beyond_the_range():
     assert np.all(got.errors[:3] < 1e-3)
 
 
-def test_every_product_has_its_own_scale():
+def test_every_product_has_its_own_scale_and_ends_with_its_segment():
     """First one direction wins by 2^120, then the other by 2^208, while both shrink beyond the range."""
     late = np.arange(60)[:, None] >= 30
     logs = np.where(late, np.log([1 / 64, 1.9]), np.log([4.0, 0.25])) - np.log(64)
-    exact = np.max(np.cumsum(logs[::-1], axis=0)[::-1], axis=1)
-    got = users_jit(lambda xs: log_norms(scaling_step, None, jnp.ones(2), xs))(jnp.exp(jnp.asarray(logs)))
-    np.testing.assert_allclose(got, exact, rtol=1e-5, atol=1e-5)
+
+    @users_jit
+    def measure(xs, resets):
+        return log_norms(scaling_step, None, jnp.ones(2), bptt.Sequence(xs, resets=resets))
+
+    for reset in (60, 45):  # 60: there is none
+        pieces = logs[:reset], logs[reset:]
+        exact = np.concatenate([np.max(np.cumsum(piece[::-1], axis=0)[::-1], axis=1) for piece in pieces])
+        got = measure(jnp.exp(jnp.asarray(logs)), jnp.arange(60) == reset)
+        np.testing.assert_allclose(got, exact, rtol=1e-5, atol=1e-5)
 
 
 def root_step(params, h, x):
