@@ -244,8 +244,8 @@ MUTATIONS = {
             "test_adjoints.py::test_shares_of_complex_parameters_sum_to_one",
         ),
         (
-            "signal.exponent - whole.exponent",
-            "signal.exponent",
+            "signal.exponent).over(whole.exponent)",
+            "signal.exponent).over(0 * whole.exponent)",
             "test_adjoints.py::test_contributions_against_one_vjp_per_step",
         ),
         (
@@ -261,8 +261,8 @@ MUTATIONS = {
             "test_adjoints.py::test_equal_to_jax_grad",
         ),
         (
-            "LogScaled(signal.mantissa, signal.exponent - largest)",
-            "LogScaled(signal.mantissa, signal.exponent)",
+            "signal.over(jnp.full_like(signal.exponent, largest))",
+            "signal.value",
             "test_adjoints.py::test_rematerialised_it_is_the_same",
         ),
     ],
@@ -829,11 +829,15 @@ MUTATIONS = {
         ),
     ],
     "bptt_jax/cli/diagnose.py": [
-        ('return last if which == "last" else mean', "return mean", "test_command.py::test_own_text_embedded"),
+        (
+            'return last if which == "last" else mean',
+            "return mean",
+            "test_command.py::test_the_loss_of_the_last_step_and_of_all",
+        ),
         (
             "range(min(_GROUP, batch), 0, -1) if batch % g == 0",
             "range(min(_GROUP, batch), 0, -1)",
-            "test_command.py::test_own_text_embedded",
+            "test_command.py::test_groups_divide_the_batch",
         ),
     ],
     "bptt_jax/cli/main.py": [
@@ -850,8 +854,8 @@ MUTATIONS = {
             "test_page.py::test_nothing_is_fetched_and_no_reference_leaves_the_page",
         ),
         (
-            'svg = re.sub(r"(?<=: )(#([0-9a-f]{6}))\\b", r"var(--c\\2, \\1)", svg)\n',
-            "",
+            'svg = re.sub(r"(?<=: )(#([0-9a-f]{6}))\\b", r"var(--c\\2, \\1)", svg)',
+            "pass",
             "test_page.py::test_every_colour_of_a_figure_has_one_for_the_dark",
         ),
     ],

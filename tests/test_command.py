@@ -140,6 +140,22 @@ def test_own_text_embedded(tmp_path) -> None:
     np.testing.assert_array_equal(data.targets[:, :-1], np.argmax(one_hot.inputs, axis=-1)[:, 1:])
 
 
+def test_the_loss_of_the_last_step_and_of_all() -> None:
+    _, (last,) = diagnose.prepare(SETTINGS)
+    _, (all_steps,) = diagnose.prepare(replace(SETTINGS, loss="all"))
+    states = np.random.default_rng(0).standard_normal((3, 8)).astype(np.float32)
+    targets, (weights, bias) = np.arange(3), last.readout_weights
+    logits = states @ np.asarray(weights).T + np.asarray(bias)
+    each = np.log(np.sum(np.exp(logits), axis=1)) - logits[np.arange(3), targets]
+    for recurrence, expected in ((last, each[-1]), (all_steps, each.mean())):
+        assert recurrence.loss(last.readout_weights, states, targets) == pytest.approx(expected, rel=1e-5)
+
+
+def test_groups_divide_the_batch() -> None:
+    for batch, group in ((1, 1), (4, 4), (6, 3), (7, 1), (8, 4), (10, 2)):
+        assert diagnose._group(diagnose.Data(None, None, np.zeros(batch))) == group
+
+
 def test_same_seed_same_numbers_other_seed_others() -> None:
     (data1, (r1,)), (data2, (r2,)), (data3, (r3,)) = (
         diagnose.prepare(replace(SETTINGS, seed=seed)) for seed in (1, 1, 2)
@@ -171,6 +187,7 @@ BAD = [
     (["--gain", "0"], "--gain: expected a positive number, got 0"),
     (["--loss", "some"], "--loss: invalid choice"),
     (["--seed", "-1"], "--seed: expected 0 to"),
+    (["--seed", "2147483648"], "--seed: expected 0 to 2147483647"),
     (["--embed", "0"], "--embed: expected at least 1"),
     (["--text", "absent.txt"], "--text: absent.txt: No such file or directory"),
     (["--text", "{tmp}/bytes.bin"], "expected UTF-8 text, got byte 0"),
