@@ -19,6 +19,7 @@ import bptt_jax as bptt
 from bptt_jax.cli import diagnose
 from bptt_jax.cli.main import main
 from bptt_jax.cli.page import page
+from bptt_jax.cli.report import COLUMNS, rows
 from bptt_jax.plots.flow import plot_parts
 
 GAINS = {
@@ -134,6 +135,20 @@ def test_every_number_of_the_table_and_every_setting(outline, flows) -> None:
     assert set(SETTINGS.__dict__) < set(shown)
     assert shown["jax"] == jax.__version__
     assert "device" in shown
+
+
+def test_every_number_stands_under_its_name() -> None:
+    numbers = {"loss": 1.0, "spectral_norm": 2.0, "spectral_radius": 3.0}
+    record = {name: {"mean": value} for name, value in numbers.items()} | {
+        "growth_rate": {"mean": -0.5, "std": 0.25},
+        "horizon": {"median": "inf"},
+        "verdict": "steady",
+        "verdicts": {"vanishing": 1, "steady": 2},
+        "advice": ["this", "that"],
+    }
+    row = ("gru", "1.000", "2.000", "3.000", "-0.5000 ± 0.2500", "inf", "steady\n(2 of 3)", "this\nthat")
+    assert list(rows({"gru": record})) == [row]
+    assert [name.split()[-1] for name in COLUMNS[1:5]] == ["loss", "norm", "radius", "back"]
 
 
 def test_nothing_is_fetched_and_no_reference_leaves_the_page(text, outline) -> None:

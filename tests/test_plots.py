@@ -207,6 +207,9 @@ def test_influence_map_shows_the_pairs() -> None:
     low, high = ax.collections[0].get_clim()
     assert -low == high == pytest.approx(20 * math.log10(2))
     assert "log" in bar.get_ylabel()
+    none = replace(influence, log_norms=influence.log_norms.at[2, 1].set(-jnp.inf))
+    zero = bptt.plots.plot_influence_map(none).axes[0].collections[0]
+    assert zero.get_array().reshape(5, 5)[2, 1] == zero.get_clim()[0]
     with pytest.raises(ValueError, match="expected that of one sequence, got a batch"):
         bptt.plots.plot_influence_map(bptt.analysis.InfluenceMap(jnp.zeros((2, 3)), jnp.zeros((2, 3, 3))))
 

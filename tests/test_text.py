@@ -61,5 +61,7 @@ def test_windows_reach_the_very_end_and_no_further() -> None:
     codes = np.arange(8, dtype=np.int32)
     _, targets = windows(jax.random.key(0), codes, batch=4, length=7)
     np.testing.assert_array_equal(targets, np.tile(np.arange(1, 8), (4, 1)))
+    _, targets = windows(jax.random.key(0), codes, batch=40, length=6)
+    assert set(np.unique(targets[:, -1])) == {6, 7}
     with pytest.raises(ValueError, match="more than 8 characters for windows of 8, got 8"):
         windows(jax.random.key(0), codes, batch=4, length=8)
