@@ -137,8 +137,9 @@ def test_small_integers(matrices):
     values = np.asarray(quick_eigenvalues(matrices))
     check_eigenvalues(values, matrices, eps=eps)
     norms = np.linalg.norm(matrices, axis=(1, 2))
-    nothing = np.asarray(quick_singular_values(matrices * np.float32(0)))
-    np.testing.assert_array_equal(nothing, 0)  # and no smallest number
+    diagonal = np.asarray([1, 2, 0, 0], np.float32) * np.eye(4, dtype=np.float32)
+    of_diagonal = quick_singular_values(np.broadcast_to(diagonal, (8, 4, 4)))
+    np.testing.assert_array_equal(of_diagonal[:, 2:], 0)  # and no smallest number
     # The determinant of A + E, ||E|| <= 100 eps ||A||.
     assert np.all(np.abs(values.prod(-1) - np.linalg.det(matrices.astype(np.float64))) <= 400 * eps * norms**4)
 
