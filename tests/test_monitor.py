@@ -113,12 +113,26 @@ def test_nan_is_named(where):
     found = MONITOR.locate(*arguments)
     assert (found.array, found.step, found.sequence) == (array, at, sequence)
     assert array in found.statement
+    assert found.overflows == (where == "overflow backwards") == ("range" in found.statement)
     record = probe(*arguments)  # sequence 3 is not among the sampled ones
     assert record.nonfinite.to_dict() == found.to_dict()
     elsewhere = {"overflow backwards": "exploding", "gradient of what is shared": "steady"}
     assert record.verdict == elsewhere.get(where, "non-finite")
     assert record.scalars["bptt/non_finite/step"] == at
     assert record.scalars["bptt/non_finite/sequence"] == sequence
+
+
+def test_what_a_step_adds_may_overflow_alone():
+    """1e25 of the loss times 1e20 of the input, at a weight of 1e-30: all else is in range."""
+
+    def step(w, h, x):
+        return h + w * x
+
+    monitor = bptt.Monitor(step, lambda states: 1e25 * states[-1], in_axes=(None, 0, None))
+    given = np.float32(1e-30), np.float32(0), np.asarray([[1e10, 1e20, 1.0]], np.float32)
+    found = monitor.locate(*given)
+    assert (found.array, found.step, found.overflows) == ("dL/dparams", 2, True)
+    assert monitor.locate(*given[:2], given[2] / 1e10) is None
 
 
 def test_norms_before():

@@ -157,6 +157,14 @@ def test_a_gradient_that_overflows_is_told_from_a_norm_that_does():
     assert "clip_by_global_norm" not in tries
     tries = " | ".join(verdict.advise(case("exploding", rate=2.0, largest_gradient_log10=30.0, in_range=False)))
     assert "adjoints leave float32 though the gradient does not" in tries
+    beyond, within = (
+        verdict.advise(
+            case("exploding", rate=2.0, largest_gradient_log10=size, in_range=False, loss_scale_log2=-71)
+        )[-1]
+        for size in (45.0, 30.0)
+    )
+    assert "with the loss times 2^-71 it is kept, to be clipped there" in beyond
+    assert "with the loss times 2^-71, and the gradient divided by it, it is kept" in within
     tries = " | ".join(verdict.advise(case("exploding", rate=2.0, largest_gradient_log10=30.0)))
     assert "whose squares overflow (from 1e19 on) though every entry is finite" in tries
     assert "clip_by_global_norm" in tries

@@ -34,17 +34,22 @@ class NonFinite(Result):
       log_norms_before: of at most ten real steps before, in the order of computation and since the last reset, the
         natural log of the norm of the state's leaf (of the whole state, where another array is to blame); going
         backwards, of the adjoint.
+      overflows: whether it is an adjoint, or what a step adds to the gradient, that is a number, but one beyond the
+        range of its dtype. A clip of what `jax.grad` gives cannot mend it; `bptt_jax.adjoints` has it in log scale,
+        and its ``scaled.params_grad.clipped(max_norm=)`` is finite.
     """
 
     array: str = field(static=True)
     step: int
     sequence: int
     log_norms_before: tuple[float, ...]
+    overflows: bool
 
     @property
     def statement(self) -> str:
         """In one line."""
-        what = f"{self.array} is the first to be NaN or infinite"
+        beyond = "leave the range of its dtype (bptt_jax.adjoints has it in log scale)"
+        what = f"{self.array} is the first to {beyond if self.overflows else 'be NaN or infinite'}"
         where = f" at step {self.step}" if self.step >= 0 else ""
         where += f" of sequence {self.sequence}" if self.sequence >= 0 else ""
         norms = " ".join(f"{n:.4g}" for n in self.log_norms_before)
@@ -58,8 +63,8 @@ class Trace(NamedTuple):
     """For one sequence which leaves are not finite, True or False; in time ``[T, leaves]``, else ``[leaves]``.
 
     Leaves are those that hold floating numbers; none of `reset_state` if that is `state0`. `nan_xs` and
-    `nan_states` ``[T]``, and `nan_args`, one truth value, are of NaN alone; `real` and `resets` ``[T]`` as in
-    `bptt_jax.step.Recurrence`.
+    `nan_states` ``[T]``, and `nan_args`, one truth value, are of NaN alone; `scaled_contributions` in log scale;
+    `real` and `resets` ``[T]`` as in `bptt_jax.step.Recurrence`.
     """
 
     real: Array
@@ -78,6 +83,7 @@ class Trace(NamedTuple):
     jacobians: Array
     adjoints: Array
     contributions: Array
+    scaled_contributions: Array
     state_log_norms: Array
     whole_state_log_norms: Array
     adjoint_log_norms: Array
@@ -89,16 +95,16 @@ def trace_nonfinite(recurrence: Recurrence, loss: BoundLoss) -> Trace:
     along = done.along
     recurrence = along.recurrence
 
-    def at_t(inputs: tuple[PyTree, LogScaled]) -> tuple[Array, Array]:
+    def at_t(inputs: tuple[PyTree, LogScaled]) -> tuple[Array, Array, Array]:
         residuals, signal = inputs
         mantissa, e = signal.mantissa, signal.exponent
         # Times a zero that the compiler does not know: what is finite stays zero, the rest becomes NaN.
         nothing = jax.lax.optimization_barrier(jax.tree.map(jnp.zeros_like, mantissa))
         added = along.pull_params(*jax.tree.map(lambda a: a[None], (residuals, mantissa)))
         pulled = along.pull(residuals, nothing)
-        return jnp.any(any_nonfinite(pulled)), any_nonfinite(LogScaled(added, e).value)
+        return jnp.any(any_nonfinite(pulled)), any_nonfinite(LogScaled(added, e).value), any_nonfinite(added)
 
-    jacobians, contributions = jax.lax.map(at_t, (along.residuals, done.signal))
+    jacobians, contributions, scaled_contributions = jax.lax.map(at_t, (along.residuals, done.signal))
     by_step = jax.vmap(any_nonfinite, axis_size=recurrence.length)
     states = differentiable_part(along.states)[0]
     return Trace(
@@ -118,6 +124,7 @@ def trace_nonfinite(recurrence: Recurrence, loss: BoundLoss) -> Trace:
         jacobians=jacobians,
         adjoints=by_step(done.signal.value),
         contributions=contributions,
+        scaled_contributions=scaled_contributions,
         state_log_norms=jnp.stack([jax.vmap(logscale.log_norm)(a) for a in jax.tree.leaves(states)], axis=1),
         whole_state_log_norms=jax.vmap(logscale.log_norm)(states),
         adjoint_log_norms=done.signal.log_norm,
@@ -176,14 +183,14 @@ def locate_first(
     elif backward:
         (array, t, before), b = max(backward, key=lambda each: np.inf if each[0][1] < 0 else each[0][1])
     elif nan_params.any():
-        return NonFinite(_first_marked("params", names.params, nan_params), -1, -1, ())
+        return NonFinite(_first_marked("params", names.params, nan_params), -1, -1, (), False)
     else:
         return None
     if nan_params.any():
         array = _first_marked("params", names.params, nan_params)
     elif bad_params.any() and not array.startswith(_GIVEN):  # infinities may always have been there
         array = _first_marked("params", names.params, bad_params)
-    return NonFinite(array, t, b, tuple(float(n) for n in before))
+    return NonFinite(array, t, b, tuple(float(n) for n in before), rows[b].overflows(array, t))
 
 
 _Found = tuple[str, int, Any]
@@ -198,6 +205,7 @@ _OVER_TIME = (
     "jacobians",
     "adjoints",
     "contributions",
+    "scaled_contributions",
     "state_log_norms",
     "whole_state_log_norms",
     "adjoint_log_norms",
@@ -246,6 +254,13 @@ class _Row:
             return _first_marked("xs", names.xs, row.xs[k]), self._step(k), row.whole_state_log_norms[before]
         leaf = int(np.argmax(row.states[k]))
         return f"state{names.state[leaf]}", self._step(k), row.state_log_norms[before, leaf]
+
+    def overflows(self, array: str, t: int) -> bool:
+        """Whether it is finite in log scale."""
+        k = int(np.searchsorted(self.at, t - 1))
+        if array.startswith("adjoint"):
+            return bool(np.isfinite(self.trace.adjoint_log_norms[k]))
+        return array.startswith("dL/dparams") and not self.trace.scaled_contributions[k].any()
 
     def of_loss(self) -> str:
         return _first_marked("args", self.names.args, self.trace.args) or "loss"

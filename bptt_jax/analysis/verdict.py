@@ -234,7 +234,9 @@ def advise(f: Findings) -> list[str]:
             tries = []
     scale, largest = f.loss_scale_log2, max(_LARGEST_SCALE, f.range_log10 / math.log10(2))
     if (said := _in_its_dtype(f)) and 0 < abs(scale) < largest:
-        tries.append(f"{said}: with the loss times 2^{scale}, and the gradient divided by it, it is kept")
+        kept = f"{said}: with the loss times 2^{scale}, and the gradient divided by it, it is kept"
+        beyond = not f.in_range and f.largest_gradient_log10 >= f.range_log10  # would be infinite again
+        tries.append(f"{said}: with the loss times 2^{scale} it is kept, to be clipped there" if beyond else kept)
     if f.nonfinite_product_step >= 0:
         tries.append(
             f"norms of products and spectra are NaN from dh_{f.nonfinite_product_step + 1}/dh_"
