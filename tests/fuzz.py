@@ -25,7 +25,7 @@ import numpy as np
 from contract_cases import loss
 from contract_checks import frame_growth, only_loss, truncated
 from fuzz_reference import Case, Reference, draw_case, norm, singular_values
-from fuzz_steps import LONG, RUNS, Structure, draw_structure
+from fuzz_steps import EXTENDED, LONG, RUNS, Structure, draw_structure
 
 import bptt_jax as bptt
 
@@ -483,6 +483,8 @@ def main() -> int:
     p.add_argument("--seed", type=int, default=0, help="of the first case")
     p.add_argument("--only", type=int, metavar="SEED", help="this case alone, and what it is made of")
     options = p.parse_args()
+    if not EXTENDED:
+        sys.exit("numpy.longdouble is no wider than float64 here, so there is nothing to compare with")
     first, count = (options.seed, options.cases) if options.only is None else (options.only, 1)
     os.environ.setdefault("XLA_FLAGS", QUICKLY)  # read when a backend starts
     jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -16,6 +16,7 @@ import numpy as np
 
 RUNS = 5  # the exact one, and four with roundings
 LONG = np.longdouble
+EXTENDED = np.finfo(LONG).nmant > np.finfo(float).nmant  # not on every machine
 HALF = ("bfloat16", "float16")
 
 
