@@ -428,6 +428,13 @@ def test_zclip_goes_on_after_gradients_of_zero() -> None:
     assert float(state.mean) > 0
 
 
+def test_autoclip_moves_on_where_many_gradients_are_zero() -> None:
+    """One of two: at a threshold of zero no gradient would ever pass."""
+    out, state = run(autoclip(0.3, window=8, warmup=2), [0.0, 1.0] * 6, "scan")
+    np.testing.assert_allclose(flat(out[-1]), DIRECTION, rtol=1e-6)
+    assert int(state.record.acted) == 0
+
+
 def test_parts_of_a_gradient_that_are_not_finite_are_left_out() -> None:
     """Gathering inside the chain, as the docstring says; around it a NaN stays in the sum."""
     sizes = [1.0, math.nan, 1.0, 1.0]

@@ -130,7 +130,8 @@ def autoclip(
     """Clips at a quantile of the gradient norm's history (AutoClip: Seetharaman et al. 2020, arXiv:2007.14469).
 
     The paper keeps every norm; here the latest `window` count, so that the state has a fixed size. The current norm
-    belongs to the history it is compared with, as in the paper. Norms that are not finite do not enter it.
+    belongs to the history it is compared with, as in the paper. Norms that are not finite do not enter it. While the
+    quantile is zero, as where more gradients than that are, nothing is clipped: nothing would move.
 
     Args:
       quantile: between 0 and 1; the paper's p / 100, with p = 10 recommended. It may be traced.
@@ -174,7 +175,7 @@ def autoclip(
         share = jnp.asarray(quantile, float) * known.astype(float)
         index = jnp.ceil(share).astype(jnp.int32) - 1
         threshold = jnp.sort(log_norms)[jnp.clip(index, 0, window - 1)]
-        threshold = jnp.where(count >= warmup, threshold, jnp.inf)
+        threshold = jnp.where((count >= warmup) & (threshold > -jnp.inf), threshold, jnp.inf)
         clipped, after, acted = _clip(updates, before, threshold)
         return clipped, AutoClipState(_note(state.record, acted, before, after), log_norms, count)
 
