@@ -112,6 +112,14 @@ def check_positive_int(name: str, value: Any) -> int:
     return int(value)
 
 
+def raise_if(value: Array, wrong: Array, message: str) -> Array:
+    """The value, which must be put to use; RuntimeError when it runs and is `wrong`."""
+    import equinox as eqx  # costs 0.25 s, more than the rest of this package: only where it is used
+
+    # Not of the value itself, whose type within a `jax.shard_map` Equinox does not keep.
+    return value + eqx.error_if(jnp.zeros((), value.dtype), wrong, message)
+
+
 def check_number(name: str, value: Any, expected: str, holds: Callable[[Any], Any]) -> Any:
     """Returns `value` if it is one real number for which `holds`.
 
@@ -125,9 +133,7 @@ def check_number(name: str, value: Any, expected: str, holds: Callable[[Any], An
         raise ValueError(f"{message}, got {value}")
     held = holds(value)
     if isinstance(held, jax.core.Tracer):  # under optax.inject_hyperparams, say
-        import equinox as eqx  # costs 0.25 s, more than the rest of this package: only where it is used
-
-        return eqx.error_if(jnp.asarray(value), ~held, message)
+        return raise_if(jnp.asarray(value), ~held, message)
     if not held:
         raise ValueError(f"{message}, got {value}")
     return value

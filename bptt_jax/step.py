@@ -30,6 +30,7 @@ from bptt_jax.checks import (
     check_positive_int,
     describe_shapes,
 )
+from bptt_jax.devices import axes_of, is_manual, settled, vary
 from bptt_jax.timeline import resets_at_real_steps
 
 Array: TypeAlias = jax.Array
@@ -220,9 +221,9 @@ def check_step(recurrence: Recurrence) -> Recurrence:
         return recurrence
     recurrence = _whole(recurrence)
     params, state0, xs = recurrence.params, recurrence.state0, recurrence.instants.x
-    x = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), xs)
 
-    def called(params: Params, state: State, x: Input) -> State:
+    def called(params: Params, state: State, xs: PyTree) -> State:
+        x = jax.tree.map(lambda a: a[0], xs)
         before = jax.tree.leaves((params, state, x))
         on = f"(params, state, x) on state {describe_shapes(state0)} and x {describe_shapes(x)}"
         new = call_user_function("step", on, recurrence.step, params, state, x)
@@ -232,13 +233,13 @@ def check_step(recurrence: Recurrence) -> Recurrence:
         return new
 
     try:
-        new = jax.eval_shape(called, params, state0, x)
+        new = jax.eval_shape(called, params, state0, xs)
         _check_new_state(new, state0)
     except Exception as error:
         if remedy := _remedy(recurrence):
             raise ValueError(remedy) from error
         raise
-    return recurrence
+    return _varying_alike(recurrence)
 
 
 def ravel_state(state: State) -> tuple[Float[Array, " D"], Callable[[Float[Array, " D"]], State]]:
@@ -349,6 +350,19 @@ def _whole(recurrence: Recurrence) -> Recurrence:
         spare=spare,
         checked=True,
     )
+
+
+def _varying_alike(recurrence: Recurrence) -> Recurrence:
+    """Of a type that varies over whatever axes of a mesh the states do.
+
+    Parameters that are the same on all devices have the gradients of all added up by JAX, wherever they meet what is
+    not: in every step, before the powers of two by which the devices' numbers differ are known.
+    """
+    if not is_manual():
+        return recurrence
+    first = jax.tree.map(lambda a: a[0], recurrence.instants)
+    axes = axes_of(settled(lambda h: recurrence.advance(h, first), recurrence.state0))
+    return vary(recurrence, axes)
 
 
 def _strong(leaf: Any) -> Array:

@@ -1,7 +1,7 @@
 """The error signal dL/dh_t at every step, and what each step adds to the gradient of the parameters."""
 
 from collections.abc import Callable
-from functools import partial, reduce
+from functools import reduce
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from bptt_jax import devices
 from bptt_jax.analysis.loss import BoundLoss, LossGradient, bind_loss
 from bptt_jax.linalg import logscale
 from bptt_jax.linalg.logscale import LogScaled
@@ -207,7 +208,7 @@ def adjoints(
     """
     recurrence = bind(step, params, state0, xs, length)
     bound = bind_loss(loss, args, has_aux)
-    return _adjoints(recurrence, bound, inputs, segment_length(remat, recurrence.length))
+    return _adjoints(recurrence, bound, inputs=inputs, segment=segment_length(remat, recurrence.length))
 
 
 def temporal_contributions(
@@ -324,7 +325,7 @@ def _send_back(along: Linearization, immediate: State, later: _Carried) -> tuple
             return _Carried(to_params, to_state, to_reset_state), LogScaled(mantissa, e)
 
         exponents = jax.vmap(logscale.exponent)(immediate)
-        return jax.lax.scan(body, later, (immediate, exponents, residuals), reverse=True)
+        return devices.scan(body, later, (immediate, exponents, residuals), reverse=True)
 
     def contract(immediate: State, residuals: PyTree) -> tuple[_Carried, LogScaled]:
         end, signal = scan(lambda r, c: (None, along.pull(r, c)), immediate, residuals)
@@ -354,8 +355,9 @@ def _inputs_grad(along: Linearization, signal: LogScaled) -> LogScaled:
     return LogScaled(found, signal.exponent).normalized()
 
 
-@partial(jax.jit, static_argnames=("inputs", "segment"))
-def _adjoints(recurrence: Recurrence, loss: BoundLoss, inputs: bool, segment: int | None) -> Adjoints:
+@devices.compiled
+def _adjoints(recurrence: Recurrence, loss: BoundLoss, *, inputs: bool, segment: int | None) -> Adjoints:
+    given = recurrence
     recurrence = check_step(recurrence)
     if segment is None:
         done = backward(recurrence, loss, inputs=inputs)
@@ -363,7 +365,7 @@ def _adjoints(recurrence: Recurrence, loss: BoundLoss, inputs: bool, segment: in
         end = _Carried(done.params_grad, done.state0_grad, done.reset_state_grad)
         xs_grad = _inputs_grad(done.along, signal) if inputs else None
         held = signal.log_magnitudes
-        exact = jax.lax.cond(
+        exact = devices.cond(
             _of_any(_loses(signal, found.states)),
             lambda: _log_magnitudes_by_entry(done.along, found.states),
             lambda: held,
@@ -382,13 +384,17 @@ def _adjoints(recurrence: Recurrence, loss: BoundLoss, inputs: bool, segment: in
             end = end._replace(to_state=end.to_state + end.to_reset_state)
         else:
             reset_grad = end.to_reset_state
+
+    def by(grad: LogScaled | None, tree: PyTree) -> LogScaled | None:
+        return None if grad is None else grad.summed_like(differentiable_part(tree)[0])
+
     scaled = ScaledGradients(
         adjoints=signal,
-        params_grad=end.to_params,
-        state0_grad=end.to_state.normalized(),
-        reset_state_grad=reset_grad,
+        params_grad=by(end.to_params, given.params),
+        state0_grad=by(end.to_state.normalized(), given.state0),
+        reset_state_grad=by(reset_grad, given.reset_state),
         args_grad=None if found.args is None else LogScaled.of(found.args),
-        xs_grad=xs_grad,
+        xs_grad=by(xs_grad, given.instants.x),
     )
     return Adjoints(
         loss=found.value,
@@ -397,9 +403,9 @@ def _adjoints(recurrence: Recurrence, loss: BoundLoss, inputs: bool, segment: in
         log_magnitudes=log_magnitudes,
         params_grad=scaled.params_grad.value,
         state0_grad=scaled.state0_grad.value,
-        reset_state_grad=None if reset_grad is None else reset_grad.value,
+        reset_state_grad=None if reset_grad is None else scaled.reset_state_grad.value,
         args_grad=found.args,
-        xs_grad=None if xs_grad is None else xs_grad.value,
+        xs_grad=None if xs_grad is None else scaled.xs_grad.value,
         scaled=scaled,
     )
 
@@ -444,7 +450,7 @@ def _in_segments(
     if rest:
         written, _ = back(written, jnp.int32(count * segment), rest)
     firsts = segment * jnp.arange(count, dtype=jnp.int32)
-    written, _ = jax.lax.scan(lambda carry, first: back(carry, first, segment), written, firsts, reverse=True)
+    written, _ = devices.scan(lambda carry, first: back(carry, first, segment), written, firsts, reverse=True)
     return written.end, written.signal, written.xs_grad
 
 
@@ -517,7 +523,7 @@ def _log_magnitudes_by_entry(along: Linearization, immediate: State) -> State:
         def largest(exponents: list[Array]) -> Array:
             return reduce(jnp.maximum, [jnp.max(e, initial=logscale.ZERO_EXPONENT) for e in exponents])
 
-        return jax.lax.while_loop(more, pull_band, ([a.exponent for a in signal], nothing))[1]
+        return devices.while_loop(more, pull_band, ([a.exponent for a in signal], nothing))[1]
 
     def body(arrived: list[LogScaled], at_t: tuple[list[Array], PyTree]) -> tuple[list[LogScaled], list[Array]]:
         immediate_t, residuals = at_t
@@ -526,7 +532,7 @@ def _log_magnitudes_by_entry(along: Linearization, immediate: State) -> State:
         return cut(residuals, pull(residuals, signal)), [a.log_norm for a in signal]
 
     given = leaves, along.residuals
-    return jax.tree.unflatten(structure, jax.lax.scan(body, nothing, given, reverse=True)[1])
+    return jax.tree.unflatten(structure, devices.scan(body, nothing, given, reverse=True)[1])
 
 
 def _log_norm_of_logs(logs: Float[Array, "..."], axes: int) -> Float[Array, "..."]:
@@ -538,7 +544,7 @@ def _log_norm_of_logs(logs: Float[Array, "..."], axes: int) -> Float[Array, "...
     return jnp.where(total == 0, -jnp.inf, top[..., 0] + jnp.log(jnp.where(total == 0, 1, total)) / 2)
 
 
-@jax.jit
+@devices.compiled
 def _temporal_contributions(recurrence: Recurrence, loss: BoundLoss) -> TemporalContributions:
     done = backward(recurrence, loss)
     return contributions(done, done.params_grad)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from bptt_jax import devices
 from bptt_jax.analysis.backward import Backward, backward
 from bptt_jax.analysis.growth import Growth, Tally
 from bptt_jax.analysis.loss import BoundLoss
@@ -272,7 +273,7 @@ def _send_back(
         jnp.stack(Tally.empty(rows, dtype)),
     )
     inputs = along.residuals, along.states, immediate, adjoints, least, jnp.arange(steps, dtype=dtype)
-    end, out = jax.lax.scan(body, carry, inputs, reverse=True)
+    end, out = devices.scan(body, carry, inputs, reverse=True)
     ways = _Ways(out[:, 0, 0], out[:, 1], out[:, 2], out[:, 3])
     return _End(_Found(*end.found), Tally(*end.tally)), ways
 

@@ -1,6 +1,5 @@
 """Truncated backpropagation through time, what it loses, and real-time recurrent learning, which loses nothing."""
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -8,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
+from bptt_jax import devices
 from bptt_jax.analysis.backward import backward
 from bptt_jax.analysis.loss import BoundLoss, bind_loss
 from bptt_jax.checks import check_positive_int
@@ -100,7 +100,7 @@ def tbptt_gradient(
     k1, k2 = check_positive_int("k1", k1), check_positive_int("k2", k2)
     if k2 < k1:
         raise ValueError(f"k2: expected at least k1 = {k1}, or losses are dropped, got {k2}")
-    return _tbptt_gradient(recurrence, bound, min(k1, steps), min(k2, steps))
+    return _tbptt_gradient(recurrence, bound, k1=min(k1, steps), k2=min(k2, steps))
 
 
 def truncation_bias(
@@ -139,7 +139,7 @@ def truncation_bias(
     recurrence, bound = bind(step, params, state0, xs, length), bind_loss(loss, args)
     steps = recurrence.length
     longest = steps if longest is None else min(check_positive_int("longest", longest), steps)
-    return _truncation_bias(recurrence, bound, longest)
+    return _truncation_bias(recurrence, bound, longest=longest)
 
 
 def rtrl_gradient(
@@ -190,9 +190,9 @@ class _Windows(NamedTuple):
     is_last: Array
 
 
-@partial(jax.jit, static_argnames=("k1", "k2"))
-def _tbptt_gradient(recurrence: Recurrence, loss: BoundLoss, k1: int, k2: int) -> Params:
-    along = linearize(recurrence)
+@devices.compiled
+def _tbptt_gradient(recurrence: Recurrence, loss: BoundLoss, *, k1: int, k2: int) -> Params:
+    given, along = recurrence.params, linearize(recurrence)
     require_pulls(along, "truncation")
     recurrence = along.recurrence
     immediate = loss.differentiate(along.states).states
@@ -221,12 +221,12 @@ def _tbptt_gradient(recurrence: Recurrence, loss: BoundLoss, k1: int, k2: int) -
     nothing = jax.tree.map(lambda a: jnp.zeros((most, *a.shape), a.dtype), along.no_cotangents)
     start = _Windows(nothing, jnp.zeros(most, jnp.int32), jnp.asarray(True))
     numbers = numbers_in_piece(recurrence.real, recurrence.resets)
-    _, adjoints = jax.lax.scan(body, start, (along.residuals, immediate, numbers), reverse=True)
-    return along.pull_params(along.residuals, adjoints)
+    _, adjoints = devices.scan(body, start, (along.residuals, immediate, numbers), reverse=True)
+    return devices.summed_like(along.pull_params(along.residuals, adjoints), differentiable_part(given)[0])
 
 
-@partial(jax.jit, static_argnames="longest")
-def _truncation_bias(recurrence: Recurrence, loss: BoundLoss, longest: int) -> TruncationBias:
+@devices.compiled
+def _truncation_bias(recurrence: Recurrence, loss: BoundLoss, *, longest: int) -> TruncationBias:
     done = backward(recurrence, loss)
     along, immediate, full = done.along, done.loss.states, done.params_grad.value
     residuals, real = along.residuals, along.recurrence.instants.real
@@ -259,17 +259,18 @@ def _truncation_bias(recurrence: Recurrence, loss: BoundLoss, longest: int) -> T
         return (jax.tree.map(earlier, pulled), total), (cosine, jnp.exp(error))
 
     start = immediate, jax.tree.map(jnp.zeros_like, full)
-    _, (cosine, error) = jax.lax.scan(body, start, None, length=longest)
+    _, (cosine, error) = devices.scan(body, start, None, length=longest)
     return TruncationBias(1 + jnp.arange(longest), cosine, error)
 
 
-@jax.jit
+@devices.compiled
 def _rtrl_gradient(recurrence: Recurrence, loss: BoundLoss) -> Params:
-    recurrence = check_step(recurrence)
+    given, recurrence = recurrence.params, check_step(recurrence)
     mode = differentiation_mode(recurrence)
     moving, merge = differentiable_part(recurrence.params)
     theta, unravel_params = ravel_state(moving)
     size, dtype = recurrence.size, ravel_state(recurrence.state0)[0].dtype
+    axes = devices.axes_of(recurrence.state0)
     cotangents = loss.differentiate(states_of(recurrence)).states
     # The cotangent of x + iy is dL/dx - i dL/dy, while Jacobians act on (x, y).
     immediate = jax.vmap(lambda d: ravel_state(jax.tree.map(jnp.conj, d))[0])(cotangents)
@@ -288,10 +289,11 @@ def _rtrl_gradient(recurrence: Recurrence, loss: BoundLoss) -> Params:
         start = sensitivities if at.reset is None else jnp.where(at.reset, 0, sensitivities)
         if mode == "forward":
             _, push, new = jax.linearize(moved, theta, vector, has_aux=True)
-            pushed = jax.vmap(push, in_axes=(0, 1), out_axes=1)(jnp.eye(theta.size, dtype=theta.dtype), start)
+            directions = devices.vary(jnp.eye(theta.size, dtype=theta.dtype), axes)
+            pushed = jax.vmap(push, in_axes=(0, 1), out_axes=1)(directions, start)
         else:
             _, pull, new = jax.vjp(moved, theta, vector, has_aux=True)
-            by_params, by_state = jax.vmap(pull)(jnp.eye(size, dtype=dtype))
+            by_params, by_state = jax.vmap(pull)(devices.vary(jnp.eye(size, dtype=dtype), axes))
             pushed = by_params.astype(dtype) + matmul(by_state, start)
         after = new, pushed
         if at.real is not None:
@@ -300,6 +302,7 @@ def _rtrl_gradient(recurrence: Recurrence, loss: BoundLoss) -> Params:
         read = jnp.where(immediate_t[:, None] == 0, 0, after[1])
         return (*after, total + matmul(immediate_t, read).astype(theta.dtype)), None
 
-    start = recurrence.state0, jnp.zeros((size, theta.size), dtype), jnp.zeros_like(theta)
-    (_, _, total), _ = jax.lax.scan(body, start, (recurrence.instants, immediate), length=recurrence.length)
-    return jax.tree.map(jnp.conj, unravel_params(total))
+    nothing = devices.vary(jnp.zeros((size, theta.size), dtype), axes)
+    start = recurrence.state0, nothing, jnp.zeros_like(theta)
+    (_, _, total), _ = devices.scan(body, start, (recurrence.instants, immediate), length=recurrence.length)
+    return devices.summed_like(jax.tree.map(jnp.conj, unravel_params(total)), differentiable_part(given)[0])

@@ -1,6 +1,5 @@
 """`gradient_flow`: all that one sequence tells about its gradient, in one streaming pass, with a verdict."""
 
-from functools import partial
 from typing import TypeAlias
 
 import jax
@@ -8,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Complex, Float
 
+from bptt_jax import devices
 from bptt_jax.analysis import matrix_free
 from bptt_jax.analysis.backward import contributions
 from bptt_jax.analysis.error_signal import ErrorSignal, propagate_error_signal
@@ -121,7 +121,7 @@ def gradient_flow(
         _check_cost(recurrence, stride)
     levels = check_levels(threshold, share)
     with full_precision():
-        return _gradient_flow(recurrence, levels, bound, spectra, stride, num)
+        return _gradient_flow(recurrence, levels, bound, spectra=spectra, stride=stride, num=num)
 
 
 def check_levels(threshold: float | Array, share: float | Array) -> Levels:
@@ -149,11 +149,12 @@ def _check_cost(recurrence: Recurrence, stride: int) -> None:
     )
 
 
-@partial(jax.jit, static_argnames=("spectra", "stride", "num"))
+@devices.compiled
 def _gradient_flow(
     recurrence: Recurrence,
     levels: Levels,
     loss: BoundLoss,
+    *,
     spectra: bool,
     stride: int,
     num: int | None,
@@ -277,7 +278,7 @@ def _product_norms(along: Linearization) -> ProductNorms:
         matrices = jacobians_at(recurrence.step, recurrence.params, starts, instants.x, along.mode)
         if instants.real is not None:
             matrices = jnp.where(instants.real[:, None, None], matrices, empty.mantissa[None])
-        product, found = jax.lax.scan(one_more, product, (matrices, instants.reset), reverse=True)
+        product, found = devices.scan(one_more, product, (matrices, instants.reset), reverse=True)
         norms = log_spectral_norm(found)[:, None]
         if len(sizes) > 1:
             blocks = _diagonal_blocks(_after(norms, found.mantissa), sizes)
@@ -285,7 +286,7 @@ def _product_norms(along: Linearization) -> ProductNorms:
         return product, norms
 
     empty = identity(size, ravel_state(recurrence.state0)[0].dtype)
-    _, norms = jax.lax.scan(body, empty, in_chunks((along.starts, recurrence.instants)), reverse=True)
+    _, norms = devices.scan(body, empty, in_chunks((along.starts, recurrence.instants)), reverse=True)
     norms = norms.reshape(count * chunk, -1)[padding:]
     norms = jnp.where(recurrence.real[:, None], norms, jnp.nan)
     return ProductNorms(norms[:, 0], norms[:, 1:] if len(sizes) > 1 else None)

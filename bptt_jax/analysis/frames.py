@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
+from bptt_jax import devices
 from bptt_jax.linalg import logscale
 from bptt_jax.linalg.lapack import matrix_by_matrix
 from bptt_jax.linalg.precision import matmul
@@ -123,14 +124,14 @@ def propagate_frames(
             within = jnp.all((largest > 1 / huge) & (largest < huge))
             late = (since >= _LONGEST) | (pace * (since + 1).astype(pace.dtype) > 1)
             due = jnp.any(now) | ~within | late | jnp.any(_rank(frames.rows) < num)
-            frames, growth, zero, since, pace, done = jax.lax.cond(due, orthonormalise, leave, frames)
+            frames, growth, zero, since, pace, done = devices.cond(due, orthonormalise, leave, frames)
         finite &= ~jnp.any(jnp.isnan(growth), axis=1)
         held = jnp.zeros(count, bool) if at.real is None else ~at.real
         return (states, frames, since, pace, done), (growth, zero, due & ~held, finite)
 
     counters = jnp.zeros((), jnp.int32), jnp.ones((), dtype), jnp.zeros((), jnp.int32)
     start: Any = (states, frames, *counters)
-    (states, frames, *_), measured = jax.lax.scan(body, start, (instants, forced, mending))
+    (states, frames, *_), measured = devices.scan(body, start, (instants, forced, mending))
     return FrameTrajectory(states, frames, *measured)
 
 
@@ -177,7 +178,7 @@ def _orthonormalised(
     # A row of mere rounding says nothing, and would claim the direction of a row that lives.
     sizes = jnp.max(jnp.abs(rows), axis=2)
     lost = sizes <= _ROUNDINGS * eps * jnp.max(sizes, axis=1, keepdims=True)
-    rows, places = jax.lax.cond(jnp.any(lost), _lost_last, lambda rows, places, *_: (rows, places), rows,
+    rows, places = devices.cond(jnp.any(lost), _lost_last, lambda rows, places, *_: (rows, places), rows,
                                 frames.places, lost, fresh)  # fmt: skip
     l, q = orthonormal(rows)
     lengths = jnp.where(gone, 0, jnp.abs(jnp.diagonal(l, axis1=1, axis2=2)))

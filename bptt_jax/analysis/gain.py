@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import ClassVar, NamedTuple, TypeAlias
 
 import jax
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
+from bptt_jax import devices
 from bptt_jax.analysis import verdict
 from bptt_jax.analysis.flow import Levels, check_levels, measure_flow
 from bptt_jax.analysis.flow_results import GradientFlow
@@ -196,7 +196,7 @@ def recommend_gain(
     if scale is not None:
         scale = check_function("scale", scale, "scale(params, factor) -> params")
     with full_precision():
-        return _recommend_gain(recurrence, levels, bound, scale)
+        return _recommend_gain(recurrence, levels, bound, scale=scale)
 
 
 class _Search(NamedTuple):
@@ -217,9 +217,9 @@ class _Search(NamedTuple):
     steady: Array
 
 
-@partial(jax.jit, static_argnames="scale")
+@devices.compiled
 def _recommend_gain(
-    recurrence: Recurrence, levels: Levels, loss: BoundLoss, scale: Scale | None
+    recurrence: Recurrence, levels: Levels, loss: BoundLoss, *, scale: Scale | None
 ) -> RecommendedGain:
     recurrence = check_step(recurrence)
     params = jax.tree.map(jnp.asarray, recurrence.params)
@@ -278,7 +278,7 @@ def _recommend_gain(
     zero = jnp.zeros_like(level)
     start = _Search(zero, zero, jnp.full_like(level, jnp.nan), jnp.zeros((), jnp.int32), jnp.zeros((), bool))
     count = 1 + _WALK + _HALVINGS
-    search, (trials, gains, lags, reach) = jax.lax.scan(body, start, jnp.arange(count, dtype=jnp.int32))
+    search, (trials, gains, lags, reach) = devices.scan(body, start, jnp.arange(count, dtype=jnp.int32))
     return RecommendedGain(
         nearest=jnp.where(search.steady, trials.factors[search.chosen], jnp.nan),
         chosen=search.chosen,

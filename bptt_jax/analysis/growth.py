@@ -8,10 +8,11 @@ resembles those before.
 import math
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
+
+from bptt_jax import devices
 
 
 class Growth(NamedTuple):
@@ -259,7 +260,7 @@ def _standard_error(increments: Array, places: Array, rate: Array, weight: Array
         return jnp.stack(c), None
 
     start = jnp.zeros((len(_Batches._fields), *rate.shape), rate.dtype)
-    c = _Batches(*jax.lax.scan(body, start, (increments, places))[0])
+    c = _Batches(*devices.scan(body, start, (increments, places))[0])
     squares, passed_on, shares = c.squares + c.sum**2, c.passed_on + c.sum * c.before, c.shares + c.share**2
     variance = squares + 2 * jnp.maximum(passed_on, 0)
     return jnp.sqrt(variance / (1 - jnp.minimum(shares, 0.75)))

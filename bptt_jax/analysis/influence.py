@@ -1,6 +1,5 @@
 """Who influences whom: the norm of dh_t/dh_k for all pairs of times on a grid."""
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -8,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
+from bptt_jax import devices
 from bptt_jax.checks import PRODUCT, SINGULAR, check_cost, check_positive_int
 from bptt_jax.linalg.logscale import LogScaled
 from bptt_jax.linalg.products import identity, log_spectral_norm
@@ -108,11 +108,11 @@ def influence_map(
         PRODUCT * recurrence.length + intervals**2 * (PRODUCT + SINGULAR),
         "fewer intervals have fewer norms; leading_singular_values and gradient_flow(num=) need no such matrix",
     )
-    return _influence_map(recurrence, intervals)
+    return _influence_map(recurrence, intervals=intervals)
 
 
-@partial(jax.jit, static_argnames="intervals")
-def _influence_map(recurrence: Recurrence, intervals: int) -> InfluenceMap:
+@devices.compiled
+def _influence_map(recurrence: Recurrence, *, intervals: int) -> InfluenceMap:
     recurrence = check_step(recurrence)
     states, steps, mode = states_of(recurrence), recurrence.length, differentiation_mode(recurrence)
     starts, finite = recurrence.starts(states), finite_steps(states)
@@ -130,7 +130,7 @@ def _influence_map(recurrence: Recurrence, intervals: int) -> InfluenceMap:
             jacobian = jnp.where(finite[at], jacobian, jnp.nan)
             return choose(number < ends[1], jacobian @ product, product), None
 
-        return jax.lax.scan(further, empty, jnp.arange(-(-steps // intervals)))[0]
+        return devices.scan(further, empty, jnp.arange(-(-steps // intervals)))[0]
 
     between = jax.lax.map(interval, jnp.stack([times[:-1], times[1:]], axis=1))
 
@@ -142,7 +142,7 @@ def _influence_map(recurrence: Recurrence, intervals: int) -> InfluenceMap:
             product = choose(number >= first, factor @ product, product)
             return product, product
 
-        _, products = jax.lax.scan(further, empty, (grid[:-1], between))
+        _, products = devices.scan(further, empty, (grid[:-1], between))
         norms = log_spectral_norm(products)
         return jnp.concatenate([jnp.zeros_like(norms[:1]), norms])
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from bptt_jax import devices
 from bptt_jax.analysis.averages import (
     MOST_BATCHES,
     AnyArray,
@@ -317,12 +318,12 @@ def lyapunov_exponents(
     length = -(-(steps - warmup) // segments)
     later = -(-(steps - warmup) // length) - 1
     cut = None if later == 0 else (later, length)
-    return _exponents(recurrence, int(warmup), num, cut, window)
+    return _exponents(recurrence, warmup=int(warmup), num=num, cut=cut, window=window)
 
 
-@partial(jax.jit, static_argnames=("warmup", "num", "cut", "window"))
+@devices.compiled
 def _exponents(
-    recurrence: Recurrence, warmup: int, num: int, cut: tuple[int, int] | None, window: int | None
+    recurrence: Recurrence, *, warmup: int, num: int, cut: tuple[int, int] | None, window: int | None
 ) -> LyapunovSpectrum:
     return measure_exponents(check_step(recurrence), warmup, num, cut, window)
 
@@ -544,12 +545,12 @@ def _side_by_side(
 
     def to_next(state: State, segment: Instant) -> tuple[State, State]:
         with full_precision():  # as in `propagate`, so that the pieces fit
-            end, _ = jax.lax.scan(lambda h, at: (recurrence.advance(h, at), None), state, segment, length=length)
+            end, _ = devices.scan(lambda h, at: (recurrence.advance(h, at), None), state, segment, length=length)
         return end, end
 
     instants = timing[0]
     but_last = jax.tree.map(lambda a: a[:-1], instants)
-    _, ends = jax.lax.scan(to_next, jax.tree.map(lambda a: a[0], begun.states), but_last, length=count - 1)
+    _, ends = devices.scan(to_next, jax.tree.map(lambda a: a[0], begun.states), but_last, length=count - 1)
     starts = _joined(begun.states, ends)
     instants, forced, mending = jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), timing)
 
@@ -572,7 +573,7 @@ def _side_by_side(
 
     guess = run(jax.tree.map(lambda a: jnp.broadcast_to(a, (count, *a.shape[1:])), begun.frames))
     start = guess, jnp.ones((), jnp.int32), jnp.zeros((), guess.growth.dtype), jnp.ones((), bool)
-    return jax.lax.while_loop(lambda carry: carry[3] & (carry[1] < count), again, start)[0]
+    return devices.while_loop(lambda carry: carry[3] & (carry[1] < count), again, start)[0]
 
 
 def _joined(a: PyTree, b: PyTree) -> PyTree:

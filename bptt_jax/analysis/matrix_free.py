@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Inexact
 
+from bptt_jax import devices
 from bptt_jax.checks import check_positive_int
 from bptt_jax.linalg.krylov import (
     Product,
@@ -124,7 +125,7 @@ def leading_singular_values(
       >>> bptt.analysis.leading_singular_values(step, w, jnp.ones(2), length=3, num=1).values.ravel()
       Array([2., 2., 2.], dtype=float32)
     """
-    return _leading(_singular_values_of, bind(step, params, state0, xs, length), check_num(num, state0))
+    return _leading(bind(step, params, state0, xs, length), of=_singular_values_of, num=check_num(num, state0))
 
 
 def leading_eigenvalues(
@@ -156,7 +157,7 @@ def leading_eigenvalues(
       >>> bptt.analysis.leading_eigenvalues(step, w, jnp.ones(2), length=3, num=1).values.real.ravel()
       Array([3., 3., 3.], dtype=float32)
     """
-    return _leading(_eigenvalues_of, bind(step, params, state0, xs, length), check_num(num, state0))
+    return _leading(bind(step, params, state0, xs, length), of=_eigenvalues_of, num=check_num(num, state0))
 
 
 def product_singular_values(
@@ -182,7 +183,7 @@ def product_singular_values(
       >>> round(float(found.log_values[0] / jnp.log(2.0)), 3)
       10.0
     """
-    return _product_singular_values(bind(step, params, state0, xs, length), check_num(num, state0))
+    return _product_singular_values(bind(step, params, state0, xs, length), num=check_num(num, state0))
 
 
 def check_num(num: int, state0: State) -> int:
@@ -243,8 +244,8 @@ def suffix_log_norms(along: Linearization) -> Float[Array, " T"]:
     return jnp.where(along.recurrence.real & (bad[:-1] == bad[ends]), norms, jnp.nan)
 
 
-@partial(jax.jit, static_argnames=("of", "num"))
-def _leading(of: Callable[..., LeadingValues], recurrence: Recurrence, num: int) -> LeadingValues:
+@devices.compiled
+def _leading(recurrence: Recurrence, *, of: Callable[..., LeadingValues], num: int) -> LeadingValues:
     recurrence = check_step(recurrence)
     if of is _singular_values_of:
         first = jax.tree.map(lambda a: a[:1], recurrence.instants)
@@ -256,8 +257,8 @@ def _leading(of: Callable[..., LeadingValues], recurrence: Recurrence, num: int)
     return jax.tree.map(lambda a: jnp.where(known, a, jnp.nan), found)
 
 
-@partial(jax.jit, static_argnames="num")
-def _product_singular_values(recurrence: Recurrence, num: int) -> LeadingLogValues:
+@devices.compiled
+def _product_singular_values(recurrence: Recurrence, *, num: int) -> LeadingLogValues:
     recurrence = check_step(recurrence)
     with full_precision():
         along = linearize(recurrence)
@@ -378,7 +379,11 @@ def _log_values(along: Linearization, first: Array, t: Array, end: Array, num: i
             s = steps - 1 - k if backwards else first + k
             return advance(one, vector, jax.tree.map(lambda a: a[s], residuals), s)
 
-        return lambda v: jax.lax.fori_loop(0, steps - first, body, LogScaled(v, jnp.zeros((), jnp.int32)))
+        def run(v: Array) -> LogScaled:
+            start = LogScaled(devices.vary(v, devices.axes_of(example)), jnp.zeros((), jnp.int32))
+            return devices.fori_loop(0, steps - first, body, start)
+
+        return run
 
     push, pull = through(push_one, backwards=False), through(pull_one, backwards=True)
     found = jax.lax.stop_gradient(singular_triplets(push, pull, example.size, dtype, num))
@@ -388,7 +393,7 @@ def _log_values(along: Linearization, first: Array, t: Array, end: Array, num: i
             return advance(push_one, vector, *inputs), None
 
         start = LogScaled(v, jnp.zeros((), jnp.int32))
-        last, _ = jax.lax.scan(body, start, (along.residuals, jnp.arange(steps)))
+        last, _ = devices.scan(body, start, (along.residuals, jnp.arange(steps)))
         return last.over(found.exponent)
 
     values = _with_derivative(found.values, jnp.sum(found.left * jax.vmap(image)(found.right), axis=1))
@@ -413,7 +418,8 @@ def _product(differential: Callable[[Array], Array], example: Array) -> Product:
     dtype = _dtype(example)
 
     def product(v: Array) -> LogScaled:
-        return LogScaled.of(differential(v.astype(example.dtype)).astype(dtype))
+        v = devices.vary(v.astype(example.dtype), devices.axes_of(example))
+        return LogScaled.of(differential(v).astype(dtype))
 
     return product
 

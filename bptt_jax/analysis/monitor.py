@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Complex, Float
 
+from bptt_jax import devices
 from bptt_jax.analysis.flow import check_levels, measure_flow, spectra_at
 from bptt_jax.analysis.flow_results import GradientFlow
 from bptt_jax.analysis.loss import BoundLoss, bind_loss
@@ -223,8 +224,8 @@ class Monitor:
         self._num = None if num is None else check_positive_int("num", num)
         self._levels = check_levels(threshold, share)
         self._in_axes = _check_axes(in_axes)
-        self._measure = jax.jit(self._measured, static_argnums=(4, 5))
-        self._trace = jax.jit(self._traced, static_argnums=(4, 5))
+        self._measure = devices.compiled(self._measured)
+        self._trace = devices.compiled(self._traced)
         self._last: MonitorRecord | None = None
         self._gradients: deque[float] = deque(maxlen=_REMEMBERED)
         self._ended = time.perf_counter()
@@ -283,7 +284,7 @@ class Monitor:
         return self._locate(given, self._count(*given), length)
 
     def _locate(self, given: tuple[Any, ...], count: int, length: int | None) -> NonFinite | None:
-        bad_params, nan_params, traces = jax.device_get(self._trace(*given, count, length))
+        bad_params, nan_params, traces = jax.device_get(self._trace(*given, count=count, length=length))
         params, state0, xs, args = given
         xs = xs.xs if isinstance(xs, Sequence) else xs
         shared = np.asarray(self._shared(args), bool)
@@ -297,7 +298,7 @@ class Monitor:
         count = self._count(*given)
         jax.block_until_ready(given)  # what is still running is the loop's own time
         start = time.perf_counter()
-        found: _Measured = jax.device_get(self._measure(*given, count, length))
+        found: _Measured = jax.device_get(self._measure(*given, count=count, length=length))
         where = None if found.fine.all() and found.others_finite else self._locate(given, count, length)
         verdicts = found.flow.verdicts.tolist()
         together = overall(verdicts) if found.others_finite else "non-finite"
@@ -372,7 +373,7 @@ class Monitor:
         return check_step(bind(self._step, params, state0, xs, length)), bind_loss(self._loss, args, self._has_aux)
 
     def _measured(
-        self, params: Params, state0: State, xs: PyTree, args: PyTree, count: int, length: int | None
+        self, params: Params, state0: State, xs: PyTree, args: PyTree, *, count: int, length: int | None
     ) -> _Measured:
         batch = state0, xs, args
         sampled = min(self._sequences, count)
@@ -426,7 +427,7 @@ class Monitor:
         return jnp.where(missing[:, None], jnp.nan, sv), jnp.where(missing[:, None], jnp.nan, ev)
 
     def _traced(
-        self, params: Params, state0: State, xs: PyTree, args: PyTree, count: int, length: int | None
+        self, params: Params, state0: State, xs: PyTree, args: PyTree, *, count: int, length: int | None
     ) -> tuple[Array, Array, Trace]:
         def sequence(i: Array) -> Trace:
             return trace_nonfinite(*self._one(params, (state0, xs, args), i, length))

@@ -1,12 +1,12 @@
 """Affine recurrences ``h_t = A_t h_{t-1} + b_t`` in parallel over time, by associative scan (Blelloch 1990)."""
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Inexact
 
+from bptt_jax import devices
 from bptt_jax.linalg.precision import matmul
 
 
@@ -37,12 +37,12 @@ def affine_scan(
         return h - carried(factors, h, begins=begins, reverse=reverse)
 
     def solve(_: object, b: Array) -> Array:
-        return _scan(factors, b, begins, reverse)
+        return _scan(factors, b, begins, reverse=reverse)
 
     def transpose_solve(_: object, b: Array) -> Array:
         # (I - A S)^T = I - S^T A^T: the factor of the next instant, transposed, and the other way in time.
         following = _before(factors if diagonal else factors.mT, not reverse)
-        return _scan(following, b, None if begins is None else _before(begins, not reverse), not reverse)
+        return _scan(following, b, None if begins is None else _before(begins, not reverse), reverse=not reverse)
 
     return jax.lax.custom_linear_solve(matvec, offsets, solve, transpose_solve)
 
@@ -61,8 +61,8 @@ class _Map(NamedTuple):
     begins: Array | None
 
 
-@partial(jax.jit, static_argnames="reverse")
-def _scan(factors: Array, offsets: Array, begins: Array | None, reverse: bool) -> Array:
+@devices.compiled
+def _scan(factors: Array, offsets: Array, begins: Array | None, *, reverse: bool) -> Array:
     def combine(near: _Map, far: _Map) -> _Map:
         factor, offset = _compose(far.factor, near.factor), _apply(far.factor, near.offset) + far.offset
         if near.begins is None or far.begins is None:

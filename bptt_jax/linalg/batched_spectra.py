@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from bptt_jax import devices
 from bptt_jax.linalg.logscale import normalize, shift
 
 # Steps of a sweep between two looks at how far it must go: on a GPU each look is a wait for the device.
@@ -89,7 +90,7 @@ def _bidiagonal(a: Array) -> tuple[Array, Array]:
         z = jnp.sum(a * v[None], axis=1) - u * jnp.sum(y * v, axis=0, keepdims=True)
         return a - u[:, None] * y[None] - z[:, None] * w.conj()[None]
 
-    a = jnp.abs(jax.lax.fori_loop(0, len(columns), step, a))
+    a = jnp.abs(devices.fori_loop(0, len(columns), step, a))
     k = jnp.arange(len(columns))
     return a[k, k], a[k[:-1], k[1:]]
 
@@ -111,7 +112,7 @@ def _bidiagonal_singular_values(diagonal: Array, above: Array) -> Array:
             q = -x - e[None] / q * e[None]
             return (q, negative + (q < 0).astype(jnp.int32)), None
 
-        (_, negative), _ = jax.lax.scan(pivot, (-x, jnp.ones(x.shape, jnp.int32)), off, unroll=16)
+        (_, negative), _ = devices.scan(pivot, (-x, jnp.ones(x.shape, jnp.int32)), off, unroll=16)
         return negative - size
 
     def halve(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -125,7 +126,7 @@ def _bidiagonal_singular_values(diagonal: Array, above: Array) -> Array:
     bound = 2.1 * jnp.max(off, axis=0, keepdims=True) + tiny
     high = jax.lax.bitcast_convert_type(jnp.broadcast_to(bound, diagonal.shape), integer)
     low = jnp.full_like(high, jax.lax.bitcast_convert_type(jnp.asarray(tiny, real), integer))
-    low, _ = jax.lax.fori_loop(0, 8 * real.itemsize - 1, halve, (low, high))
+    low, _ = devices.fori_loop(0, 8 * real.itemsize - 1, halve, (low, high))
     values = jax.lax.bitcast_convert_type(low, real)
     return jnp.where(values > tiny, values, 0)
 
@@ -142,7 +143,7 @@ def _hessenberg(a: Array) -> Array:
         z = z - u * jnp.sum(y * u, axis=0, keepdims=True)
         return a - u[:, None] * y[None] - z[:, None] * t.conj()[None]
 
-    return jax.lax.fori_loop(0, size - 2, step, a)
+    return devices.fori_loop(0, size - 2, step, a)
 
 
 class _Blocks(NamedTuple):
@@ -182,7 +183,7 @@ def _hessenberg_eigenvalues(h: Array) -> Array:
     h = jnp.pad(h, ((0, 2), (0, 2), (0, 0)))  # so that every row has two more below it
     blocks = _split(h, jnp.broadcast_to(jnp.arange(size)[:, None] == 0, (size, stack)))
     start = h, blocks, jnp.zeros((size, stack), jnp.int32), jnp.int32(0)
-    h, blocks, _, _ = jax.lax.while_loop(unfinished, sweep, start)
+    h, blocks, _, _ = devices.while_loop(unfinished, sweep, start)
     failed = jnp.any(blocks.unfinished, axis=0, keepdims=True)
     return jnp.where(failed, jnp.nan, _block_eigenvalues(h, blocks))
 
@@ -257,9 +258,9 @@ def _chase(h: Array, bulges: Array, blocks: _Blocks) -> Array:
     high = jnp.max(jnp.where(blocks.unfinished, blocks.last, 0))
 
     def steps(i: Array, h: Array) -> Array:
-        return jax.lax.fori_loop(0, _STEPS_AT_ONCE, lambda j, h: step(low + _STEPS_AT_ONCE * i + j, h), h)
+        return devices.fori_loop(0, _STEPS_AT_ONCE, lambda j, h: step(low + _STEPS_AT_ONCE * i + j, h), h)
 
-    return jax.lax.fori_loop(0, (high - low + _STEPS_AT_ONCE - 1) // _STEPS_AT_ONCE, steps, h)
+    return devices.fori_loop(0, (high - low + _STEPS_AT_ONCE - 1) // _STEPS_AT_ONCE, steps, h)
 
 
 def _block_eigenvalues(h: Array, blocks: _Blocks) -> Array:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from bptt_jax import devices
 from bptt_jax.linalg.lapack import eig, svd
 from bptt_jax.linalg.logscale import LogScaled, plain
 from bptt_jax.linalg.precision import matmul
@@ -93,7 +94,7 @@ def singular_triplets(push: Product, pull: Product, size: int, dtype: jnp.dtype,
 
     basis, numbers = jnp.zeros((steps, size), dtype), jnp.zeros(steps, dtype)
     carry = (basis, basis, numbers, numbers, start, jnp.zeros((), dtype))
-    left, right, diagonal, upper, _, largest = jax.lax.fori_loop(0, steps, body, carry)
+    left, right, diagonal, upper, _, largest = devices.fori_loop(0, steps, body, carry)
     bidiagonal = jnp.diag(diagonal) + jnp.diag(upper[:-1], 1)
     bad = ~jnp.isfinite(largest)
     x, values, y = svd(jnp.where(bad, 0, bidiagonal))
@@ -130,7 +131,7 @@ def eigenpairs(push: Product, size: int, dtype: jnp.dtype, num: int) -> Eigenpai
         start,
         jnp.zeros((), dtype),
     )
-    basis, hessenberg, _, largest = jax.lax.fori_loop(0, steps, body, carry)
+    basis, hessenberg, _, largest = devices.fori_loop(0, steps, body, carry)
     bad = ~jnp.isfinite(largest)
     values, vectors = eig(jnp.where(bad, 0, hessenberg[:-1]))
     # Stable, so that conjugate pairs keep LAPACK's order.

@@ -17,8 +17,10 @@ import jax.numpy as jnp
 from jax import Array
 from jax.custom_batching import custom_vmap
 from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, use_abstract_mesh
 from threadpoolctl import ThreadpoolController
+
+from bptt_jax.devices import is_manual
 
 _SWITCH = "BPTT_JAX_BLAS_THREADS"
 
@@ -46,9 +48,13 @@ def matrix_by_matrix(
         found = jax.lax.map(of_all, matrices.reshape(-1, rows, columns))
         return jax.tree.map(lambda a: a.reshape(*batch, *a.shape[1:]), found)
 
+    def of_part(matrices: Array) -> tuple[Array, ...]:
+        with use_abstract_mesh(AbstractMesh((), ())):  # traced when all is divided already
+            return of_each(matrices)
+
     def partition(mesh: Mesh, given: tuple[Any], wanted: tuple[Any, ...]) -> tuple[Any, ...]:
         along = NamedSharding(mesh, PartitionSpec(*given[0].sharding.spec[:-2]))
-        return mesh, of_each, (along,) * len(wanted), (along,)
+        return mesh, of_part, (along,) * len(wanted), (along,)
 
     axes = iter("cdefgh")
     rule = ", ".join(" ".join(["...", *itertools.islice(axes, rank)]) for rank in ranks)
@@ -58,7 +64,8 @@ def matrix_by_matrix(
     @custom_vmap
     def compute(matrices: Array) -> tuple[Array, ...]:
         hold_blas_threads()
-        return jax.lax.platform_dependent(matrices, cpu=in_parts, default=of_all)
+        # Within a shard_map every device has its own part.
+        return jax.lax.platform_dependent(matrices, cpu=of_each if is_manual() else in_parts, default=of_all)
 
     @compute.def_vmap
     def _(size: int, is_batched: list[bool], matrices: Array) -> tuple[Any, Any]:

@@ -19,6 +19,7 @@ from jax import Array
 from jaxtyping import Float, Int, PyTree
 
 from bptt_jax.checks import check_positive
+from bptt_jax.devices import axes_of, summed_like
 from bptt_jax.linalg.precision import matmul
 
 # The exponent of zero: below any that a product can reach, and differences of two stay inside int32.
@@ -128,6 +129,15 @@ class LogScaled:
 
     def __rmatmul__(self, other: Array) -> "LogScaled":
         return LogScaled(other, jnp.zeros_like(self.exponent)) @ self
+
+    def summed_like(self, given: PyTree) -> "LogScaled":
+        """`bptt_jax.devices.summed_like`, of derivatives with a power of two of their own on every device."""
+        axes = axes_of(self.mantissa) - axes_of(given)
+        if not axes:
+            return self
+        top = jax.lax.pmax(self.exponent, tuple(sorted(axes)))
+        shifted = LogScaled(self.mantissa, self.exponent - top).value
+        return LogScaled(summed_like(shifted, given), top).normalized()
 
     def zero_where(self, which: Array) -> "LogScaled":
         """Zero where `which`, ``[...]`` like the exponent, is True, NaN or not; else the same."""

@@ -6,13 +6,13 @@ zero, whatever the factors are. Before the first factor it changes nothing, for 
 respect to what its first step starts from.
 """
 
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Num, PyTree
 
+from bptt_jax import devices
 from bptt_jax.checks import check_flags, check_leaves, check_matrices
 from bptt_jax.linalg.logscale import LogScaled, to_log
 from bptt_jax.linalg.spectra import spectral_norm
@@ -145,7 +145,7 @@ def products_back(after: LogScaled, jacobians: Num[Array, "K D D"]) -> tuple[Log
         product = product @ jacobian
         return product, product
 
-    return jax.lax.scan(body, after, jacobians, reverse=True)
+    return devices.scan(body, after, jacobians, reverse=True)
 
 
 _Factors = tuple[Array, Array | None, Array | None, PyTree]
@@ -173,7 +173,7 @@ def _factors(jacobians: Array, resets: Array | None, mask: Array | None, states:
     return jacobians, resets
 
 
-@partial(jax.jit, static_argnames="reverse")
+@devices.compiled
 def _cumulated(*given: Any, reverse: bool) -> LogScaled:
     jacobians, resets = _factors(*given)
 
@@ -187,18 +187,18 @@ def _cumulated(*given: Any, reverse: bool) -> LogScaled:
     return products.zero_where(before_reset(resets) if reverse else after_reset(resets, given[2]))
 
 
-@jax.jit
+@devices.compiled
 def _product(*given: Any) -> LogScaled:
     jacobians, resets = _factors(*given)
 
     def body(product: LogScaled, jacobian: Array) -> tuple[LogScaled, None]:
         return jacobian @ product, None
 
-    product = jax.lax.scan(body, identity(jacobians.shape[-1], jacobians.dtype), jacobians)[0]
+    product = devices.scan(body, identity(jacobians.shape[-1], jacobians.dtype), jacobians)[0]
     return product if resets is None else product.zero_where(after_reset(resets, given[2])[-1])
 
 
-@jax.jit
+@devices.compiled
 def _product_log_norms(*given: Any) -> Array:
     jacobians, resets = _factors(*given)
     norms = log_spectral_norm(products_back(identity(jacobians.shape[-1], jacobians.dtype), jacobians)[1])

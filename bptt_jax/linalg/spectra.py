@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Complex, Float, Inexact
 
+from bptt_jax import devices
 from bptt_jax.checks import check_matrices
 from bptt_jax.linalg.batched_spectra import batched_eigenvalues, batched_singular_values
 from bptt_jax.linalg.lapack import eig, matrix_by_matrix, svd
@@ -96,13 +97,13 @@ def condition_number(matrices: Inexact[Array, "... M N"]) -> Float[Array, "..."]
     return jnp.where(smallest == 0, jnp.inf, largest / jnp.where(smallest == 0, 1, smallest))
 
 
-@jax.jit
+@devices.compiled
 def _singular_values(matrices: Array) -> Array:
     scaled, bad = _scaled(matrices)
     return jnp.where(bad, jnp.nan, LogScaled(_svd(scaled.mantissa), scaled.exponent).value)
 
 
-@jax.jit
+@devices.compiled
 def _eigenvalues(matrices: Array) -> Array:
     scaled, bad = _scaled(matrices)
     values = _eigvals(scaled.mantissa)

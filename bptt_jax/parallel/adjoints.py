@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from bptt_jax import devices
 from bptt_jax.checks import check_flags, check_leaves, check_matrices
 from bptt_jax.linalg.logscale import LogScaled
 from bptt_jax.results import Result, field
@@ -93,7 +94,7 @@ class _Back(NamedTuple):
     begins: Array | None
 
 
-@jax.jit
+@devices.compiled
 def _parallel_adjoints(
     jacobians: Array, immediate: Array, resets: Array | None, mask: Array | None
 ) -> ParallelAdjoints:

@@ -5,6 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from bptt_jax import devices
 from bptt_jax.linalg.affine import affine_scan
 from bptt_jax.recurrence.diagonal import DiagonalStep
 from bptt_jax.step import Array, Input, Instant, Params, PyTree, Recurrence, State, Step, bind, check_step
@@ -44,11 +45,11 @@ def unroll_linear(
             "step: expected a bptt_jax.parallel.DiagonalStep, as lru and min_gru have, got "
             f"{type(step).__name__}; for steps that are not linear in the state there is bptt_jax.deer"
         )
-    return _states(step, bind(step, params, state0, xs, length))
+    return _states(bind(step, params, state0, xs, length), step=step)
 
 
-@partial(jax.jit, static_argnames="step")
-def _states(step: DiagonalStep, recurrence: Recurrence) -> State:
+@devices.compiled
+def _states(recurrence: Recurrence, *, step: DiagonalStep) -> State:
     recurrence = check_step(recurrence)
     params, state0, instants = recurrence.params, recurrence.state0, recurrence.instants
 

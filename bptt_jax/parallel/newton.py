@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
+from bptt_jax import devices
 from bptt_jax.checks import at_path, check_choice, check_leaves, check_positive_int
 from bptt_jax.linalg.affine import affine_scan, carried
 from bptt_jax.linalg.precision import matmul
@@ -134,7 +135,7 @@ def deer(
         raise TypeError(f"damped: expected True or False, got {type(damped).__name__}")
     max_iterations = check_positive_int("max_iterations", max_iterations)
     check_leaves("guess", guess)
-    return _deer(recurrence, guess, jacobian, damped, max_iterations)
+    return _deer(recurrence, guess, jacobian=jacobian, damped=damped, max_iterations=max_iterations)
 
 
 class _Equations(NamedTuple):
@@ -182,9 +183,9 @@ class _Equations(NamedTuple):
         return new if real is None else jnp.where(real[:, None], new, prepend(self.h0, h))
 
 
-@partial(jax.jit, static_argnames=("jacobian", "damped", "max_iterations"))
+@devices.compiled
 def _deer(
-    recurrence: Recurrence, guess: State | None, jacobian: str, damped: bool, max_iterations: int
+    recurrence: Recurrence, guess: State | None, *, jacobian: str, damped: bool, max_iterations: int
 ) -> DeerSolution:
     recurrence = check_step(recurrence)
     others = _other_leaves(recurrence)
@@ -231,7 +232,7 @@ def _deer(
         both = _relative(left(h, f), jnp.abs(h) + abs_jac_times_state), residual
         return h, f, abs_jac_times_state, both, count + 1, residuals.at[count].set(after), damping
 
-    infinite = jnp.full((), jnp.inf, h0.dtype)
+    infinite = jnp.full_like(h0[0], jnp.inf)
     none = jnp.full(max_iterations, jnp.nan, h0.dtype)
     start = (
         first,
@@ -242,7 +243,7 @@ def _deer(
         none,
         jnp.ones_like(infinite),
     )
-    h, f, abs_jac_times_state, (residual, _), count, residuals, _ = jax.lax.while_loop(unfinished, iterate, start)
+    h, f, abs_jac_times_state, (residual, _), count, residuals, _ = devices.while_loop(unfinished, iterate, start)
     exact = residual <= tolerance
 
     def error() -> Array:
@@ -253,7 +254,7 @@ def _deer(
         # A unit that rests at zero has no size of its own there.
         return _relative(jnp.sum(jnp.abs(grown), axis=-1), jnp.where(size > 0, size, jnp.max(size, axis=0)))
 
-    error_ = jax.lax.cond(exact, error, lambda: infinite)
+    error_ = devices.cond(exact, error, lambda: infinite)
     converged = exact & (error_ <= math.sqrt(eps))
     found = _attached(recurrence, others, jnp.where(converged, h, jnp.nan))
     states = _Equations(recurrence, others).states(found)
@@ -296,7 +297,7 @@ def _other_leaves(recurrence: Recurrence) -> list[Array]:
         return others, others
 
     start = kept(recurrence.state0)
-    return jax.lax.scan(body, start, recurrence.instants, length=recurrence.length)[1]
+    return devices.scan(body, start, recurrence.instants, length=recurrence.length)[1]
 
 
 @jax.custom_jvp
@@ -371,7 +372,7 @@ def _diagonals(recurrence: Recurrence, starts: State, instants: Instant, mode: M
             abs_jac_times_state = abs_jac_times_state.at[:, i].set(jnp.sum(jnp.abs(parts) * vectors, axis=1))
         return abs_jac_times_state, parts[:, i]
 
-    abs_jac_times_state, diagonals = jax.lax.scan(part, jnp.zeros_like(vectors), jnp.arange(vectors.shape[1]))
+    abs_jac_times_state, diagonals = devices.scan(part, jnp.zeros_like(vectors), jnp.arange(vectors.shape[1]))
     diagonals = diagonals.T if instants.real is None else jnp.where(instants.real[:, None], diagonals.T, 1)
     return diagonals, abs_jac_times_state
 
@@ -399,7 +400,7 @@ def _propagated(recurrence: Recurrence, starts: State, mode: Mode, errors: Array
         total = jax.vmap(scan, -1, -1)(errors.at[0].add(come))
         return total[-1], total
 
-    _, totals = jax.lax.scan(body, jnp.zeros_like(errors[0]), jax.tree.map(in_chunks, (starts, instants, errors)))
+    _, totals = devices.scan(body, jnp.zeros_like(errors[0]), jax.tree.map(in_chunks, (starts, instants, errors)))
     totals = totals.reshape(count * chunk, *errors.shape[1:])[:steps]
     return totals if instants.real is None else jnp.where(instants.real[:, None, None], totals, 0)
 

@@ -2,11 +2,11 @@
 
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
+from bptt_jax import devices
 from bptt_jax.analysis.averages import count_within, own_library, pieces
 from bptt_jax.analysis.lyapunov import living_rates, measure_exponents
 from bptt_jax.results import Result, field
@@ -112,7 +112,7 @@ def predict_parallel(
     return _predict(bind(step, params, state0, xs, length))
 
 
-@jax.jit
+@devices.compiled
 def _predict(recurrence: Recurrence) -> ParallelPrediction:
     recurrence = check_step(recurrence)
     piece = pieces(recurrence)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal as JaxprLiteral
 
+from bptt_jax import devices
 from bptt_jax.recurrence.programs import called, depends
 from bptt_jax.step import Array, Input, Params, State, Step, differentiable_part, is_differentiable
 
@@ -146,7 +147,7 @@ def _branch(eqn: Any, inputs: list[_Dual]) -> list[_Dual]:
     branches = eqn.params["branches"]
     moves = [any(each) for each in zip(*(_moves(b, operands) for b in branches), strict=True)]
     functions = [lambda operands, b=b: _all_instantiated(_evaluate(b, operands), moves) for b in branches]
-    return jax.lax.switch(index.value, functions, operands)
+    return devices.switch(index.value, functions, operands)
 
 
 def _loop(eqn: Any, inputs: list[_Dual]) -> list[_Dual]:
@@ -171,7 +172,7 @@ def _loop(eqn: Any, inputs: list[_Dual]) -> list[_Dual]:
         return found[:n_carry], found[n_carry:]
 
     options = {name: eqn.params[name] for name in ("length", "reverse", "unroll")}
-    carry, stacked = jax.lax.scan(step, carry, xs, **options)
+    carry, stacked = devices.scan(step, carry, xs, **options)
     return [*carry, *stacked]
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import jaxpr_as_fun
 
+from bptt_jax import devices
 from bptt_jax.recurrence.programs import depends
 from bptt_jax.step import (
     Array,
@@ -146,7 +147,7 @@ def linearize(recurrence: Recurrence, *, mode: Mode | None = None, inputs: bool 
             h = choose(at.real, h, h_tm1)
         return h, (h, _Residuals([r for r, v in zip(residuals, varies, strict=True) if v], at.real, at.reset))
 
-    _, (states, stacked) = jax.lax.scan(body, recurrence.state0, recurrence.instants, length=recurrence.length)
+    _, (states, stacked) = devices.scan(body, recurrence.state0, recurrence.instants, length=recurrence.length)
 
     def differential(residuals: _Residuals) -> Callable[..., Any]:
         changing, same = iter(residuals.changing), iter(fixed)
@@ -218,7 +219,7 @@ def linearize(recurrence: Recurrence, *, mode: Mode | None = None, inputs: bool 
         def body(total: Params, one: tuple[_Residuals, State]) -> tuple[Params, None]:
             return jax.tree.map(jnp.add, total, pull_to(one[0], 0, one[1])), None
 
-        return jax.lax.scan(body, zeros(params), (residuals, cotangents))[0]
+        return devices.scan(body, zeros(params), (residuals, cotangents))[0]
 
     def contract_by_chunks(residuals: _Residuals, cotangents: State) -> Params:
         """For CPU: one contraction over all steps of a batch transposes arrays that fit no cache (up to 2x)."""
@@ -240,7 +241,7 @@ def linearize(recurrence: Recurrence, *, mode: Mode | None = None, inputs: bool 
         def cut(a: Array) -> Array:
             return a[: count - rest].reshape(count // chunk, chunk, *a.shape[1:])
 
-        return jax.lax.scan(body, start, jax.tree.map(cut, (residuals, cotangents)))[0]
+        return devices.scan(body, start, jax.tree.map(cut, (residuals, cotangents)))[0]
 
     def pull_params(residuals: _Residuals, cotangents: State) -> Params:
         if residuals.real is not None:

@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from bptt_jax.devices import axes_of, vary
 from bptt_jax.linalg.precision import matmul
 from bptt_jax.recurrence.linearization import differentiation_mode
 from bptt_jax.step import Array, Instant, Recurrence, State, full_precision, ravel_state
@@ -43,7 +44,7 @@ def tangent_step(recurrence: Recurrence, what: str) -> TangentStep:
             moved = ravel_state(new)[0]
             return moved, (new, moved)
 
-        rows = directions.astype(vector.dtype)
+        rows = vary(directions.astype(vector.dtype), axes_of(vector))
         with full_precision():  # in less, the shorter directions would drown in its rounding
             if mode == "forward":
                 _, push, (new, moved) = jax.linearize(move, vector, has_aux=True)
@@ -65,7 +66,7 @@ def _pushed(pull: Callable[[Array], Array], vector: Array, rows: Array, what: st
     except Exception as fault:  # of JAX, which raises some five types here
         if vector.size > _DENSE:
             raise TypeError(_refusal(what, vector.size, fault)) from fault
-        jacobian = jax.vmap(pull)(jnp.eye(vector.size, dtype=vector.dtype))
+        jacobian = jax.vmap(pull)(vary(jnp.eye(vector.size, dtype=vector.dtype), axes_of(vector)))
         return matmul(rows, jacobian.T)
     return jax.vmap(push)(rows)
 

@@ -7,6 +7,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from bptt_jax import devices
 from bptt_jax.checks import check_positive_int
 from bptt_jax.step import Instant, Params, PyTree, Recurrence, State, Step, bind, check_step
 
@@ -52,7 +53,7 @@ def unroll(
     """
     recurrence = bind(step, params, state0, xs, length)
     segment = segment_length(remat, recurrence.length)
-    return _states(recurrence, check_positive_int("unroll", unroll), segment)
+    return _states(recurrence, unroll=check_positive_int("unroll", unroll), segment=segment)
 
 
 def final_state(
@@ -76,7 +77,7 @@ def final_state(
     """
     recurrence = bind(step, params, state0, xs, length)
     segment = segment_length(remat, recurrence.length)
-    return _last(recurrence, check_positive_int("unroll", unroll), segment)
+    return _last(recurrence, unroll=check_positive_int("unroll", unroll), segment=segment)
 
 
 def states_of(recurrence: Recurrence) -> State:
@@ -91,13 +92,13 @@ def segment_length(remat: bool | int, steps: int) -> int | None:
     return min(check_positive_int("remat", remat), steps)
 
 
-@partial(jax.jit, static_argnames=("unroll", "segment"))
-def _states(recurrence: Recurrence, unroll: int, segment: int | None) -> State:
+@devices.compiled
+def _states(recurrence: Recurrence, *, unroll: int, segment: int | None) -> State:
     return _scan(check_step(recurrence), unroll, segment, emit=lambda h: h)[1]
 
 
-@partial(jax.jit, static_argnames=("unroll", "segment"))
-def _last(recurrence: Recurrence, unroll: int, segment: int | None) -> State:
+@devices.compiled
+def _last(recurrence: Recurrence, *, unroll: int, segment: int | None) -> State:
     return _scan(check_step(recurrence), unroll, segment, emit=lambda h: None)[0]
 
 
@@ -109,7 +110,7 @@ def _scan(
             h = recurrence.advance(h_tm1, at)
             return h, emit(h)
 
-        return jax.lax.scan(body, h, instants, length=length, unroll=unroll)
+        return devices.scan(body, h, instants, length=length, unroll=unroll)
 
     state0, instants, steps = recurrence.state0, recurrence.instants, recurrence.length
     if segment is None:
@@ -118,7 +119,7 @@ def _scan(
     # Inside a scan the compiler cannot merge the recomputation with the first run, so no barrier is needed.
     run_again = partial(jax.checkpoint, prevent_cse=False)(run, static_argnums=2)
     whole = jax.tree.map(lambda a: a[: count * segment].reshape(count, segment, *a.shape[1:]), instants)
-    h, states = jax.lax.scan(lambda h, part: run_again(h, part, segment), state0, whole, length=count)
+    h, states = devices.scan(lambda h, part: run_again(h, part, segment), state0, whole, length=count)
     states = jax.tree.map(lambda a: a.reshape(count * segment, *a.shape[2:]), states)
     if rest == 0:
         return h, states

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
+from bptt_jax import devices
 from bptt_jax.analysis.backward import backward
 from bptt_jax.analysis.loss import BoundLoss, bind_loss
-from bptt_jax.analysis.lyapunov import living_rates, lyapunov_exponents
-from bptt_jax.checks import check_choice, check_positive_int
+from bptt_jax.analysis.lyapunov import LyapunovSpectrum, living_rates, lyapunov_exponents
+from bptt_jax.checks import check_choice, check_positive_int, raise_if
 from bptt_jax.linalg.logscale import LogScaled, log_norm
 from bptt_jax.recurrence.frozen import frozen_push
 from bptt_jax.results import Result, field
@@ -144,18 +145,22 @@ def flossing_penalty(
       >>> round(float(bptt.remedies.flossing_penalty(step, 0.5, jnp.ones(1), length=50, num=1)), 3)  # log(2)^2
       0.48
     """
-    import equinox as eqx  # costs 0.25 s, more than the rest of this package: only where it is used
-
     num = check_positive_int("num", num)
     spectrum = lyapunov_exponents(step, params, state0, xs, num=num, length=length, warmup=warmup)
+    penalty, count = _mean_square(spectrum)
+    return raise_if(penalty, count == 0, "flossing_penalty: expected a step that leaves some direction alive")
+
+
+@devices.compiled
+def _mean_square(spectrum: LyapunovSpectrum) -> tuple[Array, Array]:
+    """Of the rates of directions that live, and how many these are."""
     rates, _ = living_rates(spectrum)
     lives = rates != -jnp.inf
     count = jnp.sum(lives, dtype=rates.dtype)
-    penalty = jnp.sum(jnp.square(jnp.where(lives, rates, 0))) / jnp.where(count == 0, 1, count)
-    return eqx.error_if(penalty, count == 0, "flossing_penalty: expected a step that leaves some direction alive")
+    return jnp.sum(jnp.square(jnp.where(lives, rates, 0))) / jnp.where(count == 0, 1, count), count
 
 
-@jax.jit
+@devices.compiled
 def _omega_terms(recurrence: Recurrence, loss: BoundLoss) -> OmegaTerms:
     recurrence = check_step(recurrence)
     done = backward(*jax.lax.stop_gradient((recurrence, loss)))
