@@ -21,14 +21,18 @@ PyTree: TypeAlias = Any
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """`jax.jit`; arguments by position are traced, those by name static."""
     named = [p.name for p in inspect.signature(function).parameters.values() if p.kind == p.KEYWORD_ONLY]
-    jitted = jax.jit(function, static_argnames=named)
+    return divided_by_compiler(jax.jit(function, static_argnames=named))
+
+
+def divided_by_compiler(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, given arrays by position, in which JAX does not ask of every result how it is divided."""
 
     @wraps(function)
     def call(*arrays: Any, **static: Any) -> Any:
-        run = partial(jitted, **static)
-        if axes := get_abstract_mesh().explicit_axes:
-            run = auto_axes(run, axes=axes, out_sharding=PartitionSpec())
-        return run(*arrays)
+        axes = get_abstract_mesh().explicit_axes
+        if not axes:
+            return function(*arrays, **static)
+        return auto_axes(partial(function, **static), axes=axes, out_sharding=PartitionSpec())(*arrays)
 
     return call
 
@@ -54,11 +58,15 @@ def summed_like(tree: PyTree, given: PyTree) -> PyTree:
     `tree` is of the structure of `given`, what was differentiated by.
     """
 
-    def total(leaf: Any, like: Any) -> Any:
-        axes = tuple(sorted(_axes(leaf) - _axes(like)))
-        return jax.lax.psum(leaf, axes) if axes else leaf
+    leaves, structure = jax.tree.flatten(tree)
+    each = zip(leaves, new_axes(tree, given), strict=True)
+    return jax.tree.unflatten(structure, [jax.lax.psum(leaf, tuple(axes)) if axes else leaf for leaf, axes in each])
 
-    return jax.tree.map(total, tree, given)
+
+def new_axes(tree: PyTree, given: PyTree) -> list[list[str]]:
+    """For every leaf the axes over which it varies and that of `given` does not."""
+    pairs = zip(_leaf_axes(tree), _leaf_axes(given), strict=True)
+    return [sorted(axes - those_given) for axes, those_given in pairs]
 
 
 def settled(advance: Callable[[PyTree], PyTree], carry: PyTree) -> PyTree:
@@ -129,7 +137,9 @@ def _leaf_axes(tree: PyTree) -> list[frozenset[str]]:
 
 def _axes(leaf: Any) -> frozenset[str]:
     kind: Any = leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jax.typeof(leaf)
-    return frozenset(kind.vma if hasattr(kind, "vma") else kind.manual_axis_type.varying)  # before, since JAX 0.10
+    # As JAX had it before 0.10, and as it has it since; None with check_vma=False.
+    axes = kind.vma if hasattr(kind, "vma") else kind.manual_axis_type and kind.manual_axis_type.varying
+    return frozenset(axes or ())
 
 
 def _vary_leaves(tree: PyTree, axes: list[frozenset[str]]) -> PyTree:
@@ -141,6 +151,7 @@ def _vary(leaf: Any, axes: frozenset[str]) -> Any:
     missing = tuple(sorted(axes - _axes(leaf)))
     if not missing:
         return leaf
-    if hasattr(jax.lax, "pcast"):
-        return jax.lax.pcast(leaf, missing, to="varying")
-    return jax.lax.pvary(leaf, missing)  # JAX 0.8.0 and 0.8.1
+    lax: Any = jax.lax
+    if hasattr(lax, "pcast"):
+        return lax.pcast(leaf, missing, to="varying")
+    return lax.pvary(leaf, missing)  # JAX 0.8.0 and 0.8.1

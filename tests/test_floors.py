@@ -10,6 +10,7 @@ import bptt_jax
 ROOT = Path(bptt_jax.__file__).parent
 FLOORS = {
     "leaves": 0,
+    "devices": 0,
     "checks": 1,
     "files": 1,
     "results": 1,

@@ -378,23 +378,23 @@ def _adjoints(recurrence: Recurrence, loss: BoundLoss, *, inputs: bool, segment:
         found = loss.differentiate(states)
         end, signal, xs_grad = _in_segments(recurrence, states, found.states, inputs, segment)
         log_magnitudes = signal.log_magnitudes
+
+    def total(grad: LogScaled, given: PyTree) -> LogScaled:
+        return grad.summed_like(differentiable_part(given)[0])
+
     reset_grad = None
     if recurrence.reset_state is not None:
         if recurrence.resets_to_start:
             end = end._replace(to_state=end.to_state + end.to_reset_state)
         else:
-            reset_grad = end.to_reset_state
-
-    def by(grad: LogScaled | None, tree: PyTree) -> LogScaled | None:
-        return None if grad is None else grad.summed_like(differentiable_part(tree)[0])
-
+            reset_grad = total(end.to_reset_state, given.reset_state)
     scaled = ScaledGradients(
         adjoints=signal,
-        params_grad=by(end.to_params, given.params),
-        state0_grad=by(end.to_state.normalized(), given.state0),
-        reset_state_grad=by(reset_grad, given.reset_state),
+        params_grad=total(end.to_params, given.params),
+        state0_grad=total(end.to_state.normalized(), given.state0),
+        reset_state_grad=reset_grad,
         args_grad=None if found.args is None else LogScaled.of(found.args),
-        xs_grad=by(xs_grad, given.instants.x),
+        xs_grad=None if xs_grad is None else total(xs_grad, given.instants.x),
     )
     return Adjoints(
         loss=found.value,
@@ -403,9 +403,9 @@ def _adjoints(recurrence: Recurrence, loss: BoundLoss, *, inputs: bool, segment:
         log_magnitudes=log_magnitudes,
         params_grad=scaled.params_grad.value,
         state0_grad=scaled.state0_grad.value,
-        reset_state_grad=None if reset_grad is None else scaled.reset_state_grad.value,
+        reset_state_grad=None if reset_grad is None else reset_grad.value,
         args_grad=found.args,
-        xs_grad=None if xs_grad is None else scaled.xs_grad.value,
+        xs_grad=None if scaled.xs_grad is None else scaled.xs_grad.value,
         scaled=scaled,
     )
 

@@ -19,11 +19,13 @@ from jax import Array
 from jaxtyping import Float, Int, PyTree
 
 from bptt_jax.checks import check_positive
-from bptt_jax.devices import axes_of, summed_like
+from bptt_jax.devices import divided_by_compiler, new_axes, summed_like
 from bptt_jax.linalg.precision import matmul
 
 # The exponent of zero: below any that a product can reach, and differences of two stay inside int32.
 ZERO_EXPONENT = -(1 << 29)
+
+_frexp = divided_by_compiler(jnp.frexp)
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=("mantissa", "exponent"), meta_fields=())
@@ -132,7 +134,7 @@ class LogScaled:
 
     def summed_like(self, given: PyTree) -> "LogScaled":
         """`bptt_jax.devices.summed_like`, of derivatives with a power of two of their own on every device."""
-        axes = axes_of(self.mantissa) - axes_of(given)
+        axes = {axis for each in new_axes(self.mantissa, given) for axis in each}
         if not axes:
             return self
         top = jax.lax.pmax(self.exponent, tuple(sorted(axes)))
@@ -155,7 +157,7 @@ def exponent(tree: PyTree) -> Array:
     dtype = _real_dtype(leaves)
     each = [jnp.max(jnp.abs(a), initial=0).astype(dtype) for a in leaves]
     largest = reduce(jnp.maximum, each, jnp.zeros((), dtype))
-    e = jnp.frexp(largest)[1]
+    e = _frexp(largest)[1]
     return jnp.where(largest == 0, ZERO_EXPONENT, jnp.where(jnp.isfinite(largest), e, 0))
 
 

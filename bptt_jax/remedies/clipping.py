@@ -407,7 +407,7 @@ def clip_adjoints(
     check_function("step", step, "step(params, state, x) -> state")
     if max_norm is None and max_value is None:
         raise ValueError("clip_adjoints: expected max_norm or max_value, got neither")
-    log_threshold = None if max_norm is None else jnp.log(check_positive("max_norm", max_norm))
+    largest = None if max_norm is None else check_positive("max_norm", max_norm)
     bound = jnp.inf if max_value is None else check_positive("max_value", max_value)
 
     def clip_value(a: Array) -> Array:
@@ -426,8 +426,8 @@ def clip_adjoints(
     def backward(_: None, adjoint: State) -> tuple[State]:
         if max_value is not None:
             adjoint = jax.tree.map(clip_value, adjoint)
-        if log_threshold is not None:
-            adjoint = _clip(adjoint, logscale.log_norm(adjoint), log_threshold)[0]
+        if largest is not None:
+            adjoint = _clip(adjoint, logscale.log_norm(adjoint), jnp.log(largest))[0]
         return (adjoint,)
 
     gate.defvjp(forward, backward)
