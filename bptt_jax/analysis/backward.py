@@ -345,7 +345,7 @@ def _send_back(along: Linearization, immediate: State, later: _Carried) -> tuple
 def _params_grad(along: Linearization, signal: LogScaled) -> LogScaled:
     """The adjoints are scaled by the largest of them, not to 1."""
     largest = jnp.max(signal.exponent)
-    cotangents = signal.over(jnp.full_like(signal.exponent, largest))
+    cotangents = signal.over(jnp.broadcast_to(largest, signal.exponent.shape))
     return LogScaled(along.pull_params(along.residuals, cotangents), largest).normalized()
 
 
@@ -511,7 +511,7 @@ def _log_magnitudes_by_entry(along: Linearization, immediate: State) -> State:
             top = largest(waiting)
             now = [e > top - band for e in waiting]
             mantissas = [
-                jnp.where(here, a.over(jnp.full_like(a.exponent, top)), jnp.zeros_like(a.mantissa))
+                jnp.where(here, a.over(jnp.broadcast_to(top, a.exponent.shape)), jnp.zeros_like(a.mantissa))
                 for here, a in zip(now, signal, strict=True)
             ]
             pulled = jax.tree.leaves(along.pull(residuals, jax.tree.unflatten(structure, mantissas)))
