@@ -1,7 +1,9 @@
-"""Files that are whole or not there: written to a temporary name, then moved."""
+"""Files: written to a temporary name, then moved, so whole or not there; read if they are files, and end."""
 
+import errno
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,3 +32,25 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(to_jsonable(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_file(path: Path, *, most: int) -> bytes:
+    """What a regular file holds. Never waits for another process, and never reads without end.
+
+    Raises:
+      OSError: it cannot be read; it is a folder, a pipe or a device, or holds more than `most` bytes.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
+    with open(os.open(path, flags), "rb", buffering=0) as file:
+        status = os.fstat(file.fileno())
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        size, parts = status.st_size, []
+        while size <= most and (part := file.read(1 << 20)):
+            parts.append(part)
+            size = max(size, sum(map(len, parts)))
+    if size > most:
+        raise OSError(errno.EFBIG, f"more than {most} bytes", str(path))
+    return b"".join(parts)

@@ -184,7 +184,7 @@ def test_lines_beyond_the_checkpoint_are_dropped(tmp_path, tail) -> None:
     assert (tmp_path / "log.jsonl").read_text() == whole
     keep(tmp_path, 15)
     assert log_of(tmp_path) == [5, 10, 15]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoints", "log.jsonl", "settings.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "checkpoints", "log.jsonl", "settings.json"]
 
 
 def test_lines_of_a_run_without_a_checkpoint_are_dropped(tmp_path) -> None:

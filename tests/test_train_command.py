@@ -64,7 +64,7 @@ def test_writes_what_it_says(finished) -> None:
     printed, _, out = finished
     assert f"wrote {out / 'train.png'} and {out / 'train.json'}" in printed
     assert (out / "train.png").read_bytes().startswith(b"\x89PNG")
-    names = ["checkpoints", "log.jsonl", "settings.json", "train.json", "train.png"]
+    names = [".lock", "checkpoints", "log.jsonl", "settings.json", "train.json", "train.png"]
     assert sorted(p.name for p in out.iterdir()) == names
     content = json.loads((out / "train.json").read_text())
     assert content["trivial_loss"] == pytest.approx(1 / 6)
@@ -170,7 +170,7 @@ def test_omega_is_the_codes_of_the_bare_step(x64, clip) -> None:
 
 @pytest.mark.parametrize("name", train.LENGTHS)
 def test_every_task_is_there(name) -> None:
-    task, validation = train._task(replace(SETTINGS, task=name, length=train.LENGTHS[name]))
+    task, validation = train._task(replace(SETTINGS, task=name, length=train.LENGTHS[name]), "a b " * 300 + "c")
     assert isinstance(task, tasks.Task)
     assert name.replace("-", "_").startswith(task.name)
     if validation is not None:

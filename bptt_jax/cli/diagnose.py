@@ -247,15 +247,23 @@ def _text_loss(readout: Callable[[PyTree, State], Array], which: str) -> LossOfS
 
 
 def _trained(settings: Settings, folder: Path) -> tuple[Data, list[Recurrence]]:
-    """The networks of a training run, as they began and as they are, on fresh sequences of their task."""
+    """The networks of a training run, as they began and as they are, on fresh sequences of their task.
+
+    Nothing is read that its settings name: a text must be given by whoever looks at the run.
+    """
     # Jacobians are those of the step as it is, not of one that clips on its way back.
     run = replace(train.read(folder), clip_adjoints=None, remat=False)
+    if run.text is not None and settings.text is None:
+        raise BadArgument(f"--checkpoint: the run read a text of its own, which must be given: --text {run.text}")
+    if run.text is None and settings.text is not None:
+        raise BadArgument("--text: the run read none of its own")
+    run = replace(run, text=settings.text)
     try:
         job = train.prepare(run)
         first, now = train.states(job, run, folder)
     except BadArgument:
         raise
-    except (KeyError, TypeError, ValueError) as error:  # settings that no run could have had
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # as no run could have
         raise BadArgument(f"{folder}: its settings are damaged: {_one_line(error)}") from None
     net, seeds = job.network, [int(s) for s in first.seed]
     task = job.validation or net.task
@@ -322,22 +330,35 @@ def _load(spec: str, input_size: int) -> tuple[Step, Params, State, Callable[[St
 def _module(place: str) -> ModuleType:
     try:
         if not place.endswith(".py"):
-            sys.path.insert(0, os.getcwd())
+            sys.path.append(os.getcwd())
             return importlib.import_module(place)
         if not Path(place).is_file():
             raise BadArgument(f"--step: {place}: no such file")
-        spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+        # Its folder comes last, and its name is one that nothing else has: it takes no library's place.
+        sys.path.append(str(Path(place).resolve().parent))
+        spec = importlib.util.spec_from_file_location(_module_name(Path(place)), place)
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module  # dataclasses look themselves up there
-        sys.path.insert(0, str(Path(place).resolve().parent))
         spec.loader.exec_module(module)
         return module
     except BadArgument:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise BadArgument(f"--step: importing {place} raised {_one_line(error)}") from error
+
+
+def _module_name(path: Path) -> str:
+    """The file's own name where an import of that name finds this file, as its neighbours may wish to; else another."""
+    importlib.invalidate_caches()
+    try:
+        spec = importlib.util.find_spec(path.stem) if path.stem.isidentifier() else None
+    except ValueError:  # of a module that was made otherwise, such as __main__
+        spec = None
+    if spec is not None and spec.origin is not None and Path(spec.origin).exists() and path.samefile(spec.origin):
+        return path.stem
+    return f"--step {path.stem.replace('.', '_')}"
 
 
 def _takes_argument(factory: Callable[..., Any]) -> bool:
@@ -345,7 +366,7 @@ def _takes_argument(factory: Callable[..., Any]) -> bool:
     return any(p.kind in kinds for p in inspect.signature(factory).parameters.values())
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import io
 import os
 import platform
 import signal
@@ -16,7 +17,7 @@ import numpy as np
 from bptt_jax.checks import check_positive_int
 from bptt_jax.cli import diagnose, train
 from bptt_jax.cli.page import page
-from bptt_jax.cli.report import COLUMNS, BadArgument, rows
+from bptt_jax.cli.report import COLUMNS, BadArgument, rows, visible
 from bptt_jax.experiments.progress import progress_bar
 from bptt_jax.experiments.records import Record
 from bptt_jax.files import atomic_path, write_json
@@ -47,7 +48,7 @@ _INTERRUPTED, _TERMINATED = 130, 143
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see --help)\n")
+        self.exit(2, f"{self.prog}: {visible(message)} (see --help)\n")
 
 
 class _Terminated(KeyboardInterrupt):
@@ -77,6 +78,10 @@ def run() -> int:
         if os.access(folder, os.W_OK):
             jax.config.update("jax_compilation_cache_dir", str(folder))
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(
+            errors="backslashreplace"
+        )  # as stderr's, for tables where not even Latin-1 can be shown
     signal.signal(signal.SIGTERM, _note_and_raise)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored, as in a shell's background
         signal.signal(signal.SIGINT, _note_and_raise)
@@ -98,16 +103,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return {"diagnose": _diagnose, "train": _train}[arguments.command](arguments)
     except BadArgument as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        print(f"{name}: {visible(str(error))}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"{name}: could not write the results: {error}", file=sys.stderr)
+        print(f"{name}: could not write the results: {visible(str(error))}", file=sys.stderr)
         return 1
     except jax.errors.JaxRuntimeError as error:
         if "Out of memory" not in str(error):
             raise
         told = str(error)[str(error).index("Out of memory") :].splitlines()[0]
-        print(f"{name}: {told}", file=sys.stderr)
+        print(f"{name}: {visible(told)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         left = {"diagnose": "no file was written", "train": "the same command resumes from the last checkpoint"}
@@ -232,12 +237,12 @@ def _diagnose(arguments: argparse.Namespace) -> int:
 
         for i, (recurrence, compiled) in enumerate(diagnose.compile_all(recurrences, data)):
             name = recurrence.name
-            progress.update(task, description=f"measuring {name}")
+            progress.update(task, description=f"measuring {visible(name)}")
             if not log.is_terminal:
-                print(f"measuring {name} ({i + 1} of {len(recurrences)})", file=sys.stderr, flush=True)
+                print(f"measuring {visible(name)} ({i + 1} of {len(recurrences)})", file=sys.stderr, flush=True)
             flows[name] = diagnose.measure(recurrence, compiled, data, advance)
     title, numbers = diagnose.title(settings, data), diagnose.record(settings, data, flows, gated)
-    drawn = {name.replace("$", r"\$"): flow for name, flow in flows.items()}  # no name is mathematics
+    drawn = {visible(name).replace("$", r"\$"): flow for name, flow in flows.items()}  # no name is mathematics
     figure = plot_gradient_flow(drawn, title=title)
     names = ["flow.png", "flow.json", *(["flow.html"] if arguments.html else [])]
     with contextlib.ExitStack() as files:
@@ -245,12 +250,10 @@ def _diagnose(arguments: argparse.Namespace) -> int:
         if arguments.html:
             norms, spectra = plot_parts(drawn)
             text = page(title, numbers, norms, list(spectra.values()))
-            # A file name that is not Unicode, which UTF-8 could not hold, is shown by its bytes.
-            path = files.enter_context(atomic_path(out / "flow.html"))
-            path.write_text(text, encoding="utf-8", errors="backslashreplace")
+            files.enter_context(atomic_path(out / "flow.html")).write_text(text, encoding="utf-8")
         write_json(out / "flow.json", numbers)
     Console(width=None if sys.stdout.isatty() else 132).print(_table(numbers))
-    *first, last = (str(out / name) for name in names)
+    *first, last = (visible(str(out / name)) for name in names)
     print(f"wrote {', '.join(first)} and {last}")
     return 0
 
@@ -258,7 +261,7 @@ def _diagnose(arguments: argparse.Namespace) -> int:
 def _diagnose_settings(arguments: argparse.Namespace) -> diagnose.Settings:
     given = {k: v for k, v in vars(arguments).items() if k not in ("command", "out", "html")}
     if arguments.checkpoint is not None:
-        others = ("cells", "gain", "hidden", "length", "loss", "text", "embed", "step", "float64")
+        others = ("cells", "gain", "hidden", "length", "loss", "embed", "step", "float64")
         if wrong := [f"--{k}" for k in others if given[k]]:
             raise BadArgument(f"--checkpoint: the run has its own settings; drop {', '.join(wrong)}")
         run = train.read(Path(arguments.checkpoint))
@@ -303,7 +306,8 @@ def _train(arguments: argparse.Namespace) -> int:
         figure.savefig(temporary, dpi=120)
         write_json(out / "train.json", numbers)
     Console(width=None if sys.stdout.isatty() else 132).print(_training_table(numbers))
-    print(f"wrote {out / 'train.png'} and {out / 'train.json'}; see bptt-jax diagnose --checkpoint {out}")
+    png, numbers_of, folder = (visible(str(path)) for path in (out / "train.png", out / "train.json", out))
+    print(f"wrote {png} and {numbers_of}; see bptt-jax diagnose --checkpoint {folder}")
     return 0
 
 

@@ -1,13 +1,13 @@
 """The page of ``bptt-jax diagnose --html``: one file with everything in it, no script, nothing fetched."""
 
+import html
 import io
 import re
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
-from bptt_jax.cli.report import COLUMNS, rows
+from bptt_jax.cli.report import COLUMNS, rows, visible
 
 _STYLE = Path(__file__).with_name("page.css")
 _PAGE = """\
@@ -82,7 +82,7 @@ def page(title: str, record: Mapping[str, Any], norms: Any, spectra: Sequence[tu
     sections = map(_section, range(len(recurrences)), recurrences.items(), spectra)
     computed = {**record["versions"], "device": record["device"]}
     return _PAGE.format(
-        title=escape(title),
+        title=_escaped(title),
         style=_STYLE.read_text(encoding="utf-8"),
         verdicts="\n".join(map(_verdict, range(len(recurrences)), recurrences.items())),
         norms=_figure(norms, "norms", f"Gradient norm against time. {told}", caption),
@@ -97,7 +97,7 @@ def _verdict(i: int, recurrence: tuple[str, Mapping[str, Any]]) -> str:
     name, s = recurrence
     count, total = s["verdicts"][s["verdict"]], sum(s["verdicts"].values())
     return (
-        f'<li class="{s["verdict"]}"><a href="#recurrence-{i}">{escape(name)}</a><br>'
+        f'<li class="{s["verdict"]}"><a href="#recurrence-{i}"><bdi>{_escaped(name)}</bdi></a><br>'
         f"<strong>{s['verdict']}</strong> ({count} of {total})</li>"
     )
 
@@ -124,12 +124,12 @@ def _numbers(recurrences: Mapping[str, Any]) -> str:
 
 def _section(i: int, recurrence: tuple[str, Mapping[str, Any]], figures: tuple[Any, Any]) -> str:
     name, s = recurrence
-    tries = "\n".join(f"<li>{escape(text)}</li>" for text in s["advice"])
+    tries = "\n".join(f"<li>{_escaped(text)}</li>" for text in s["advice"])
     singular = f"Singular values of {_JACOBIAN} over time, all sequences together. Red line: 1."
     plane = f"Eigenvalues of {_JACOBIAN}, a sample of them, and the unit circle."
     return f"""\
 <section class="{s["verdict"]}" aria-labelledby="recurrence-{i}">
-<h3 id="recurrence-{i}">{escape(name)}: <strong>{s["verdict"]}</strong></h3>
+<h3 id="recurrence-{i}"><bdi>{_escaped(name)}</bdi>: <strong>{s["verdict"]}</strong></h3>
 {f"<ul>{chr(10)}{tries}{chr(10)}</ul>" if tries else "<p>Nothing to mend at this length.</p>"}
 <div class="pair">
 {_figure(figures[0], f"singular-{i}", f"Singular values of {name}", singular)}
@@ -153,12 +153,19 @@ def _options(record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _pairs(caption: str, values: Mapping[str, str]) -> str:
-    body = "\n".join(f'<tr><th scope="row">{escape(k)}</th><td>{escape(v)}</td></tr>' for k, v in values.items())
+    body = "\n".join(
+        f'<tr><th scope="row">{_escaped(k)}</th><td>{_escaped(v)}</td></tr>' for k, v in values.items()
+    )
     return f'<table class="settings">\n<caption>{caption}</caption>\n<tbody>\n{body}\n</tbody>\n</table>\n'
 
 
 def _lines(text: str) -> str:
-    return escape(text).replace("\n", "<br>")
+    return "<br>".join(map(_escaped, text.split("\n")))
+
+
+def _escaped(text: str) -> str:
+    """With nothing in it that HTML forbids, or that could order the words around it anew."""
+    return html.escape(visible(text))
 
 
 def _figure(figure: Any, key: str, label: str, caption: str) -> str:
@@ -179,5 +186,5 @@ def _figure(figure: Any, key: str, label: str, caption: str) -> str:
     svg = re.sub(r"<!--.*?-->|<style.*?</style>| xmlns(:xlink)?=\"[^\"]*\"", "", svg, flags=re.DOTALL)
     svg = re.sub(r'( id="| xlink:href="#|url\(#)', rf"\g<1>{key}-", svg).replace(" xlink:href=", " href=")
     svg = re.sub(r"(?<=: )(#([0-9a-f]{6}))\b", r"var(--c\2, \1)", svg)
-    svg = svg.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)
+    svg = svg.replace("<svg", f'<svg role="img" aria-label="{_escaped(label)}"', 1)
     return f"<figure>\n{svg.strip()}\n<figcaption>{caption}</figcaption>\n</figure>"

@@ -20,6 +20,12 @@ COLUMNS = (
 )
 
 
+def visible(text: str) -> str:
+    """`text` in one line, where what cannot be seen is escaped as in Python: control characters, halves of surrogate
+    pairs, and what turns the direction of writing."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class BadArgument(ValueError):
     """What the user asked for cannot be done; the message is one line that says why."""
 
@@ -40,7 +46,7 @@ def rows(recurrences: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     """Under `COLUMNS`, a row for each of the recurrences that `bptt_jax.cli.diagnose.record` holds."""
     for name, s in recurrences.items():
         yield (
-            name,
+            visible(name),
             f"{float(s['loss']['mean']):.3f}",
             f"{float(s['spectral_norm']['mean']):.3f}",
             f"{float(s['spectral_radius']['mean']):.3f}",

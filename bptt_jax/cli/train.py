@@ -79,6 +79,7 @@ class Job(NamedTuple):
     optimizer: optax.GradientTransformation
     penalty: loop.Penalty | None
     validation: tasks.Task | None
+    text_sha256: str | None  # so that a run does not go on with a file that has been edited
 
 
 def prepare(settings: Settings) -> Job:
@@ -87,7 +88,8 @@ def prepare(settings: Settings) -> Job:
     Raises:
       BadArgument: no such task, or at no such length; a text that cannot be read.
     """
-    task, validation = _task(settings)
+    text = _text(settings)
+    task, validation = _task(settings, text)
     try:
         net = network(_cell(settings, task), task, remat=settings.remat)
     except ValueError as error:
@@ -100,6 +102,7 @@ def prepare(settings: Settings) -> Job:
         optimizer if settings.clip == 0 else with_clipping(optimizer, settings.clip),
         None if settings.omega == 0 else _omega(bare, settings.omega),
         validation,
+        None if text is None else hashlib.sha256(text.encode()).hexdigest(),
     )
 
 
@@ -120,7 +123,7 @@ def run(job: Job, settings: Settings, updates: int, folder: Path, on_record: Cal
             penalty=job.penalty,
             validation=job.validation,
             folder=folder,
-            settings={"arguments": asdict(settings), "text_sha256": _text_hash(settings)},
+            settings={"arguments": asdict(settings), "text_sha256": job.text_sha256},
             on_record=on_record,
         )
     except (RunFolderError, ImportError) as error:
@@ -148,11 +151,13 @@ def states(job: Job, settings: Settings, folder: Path) -> tuple[TrainState, Trai
     Raises:
       BadArgument: there is no checkpoint, or it is not of this network.
     """
-    first = jax.vmap(partial(loop.init_state, job.network, job.optimizer))(
-        jnp.arange(settings.seeds, dtype=jnp.int32)
-    )
+    init = jax.vmap(partial(loop.init_state, job.network, job.optimizer))
     try:
-        return first, read_state(folder, first)
+        if read_settings(folder).get("text_sha256") != job.text_sha256:
+            raise BadArgument(f"{folder}: its text was another one")
+        # Whether there are as many units and seeds as the settings say is known before memory is taken for them.
+        now = read_state(folder, jax.eval_shape(init, jax.ShapeDtypeStruct((settings.seeds,), jnp.int32)))
+        return init(jnp.arange(settings.seeds, dtype=jnp.int32)), now
     except (RunFolderError, ImportError) as error:
         raise BadArgument(str(error)) from None
 
@@ -194,20 +199,22 @@ def _share(chunks: list[Record], name: str, seed: int) -> float | None:
     return float(np.average([s for s, _ in known], weights=[n for _, n in known]))
 
 
-def _text_hash(settings: Settings) -> str | None:
-    """So that a run does not go on with a file that has been edited."""
+def _text(settings: Settings) -> str | None:
     if settings.task != "characters":
+        if settings.text is not None:
+            raise BadArgument(f"--text: the task {settings.task} reads none")
         return None
-    text = english_text() if settings.text is None else read_text(settings.text)
-    return hashlib.sha256(text.encode()).hexdigest()
+    try:
+        return english_text() if settings.text is None else read_text(settings.text)
+    except OSError as error:
+        raise BadArgument(f"--text: {error.filename}: {error.strerror}" if error.strerror else str(error)) from None
+    except ValueError as error:
+        raise BadArgument(f"--text: {error}") from None
 
 
-def _task(settings: Settings) -> tuple[tasks.Task, tasks.Task | None]:
-    if settings.text is not None and settings.task != "characters":
-        raise BadArgument(f"--text: the task {settings.task} reads none")
+def _task(settings: Settings, text: str | None) -> tuple[tasks.Task, tasks.Task | None]:
     try:
         if settings.task == "characters":
-            text = None if settings.text is None else read_text(settings.text)
             make = partial(tasks.characters, text, length=settings.length)
             return make(split="train"), make(split="validation")
         if settings.task == "digits":
@@ -226,8 +233,6 @@ def _task(settings: Settings) -> tuple[tasks.Task, tasks.Task | None]:
         return makers[settings.task](settings.length), None
     except BadArgument:
         raise
-    except OSError as error:
-        raise BadArgument(f"--text: {error.filename}: {error.strerror}" if error.strerror else str(error)) from None
     except (ValueError, ImportError) as error:
         raise BadArgument(str(error)) from None
 

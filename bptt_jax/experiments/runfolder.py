@@ -1,21 +1,37 @@
 """The folder of a training run: its settings, its log, its checkpoints; whole at every moment."""
 
+import errno
 import json
-from collections.abc import Mapping
+import math
+import os
+import re
+import shutil
+import stat
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from reprlib import Repr
 from types import TracebackType
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
-from bptt_jax.files import atomic_path, write_json
+from bptt_jax.files import atomic_path, read_file, write_json
 from bptt_jax.leaves import to_jsonable
 
 Tree = TypeVar("Tree")
 _KEPT = 2
-_SETTINGS = "settings.json"
+_SETTINGS, _LOG, _CHECKPOINTS, _LOCK = "settings.json", "log.jsonl", "checkpoints", ".lock"
+_DEEPEST = 50  # lists and groups within each other, in settings and log
+_MOST_SETTINGS, _MOST_LOG = 1 << 24, 1 << 32  # bytes
+_FILES = 100  # more than a checkpoint consists of
+_HELD = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES)  # the last where locks are those of a file server
+_SHORT = Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
 
 
 class RunFolderError(ValueError):
@@ -28,33 +44,43 @@ class RunFolder:
     Of each chunk the log's lines are written before its checkpoint, and orbax gives a checkpoint its name only
     when it is complete. So whenever the process ends, the last whole checkpoint and the lines up to it are one
     consistent state; `restore` takes these and drops what came after.
+
+    One process at a time: ``.lock``, an empty file that stays, is locked by `flock` from before the folder is begun
+    until it is closed, and the lock goes with the process, however that ends. On NFS the server keeps the lock, for
+    all its hosts. A file system without locks is warned of, and on a system without `flock` (Windows) nothing keeps
+    two processes apart.
+
+    What is read must lie in the folder: of a link that leads out of it nothing is read.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]):
         """Opens the folder, or begins it.
 
         Raises:
-          RunFolderError: the folder holds a run of other settings.
+          RunFolderError: the folder holds a run of other settings, or another process has it open.
           TypeError: the settings are not in JSON types.
+          ValueError: they nest too deep.
+          OSError: the folder cannot be written.
           ImportError: orbax-checkpoint is missing.
         """
         folder = Path(folder)
+        _check_depth(dict(settings))
         try:
             json.dumps(dict(settings))
         except TypeError as error:
             raise TypeError(f"settings: expected JSON types, got: {error}") from None
         here = to_jsonable(dict(settings))
-        if (folder / _SETTINGS).exists():
-            _compare(folder, read_settings(folder), here)
-        elif (folder / "checkpoints").exists():
-            raise RunFolderError(f"{folder}: has checkpoints, but no {_SETTINGS} to say whose")
-        else:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_json(folder / _SETTINGS, here)
-        self._lock = _locked(folder)
-        self._manager = _manager(folder, write=True)
-        self._log = folder / "log.jsonl"
-        self._writer = ThreadPoolExecutor(1)
+        _check_name(folder)
+        _begun(folder, here)  # what is refused is left as it was, without even a lock
+        folder.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as opened:
+            opened.enter_context(_locked(folder))
+            if not _begun(folder, here):  # once more, now that no other process can begin it
+                write_json(folder / _SETTINGS, here)
+            self._manager = opened.enter_context(_manager(folder, write=True))
+            self._writer = opened.enter_context(ThreadPoolExecutor(1))
+            self._opened = opened.pop_all()
+        self._log = _within(folder, _LOG)
         self._writing: Future[Any] | None = None
 
     def __enter__(self) -> "RunFolder":
@@ -63,9 +89,7 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._writer.shutdown()
-        self._manager.close()
-        self._lock.close()
+        self._opened.close()
         if kind is None and self._writing is not None:
             self._writing.result()
 
@@ -76,7 +100,12 @@ class RunFolder:
           RunFolderError: the state is not of `example`'s structure, shapes or dtypes, or it or the log is damaged.
         """
         update = self._manager.latest_step()
-        there = self._log.read_text(encoding="utf-8", errors="replace") if self._log.exists() else ""
+        try:
+            there = read_file(self._log, most=_MOST_LOG).decode("utf-8", errors="replace")
+        except FileNotFoundError:
+            there = ""
+        except OSError as error:
+            raise RunFolderError(f"{self._log}: cannot be read: {error.strerror}") from None
         records = [] if update is None else _until(there.splitlines(), update)
         if update is not None and not (records and records[-1]["updates"] == update):
             raise RunFolderError(f"{self._log}: does not reach as far as checkpoint {update}")
@@ -90,16 +119,14 @@ class RunFolder:
         """Appends the records to the log, then has a checkpoint written while the caller goes on.
 
         Raises:
-          OSError, ...: what went wrong with the checkpoint before this one; that of the last is raised on exit.
+          OSError: what went wrong with the checkpoint before this one; that of the last is raised on exit.
         """
         if self._writing is not None:
             self._writing.result()
+        _check_room(self._log.parent, _most(_shapes(state)))
         with self._log.open("a", encoding="utf-8") as log:
             log.write(_lines(records))
-        import orbax.checkpoint as orbax
-
-        state = orbax.args.StandardSave(_named(state))
-        self._writing = self._writer.submit(self._manager.save, update, args=state)
+        self._writing = self._writer.submit(_save, self._manager, update, state)
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -109,58 +136,110 @@ def read_settings(folder: Path) -> dict[str, Any]:
       RunFolderError: it holds none, or they are damaged.
     """
     try:
-        settings = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
+        settings = _parsed(read_file(_within(folder, _SETTINGS), most=_MOST_SETTINGS).decode("utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise RunFolderError(f"{folder}: no training run is there") from None
-    except (OSError, ValueError) as error:  # neither JSON nor UTF-8 raise anything else
+    except RunFolderError:
+        raise
+    except OSError as error:
+        raise RunFolderError(f"{folder / _SETTINGS}: cannot be read: {error.strerror}") from None
+    except ValueError as error:  # neither JSON nor UTF-8 raise anything else
         raise RunFolderError(f"{folder / _SETTINGS}: cannot be read: {error}") from None
     if not isinstance(settings, dict):
-        raise RunFolderError(f"{folder / _SETTINGS}: expected the settings of a run, got {settings!r:.40}")
+        raise RunFolderError(f"{folder / _SETTINGS}: expected the settings of a run, got {_SHORT.repr(settings)}")
     return settings
 
 
 def read_state(folder: Path, example: Tree) -> Tree:
     """The state of the last whole checkpoint; a run that is going on is not disturbed.
 
+    Args:
+      folder: of the run. Nothing is read outside of it.
+      example: a pytree of arrays, or of `jax.ShapeDtypeStruct`.
+
     Raises:
       RunFolderError: there is none, it is damaged, or it is not of `example`'s structure, shapes or dtypes.
       ImportError: orbax-checkpoint is missing.
     """
-    manager = _manager(folder, write=False)
-    try:
+    with _manager(folder, write=False) as manager:
         update = manager.latest_step()
         if update is None:
             raise RunFolderError(f"{folder}: no checkpoint is there yet")
         return _restored(manager, update, example)
-    finally:
-        manager.close()
 
 
-def _locked(folder: Path) -> IO[str]:
-    """A file whose lock goes with the process, however that ends.
+def _within(folder: Path, name: str) -> Path:
+    """The path of a part of the folder.
+
+    Raises:
+      RunFolderError: it is a link that leads out of the folder.
+    """
+    path = folder / name
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+        raise RunFolderError(f"{path}: leads out of the folder")
+    return path
+
+
+def _check_name(folder: Path) -> None:
+    """Raises RunFolderError unless orbax, which wants UTF-8, can name the folder."""
+    try:
+        str(folder.absolute()).encode("utf-8")
+    except UnicodeEncodeError:
+        raise RunFolderError(f"{folder}: expected a name in UTF-8") from None
+
+
+def _begun(folder: Path, here: dict[str, Any]) -> bool:
+    """Whether the folder holds a run of these settings.
+
+    Raises:
+      RunFolderError: it holds another, or half of one.
+    """
+    checkpoints = _within(folder, _CHECKPOINTS).exists()  # asked first: whoever begins a folder makes them last
+    _within(folder, _LOG)
+    if _within(folder, _SETTINGS).exists():
+        _compare(folder, read_settings(folder), here)
+        return True
+    if checkpoints:
+        raise RunFolderError(f"{folder}: has checkpoints, but no {_SETTINGS} to say whose")
+    return False
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds the folder's lock.
 
     Raises:
       RunFolderError: another process holds it.
     """
-    handle = (folder / _SETTINGS).open(encoding="utf-8")
-    try:
-        import fcntl
-    except ImportError:  # not there on every system
-        return handle
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        handle.close()
-        raise RunFolderError(f"{folder}: another process is training there") from None
-    return handle
+    # For writing, without which NFS gives no lock; a pipe is not waited for.
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
+    with open(os.open(folder / _LOCK, flags, 0o666), "rb", buffering=0) as handle:
+        try:
+            import fcntl
+        except ImportError:  # not there on every system
+            yield
+            return
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in _HELD:
+                raise RunFolderError(f"{folder}: another process is training there") from None
+            told = f"{folder}: its file system has no locks ({error.strerror}): nothing keeps a second process out"
+            warnings.warn(told, RuntimeWarning, stacklevel=4)
+        try:
+            yield
+        finally:
+            fcntl.flock(handle, fcntl.LOCK_UN)  # a forked process may have the file open still
 
 
-def _manager(folder: Path, *, write: bool) -> Any:
+@contextmanager
+def _manager(folder: Path, *, write: bool) -> Iterator[Any]:
     try:
         import orbax.checkpoint as orbax
     except ImportError as error:
         raise ImportError("checkpoints need orbax: python -m pip install 'bptt_jax[train]'") from error
-    place = (folder / "checkpoints").absolute()
+    _check_name(folder)
+    place = _within(folder, _CHECKPOINTS).absolute()
     if write:
         place.mkdir(parents=True, exist_ok=True)
         # Saved on a thread of our own: an interrupt of the main thread inside orbax leaves it in disorder, and its
@@ -172,20 +251,62 @@ def _manager(folder: Path, *, write: bool) -> Any:
         options = orbax.CheckpointManagerOptions(create=False)  # looks on: neither deletes nor tidies up
     else:
         raise RunFolderError(f"{folder}: no checkpoint is there yet")
-    return orbax.CheckpointManager(place, options=options, item_handlers=orbax.StandardCheckpointHandler())
+    manager = orbax.CheckpointManager(place, options=options, item_handlers=orbax.StandardCheckpointHandler())
+    try:
+        yield manager
+    finally:
+        manager.close()
+
+
+def _check_room(folder: Path, size: int) -> None:
+    """Raises OSError unless so many bytes can be written there.
+
+    Orbax writes on many threads; where one of them fails, the others print their tracebacks, up to Python's end.
+    """
+    free = os.statvfs(folder) if hasattr(os, "statvfs") else None
+    if free is not None and free.f_files and free.f_favail < _FILES:
+        raise OSError(errno.ENOSPC, "no room for further files", str(folder))
+    with tempfile.TemporaryFile(dir=folder) as file:
+        if hasattr(os, "posix_fallocate"):  # sees quotas too
+            try:
+                os.posix_fallocate(file.fileno(), 0, size)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(folder)) from None
+        elif shutil.disk_usage(folder).free < size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+
+
+def _save(manager: Any, update: int, state: Any) -> None:
+    import orbax.checkpoint as orbax
+
+    try:
+        manager.save(update, args=orbax.args.StandardSave(_named(state)))
+    except Exception as error:  # of many kinds, whatever a full disk makes of orbax
+        raise _unwritten(Path(manager.directory) / str(update), error) from None
+
+
+def _unwritten(place: Path, error: Exception) -> OSError:
+    """In one line, and without what orbax left unfinished, of which Python would complain at its end."""
+    found = re.search(r"os_error_code='(\d+)'", str(error))
+    number = int(found[1]) if found else error.errno if isinstance(error, OSError) else None
+    if number:
+        return OSError(number, os.strerror(number), str(place))
+    return OSError(f"{place}: {type(error).__name__}: {' '.join(str(error).split()):.200}")
 
 
 def _restored(manager: Any, update: int, example: Tree) -> Tree:
     import orbax.checkpoint as orbax
 
     named = _named(example)
+    here = _shapes(example)
     try:
-        _read_through(Path(manager.directory) / str(update) / "default")
+        _read_through(Path(manager.directory) / str(update), _most(here))
         found = manager.item_metadata(update).items()
         there = {name: (tuple(leaf.shape), np.dtype(leaf.dtype)) for name, leaf in found}
+    except RunFolderError:
+        raise
     except Exception as error:  # of many kinds, whatever a damaged file makes of orbax
         raise _damaged(manager, update, error) from error
-    here = {name: (leaf.shape, leaf.dtype) for name, leaf in named.items()}
     if there != here:
         wrong = sorted(n for n in there.keys() | here.keys() if there.get(n) != here.get(n))
         raise RunFolderError(f"checkpoint {update}: its state is not of this network and optimiser: {wrong[0]}")
@@ -197,22 +318,45 @@ def _restored(manager: Any, update: int, example: Tree) -> Tree:
     return jax.tree.unflatten(jax.tree.structure(example), [restored[name] for name in named])
 
 
-def _read_through(place: Path) -> None:
-    """Raises ValueError if any part of a checkpoint cannot be read.
+def _shapes(tree: Any) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    return {name: (tuple(leaf.shape), np.dtype(leaf.dtype)) for name, leaf in _named(tree).items()}
 
-    Orbax would find that out too, but it reads all arrays at once, and those that fail after the first print their
-    tracebacks when they like.
+
+def _most(arrays: dict[str, tuple[tuple[int, ...], np.dtype]]) -> int:
+    """Bytes that a checkpoint of them may take: orbax writes them twice, in blocks, with some words about each."""
+    content = sum(math.prod(shape) * dtype.itemsize for shape, dtype in arrays.values())
+    return (1 << 18) + (1 << 13) * len(arrays) + 3 * content
+
+
+def _read_through(place: Path, most: int) -> None:
+    """Raises an error if a checkpoint names anything outside of it, is too large, or a part of it cannot be read.
+
+    Orbax would find the latter out too, but it reads all arrays at once, and those that fail after the first print
+    their tracebacks when they like.
     """
     import tensorstore
 
-    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": f"file://{place}/"}).result()
+    size = 0
+    for path in _within(place.parents[1], f"{place.parent.name}/{place.name}").rglob("*"):
+        status = path.lstat()
+        if stat.S_ISREG(status.st_mode):
+            size += status.st_size
+        elif not stat.S_ISDIR(status.st_mode):
+            raise ValueError(f"{path}: neither file nor folder")
+    if size > most:
+        raise RunFolderError(f"checkpoint {place.name}: its state is not of this network and optimiser: too large")
+    arrays = place / "default"
+    if _parsed(read_file(arrays / "_METADATA", most=most).decode("utf-8"))["use_ocdbt"] is not True:
+        raise ValueError(f"{place}: arrays in files whose names it chooses itself")  # not in one database
+    base = {"driver": "file", "path": f"{arrays}/"}
+    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
     keys = store.list().result()
     if not keys:  # which is how a database looks whose manifest is gone
         raise ValueError(f"{place}: no arrays")
     for key in keys:
         store.read(key).result()
-    for path in place.glob("array_metadatas/*"):
-        json.loads(path.read_text(encoding="utf-8"))
+    for path in arrays.glob("array_metadatas/*"):
+        _parsed(path.read_text(encoding="utf-8"))
 
 
 def _damaged(manager: Any, update: int, error: Exception) -> RunFolderError:
@@ -220,6 +364,31 @@ def _damaged(manager: Any, update: int, error: Exception) -> RunFolderError:
     others = [step for step in manager.all_steps() if step != update]
     further = f"; with it moved away the run goes on from update {max(others)}" if others else ""
     return RunFolderError(f"{place}: damaged ({type(error).__name__}){further}")
+
+
+def _parsed(text: str) -> Any:
+    """JSON.
+
+    Raises:
+      ValueError: it is none, or nests too deep.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError("it nests too deep") from None
+    _check_depth(value)
+    return value
+
+
+def _check_depth(value: Any) -> None:
+    """Raises ValueError if so many lists and groups lie within each other that recursion might not end."""
+    level = [value]
+    for _ in range(_DEEPEST):
+        groups = [v.values() if isinstance(v, dict) else v for v in level if isinstance(v, (dict, list, tuple))]
+        level = [child for group in groups for child in group]
+        if not level:
+            return
+    raise ValueError(f"expected at most {_DEEPEST} lists and groups within each other")
 
 
 def _named(tree: Any) -> dict[str, Any]:
@@ -234,7 +403,7 @@ def _until(lines: list[str], update: int) -> list[dict[str, Any]]:
     records = []
     for line in lines:
         try:
-            record = json.loads(line)
+            record = _parsed(line)
         except ValueError:  # cut off while it was written
             break
         if not isinstance(record, dict) or not isinstance(record.get("updates"), int) or record["updates"] > update:
@@ -251,7 +420,7 @@ def _compare(folder: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
     if differ:
 
         def show(settings: dict[str, Any], name: str) -> str:
-            return repr(settings[name]) if name in settings else "nothing"
+            return _SHORT.repr(settings[name]) if name in settings else "nothing"
 
         what = "; ".join(f"{k}: {show(there, k)} there, {show(here, k)} here" for k in differ)
         raise RunFolderError(f"{folder}: holds a run of other settings ({what})")

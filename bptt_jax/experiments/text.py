@@ -1,5 +1,7 @@
 """Real text, character by character."""
 
+import codecs
+import io
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,7 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from bptt_jax.checks import check_key, check_leaves, check_positive_int
+from bptt_jax.files import read_file
 from bptt_jax.step import Array
+
+_MOST = 1 << 30  # bytes of a text
+_OTHERS = {
+    "UTF-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
+    "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
+}
 
 
 class Corpus(NamedTuple):
@@ -39,18 +48,22 @@ def english_text() -> str:
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a UTF-8 file.
+    """The text of a UTF-8 file of at most 1 GiB, without a byte order mark; every line ends in a line feed.
 
     Raises:
-      OSError: it cannot be read.
+      OSError: it cannot be read, or is no regular file.
       ValueError: it is not UTF-8; the message says at which byte.
     """
+    content = read_file(Path(path), most=_MOST)
+    mark = len(codecs.BOM_UTF8) if content.startswith(codecs.BOM_UTF8) else 0
     try:
-        return Path(path).read_text(encoding="utf-8")
+        text = content[mark:].decode("utf-8")
     except UnicodeDecodeError as error:
+        other = next((f", as {name} begins" for name, marks in _OTHERS.items() if content.startswith(marks)), "")
         raise ValueError(
-            f"{path}: expected UTF-8 text, got byte {error.start} that is not: {error.reason}"
+            f"{path}: expected UTF-8 text, got byte {mark + error.start} that is not: {error.reason}{other}"
         ) from None
+    return io.StringIO(text, newline=None).getvalue()
 
 
 def corpus(text: str) -> Corpus:
