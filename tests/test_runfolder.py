@@ -1,9 +1,11 @@
 """A run stopped anywhere, by anything, ends as one that was not: bit for bit, log and all."""
 
+import errno
 import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -21,6 +23,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from slices import covering
 
 import bptt_jax as bptt
+from bptt_jax.experiments import runfolder
 from bptt_jax.experiments.loop import init_state, train
 from bptt_jax.experiments.network import network
 from bptt_jax.experiments.runfolder import RunFolder, RunFolderError, read_settings, read_state
@@ -324,6 +327,7 @@ jax.config.update("jax_compilation_cache_dir", sys.argv[2])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 import bptt_jax as bptt
+from bptt_jax.experiments import runfolder
 from bptt_jax.experiments.loop import train
 from bptt_jax.experiments.network import network
 from bptt_jax.experiments.tasks import adding
@@ -424,3 +428,106 @@ def test_only_one_process_trains_in_a_folder(tmp_path) -> None:
     with RunFolder(tmp_path, {}), pytest.raises(RunFolderError, match="another process is training there"):
         restore(tmp_path)
     assert_equal(restore(tmp_path)[0], state_at(5))
+
+
+def test_two_that_begin_a_folder_at_the_same_moment(tmp_path, monkeypatch) -> None:
+    """The second tries while the first is writing its settings: then it is told, and nothing of the first is lost."""
+    write_json, told = runfolder.write_json, []
+
+    def while_it_writes(path, content) -> None:
+        monkeypatch.setattr(runfolder, "write_json", write_json)
+        for settings in ({"rate": 1}, {"rate": 2}):
+            with pytest.raises(RunFolderError, match="another process is training there") as refused:
+                RunFolder(tmp_path, settings)
+            told.append(refused)
+        write_json(path, content)
+
+    monkeypatch.setattr(runfolder, "write_json", while_it_writes)
+    with RunFolder(tmp_path, {"rate": 1}) as store:
+        store.keep(5, state_at(5), [{"updates": 5}])
+    assert len(told) == 2
+    assert read_settings(tmp_path) == {"rate": 1}
+    assert_equal(read_state(tmp_path, EXAMPLE), state_at(5))
+
+
+def test_one_that_was_begun_while_another_looked(tmp_path, monkeypatch) -> None:
+    """It finds the settings of the other, which has ended by then, and does not replace them."""
+    locked = runfolder._locked
+
+    def after_the_other(folder):
+        monkeypatch.setattr(runfolder, "_locked", locked)
+        keep(tmp_path, 5, settings={"rate": 1})
+        return locked(folder)
+
+    monkeypatch.setattr(runfolder, "_locked", after_the_other)
+    with pytest.raises(RunFolderError, match=r"other settings \(rate: 1 there, 2 here\)"):
+        RunFolder(tmp_path, {"rate": 2})
+    keep(tmp_path, 10, settings={"rate": 1})
+    assert_equal(read_state(tmp_path, EXAMPLE), state_at(10))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_forked_process_does_not_keep_the_lock(tmp_path) -> None:
+    with RunFolder(tmp_path, {}):
+        copies = [os.dup(int(fd)) for fd in os.listdir("/proc/self/fd") if _leads_to(fd, tmp_path / ".lock")]
+    assert copies
+    keep(tmp_path, 5)
+    for copy in copies:
+        os.close(copy)
+
+
+def _leads_to(fd: str, path: Path) -> bool:
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}") == str(path)
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs flock")
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, number) -> None:
+    import fcntl
+
+    def flock(handle, how) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.warns(RuntimeWarning, match="its file system has no locks"):
+        keep(tmp_path, 5)
+    assert_equal(read_state(tmp_path, EXAMPLE), state_at(5))
+
+
+@pytest.mark.parametrize("told", ["RESOURCE_EXHAUSTED: Error writing [os_error_code='28']", "of\nanother kind"])
+def test_what_goes_wrong_inside_orbax_is_told_in_one_line(tmp_path, monkeypatch, told) -> None:
+    keep(tmp_path, 5)
+    store = RunFolder(tmp_path, {})
+
+    def save(update, args) -> None:
+        raise ValueError(told)
+
+    monkeypatch.setattr(store._manager, "save", save)
+    with (
+        pytest.raises(OSError, match=r"checkpoints/10.*of another kind|No space left.*checkpoints/10") as error,
+        store,
+    ):
+        store.keep(10, state_at(10), [{"updates": 10}])
+    assert "\n" not in str(error.value)
+    assert_equal(restore(tmp_path)[0], state_at(5))
+
+
+def test_no_room_is_seen_before_anything_is_written(tmp_path, monkeypatch) -> None:
+    keep(tmp_path, 5)
+    before = (tmp_path / "log.jsonl").read_bytes()
+    large = EXAMPLE._replace(weights=np.broadcast_to(np.float32(0), (1 << 50,)))  # four petabytes
+    with pytest.raises(OSError, match=re.escape(str(tmp_path))), RunFolder(tmp_path, {}) as store:
+        store.keep(10, large, [{"updates": 10}])
+    assert (tmp_path / "log.jsonl").read_bytes() == before
+    assert_equal(restore(tmp_path)[0], state_at(5))
+
+
+def test_settings_that_nest_without_end_are_refused(tmp_path) -> None:
+    settings: dict = {}
+    settings["itself"] = [settings]
+    with pytest.raises(ValueError, match="at most 50 lists and groups within each other"):
+        RunFolder(tmp_path / "run", settings)
+    assert not (tmp_path / "run").exists()

@@ -142,7 +142,7 @@ def compile_all(recurrences: list[Recurrence], data: Data) -> Iterator[tuple[Rec
         for r in recurrences:
             try:
                 compiled = jobs[r.step, r.loss].result()
-            except Exception as error:  # whatever a step of the user's raises
+            except (Exception, SystemExit) as error:  # whatever a step of the user's raises
                 raise BadArgument(f"{r.name}: {_one_line(error)}") from error
             yield r, compiled
     finally:
@@ -319,7 +319,7 @@ def _load(spec: str, input_size: int) -> tuple[Step, Params, State, Callable[[St
         raise BadArgument(f"--step: {place} has no function {name}")
     try:
         made = factory(input_size) if _takes_argument(factory) else factory()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise BadArgument(f"--step: {name} raised {_one_line(error)}") from error
     if not (isinstance(made, tuple) and len(made) in (3, 4)):
         raise BadArgument(f"--step: {name} must return (step, params, state0) or (step, params, state0, readout)")

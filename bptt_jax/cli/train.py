@@ -2,10 +2,10 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -70,6 +70,10 @@ class Settings:
     chunk: int
     remat: bool
     float64: bool
+
+
+# Of each setting, as JSON has it.
+_KINDS = {name: get_args(kind) or (kind,) for name, kind in get_type_hints(Settings).items()}
 
 
 class Job(NamedTuple):
@@ -138,11 +142,15 @@ def read(folder: Path) -> Settings:
     """
     try:
         arguments = read_settings(folder)["arguments"]
-        return Settings(**{f.name: arguments[f.name] for f in fields(Settings)})
+        settings = {name: arguments[name] for name in _KINDS}
     except (KeyError, TypeError):
         raise BadArgument(f"{folder}: not a run of bptt-jax train") from None
     except RunFolderError as error:
         raise BadArgument(str(error)) from None
+    for name, value in settings.items():
+        if type(value) not in _KINDS[name] and not (type(value) is int and float in _KINDS[name]):
+            raise BadArgument(f"{folder}: its settings are damaged: {name} is a {type(value).__name__}")
+    return Settings(**settings)
 
 
 def states(job: Job, settings: Settings, folder: Path) -> tuple[TrainState, TrainState]:
@@ -254,8 +262,10 @@ def _cell(settings: Settings, task: tasks.Task) -> Cell:
             cell = rnn(settings.hidden, activation=activation, gain=settings.gain or 1.0, **recurrent)
         case "gru":
             cell = gru(settings.hidden, **recurrent, **gates)
-        case _:
+        case "lstm":
             cell = lstm(settings.hidden, **recurrent, **gates)
+        case _:
+            raise BadArgument(f"--cell: expected rnn, gru or lstm, got {settings.cell}")
     if settings.clip_adjoints is None:
         return cell
     return cell._replace(step=clip_adjoints(cell.step, max_norm=settings.clip_adjoints))

@@ -11,7 +11,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from reprlib import Repr
 from types import TracebackType
@@ -226,6 +226,8 @@ def _locked(folder: Path) -> Iterator[None]:
                 raise RunFolderError(f"{folder}: another process is training there") from None
             told = f"{folder}: its file system has no locks ({error.strerror}): nothing keeps a second process out"
             warnings.warn(told, RuntimeWarning, stacklevel=4)
+            yield
+            return
         try:
             yield
         finally:
@@ -240,6 +242,11 @@ def _manager(folder: Path, *, write: bool) -> Iterator[Any]:
         raise ImportError("checkpoints need orbax: python -m pip install 'bptt_jax[train]'") from error
     _check_name(folder)
     place = _within(folder, _CHECKPOINTS).absolute()
+    for path, status in _files(place):  # for orbax opens what it finds, all that ends there and all that does not
+        if not stat.S_ISREG(status.st_mode):
+            raise RunFolderError(f"{path}: neither a file nor a folder of its own")
+        if path.name == "_CHECKPOINT_METADATA" and status.st_size > _MOST_SETTINGS:
+            raise RunFolderError(f"{path}: damaged, {status.st_size} bytes")
     if write:
         place.mkdir(parents=True, exist_ok=True)
         # Saved on a thread of our own: an interrupt of the main thread inside orbax leaves it in disorder, and its
@@ -274,6 +281,17 @@ def _check_room(folder: Path, size: int) -> None:
                 raise OSError(error.errno, error.strerror, str(folder)) from None
         elif shutil.disk_usage(folder).free < size:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+
+
+def _files(place: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    """All below, links not followed, that are no folders; another process may be writing and deleting there."""
+    for folder, folders, files in os.walk(place):
+        for name in [*folders, *files]:
+            path = Path(folder) / name
+            with suppress(FileNotFoundError):
+                status = path.lstat()
+                if not stat.S_ISDIR(status.st_mode):
+                    yield path, status
 
 
 def _save(manager: Any, update: int, state: Any) -> None:
@@ -329,21 +347,14 @@ def _most(arrays: dict[str, tuple[tuple[int, ...], np.dtype]]) -> int:
 
 
 def _read_through(place: Path, most: int) -> None:
-    """Raises an error if a checkpoint names anything outside of it, is too large, or a part of it cannot be read.
+    """Raises an error if a checkpoint names files by itself, is too large, or a part of it cannot be read.
 
     Orbax would find the latter out too, but it reads all arrays at once, and those that fail after the first print
     their tracebacks when they like.
     """
     import tensorstore
 
-    size = 0
-    for path in _within(place.parents[1], f"{place.parent.name}/{place.name}").rglob("*"):
-        status = path.lstat()
-        if stat.S_ISREG(status.st_mode):
-            size += status.st_size
-        elif not stat.S_ISDIR(status.st_mode):
-            raise ValueError(f"{path}: neither file nor folder")
-    if size > most:
+    if sum(status.st_size for _, status in _files(place)) > most:
         raise RunFolderError(f"checkpoint {place.name}: its state is not of this network and optimiser: too large")
     arrays = place / "default"
     if _parsed(read_file(arrays / "_METADATA", most=most).decode("utf-8"))["use_ocdbt"] is not True:
