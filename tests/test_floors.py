@@ -40,6 +40,7 @@ LAZY = {
     "xarray",
     "fcntl",
     "scipy",
+    "threadpoolctl",
 }  # dear to import, or not everywhere there
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): ast.parse(path.read_text(encoding="utf-8"))

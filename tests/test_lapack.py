@@ -187,3 +187,25 @@ def test_many_calls_at_a_time_do_not_block(cores: str) -> None:
     """From several threads, two spectra in one program; as many cores as threads, and fewer."""
     done = run(CALLS, cores)
     assert done.stdout == "done\n", done.stderr
+
+
+def test_what_is_set_in_the_environment():
+    """By the import nothing that JAX's own has not set; by the first spectrum one variable, of threadpoolctl."""
+    program = """
+import os
+import jax, jax.numpy as jnp
+def told():
+    return dict(os.environ), dict(jax.config.values)
+before = told()
+import bptt_jax as bptt
+assert told() == before, set(told()[0].items()) ^ set(before[0].items())
+bptt.singular_values(jnp.eye(3)), bptt.eigenvalues(jnp.eye(3))
+environment, config = told()
+assert config == before[1]
+print({k: v for k, v in environment.items() if before[0].get(k) != v})
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "KMP_DUPLICATE_LIB_OK"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=100
+    )
+    assert done.stdout == "{'KMP_DUPLICATE_LIB_OK': 'True'}\n", done.stderr

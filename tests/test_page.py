@@ -19,7 +19,7 @@ import bptt_jax as bptt
 from bptt_jax.cli import diagnose
 from bptt_jax.cli.main import main
 from bptt_jax.cli.page import page
-from bptt_jax.cli.report import COLUMNS, rows
+from bptt_jax.cli.report import COLUMNS, rows, visible
 from bptt_jax.plots.flow import plot_parts
 
 GAINS = {
@@ -51,11 +51,11 @@ def flows() -> dict[str, bptt.analysis.GradientFlow]:
     return {name: _flows(jnp.float32(gain), xs) for name, gain in GAINS.items()}
 
 
-def _page(flows: dict[str, bptt.analysis.GradientFlow]) -> str:
+def _page(flows: dict[str, bptt.analysis.GradientFlow], settings=SETTINGS, title: str = TITLE) -> str:
     data = diagnose.Data("abc<", jnp.zeros(0), jnp.zeros(0))
-    record = diagnose.record(SETTINGS, data, flows, dict.fromkeys(flows))
-    norms, spectra = plot_parts(flows)
-    return page(TITLE, record, norms, list(spectra.values()))
+    record = diagnose.record(settings, data, flows, dict.fromkeys(flows))
+    norms, spectra = plot_parts({visible(name): flow for name, flow in flows.items()})
+    return page(title, record, norms, list(spectra.values()))
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +191,26 @@ def test_every_colour_of_a_figure_has_one_for_the_dark(text, outline) -> None:
     assert len(used) >= 8
     for name in used:
         assert f"{name}: #" in dark
+
+
+RTL = "\u05d0\u05d1"  # Hebrew: seen, and written from right to left
+HIDDEN = "a\u202eb\x00c\x1b[31m\u2066d\u200f\ue000\ud800e\u2028f\n" + RTL
+SHOWN = r"a\u202eb\x00c\x1b[31m\u2066d\u200f\ue000\ud800e\u2028f\n" + RTL
+
+
+def test_what_cannot_be_seen_is_shown_and_orders_nothing_anew(flows) -> None:
+    text = _page({HIDDEN: flows["{nan}"]}, replace(SETTINGS, text=HIDDEN, step=HIDDEN), HIDDEN)
+    assert {c for c in text if not c.isprintable()} == {"\n"}
+    outline = Outline(text)
+    assert [t for _, t in outline.all("bdi")] == [
+        SHOWN,
+        SHOWN,
+    ]  # a name from right to left keeps its verdict behind it
+    assert [t for _, t in outline.all("h3")] == [f"{SHOWN}: non-finite"]
+    assert [t for _, t in outline.all("title")] == [f"Gradient flow: {SHOWN}"]
+    assert next(t for a, t in outline.all("th") if a["scope"] == "row") == SHOWN
+    assert [t for _, t in outline.all("td")].count(SHOWN) == 2
+    assert SHOWN in outline.all("svg")[0][0]["aria-label"]
 
 
 def test_same_numbers_same_page(text, flows) -> None:

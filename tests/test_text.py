@@ -48,6 +48,12 @@ def test_read_text_says_where_it_is_not_utf8(tmp_path) -> None:
     assert read_text(path) == "größer"
 
 
+def test_read_text_takes_what_begins_it_and_ends_its_lines_for_no_characters(tmp_path) -> None:
+    path = tmp_path / "of_windows.txt"
+    path.write_bytes(b"\xef\xbb\xbfone\r\ntwo\rthree\n\xef\xbb\xbf")
+    assert read_text(path) == "one\ntwo\nthree\n\ufeff"  # the second is a character
+
+
 def test_windows_are_pieces_of_the_text_and_targets_follow() -> None:
     codes = np.arange(100, dtype=np.int32)
     inputs, targets = windows(jax.random.key(0), codes, batch=50, length=7)

@@ -18,7 +18,6 @@ from jax import Array
 from jax.custom_batching import custom_vmap
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, use_abstract_mesh
-from threadpoolctl import ThreadpoolController
 
 from bptt_jax.devices import is_manual
 
@@ -89,6 +88,7 @@ def hold_blas_threads() -> None:
             raise ValueError(f'{_SWITCH}: expected "keep" or no such variable, got {wish!r}')
         return
     from scipy.linalg import cython_lapack  # loads it, that it may be found
+    from threadpoolctl import ThreadpoolController  # whose import sets KMP_DUPLICATE_LIB_OK
 
     found = ThreadpoolController().select(user_api="blas")
     folder = os.sep + cython_lapack.__name__.split(".")[0]
