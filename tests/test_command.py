@@ -118,6 +118,56 @@ def test_a_readout_of_ones_own_and_a_factory_without_argument(step_file, tmp_pat
     assert content["linear"]["growth_rate"]["mean"] == pytest.approx(math.log(0.9), rel=1e-4)
 
 
+@pytest.mark.parametrize("library", ["matplotlib", "json", "scipy", "bptt_jax", "xarray", "my.own"])
+def test_a_file_takes_no_librarys_place(library, tmp_path, monkeypatch) -> None:
+    """It has the library itself, its neighbours, which know it, and data classes, which look their module up."""
+    path = tmp_path / f"{library}.py"
+    path.write_text(f"""
+import dataclasses, importlib, sys
+import jax.numpy as jnp
+import neighbour
+@dataclasses.dataclass
+class Gain:
+    value: "float" = 0.5
+def make():
+    import late_neighbour
+    if {library!r} != "my.own":
+        assert importlib.import_module({library!r}).__file__ != __file__
+    assert importlib.import_module("xarray.core").__file__ != __file__
+    return lambda p, h, x: p * h, jnp.float32(Gain().value * neighbour.ONE), jnp.zeros(3)
+""")
+    (tmp_path / "neighbour.py").write_text("ONE = 1.0\n")
+    (tmp_path / "late_neighbour.py").write_text("")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "xarray", raising=False)  # as before anything needs it
+    before = dict(sys.modules)
+    try:
+        step, gain, state0, readout = diagnose._load(f"{path}:make", 5)
+        assert (float(step(gain, 2.0, None)), state0.shape, readout) == (1.0, (3,), None)
+        changed = {name for name, module in before.items() if sys.modules.get(name) is not module}
+        assert changed == set()
+        assert sys.modules.get(library) is not sys.modules[step.__module__]
+    finally:
+        for name in sys.modules.keys() - before.keys():
+            del sys.modules[name]
+
+
+def test_a_file_and_its_neighbours_know_each_other_by_name(tmp_path, monkeypatch) -> None:
+    (tmp_path / "first_of_two.py").write_text(
+        "import second_of_two\n"
+        "class Kind: pass\n"
+        "def make(): return lambda p, h, x: h, None, [0.0, second_of_two.kind() is Kind]\n"
+    )
+    (tmp_path / "second_of_two.py").write_text(
+        "def kind():\n    import first_of_two\n    return first_of_two.Kind\n"
+    )
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for _ in range(2):
+        assert diagnose._load(f"{tmp_path / 'first_of_two.py'}:make", 5)[2] == [0.0, True]
+    for name in ("first_of_two", "second_of_two"):
+        monkeypatch.delitem(sys.modules, name)
+
+
 SETTINGS = diagnose.Settings(
     checkpoint=None,
     text=None, embed=None, cells=("rnn",), gain=(1.0,), hidden=8, length=20, batch=3, loss="last", step=None,
