@@ -272,7 +272,7 @@ def _check_room(folder: Path, size: int) -> None:
     """
     free = os.statvfs(folder) if hasattr(os, "statvfs") else None
     if free is not None and free.f_files and free.f_favail < _FILES:
-        raise OSError(errno.ENOSPC, "no room for further files", str(folder))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))  # for files, of any size
     with tempfile.TemporaryFile(dir=folder) as file:
         if hasattr(os, "posix_fallocate"):  # sees quotas too
             try:
