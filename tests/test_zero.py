@@ -178,6 +178,15 @@ def test_every_size_is_among_them():
     assert expected == here | {f"analysis.{name}" for name in FUNCTIONS} | set(STILL)
 
 
+@pytest.mark.parametrize("name", ["singular_values", "eigenvalues"])
+def test_spectra_of_a_matrix_of_zero_have_no_slope(name):
+    """Neither one of the many that would do, which none tells from the others."""
+    nothing = jnp.zeros((2, 2, 2)).at[1, 0, 0].set(1.0)
+    moved = jax.jvp(PUBLIC[name], (nothing,), (jnp.ones_like(nothing),))[1]
+    np.testing.assert_array_equal(moved[0], 0)
+    np.testing.assert_allclose(moved[1, 0], 1, rtol=1e-6)
+
+
 # --- Numbers in log scale
 
 
