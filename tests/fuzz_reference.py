@@ -129,7 +129,7 @@ class Reference:
 
     Attributes:
       known: how many states are: fewer than T where one leaves the range of its dtype.
-      differentiable: whether no derivative within one step leaves it.
+      differentiable: whether no derivative within one step leaves it, nor the loss and its own derivatives.
     """
 
     def __init__(self, case: Case, rng: np.random.Generator) -> None:
@@ -194,7 +194,9 @@ class Reference:
                     self.known = k
                     break
             self.states[:, k], self.counts[k] = h, count
-        self.differentiable = self.known == s.steps and not self.arithmetic.wild
+        top = self.arithmetic.largest
+        in_range = [np.max(np.abs(a)) < top for a in (self.reads, self.loss, self.immediate, self.by_readout)]
+        self.differentiable = self.known == s.steps and not self.arithmetic.wild and all(in_range)
 
     def _written(self, leaf: Dual, eps: float) -> Dual:
         """In the dtype of a leaf, from and to others."""
