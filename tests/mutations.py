@@ -261,7 +261,7 @@ MUTATIONS = {
             "test_adjoints.py::test_equal_to_jax_grad",
         ),
         (
-            "signal.over(jnp.full_like(signal.exponent, largest))",
+            "signal.over(jnp.broadcast_to(largest, signal.exponent.shape))",
             "signal.value",
             "test_adjoints.py::test_rematerialised_it_is_the_same",
         ),
@@ -482,8 +482,8 @@ MUTATIONS = {
             "test_estimators.py::test_rtrl_forgets_at_a_reset",
         ),
         (
-            "return jax.tree.map(jnp.conj, unravel_params(total))",
-            "return unravel_params(total)",
+            "jax.tree.map(jnp.conj, unravel_params(total))",
+            "unravel_params(total)",
             "test_estimators.py::test_complex_parameters_have_the_gradients_of_jax",
         ),
         ("after = choose(at.real, after, (h, sensitivities))", "pass", "test_contract.py -k rtrl_gradient"),
@@ -518,8 +518,8 @@ MUTATIONS = {
             "test_contract.py -k lyapunov_exponents",
         ),
         (
-            "jax.lax.cond(jnp.any(lost), ",
-            "jax.lax.cond(jnp.any(lost) & False, ",
+            "devices.cond(jnp.any(lost), ",
+            "devices.cond(jnp.any(lost) & False, ",
             "test_erasing_steps.py::test_closed_forms",
         ),
         (
