@@ -260,7 +260,7 @@ def backward(recurrence: Recurrence, loss: BoundLoss, *, inputs: bool = False) -
     along = linearize(recurrence, inputs=inputs)
     require_pulls(along, "the error signal")
     found = loss.differentiate(along.states)
-    end, signal = _send_back(along, found.states, _nothing(along.recurrence))
+    end, signal = _send_back(along, found.states, None)
     return Backward(along, found, signal, end.to_params, end.to_state, end.to_reset_state)
 
 
@@ -303,8 +303,9 @@ def _nothing(recurrence: Recurrence) -> _Carried:
     return _Carried(params, state, state)
 
 
-def _send_back(along: Linearization, immediate: State, later: _Carried) -> tuple[_Carried, LogScaled]:
+def _send_back(along: Linearization, immediate: State, later: _Carried | None) -> tuple[_Carried, LogScaled]:
     """The reverse scan over the steps of `along`, after which `later` comes."""
+    start = _nothing(along.recurrence) if later is None else later
 
     def scan(
         pull: Callable[[PyTree, State], tuple[Params, State]], immediate: State, residuals: PyTree
@@ -325,11 +326,14 @@ def _send_back(along: Linearization, immediate: State, later: _Carried) -> tuple
             return _Carried(to_params, to_state, to_reset_state), LogScaled(mantissa, e)
 
         exponents = jax.vmap(logscale.exponent)(immediate)
-        return devices.scan(body, later, (immediate, exponents, residuals), reverse=True)
+        return devices.scan(body, start, (immediate, exponents, residuals), reverse=True)
 
     def contract(immediate: State, residuals: PyTree) -> tuple[_Carried, LogScaled]:
         end, signal = scan(lambda r, c: (None, along.pull(r, c)), immediate, residuals)
-        return end._replace(to_params=(end.to_params + _params_grad(along, signal)).normalized()), signal
+        to_params = _params_grad(along, signal)
+        if later is not None:
+            to_params = (end.to_params + to_params).normalized()
+        return end._replace(to_params=to_params), signal
 
     pull_both = along.pull_both
     if pull_both is None:
@@ -345,7 +349,8 @@ def _send_back(along: Linearization, immediate: State, later: _Carried) -> tuple
 def _params_grad(along: Linearization, signal: LogScaled) -> LogScaled:
     """The adjoints are scaled by the largest of them, not to 1."""
     largest = jnp.max(signal.exponent)
-    cotangents = signal.over(jnp.broadcast_to(largest, signal.exponent.shape))
+    distance = logscale.plain(signal.exponent) - logscale.plain(largest)
+    cotangents = jax.vmap(logscale.shift_down)(signal.mantissa, distance)
     return LogScaled(along.pull_params(along.residuals, cotangents), largest).normalized()
 
 
@@ -527,7 +532,7 @@ def _log_magnitudes_by_entry(along: Linearization, immediate: State) -> State:
 
     def body(arrived: list[LogScaled], at_t: tuple[list[Array], PyTree]) -> tuple[list[LogScaled], list[Array]]:
         immediate_t, residuals = at_t
-        added = [LogScaled.of(a, axes=a.ndim) for a in immediate_t]
+        added = [LogScaled(a, jnp.zeros(a.shape, jnp.int32)) for a in immediate_t]
         signal = [(a + b).normalized() for a, b in zip(arrived, added, strict=True)]
         return cut(residuals, pull(residuals, signal)), [a.log_norm for a in signal]
 

@@ -135,7 +135,7 @@ def _measure(tree: PyTree) -> tuple[LogScaled, _Sizes]:
     leaves = [a.astype(dtype) for a in leaves]
     largest = [jnp.max(a, initial=0) for a in leaves]
     top = reduce(jnp.maximum, largest)
-    exponent = jnp.where((top == 0) | ~jnp.isfinite(top), 0, jnp.frexp(top)[1])
+    exponent = jnp.where(top == 0, 0, logscale.exponent_of(top))
     scales = [jnp.where(each == 0, 1, each) for each in largest]
     squares = [jnp.sum(jnp.square(a / scale)) for a, scale in zip(leaves, scales, strict=True)]
     if len(leaves) > 1:

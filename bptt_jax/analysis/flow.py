@@ -187,7 +187,7 @@ def measure_flow(
     norms = found = None
     if spectra:
         norms = _product_norms(along) if num is None else ProductNorms(matrix_free.suffix_log_norms(along), None)
-        found = _spectra(along, stride, num, norms.log_norms)
+        found = _spectra(along, stride, num)
     growth = signal.growth
     flow = GradientFlow(
         loss=done.loss.value,
@@ -281,7 +281,7 @@ def _product_norms(along: Linearization) -> ProductNorms:
         product, found = devices.scan(one_more, product, (matrices, instants.reset), reverse=True)
         norms = log_spectral_norm(found)[:, None]
         if len(sizes) > 1:
-            blocks = _diagonal_blocks(_after(norms, found.mantissa), sizes)
+            blocks = _diagonal_blocks(found.mantissa, sizes)
             norms = jnp.concatenate([norms, log_spectral_norm(LogScaled(blocks, found.exponent[:, None]))], axis=1)
         return product, norms
 
@@ -302,8 +302,8 @@ def _diagonal_blocks(matrices: Array, sizes: list[int]) -> Array:
     return jnp.stack(blocks, axis=1)
 
 
-def _spectra(along: Linearization, stride: int, num: int | None, after: Array) -> Spectra:
-    """Of every stride-th real step, counted back from the last; begun when `after` is there."""
+def _spectra(along: Linearization, stride: int, num: int | None) -> Spectra:
+    """Of every stride-th real step, counted back from the last."""
     recurrence = along.recurrence
     steps, real = recurrence.length, recurrence.instants.real
     if real is None:
@@ -314,7 +314,7 @@ def _spectra(along: Linearization, stride: int, num: int | None, after: Array) -
         order = (count - 1) % stride + stride * jnp.arange(-(-steps // stride))
         missing = order >= count
         chosen = real_steps_first(real)[jnp.where(missing, 0, order)]
-    states, xs = jax.tree.map(lambda a: a[chosen], (_after(after, along.starts), recurrence.instants.x))
+    states, xs = jax.tree.map(lambda a: a[chosen], (along.starts, recurrence.instants.x))
     sv, ev = spectra_at(recurrence.step, recurrence.params, states, xs, num, along.mode)
     return Spectra(
         jnp.where(missing[:, None], jnp.nan, sv),
@@ -336,22 +336,10 @@ def spectra_at(
 
     def at(inputs: tuple[State, PyTree]) -> tuple[Array, Array]:
         jac = jacobian_at(step, params, *inputs, mode=mode)
-        sv = singular_values(jac)
-        return sv, eigenvalues(_after(sv, jac))
+        return singular_values(jac), eigenvalues(jac)
 
     size = state_size(jax.tree.map(lambda a: a[0], states))
     return jax.lax.map(at, (states, xs), batch_size=_chunk(size, jax.tree.leaves(states)[0].shape[0]))
-
-
-def _after(value: Array, tree: PyTree) -> PyTree:
-    """`tree`, but only once `value` is there: on CPU, two LAPACK loops at one time may block each other."""
-    never = jnp.ravel(value)[0] > jnp.inf  # which the compiler does not know
-
-    def later(a: Array) -> Array:
-        # Of counters and keys too: what is chosen is never the other.
-        return jnp.where(never, jnp.roll(a, 1, axis=0), a)
-
-    return jax.tree.map(later, tree)
 
 
 def _chunk(size: int, steps: int) -> int:

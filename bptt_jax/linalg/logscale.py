@@ -19,13 +19,12 @@ from jax import Array
 from jaxtyping import Float, Int, PyTree
 
 from bptt_jax.checks import check_positive
-from bptt_jax.devices import divided_by_compiler, new_axes, summed_like
+from bptt_jax.devices import new_axes, summed_like
 from bptt_jax.linalg.precision import matmul
 
 # The exponent of zero: below any that a product can reach, and differences of two stay inside int32.
 ZERO_EXPONENT = -(1 << 29)
-
-_frexp = divided_by_compiler(jnp.frexp)
+_BITS = {2: jnp.int16, 4: jnp.int32, 8: jnp.int64}
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=("mantissa", "exponent"), meta_fields=())
@@ -156,14 +155,12 @@ def exponent(tree: PyTree) -> Array:
     leaves = jax.tree.leaves(jax.lax.stop_gradient(tree))
     dtype = _real_dtype(leaves)
     each = [jnp.max(jnp.abs(a), initial=0).astype(dtype) for a in leaves]
-    largest = reduce(jnp.maximum, each, jnp.zeros((), dtype))
-    e = _frexp(largest)[1]
-    return jnp.where(largest == 0, ZERO_EXPONENT, jnp.where(jnp.isfinite(largest), e, 0))
+    return exponent_of(reduce(jnp.maximum, each, jnp.zeros((), dtype)))
 
 
 def shift(tree: PyTree, k: Array) -> PyTree:
     """``tree * 2^k``, exact unless the result leaves the range of its dtype (then 0 or inf)."""
-    half = k // 2
+    half = k >> 1
 
     def apply(a: Array) -> Array:
         if jnp.iscomplexobj(a):
@@ -176,6 +173,17 @@ def shift(tree: PyTree, k: Array) -> PyTree:
 def plain(e: Array | int) -> Array:
     """The exponent that a mantissa's tangents have: zero's are plain numbers."""
     return jnp.where(jnp.asarray(e) > ZERO_EXPONENT // 2, e, 0)
+
+
+def shift_down(tree: PyTree, k: Array) -> PyTree:
+    """`shift` by k <= 0, what is shifted below the normal range being zero: half the work."""
+
+    def apply(a: Array) -> Array:
+        if jnp.iscomplexobj(a):
+            return jax.lax.complex(apply(a.real), apply(a.imag))
+        return a * _power_of_two(k, a.dtype, int(jnp.finfo(a.dtype).minexp) - 1)
+
+    return jax.tree.map(apply, tree)
 
 
 def normalize(tree: PyTree, e: Array) -> tuple[PyTree, Array]:
@@ -248,9 +256,23 @@ def _real_dtype(leaves: list[Array]) -> jnp.dtype:
     return max([jnp.dtype(jnp.float32), *dtypes], key=lambda dtype: dtype.itemsize)
 
 
-def _power_of_two(k: Array, dtype: jnp.dtype) -> Array:
-    """2^k for integers k, assembled from its bits, for the compiler's exp2 is not exact; clipped to the range."""
+def exponent_of(largest: Array) -> Array:
+    """Of one number >= 0, read from its bits: `jnp.frexp` is a fifth of the compilation of all that uses it."""
+    info, integer = jnp.finfo(largest.dtype), _BITS[largest.dtype.itemsize]
+    bits = jax.lax.bitcast_convert_type(largest, integer)
+    biased = bits >> int(info.nmant)
+    below_normal = int(info.bits) - int(info.nmant) - jax.lax.clz(bits)
+    e = (jnp.where(biased == 0, below_normal, biased) + (int(info.minexp))).astype(jnp.int32)
+    special = 2 * int(info.maxexp) - 1
+    return jnp.where(bits == 0, ZERO_EXPONENT, jnp.where(biased == special, 0, e))
+
+
+def _power_of_two(k: Array, dtype: jnp.dtype, least: int | None = None) -> Array:
+    """2^k for integers k, assembled from its bits, for the compiler's exp2 is not exact; clipped to the range.
+
+    With one below the range as the `least`, what is below it gives zero.
+    """
     info = jnp.finfo(dtype)
-    bits = {2: jnp.int16, 4: jnp.int32, 8: jnp.int64}[dtype.itemsize]
-    k = jnp.clip(k, int(info.minexp), int(info.maxexp) - 1)
+    bits = _BITS[dtype.itemsize]
+    k = jnp.clip(k, int(info.minexp) if least is None else least, int(info.maxexp) - 1)
     return jax.lax.bitcast_convert_type((k - int(info.minexp) + 1).astype(bits) << int(info.nmant), dtype)
