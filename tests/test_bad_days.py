@@ -19,7 +19,13 @@ CASES = [case for case in cases() if not case.spoiler.compiles][::3]
 
 # Those that take a process or a whole diagnosis: one of each kind.
 FAULTS = faults()
-LONG = ("half a figure", "a file system of 64 kB", "SIGTERM in diagnosing", "SIGKILL in diagnosing")
+LONG = (
+    "half a figure",
+    "while training",
+    "a file system of 64 kB",
+    "SIGTERM in diagnosing",
+    "SIGKILL in diagnosing",
+)
 LONG_KINDS = ("name", "two at once")
 PROMPT = [fault for fault in FAULTS if fault.name not in LONG and fault.kind not in LONG_KINDS and not fault.rare]
 

@@ -357,8 +357,9 @@ def _read_through(place: Path, most: int) -> None:
     if sum(status.st_size for _, status in _files(place)) > most:
         raise RunFolderError(f"checkpoint {place.name}: its state is not of this network and optimiser: too large")
     arrays = place / "default"
-    if _parsed(read_file(arrays / "_METADATA", most=most).decode("utf-8"))["use_ocdbt"] is not True:
-        raise ValueError(f"{place}: arrays in files whose names it chooses itself")  # not in one database
+    # Older orbax does not say so, and takes the database where there is one.
+    if _parsed(read_file(arrays / "_METADATA", most=most).decode("utf-8")).get("use_ocdbt", True) is not True:
+        raise ValueError(f"{place}: arrays in files whose names it chooses itself")
     base = {"driver": "file", "path": f"{arrays}/"}
     store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
     keys = store.list().result()
