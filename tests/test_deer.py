@@ -488,3 +488,16 @@ def test_a_start_at_log_zero(jacobian) -> None:
         found = bptt.deer(*given, jacobian=jacobian)
         assert found.converged
         np.testing.assert_allclose(found.states, bptt.unroll(*given), rtol=1e-5)
+
+
+def test_sizes_are_those_of_the_solution():
+    """From zero, where the Jacobian is 1e10, an iterate comes to where it is 1/2: what is left there is no rounding."""
+    weights = 1e10 * jnp.asarray([[-1.0, 0.5, 0.3], [0.2, 0.6, 0.9], [-0.7, -0.8, 0.1]])
+
+    def step(w, h, x):
+        return 0.5 * h + jax.nn.sigmoid(w @ h)
+
+    found = bptt.deer(step, weights, jnp.zeros(3), length=4)
+    exact = bptt.unroll(step, weights, jnp.zeros(3), length=4)
+    assert not found.converged or np.allclose(found.states, exact, rtol=1e-3)
+    assert not found.converged or found.residual < 1e-4

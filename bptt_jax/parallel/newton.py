@@ -217,12 +217,12 @@ def _deer(
         return jnp.sqrt(jnp.sum(jnp.square(difference)) / h0.size / count_real)
 
     def unfinished(carry: Any) -> Array:
-        _, _, _, (residual, before), count, _, _ = carry
+        _, _, (residual, before), count, _, _ = carry
         stuck = (residual <= tolerance) & (residual > 0.5 * before)
         return ~(residual <= min(_FEW * eps, tolerance)) & ~stuck & (count < max_iterations)
 
     def iterate(carry: Any) -> Any:
-        h, f, _, (residual, _), count, residuals, damping = carry
+        h, f, (residual, _), count, residuals, damping = carry
         before = rms(left(h, f))
         h, abs_jac_times_state = update(h, f, damping)
         f = equations.advance(h)
@@ -230,35 +230,34 @@ def _deer(
         if damped:
             damping = jnp.where(after <= before, jnp.minimum(1.0, _RECOVER * damping), 0.5 * damping)
         both = _relative(left(h, f), jnp.abs(h) + abs_jac_times_state), residual
-        return h, f, abs_jac_times_state, both, count + 1, residuals.at[count].set(after), damping
+        return h, f, both, count + 1, residuals.at[count].set(after), damping
 
     infinite = jnp.full_like(h0[0], jnp.inf)
     none = jnp.full(max_iterations, jnp.nan, h0.dtype)
     start = (
         first,
         equations.advance(first),
-        first,
         (infinite, infinite),
         jnp.zeros((), jnp.int32),
         none,
         jnp.ones_like(infinite),
     )
-    h, f, abs_jac_times_state, (residual, _), count, residuals, _ = devices.while_loop(unfinished, iterate, start)
+    h, f, (residual, _), count, residuals, _ = devices.while_loop(unfinished, iterate, start)
     exact = residual <= tolerance
 
-    def error() -> Array:
+    def judged() -> tuple[Array, Array]:
+        """Residual and error; in the loop sizes are those of the iterate before, whose Jacobians may be others."""
         signs = jax.random.rademacher(jax.random.key(0), h.shape, h.dtype)
-        size = jnp.abs(h) + abs_jac_times_state
-        both = jnp.stack([left(h, f), eps * size * signs], axis=-1)
-        grown = _propagated(equations.recurrence, equations.starts(h), mode, both)
+        grown, size = _propagated(equations.recurrence, h, equations.starts(h), mode, left(h, f), eps * signs)
         # A unit that rests at zero has no size of its own there.
-        return _relative(jnp.sum(jnp.abs(grown), axis=-1), jnp.where(size > 0, size, jnp.max(size, axis=0)))
+        own = jnp.where(size > 0, size, jnp.max(size, axis=0))
+        return _relative(left(h, f), size), _relative(jnp.sum(jnp.abs(grown), axis=-1), own)
 
-    error_ = devices.cond(exact, error, lambda: infinite)
-    converged = exact & (error_ <= math.sqrt(eps))
+    residual, error = devices.cond(exact, judged, lambda: (residual, infinite))
+    converged = (residual <= tolerance) & (error <= math.sqrt(eps))
     found = _attached(recurrence, others, jnp.where(converged, h, jnp.nan))
     states = _Equations(recurrence, others).states(found)
-    return DeerSolution(states, converged, count, residual, error_, residuals)
+    return DeerSolution(states, converged, count, residual, error, residuals)
 
 
 def _other_leaves(recurrence: Recurrence) -> list[Array]:
@@ -377,32 +376,38 @@ def _diagonals(recurrence: Recurrence, starts: State, instants: Instant, mode: M
     return diagonals, abs_jac_times_state
 
 
-def _propagated(recurrence: Recurrence, starts: State, mode: Mode, errors: Array) -> Array:
-    """``[T, D, K]``: the sums of all K `errors` so far, carried on by the exact Jacobians, a chunk of them at a
-    time. Zero in padding.
+def _propagated(
+    recurrence: Recurrence, h: Array, starts: State, mode: Mode, left: Array, roundings: Array
+) -> tuple[Array, Array]:
+    """What is `left` of the equations, and one of the `roundings` of every number, ``[T, D]`` each, sent through the
+    exact Jacobians, a chunk of time after the other: ``[T, D, 2]``; zero in padding. And ``|h| + |J| |start|``,
+    ``[T, D]``, the sizes to which roundings are relative.
     """
-    instants, (steps, size, _) = recurrence.instants, errors.shape
+    instants, (steps, size) = recurrence.instants, h.shape
     chunk = max(1, min(steps, _CHUNK_NUMBERS // size**2))
     count = -(-steps // chunk)
-    if instants.real is not None:
-        errors = jnp.where(instants.real[:, None, None], errors, 0)
 
     def in_chunks(a: Array) -> Array:
         a = jnp.concatenate([a, jnp.repeat(a[-1:], count * chunk - steps, axis=0)])
         return a.reshape(count, chunk, *a.shape[1:])
 
-    def body(before: Array, inputs: PyTree) -> tuple[Array, Array]:
-        starts, instants, errors = inputs
-        factors = _full(recurrence, starts, instants, mode)[0]
+    def body(before: Array, inputs: PyTree) -> tuple[Array, tuple[Array, Array]]:
+        starts, instants, h, left, roundings = inputs
+        factors, abs_jac_times_state = _full(recurrence, starts, instants, mode)
+        sizes = jnp.abs(h) + abs_jac_times_state
+        errors = jnp.stack([left, sizes * roundings], axis=-1)
+        if instants.real is not None:
+            errors = jnp.where(instants.real[:, None, None], errors, 0)
         come = matmul(factors[0], before)
         come = come if instants.reset is None else jnp.where(instants.reset[0], 0, come)
         scan = partial(affine_scan, factors, begins=instants.reset)
         total = jax.vmap(scan, -1, -1)(errors.at[0].add(come))
-        return total[-1], total
+        return total[-1], (total, sizes)
 
-    _, totals = devices.scan(body, jnp.zeros_like(errors[0]), jax.tree.map(in_chunks, (starts, instants, errors)))
-    totals = totals.reshape(count * chunk, *errors.shape[1:])[:steps]
-    return totals if instants.real is None else jnp.where(instants.real[:, None, None], totals, 0)
+    nothing = jnp.zeros((size, 2), h.dtype)
+    _, found = devices.scan(body, nothing, jax.tree.map(in_chunks, (starts, instants, h, left, roundings)))
+    totals, sizes = jax.tree.map(lambda a: a.reshape(count * chunk, *a.shape[2:])[:steps], found)
+    return totals if instants.real is None else jnp.where(instants.real[:, None, None], totals, 0), sizes
 
 
 def _vectors(state0: State, guess: State, steps: int) -> Array:
