@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.extend.core import jaxpr_as_fun
 
 from bptt_jax import devices
+from bptt_jax.devices import is_manual
 from bptt_jax.recurrence.programs import depends
 from bptt_jax.step import (
     Array,
@@ -29,6 +30,7 @@ Mode: TypeAlias = Literal["forward", "reverse"]
 _CHUNK_NUMBERS = 1 << 16
 # Up to so many parameters for each number of the state, adding up their gradients step by step costs little.
 _FEW_PARAMS = 16
+_COLLECTIVES = ("psum", "pmax", "pmin", "ppermute", "all_gather", "all_to_all", "reduce_scatter")
 
 
 class Linearization(NamedTuple):
@@ -292,7 +294,7 @@ def differentiation_mode(recurrence: Recurrence, mode: Mode | None = None) -> Mo
     """How the step of a checked recurrence is differentiated: as asked for, else forward if it can be.
 
     Raises:
-      TypeError: the step cannot be differentiated so.
+      TypeError: the step cannot be differentiated so, or makes use of other devices within a `jax.shard_map`.
     """
     params, merge_params = differentiable_part(recurrence.params)
     first = jax.tree.map(lambda a: jnp.asarray(a)[0], recurrence.instants)
@@ -300,6 +302,9 @@ def differentiation_mode(recurrence: Recurrence, mode: Mode | None = None) -> Mo
 
     def moved(params: Params, start: State) -> State:
         return differentiable_part(recurrence.step(merge_params(params), merge_state(start), first.x))[0]
+
+    if is_manual():
+        _refuse_collectives(_primitives(jax.make_jaxpr(moved)(params, start)))
 
     def forward(params: Params, start: State) -> None:
         pushed = jax.make_jaxpr(lambda p, h: jax.jvp(moved, (p, h), (p, h))[1])(params, start)
@@ -320,6 +325,15 @@ def differentiation_mode(recurrence: Recurrence, mode: Mode | None = None) -> Mo
     if _fault(reverse, params, start) is None:
         return "reverse"
     raise TypeError(f"step: it cannot be differentiated, forwards or backwards: {_short(fault)}") from fault
+
+
+def _refuse_collectives(primitives: set[str]) -> None:
+    """Of a step. Its pulls would add up what the devices send back, each in a unit of its own."""
+    if met := {name for name in primitives if name.startswith(_COLLECTIVES)}:
+        raise TypeError(
+            f"step: expected one that stays on its device, within a jax.shard_map, got {', '.join(sorted(met))}; "
+            "collectives belong into the loss, or leave the division of the arrays to the compiler, without shard_map"
+        )
 
 
 def _fault(function: Callable[..., Any], *arguments: Any) -> Exception | None:
