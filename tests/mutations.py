@@ -603,7 +603,11 @@ MUTATIONS = {
             "_RECOVER * damping), damping)",
             "test_deer.py::test_damping_tames_what_overshoots",
         ),
-        ("left(h, f), eps * signs)", "left(h, f), 0 * signs)", "test_deer.py::test_chaos_is_not_taken_for_a_result"),
+        (
+            "left(h, f), eps * signs)",
+            "left(h, f), 0 * signs)",
+            "test_deer.py::test_chaos_is_not_taken_for_a_result",
+        ),
         ("(error <= math.sqrt(eps))", "(error <= 1)", "test_deer.py::test_error_is_how_far_roundings_grow"),
         (
             "affine_scan(factors, offsets, begins=recurrence.instants.reset)",
