@@ -261,8 +261,8 @@ MUTATIONS = {
             "test_adjoints.py::test_equal_to_jax_grad",
         ),
         (
-            "signal.over(jnp.broadcast_to(largest, signal.exponent.shape))",
-            "signal.value",
+            "(signal.mantissa, distance)",
+            "(signal.mantissa, 0 * distance)",
             "test_adjoints.py::test_rematerialised_it_is_the_same",
         ),
     ],
@@ -305,7 +305,7 @@ MUTATIONS = {
         ("lambda v: (v > 0) & (v < 1))", "lambda v: (v >= 0) & (v <= 1))", "test_clipping.py::test_bad_arguments"),
     ],
     "bptt_jax/linalg/logscale.py": [
-        ("half = k // 2", "half = k", "test_logscale.py::test_shift_is_exact"),
+        ("half = k >> 1", "half = k", "test_logscale.py::test_shift_is_exact"),
         (
             "return a * _power_of_two(half, a.dtype) * _power_of_two(k - half, a.dtype)",
             "return a * _power_of_two(k, a.dtype)",
