@@ -513,6 +513,11 @@ def _without_key(log: bytes) -> bytes:
     return log.replace(b'"clipped"', b'"cropped"')
 
 
+def _of_another_kind(log: bytes) -> bytes:
+    """A list is a number."""
+    return re.sub(rb'"loss": \[[^]]*\]', b'"loss": 3', log, count=1)
+
+
 def _log(
     damage: Callable[[bytes], bytes], message: str = "log.jsonl: does not reach as far as checkpoint 2"
 ) -> Callable[[Path], None]:
@@ -711,6 +716,11 @@ def faults() -> list[Fault]:
         ),
         Fault(
             "log", "a link to itself", _log_is(_link("log.jsonl"), "Too many levels of symbolic links"), rare=True
+        ),
+        Fault(
+            "log",
+            "a value of another kind",
+            _log(_of_another_kind, "line 1 of log.jsonl is damaged: its loss"),
         ),
         Fault("log", "a key missing", _log(_without_key, "line 1 of log.jsonl is damaged: it has no clipped")),
         Fault("two at once", "the same run, 60 times", _two_begin({"rate": 1}), True),

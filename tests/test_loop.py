@@ -19,7 +19,7 @@ from bptt_jax.experiments.loop import (
     train,
 )
 from bptt_jax.experiments.network import network
-from bptt_jax.experiments.records import Metrics, describe, missing
+from bptt_jax.experiments.records import Metrics, describe, flaw
 from bptt_jax.experiments.tasks import Batch, Task, adding, memorization
 
 SEEDS, UPDATES = (3, 8), 39
@@ -187,9 +187,13 @@ def test_on_chunk_gets_all_metrics_and_on_record_every_record(trained) -> None:
 
 
 def assert_missed(record) -> None:
-    """Each of its entries, if it were not there."""
+    """Each of its entries, if it were not there, or were something else."""
+    seeds = len(record.get("seeds", ()))
+    assert flaw(record, seeds) == ""
     for name in set(record) - {"event"}:
-        assert missing({k: v for k, v in record.items() if k != name}) == [name]
+        assert flaw({k: v for k, v in record.items() if k != name}, seeds) == f"it has no {name}"
+        for other in ("x", [{}], [[]], True):
+            assert flaw(record | {name: other}, seeds) == f"its {name} is of another kind"
 
 
 def test_records_of_chunks(trained, by_hand) -> None:

@@ -29,7 +29,7 @@ from bptt_jax.experiments.records import (
     Training,
     TrainState,
     events_of,
-    missing,
+    flaw,
     record_of,
     seen,
 )
@@ -237,9 +237,9 @@ def train(
     with nullcontext() if folder is None else RunFolder(folder, {**(settings or {}), **identity}) as store:
         if store is not None:
             states, records = store.restore(states)
-            if lacking := [(i, absent) for i, r in enumerate(records, 1) if (absent := missing(r))]:
-                i, absent = lacking[0]
-                raise RunFolderError(f"{folder}: line {i} of log.jsonl is damaged: it has no {', '.join(absent)}")
+            for i, record in enumerate(records, 1):
+                if found := flaw(record, len(seeds)):
+                    raise RunFolderError(f"{folder}: line {i} of log.jsonl is damaged: {found}")
         while (done := int(jnp.max(states.updates))) < updates and bool(jnp.any(states.running)):
             before = seen(states)
             states, metrics, (loss, error), probed = advance(states, min(chunk - done % chunk, updates - done))

@@ -95,9 +95,36 @@ def describe(event: Record) -> str:
     return f"seed {event['seed']}, update {event['updates']}: {what}; gradient norms before: {norms or 'none'}"
 
 
-def missing(record: Record) -> list[str]:
-    """What a line of a log lacks of what `Training` describes."""
-    return [name for name in (_OF_EVENTS if "event" in record else _OF_CHUNKS) if name not in record]
+def flaw(record: Record, seeds: int) -> str:
+    """What a line of a log lacks of what `Training` describes, or has of another kind; nothing of one that is whole."""
+    names = _OF_EVENTS if "event" in record else _OF_CHUNKS
+    if lacking := [name for name in names if name not in record]:
+        return f"it has no {', '.join(lacking)}"
+    wrong = [name for name in names if not _as_described(name, record[name], "event" in record, seeds)]
+    return f"its {wrong[0]} is of another kind" if wrong else ""
+
+
+def _as_described(name: str, value: Any, of_event: bool, seeds: int) -> bool:
+    if name in ("updates", "seed"):
+        return type(value) is int
+    if name == "event":
+        return value in ("non-finite", "jump", "lost")
+    if name == "probes":
+        return isinstance(value, dict)
+    if name == "loss" and of_event:
+        return _is_number(value)
+    if name in ("clipped", "skipped") and value is None:
+        return True
+    whole = name in ("seeds", "non_finite", "solved_at")
+    return (
+        isinstance(value, list)
+        and (of_event or len(value) == seeds)
+        and all(v is None or (type(v) is int if whole else _is_number(v)) for v in value)
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) or value in ("nan", "inf", "-inf")
 
 
 def seen(state: TrainState) -> TrainState:
