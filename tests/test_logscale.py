@@ -42,6 +42,29 @@ def test_powers_of_two_are_exact(name, x64):
     np.testing.assert_array_equal(np.asarray(got, np.float64), np.ldexp(1.0, k))
 
 
+@pytest.mark.parametrize("name", ["float32", "float64"])
+def test_exponents_are_those_of_frexp(name, x64):
+    """From the smallest subnormal number to the largest; nothing has a place of its own, nor what is not finite."""
+    info = np.finfo(name)
+    rng = np.random.default_rng(0)
+    sizes = np.exp2(rng.integers(info.minexp - info.nmant, info.maxexp, 400).astype(name))
+    edges = [info.smallest_subnormal, info.tiny / 2, info.tiny, info.max, 0.5, 1.0, 2.0]
+    numbers = np.append(rng.uniform(0.5, 1, 400).astype(name) * sizes, np.asarray(edges, name))
+    numbers = numbers[numbers > 0]
+    found = jax.jit(jax.vmap(logscale.exponent_of))(jnp.asarray(numbers))
+    np.testing.assert_array_equal(found, np.frexp(numbers)[1])
+    others = jnp.asarray([0.0, np.inf, np.nan], name)
+    np.testing.assert_array_equal(jax.vmap(logscale.exponent_of)(others), [logscale.ZERO_EXPONENT, 0, 0])
+
+
+@pytest.mark.parametrize("name", ["float32", "float64"])
+def test_shift_down_ends_in_zero(name, x64):
+    info = np.finfo(name)
+    shifts = jnp.asarray([0, -1, info.minexp, info.minexp - 1, 2 * info.minexp, logscale.ZERO_EXPONENT])
+    found = jax.vmap(logscale.shift_down, (None, 0))(jnp.asarray(1.5, name), shifts)
+    np.testing.assert_array_equal(found, [1.5, 0.75, 1.5 * info.tiny, 0, 0, 0])
+
+
 def test_shift_of_a_complex_number_scales_each_part():
     z = np.asarray([3 + 4j, complex(np.inf, 1), complex(0, 1e-30)], np.complex64)
     got = users_jit(logscale.shift)(z, jnp.int32(3))
