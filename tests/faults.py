@@ -277,7 +277,7 @@ def _train_in(size: str) -> Callable[[Path], None]:
         try:
             (folder / "precious").write_text("x" * 100)
             said_clearly(*command(*TRAIN, "--updates", "2", "--out", folder / "run"), 1, "No space left on device")
-            assert tmpfs(folder, "remount,size=8M")
+            assert tmpfs(folder, "remount,size=8M,nr_inodes=10000")
             assert (folder / "precious").read_text() == "x" * 100
             went_on(folder / "run")
         finally:
