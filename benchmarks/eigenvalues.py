@@ -13,13 +13,7 @@ examples:
 
 import argparse
 import json
-import os
 import statistics
-
-# LAPACK works on one small matrix at a time; with several BLAS threads inside it a batch takes 2-4 times as long,
-# and two such batches at once in one process can wait for each other for ever. Read when the libraries load.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-
 import sys
 import time
 from collections.abc import Callable

@@ -13,10 +13,6 @@ largest exponent is right and the condition is not; "flossed" with all k. These 
 "orthogonal" is the remedy that costs nothing: orthogonal recurrent weights, not flossed. All are trained alike.
 """
 
-import os
-
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # several threads in LAPACK on small matrices: 2-4 times slower
-
 from typing import Any
 
 import jax

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # several threads in LAPACK on small matrices: 2-4 times slower
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # of NumPy: several are slower on small matrices
 
 import jax
 import jax.numpy as jnp

@@ -25,7 +25,6 @@ it includes the compilation, some tens of MB, so small things cannot be seen in 
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # of the processes that are started, too
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # several threads in LAPACK on small matrices: 2-4 times slower
 
 import time
 from collections.abc import Callable

@@ -6,12 +6,8 @@ monitor by turns; that both end with the same parameters is checked first. What 
 the turns, is what the probe costs in the running loop, the wait for the queued updates included: "cost" is that
 over 100 updates, and "least" and "most" are its quartiles. "own" is the same from the seconds that the monitor
 reports, which begin after that wait. Compilation, once in a run, is apart. Aim: at most 5 %. Dense spectra grow
-with the cube of the state (large ones with ``num=``), and LAPACK has one thread here, as it should have.
+with the cube of the state (large ones with ``num=``).
 """
-
-import os
-
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # several threads in LAPACK on small matrices: 2-4 times slower
 
 import statistics
 import time

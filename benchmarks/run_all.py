@@ -33,6 +33,7 @@ SCRIPTS = (
     "deer",
     "memory",
     "first_result",
+    "compile_time",
     "growth",
 )
 

@@ -316,7 +316,7 @@ def _exponents(structure: Structure, given: Any) -> Any:
     )
 
 
-def _compare_exponents(found: Any, of: Reference) -> Iterator[Compared]:
+def _compare_exponents(found: Any, of: Reference) -> Iterator[Compared | None]:
     """Where no direction is lost, or drowns in the smallest numbers."""
     s, num = of.structure, min(3, of.structure.size)
     skipped = int(s.steps > 1)
@@ -332,6 +332,8 @@ def _compare_exponents(found: Any, of: Reference) -> Iterator[Compared]:
         # A frame is known as well as its shortest direction stands out.
         slack = ROUNDINGS * of.eps * (1 + float(np.max(np.exp(np.ptp(growth[0], axis=-1)))))
         yield Compared("exponents", found.exponents, total.astype(LONG), slack=slack)
+    else:
+        yield None
 
 
 def _deer(structure: Structure, given: Any) -> Any:

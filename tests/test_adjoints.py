@@ -482,3 +482,20 @@ def test_parallel_adjoints_of_padding_and_resets(x64):
     np.testing.assert_array_equal(got.adjoints[:, 0], [3, 1, 1])  # nothing of it passes the reset
     with pytest.raises(ValueError, match="resets: expected 2 booleans"):
         bptt.parallel.parallel_adjoints(jnp.ones((2, 1, 1)), jnp.ones((2, 1)), resets=jnp.zeros(3, bool))
+
+
+def test_a_gradient_in_float16_where_parameters_are_many():
+    """Down to its subnormal numbers, which are much of its range."""
+    xs = jnp.zeros(60, jnp.float16).at[0].set(1)
+    params = jnp.full(100, 0.5, jnp.float16)
+
+    def step(p, h, x):
+        return jnp.float16(0.8) * h + p[0] * x
+
+    def loss(states):
+        return 1000 * states[-1].astype(jnp.float32)
+
+    found = bptt.adjoints(step, params, jnp.float16(0), xs, loss)
+    gradient = jax.grad(lambda p: loss(bptt.unroll(step, p, jnp.float16(0), xs)))(params)
+    assert gradient[0] > 0.0015
+    np.testing.assert_allclose(found.params_grad, gradient, rtol=0.01)

@@ -23,11 +23,7 @@ NAMESPACE = {"jax": jax, "jnp": jnp, "optax": optax, "bptt": bptt}  # what the s
 def examples() -> list[doctest.DocTest]:
     """The docstrings of the package that hold examples."""
     finder = doctest.DocTestFinder(exclude_empty=True)
-    modules = [
-        importlib.import_module(module.name)
-        for module in pkgutil.walk_packages(bptt.__path__, "bptt_jax.")
-        if module.name != "bptt_jax.cli.main"  # sets OPENBLAS_NUM_THREADS
-    ]
+    modules = [importlib.import_module(module.name) for module in pkgutil.walk_packages(bptt.__path__, "bptt_jax.")]
     return [test for m in modules for test in finder.find(m, extraglobs=NAMESPACE) if test.examples]
 
 

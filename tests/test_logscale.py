@@ -65,6 +65,14 @@ def test_shift_down_ends_in_zero(name, x64):
     np.testing.assert_array_equal(found, [1.5, 0.75, 1.5 * info.tiny, 0, 0, 0])
 
 
+@pytest.mark.parametrize("e", [-(2**28) - 5, -(2**29) + 1, 2**28])
+def test_exponents_of_any_size_are_kept(e):
+    """All but that of zero itself, the smallest."""
+    number = LogScaled(jnp.float32(0.5), jnp.int32(e))
+    assert number.normalized().exponent == e
+    assert (number + LogScaled(jnp.float32(0.25), jnp.int32(e))).normalized().exponent == e
+
+
 def test_shift_of_a_complex_number_scales_each_part():
     z = np.asarray([3 + 4j, complex(np.inf, 1), complex(0, 1e-30)], np.complex64)
     got = users_jit(logscale.shift)(z, jnp.int32(3))

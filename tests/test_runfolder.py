@@ -412,6 +412,21 @@ def test_killed_at_any_moment_it_ends_as_if_it_had_never_been(times, tmp_path) -
     assert unfinished(killed) == []
 
 
+def test_a_checkpoint_that_goes_while_it_is_read(tmp_path, monkeypatch) -> None:
+    """A run that is going on keeps its last two."""
+    keep(tmp_path, 5)
+    read_through = runfolder._read_through
+
+    def later(place: Path, most: int) -> None:
+        if place.name == "5":
+            keep(tmp_path, 10, 15)
+            shutil.rmtree(place, ignore_errors=True)
+        read_through(place, most)
+
+    monkeypatch.setattr(runfolder, "_read_through", later)
+    assert_equal(read_state(tmp_path, EXAMPLE), state_at(15))
+
+
 def test_half_a_folder_is_refused(tmp_path) -> None:
     keep(tmp_path, 5, 10)
     log = tmp_path / "log.jsonl"

@@ -264,3 +264,33 @@ def test_a_step_that_sums_over_devices_is_refused(checked):
     spread = jax.shard_map(gradient, mesh=mesh, in_specs=along_batch, out_specs=along_batch, check_vma=checked)
     with use_abstract_mesh(mesh), pytest.raises(TypeError, match="step: expected one that stays on its device"):
         jax.eval_shape(jax.jit(spread), given)
+
+
+@pytest.mark.exhaustive
+def test_second_derivatives_where_the_signal_of_one_device_is_zero():
+    """As `jax.grad` of the gradients' sum has them: one device is at a perfect fit, the adjoints of the other large."""
+    run("""
+import jax, jax.numpy as jnp
+from jax.sharding import AxisType, PartitionSpec as P
+import bptt_jax as bptt
+
+mesh = jax.make_mesh((2,), ("batch",), axis_types=(AxisType.Auto,))
+step = lambda p, h, x: p * h + x
+given = jnp.asarray([[1.0, 0.0, 0.0, 0.0], [3.0, 1.0, 2.0, 1.0]])
+targets = bptt.final_state(step, 0.5, 0.0, given[0]), jnp.float32(-1e4)
+
+def loss(states, target):
+    return jnp.square(states[-1] - target)
+
+def ours(p):
+    one = lambda x, y: bptt.adjoints(step, p, 0.0, x[0], loss, args=y[0]).params_grad[None]
+    spread = jax.shard_map(one, mesh=mesh, in_specs=(P("batch"), P("batch")), out_specs=P("batch"))
+    return spread(given, jnp.stack(targets))[0]
+
+def plain(p):
+    return jax.grad(lambda p: sum(loss(bptt.unroll(step, p, 0.0, x), y) for x, y in zip(given, targets)))(p)
+
+for derivative in jax.grad, jax.jacfwd:
+    got, expected = jax.jit(derivative(ours))(0.5), derivative(plain)(0.5)
+    assert jnp.allclose(got, expected, rtol=1e-4), (got, expected)
+""")

@@ -191,7 +191,7 @@ def test_spectra_of_a_matrix_of_zero_have_no_slope(name):
 
 
 def test_a_product_with_one_matrix_of_zero(x64):
-    """Its derivative by that matrix is what the others make of it, at any size of theirs."""
+    """Its derivative by that matrix is what the others make of it, at any size that plain numbers have."""
     a, b, moved = np.random.default_rng(0).standard_normal((3, 2, 2))
     nothing = jnp.zeros((2, 2))
 

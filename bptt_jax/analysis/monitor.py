@@ -175,9 +175,8 @@ class Monitor:
       loss: of one sequence, ``loss(states) -> scalar`` of h_1 .. h_T, leaves ``[T, ...]``; where the monitor is
         given `args`, ``loss(states, args)``.
       has_aux: whether the loss returns ``(scalar, aux)``; aux is not looked at.
-      every: updates from probe to probe. 100 cost 0.3 to 3 % of a loop's time in `benchmarks/monitor.py`, with
-        ``OPENBLAS_NUM_THREADS=1`` set before Python starts, as for all spectra on CPU: several threads in LAPACK
-        make them several times dearer on a busy machine. ``bptt/monitor/share`` tells yours.
+      every: updates from probe to probe. 100 cost 0.3 to 3 % of a loop's time in `benchmarks/monitor.py`, more on
+        a busy machine. ``bptt/monitor/share`` tells yours.
       sequences: how many of the batch are sampled, from its beginning: a shuffled batch is a random sample.
       spectra: of how many Jacobians in all, evenly spaced in time back from the last real step, from the sampled
         sequences by turns.

@@ -79,9 +79,8 @@ def run() -> int:
             jax.config.update("jax_compilation_cache_dir", str(folder))
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(
-            errors="backslashreplace"
-        )  # as stderr's, for tables where not even Latin-1 can be shown
+        # As stderr's, for tables where not even Latin-1 can be shown.
+        sys.stdout.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGTERM, _note_and_raise)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored, as in a shell's background
         signal.signal(signal.SIGINT, _note_and_raise)
@@ -95,9 +94,12 @@ def run() -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command. Exit status: 0; 1 if it cannot write; 2 for a bad argument, or one
-    for which there is not the memory; 130 if interrupted, 143 if
-    terminated."""
+    """Runs the command.
+
+    Returns:
+      Exit status: 0; 1 if it cannot write; 2 for a bad argument, or one for which there is not the memory; 130 if
+      interrupted, 143 if terminated.
+    """
     arguments = _parser().parse_args(argv)
     name = f"bptt-jax {arguments.command}"
     try:

@@ -162,7 +162,8 @@ def states(job: Job, settings: Settings, folder: Path) -> tuple[TrainState, Trai
     init = jax.vmap(partial(loop.init_state, job.network, job.optimizer))
     try:
         if read_settings(folder).get("text_sha256") != job.text_sha256:
-            raise BadArgument(f"{folder}: its text was another one")
+            another = "the help texts of another Python" if settings.text is None else "another one"
+            raise BadArgument(f"{folder}: its text was {another}")
         # Whether there are as many units and seeds as the settings say is known before memory is taken for them.
         now = read_state(folder, jax.eval_shape(init, jax.ShapeDtypeStruct((settings.seeds,), jnp.int32)))
         return init(jnp.arange(settings.seeds, dtype=jnp.int32)), now

@@ -161,11 +161,18 @@ def read_state(folder: Path, example: Tree) -> Tree:
       RunFolderError: there is none, it is damaged, or it is not of `example`'s structure, shapes or dtypes.
       ImportError: orbax-checkpoint is missing.
     """
-    with _manager(folder, write=False) as manager:
-        update = manager.latest_step()
-        if update is None:
-            raise RunFolderError(f"{folder}: no checkpoint is there yet")
-        return _restored(manager, update, example)
+    for last in (False, False, True):
+        with _manager(folder, write=False) as manager:
+            update = manager.latest_step()
+            if update is None:
+                raise RunFolderError(f"{folder}: no checkpoint is there yet")
+            try:
+                return _restored(manager, update, example)
+            except RunFolderError:
+                # Else the run that is going on has put newer ones in its place.
+                if last or (Path(manager.directory) / str(update)).exists():
+                    raise
+    raise AssertionError("the last of them returns or raises")
 
 
 def _within(folder: Path, name: str) -> Path:
@@ -277,9 +284,12 @@ def _check_room(folder: Path, size: int) -> None:
         if hasattr(os, "posix_fallocate"):  # sees quotas too
             try:
                 os.posix_fallocate(file.fileno(), 0, size)
+                return
             except OSError as error:
-                raise OSError(error.errno, error.strerror, str(folder)) from None
-        elif shutil.disk_usage(folder).free < size:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                    raise OSError(error.errno, error.strerror, str(folder)) from None
+                # It cannot be reserved there; what is free still tells most.
+        if shutil.disk_usage(folder).free < size:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
 
 

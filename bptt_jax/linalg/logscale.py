@@ -89,7 +89,7 @@ class LogScaled:
         return cls(tree, jnp.zeros(lead, jnp.int32)).normalized()
 
     def over(self, exponent: Int[Array, "..."]) -> PyTree:
-        """The plain number divided by ``2^exponent``."""
+        """The plain number divided by ``2^exponent``, which has the shape of its own exponent."""
         return self._each(lambda tree, e, unit: shift(tree, plain(e) - plain(unit)), exponent)
 
     def normalized(self) -> "LogScaled":
@@ -132,13 +132,13 @@ class LogScaled:
         return LogScaled(other, jnp.zeros_like(self.exponent)) @ self
 
     def summed_like(self, given: PyTree) -> "LogScaled":
-        """`bptt_jax.devices.summed_like`, of derivatives with a power of two of their own on every device."""
+        """Within a `jax.shard_map`: derivatives by `given`, which is the same on devices on which they differ, summed
+        over these; each device has a power of two of its own. `given` is a tree like the mantissa."""
         axes = {axis for each in new_axes(self.mantissa, given) for axis in each}
         if not axes:
             return self
         top = jax.lax.pmax(self.exponent, tuple(sorted(axes)))
-        shifted = LogScaled(self.mantissa, self.exponent - top).value
-        return LogScaled(summed_like(shifted, given), top).normalized()
+        return LogScaled(summed_like(self.over(top), given), top).normalized()
 
     def zero_where(self, which: Array) -> "LogScaled":
         """Zero where `which`, ``[...]`` like the exponent, is True, NaN or not; else the same."""
@@ -172,15 +172,17 @@ def shift(tree: PyTree, k: Array) -> PyTree:
 
 def plain(e: Array | int) -> Array:
     """The exponent that a mantissa's tangents have: zero's are plain numbers."""
-    return jnp.where(jnp.asarray(e) > ZERO_EXPONENT // 2, e, 0)
+    return jnp.where(jnp.asarray(e) > ZERO_EXPONENT, e, 0)
 
 
 def shift_down(tree: PyTree, k: Array) -> PyTree:
-    """`shift` by k <= 0, what is shifted below the normal range being zero: half the work."""
+    """`shift` by k <= 0 in half the work; what is shifted by more than the normal range is zero."""
 
     def apply(a: Array) -> Array:
         if jnp.iscomplexobj(a):
             return jax.lax.complex(apply(a.real), apply(a.imag))
+        if a.dtype == jnp.float16:  # its subnormal numbers are much of its range
+            return shift(a, k)
         return a * _power_of_two(k, a.dtype, int(jnp.finfo(a.dtype).minexp) - 1)
 
     return jax.tree.map(apply, tree)
