@@ -38,7 +38,7 @@ class ScaledGradients(Result):
       adjoints: dL/dh_1 .. dL/dh_T, each with a power of two of its own.
       params_grad: dL/dparams. The largest adjoint is the unit of what all steps contribute: where a part of the state
         explodes by itself, what lies below its adjoints by the whole range of the dtype (2^126 in float32) is lost.
-        Its derivatives, where some adjoints are exactly zero, hold if the largest of the others is within that range of 1.
+        Its derivatives, where some adjoints are exactly zero, hold if the largest of the others is in that range.
       state0_grad: dL/dh_0, with what resets to `state0` add.
       reset_state_grad: dL/dreset_state, or None.
       args_grad: dL/dargs, or None; the loss's own derivative is taken in plain numbers.

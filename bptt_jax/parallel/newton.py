@@ -232,28 +232,32 @@ def _deer(
         both = _relative(left(h, f), jnp.abs(h) + abs_jac_times_state), residual
         return h, f, both, count + 1, residuals.at[count].set(after), damping
 
-    infinite = jnp.full_like(h0[0], jnp.inf)
-    none = jnp.full(max_iterations, jnp.nan, h0.dtype)
-    start = (
-        first,
-        equations.advance(first),
-        (infinite, infinite),
-        jnp.zeros((), jnp.int32),
-        none,
-        jnp.ones_like(infinite),
-    )
-    h, f, (residual, _), count, residuals, _ = devices.while_loop(unfinished, iterate, start)
-    exact = residual <= tolerance
-
-    def judged() -> tuple[Array, Array]:
-        """Residual and error; in the loop sizes are those of the iterate before, whose Jacobians may be others."""
+    def judged(h: Array, f: Array) -> tuple[Array, Array]:
+        """Residual and error by the Jacobians of the iterate itself; within the loop they are those of the one before,
+        which may be others."""
         signs = jax.random.rademacher(jax.random.key(0), h.shape, h.dtype)
         grown, size = _propagated(equations.recurrence, h, equations.starts(h), mode, left(h, f), eps * signs)
         # A unit that rests at zero has no size of its own there.
         own = jnp.where(size > 0, size, jnp.max(size, axis=0))
         return _relative(left(h, f), size), _relative(jnp.sum(jnp.abs(grown), axis=-1), own)
 
-    residual, error = devices.cond(exact, judged, lambda: (residual, infinite))
+    infinite = jnp.full_like(h0[0], jnp.inf)
+
+    def until_judged(carry: Any) -> Any:
+        h, f, (before, _), _, count, residuals, damping = carry
+        start = h, f, (infinite, infinite), count, residuals, damping
+        h, f, (residual, _), count, residuals, damping = devices.while_loop(unfinished, iterate, start)
+        residual, error = devices.cond(residual <= tolerance, judged, lambda *_: (residual, infinite), h, f)
+        return h, f, (residual, before), error, count, residuals, damping
+
+    def goes_on(carry: Any) -> Array:
+        _, _, (residual, before), _, count, _, _ = carry
+        return (count == 0) | (~(residual <= tolerance) & (residual < 0.5 * before) & (count < max_iterations))
+
+    none = jnp.full(max_iterations, jnp.nan, h0.dtype)
+    counts = jnp.zeros((), jnp.int32), none
+    start = first, equations.advance(first), (infinite, infinite), infinite, *counts, jnp.ones_like(infinite)
+    h, _, (residual, _), error, count, residuals, _ = devices.while_loop(goes_on, until_judged, start)
     converged = (residual <= tolerance) & (error <= math.sqrt(eps))
     found = _attached(recurrence, others, jnp.where(converged, h, jnp.nan))
     states = _Equations(recurrence, others).states(found)
