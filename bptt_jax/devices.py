@@ -13,6 +13,7 @@ from functools import partial, wraps
 from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec, auto_axes, get_abstract_mesh
 
 PyTree: TypeAlias = Any
@@ -82,7 +83,7 @@ def scan(body: Callable[[Any, Any], tuple[Any, Any]], init: PyTree, xs: PyTree =
     """`jax.lax.scan`."""
     if not is_manual():
         return jax.lax.scan(body, init, xs, **options)
-    one = jax.tree.map(lambda a: a[0], xs)
+    one = jax.tree.map(_first, xs)
     init = settled(lambda carry: body(carry, one)[0], init)
 
     def kept(carry: PyTree, x: PyTree) -> tuple[PyTree, PyTree]:
@@ -90,6 +91,11 @@ def scan(body: Callable[[Any, Any], tuple[Any, Any]], init: PyTree, xs: PyTree =
         return _vary_leaves(new, _leaf_axes(carry)), out
 
     return jax.lax.scan(kept, init, xs, **options)
+
+
+def _first(a: Any) -> Any:
+    """Of an array along its first axis, or, where there is none, something like it."""
+    return a[0] if len(a) else vary(jnp.empty(a.shape[1:], a.dtype), axes_of(a))
 
 
 def while_loop(more: Callable[[Any], Any], body: Callable[[Any], Any], init: PyTree) -> Any:

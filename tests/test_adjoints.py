@@ -499,3 +499,15 @@ def test_a_gradient_in_float16_where_parameters_are_many():
     gradient = jax.grad(lambda p: loss(bptt.unroll(step, p, jnp.float16(0), xs)))(params)
     assert gradient[0] > 0.0015
     np.testing.assert_allclose(found.params_grad, gradient, rtol=0.01)
+
+
+def test_log_magnitudes_in_float16_beside_a_larger_one():
+    """0.18^k beside 0.2^k: held in float16 it would fall to the smallest number and, times 0.9, stay there."""
+    w = jnp.asarray([0.18, 0.2], jnp.float16)
+    found = bptt.adjoints(
+        lambda w, h, x: w * h, w, jnp.ones(2, jnp.float16), None, lambda s: jnp.sum(s[-1]), length=300
+    )
+    steps = np.arange(299, -1, -1)[:, None]
+    expected = steps * np.log(np.asarray(w, np.float64))
+    # Every step rounds a mantissa of eleven digits.
+    np.testing.assert_allclose(found.log_magnitudes, expected, rtol=1e-3, atol=0.01)

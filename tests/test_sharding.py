@@ -294,3 +294,21 @@ for derivative in jax.grad, jax.jacfwd:
     got, expected = jax.jit(derivative(ours))(0.5), derivative(plain)(0.5)
     assert jnp.allclose(got, expected, rtol=1e-4), (got, expected)
 """)
+
+
+@pytest.mark.parametrize("checked", [True, False])
+def test_a_loop_of_no_steps(checked):
+    """As `lyapunov_exponents` has with two segments, from the first to the last of which there is one step less."""
+
+    def step(w, h, x):
+        return jnp.tanh(w * h + x)
+
+    def exponents(x):
+        return bptt.lyapunov_exponents(step, 0.5, jnp.zeros(2), x[0], segments=2).exponents[None]
+
+    mesh = mesh_of("checked", AbstractMesh)
+    along_batch = PartitionSpec("batch")
+    given = jax.ShapeDtypeStruct((2, 6, 2), jnp.float32, sharding=NamedSharding(mesh, along_batch))
+    spread = jax.shard_map(exponents, mesh=mesh, in_specs=along_batch, out_specs=along_batch, check_vma=checked)
+    with use_abstract_mesh(mesh):
+        assert jax.eval_shape(jax.jit(spread), given).shape == (2, 2)

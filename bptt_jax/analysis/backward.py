@@ -377,7 +377,10 @@ def _adjoints(recurrence: Recurrence, loss: BoundLoss, *, inputs: bool, segment:
             lambda: held,
         )
         log_magnitudes = jax.tree.map(
-            lambda a, b: jnp.where(a == -jnp.inf, jax.lax.stop_gradient(b), a), held, exact
+            lambda m, a, b: jnp.where(jnp.abs(m) < 2.0 ** -_band([m]), jax.lax.stop_gradient(b), a),
+            signal.mantissa,
+            held,
+            exact,
         )
     else:
         states = states_of(recurrence)

@@ -117,6 +117,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{name}: {visible(told)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is _note_and_raise:
+                signal.signal(number, signal.SIG_IGN)  # it ends already
         left = {"diagnose": "no file was written", "train": "the same command resumes from the last checkpoint"}
         terminated = isinstance(stop, _Terminated)
         ended, status = ("terminated", _TERMINATED) if terminated else ("interrupted", _INTERRUPTED)
