@@ -338,7 +338,12 @@ def _restored(manager: Any, update: int, example: Tree) -> Tree:
     if there != here:
         wrong = sorted(n for n in there.keys() | here.keys() if there.get(n) != here.get(n))
         raise RunFolderError(f"checkpoint {update}: its state is not of this network and optimiser: {wrong[0]}")
-    abstract = jax.tree.map(orbax.utils.to_shape_dtype_struct, named)
+    here_alone = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # not where the devices that wrote it were
+
+    def wanted(leaf: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or here_alone)
+
+    abstract = jax.tree.map(wanted, named)
     try:
         restored = manager.restore(update, args=orbax.args.StandardRestore(abstract))
     except Exception as error:
