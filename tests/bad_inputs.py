@@ -557,6 +557,8 @@ def judge(case: Case) -> tuple[Outcome, str]:
             result = jax.block_until_ready(target.call(**bad))
     except Exception as error:
         faults = _faults(error, target, argument, len(compiled))
+        if faults and spoiler.clean is not None and _raises_alike(error, target, argument, good, spoiler):
+            return "refused", str(error)  # for what it comes to, which is no good either
         return ("wrong", f"{type(error).__name__}: {error}: {faults}") if faults else ("refused", str(error))
     if spoiler.clean is not None:
         clean = good | {argument: spoiler.clean(good[argument])}
@@ -566,6 +568,14 @@ def judge(case: Case) -> tuple[Outcome, str]:
     if spoiler.marked and (target.says(result) or (not spoiled_by_nan and has_nan(result))):
         return "answered", "marked"
     return "wrong", f"answered {jax.tree.map(np.asarray, result)!r:.300}"
+
+
+def _raises_alike(error: Exception, target: Target, argument: str, good: dict[str, Any], spoiler: Spoiler) -> bool:
+    try:
+        jax.block_until_ready(target.call(**good | {argument: spoiler.clean(good[argument])}))
+    except Exception as other:
+        return type(other) is type(error) and str(other).split("Error: ")[-1] == str(error).split("Error: ")[-1]
+    return False
 
 
 def _faults(error: Exception, target: Target, argument: str, compiled: int) -> str:

@@ -95,7 +95,11 @@ def returns(new: Callable[[Any], Any]) -> Spoiler:
 
 def gives(new: Callable[[Any], Any]) -> Spoiler:
     """A loss that returns something else."""
-    return Spoiler(lambda _: lambda *arguments: new(arguments[-1] if len(arguments) == 1 else arguments[1]))
+
+    def of_states(*arguments: Any) -> Any:
+        return new(next((a for a in arguments if getattr(a, "ndim", 0) > 1), arguments[0]))
+
+    return Spoiler(lambda _: of_states)
 
 
 FUNCTIONS = {
@@ -487,7 +491,8 @@ KINDS: dict[str, dict[str, Spoiler]] = {
     # Where it starts does not matter to what it finds.
     "guess": {k: v for k, v in STATES.items() if k not in (*LAYOUTS, *NUMBERS, "none")}
     | {k: v._replace(clean=lambda a: a, marked=False) for k, v in (LAYOUTS | NUMBERS).items() if not v.compiles},
-    "any state": {k: v for k, v in (NO_ARRAYS | LAYOUTS | NUMBERS).items() if k not in ("none", *BEYOND)},
+    "any state": {k: v for k, v in (NO_ARRAYS | LAYOUTS | NUMBERS).items() if k not in ("none", *BEYOND)}
+    | {"random keys": Spoiler(lambda a: jax.random.key(0), lambda a: jax.random.key(1))},  # which pass through
     "linear state": {k: v for k, v in STATES.items() if k not in ("one axis more", *BEYOND)},
     "linear inputs": {k: v for k, v in INPUTS.items() if k not in BEYOND},
     "counted": {k: v for k, v in POSITIVE_INTEGERS.items() if k != "NumPy integer"},
