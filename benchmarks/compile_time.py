@@ -20,7 +20,7 @@ from measure import Claim, parser, print_claims, print_table, save
 
 import bptt_jax as bptt
 
-FULL: dict[str, Any] = {"hidden": 64, "length": 200, "batch": 8, "repeats": 3}
+FULL: dict[str, Any] = {"hidden": 64, "length": 200, "batch": 8, "repeats": 5}
 QUICK: dict[str, Any] = {"hidden": 4, "length": 10, "batch": 2, "repeats": 1}
 INPUTS = 8
 BASE = "value_and_grad"
