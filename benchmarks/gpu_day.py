@@ -12,16 +12,12 @@ installed is left out and named.
 
 import argparse
 import json
-import os
-import signal
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 from typing import NamedTuple
 
-from measure import RESULTS
+from measure import RESULTS, run_within
 
 
 class Part(NamedTuple):
@@ -39,43 +35,6 @@ PARTS = {
     "spectra": Part((("spectra_speed",),), 6.0),
     "memory": Part((("device_memory",),), 6.0),
 }
-
-
-def run(command: list[str], log: Path, seconds: float) -> tuple[int | None, float]:
-    """Exit status, None where the time ran out; and how long it took."""
-    start = time.perf_counter()
-    with (
-        log.open("a", encoding="utf-8") as file,
-        subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,  # so that its own children end with it
-            env=os.environ | {"PYTHONUNBUFFERED": "1"},
-        ) as process,
-    ):
-        over = threading.Event()
-
-        def end() -> None:
-            over.set()
-            os.killpg(process.pid, signal.SIGKILL)
-
-        limit = threading.Timer(seconds, end)
-        limit.start()
-        try:
-            assert process.stdout is not None
-            for line in process.stdout:
-                print(line, end="", flush=True)
-                file.write(line)
-                file.flush()
-            status = process.wait()
-        finally:
-            limit.cancel()
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-    return None if over.is_set() else status, time.perf_counter() - start
 
 
 def main() -> None:
@@ -103,7 +62,7 @@ def main() -> None:
         for script, *options in part.scripts:
             print(f"\n== {name}: {script}, {left:.0f} s left", flush=True)
             command = [sys.executable, str(Path(__file__).with_name(f"{script}.py")), *options, "--out", str(a.out)]
-            status, took = run([*command, *(["--quick"] if a.rehearse else [])], log, max(left, 1.0))
+            status, took = run_within([*command, *(["--quick"] if a.rehearse else [])], log, max(left, 1.0))
             left -= took
             ended = {None: "out of time", 0: "done"}.get(status, f"exit status {status}")
             told[f"{name}: {script}"] = f"{ended}, {took:.0f} s"

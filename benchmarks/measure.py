@@ -13,8 +13,11 @@ import os
 import platform
 import random
 import resource
+import signal
 import statistics
+import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -95,6 +98,43 @@ def in_child(function: Callable[..., Any], *args: Any) -> Any:
     context.set_forkserver_preload([])
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(function, *args).result()
+
+
+def run_within(command: list[str], log: Path, seconds: float) -> tuple[int | None, float]:
+    """Exit status, None where the time ran out, and the seconds taken; what is printed is shown and goes to `log`."""
+    start = time.perf_counter()
+    with (
+        log.open("a", encoding="utf-8") as file,
+        subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,  # so that its own children end with it
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        ) as process,
+    ):
+        over = threading.Event()
+
+        def end() -> None:
+            over.set()
+            os.killpg(process.pid, signal.SIGKILL)
+
+        limit = threading.Timer(seconds, end)
+        limit.start()
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                print(line, end="", flush=True)
+                file.write(line)
+                file.flush()
+            status = process.wait()
+        finally:
+            limit.cancel()
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+    return None if over.is_set() else status, time.perf_counter() - start
 
 
 def peak_above_now(run: Callable[[], Any]) -> int:

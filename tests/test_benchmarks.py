@@ -46,7 +46,7 @@ def test_rows_are_on_disk_after_every_case_and_a_failure_is_named(benchmarks, tm
 
 
 def test_a_part_that_runs_out_of_time_ends_with_its_children(benchmarks, tmp_path, monkeypatch) -> None:
-    _, gpu_day = benchmarks
+    measure, _ = benchmarks
     log = tmp_path / "log"
 
     class WhenItHasBegun(threading.Thread):  # in place of a timer: the time is over as soon as there is a line
@@ -61,10 +61,10 @@ def test_a_part_that_runs_out_of_time_ends_with_its_children(benchmarks, tmp_pat
         def cancel(self):
             pass
 
-    monkeypatch.setattr(gpu_day.threading, "Timer", WhenItHasBegun)
+    monkeypatch.setattr(measure.threading, "Timer", WhenItHasBegun)
     child = "import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']);"
     command = [sys.executable, "-c", child + "print(p.pid, flush=True); p.wait()"]
-    assert gpu_day.run(command, log, 60.0)[0] is None
+    assert measure.run_within(command, log, 60.0)[0] is None
     grandchild = int(log.read_text())
     for _ in range(1000):  # it is dead at once, and gone when init has seen it
         try:
@@ -79,9 +79,11 @@ def test_a_part_that_runs_out_of_time_ends_with_its_children(benchmarks, tmp_pat
 
 
 def test_status_and_output_of_a_part(benchmarks, tmp_path, capsys) -> None:
-    _, gpu_day = benchmarks
-    assert gpu_day.run([sys.executable, "-c", "print(1); raise SystemExit(3)"], tmp_path / "log", 60.0)[0] == 3
-    assert gpu_day.run([sys.executable, "-c", "print(2)"], tmp_path / "log", 60.0)[0] == 0
+    measure, _ = benchmarks
+    assert (
+        measure.run_within([sys.executable, "-c", "print(1); raise SystemExit(3)"], tmp_path / "log", 60.0)[0] == 3
+    )
+    assert measure.run_within([sys.executable, "-c", "print(2)"], tmp_path / "log", 60.0)[0] == 0
     assert (tmp_path / "log").read_text() == capsys.readouterr().out == "1\n2\n"
 
 
