@@ -20,7 +20,7 @@ from bptt_jax.analysis import (
 )
 from bptt_jax.cells import from_equinox, from_haiku, from_linen, from_nnx, gru, lstm, rnn, stack
 from bptt_jax.checks import RecompilationWarning
-from bptt_jax.linalg import eigenvalues, jacobian_product, product_log_norms, singular_values
+from bptt_jax.linalg import eigensystem, eigenvalues, jacobian_product, product_log_norms, singular_values
 from bptt_jax.parallel import deer, predict_parallel, unroll_linear
 from bptt_jax.recurrence.jacobians import jacobians
 from bptt_jax.recurrence.unroll import final_state, unroll
@@ -50,6 +50,7 @@ __all__ = [
     "cells",
     "clip_by_global_norm",
     "deer",
+    "eigensystem",
     "eigenvalues",
     "final_state",
     "from_equinox",

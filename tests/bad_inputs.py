@@ -495,6 +495,13 @@ TARGETS: list[Target] = [
             "folder": "folder",
         },
     ),
+    Target("bptt.eigensystem", bptt.eigensystem, {"matrices": JS}, {"matrices": "square"}),
+    Target(
+        "bptt.linalg.singular_vectors",
+        bptt.linalg.singular_vectors,
+        {"matrices": JS, "num": 2},
+        {"matrices": "matrices", "num": "at most or none"},
+    ),
 ]
 
 

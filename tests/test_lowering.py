@@ -11,6 +11,7 @@ from bptt_jax.linalg import spectra
 
 # The library's routines that a program for an Nvidia GPU may call. All else is what XLA compiles itself.
 KINDS = {"svd": r"cusolver_gesvd\w*", "eig": r"(cu)?(hybrid|solver)_\w*eig?\w*", "qr": r"cusolver_(geqrf|orgqr)\w*"}
+KINDS["lu"] = r"cusolver_getrf\w*|cu_lu_pivots_to_permutation"
 CALLS = {
     "gradient_flow": {"svd", "eig"},
     "lyapunov_exponents": {"qr"},
@@ -24,6 +25,8 @@ CALLS = {
     "condition_number": {"svd"},
     "eigenvalues": {"eig"},
     "spectral_radius": {"eig"},
+    "eigensystem": {"eig", "lu"},
+    "singular_vectors": {"svd"},
     "product_log_norms": {"svd"},
 }
 

@@ -116,6 +116,8 @@ OF_WEIGHTS = {
 OF_MATRICES = {
     "singular_values": bptt.singular_values,
     "eigenvalues": bptt.eigenvalues,
+    "eigensystem": bptt.eigensystem,
+    "singular_vectors": bptt.linalg.singular_vectors,
     "spectral_norm": bptt.linalg.spectral_norm,
     "spectral_radius": bptt.linalg.spectral_radius,
     "condition_number": bptt.linalg.condition_number,

@@ -27,6 +27,7 @@ SIZE = re.compile(r"norm|magnitude|gain|singular|eigenvalue|radius|condition|log
 STILL = {
     "LyapunovSpectrum.orthonormalised": "true or false",
     "BatchSums.values": "sums of growth",
+    "Eigensystem.condition_numbers": "one at least",
     "GainTrials.end_gain": "constants: the trials of recommend_gain",
     "GainTrials.peak_gain": "constants: the trials of recommend_gain",
     "RecommendedGain.log_gains": "constants: the trials of recommend_gain",
@@ -78,6 +79,8 @@ def stacks(weights):
     matrices = jnp.stack([jnp.diag(weights), jnp.ones((2, 2)) + jnp.diag(weights)])
     names = ("eigenvalues", "singular_values", "linalg.condition_number", "linalg.spectral_norm")
     found = {name: PUBLIC[name](matrices) for name in (*names, "linalg.spectral_radius")}
+    system, vectors = bptt.eigensystem(matrices), bptt.linalg.singular_vectors(matrices)
+    found |= sizes(system) | sizes(vectors) | {"linalg.singular_vectors": vectors.values}
     return found | {"product_log_norms": bptt.product_log_norms(matrices)}
 
 

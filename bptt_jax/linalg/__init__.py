@@ -1,17 +1,22 @@
 """Arrays alone: spectra, products, log scale, Krylov, LAPACK. No module here knows a step."""
 
+from bptt_jax.linalg.eigensystem import Eigensystem, SingularVectors, eigensystem, singular_vectors
 from bptt_jax.linalg.logscale import LogScaled
 from bptt_jax.linalg.products import jacobian_product, prefix_products, product_log_norms, suffix_products
 from bptt_jax.linalg.spectra import condition_number, eigenvalues, singular_values, spectral_norm, spectral_radius
 
 __all__ = [
+    "Eigensystem",
     "LogScaled",
+    "SingularVectors",
     "condition_number",
+    "eigensystem",
     "eigenvalues",
     "jacobian_product",
     "prefix_products",
     "product_log_norms",
     "singular_values",
+    "singular_vectors",
     "spectral_norm",
     "spectral_radius",
     "suffix_products",

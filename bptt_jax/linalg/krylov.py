@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bptt_jax import devices
-from bptt_jax.linalg.lapack import eig, svd
+from bptt_jax.linalg.lapack import by_modulus, eig, svd
 from bptt_jax.linalg.logscale import LogScaled, plain
 from bptt_jax.linalg.precision import matmul
 
@@ -134,8 +134,7 @@ def eigenpairs(push: Product, size: int, dtype: jnp.dtype, num: int) -> Eigenpai
     basis, hessenberg, _, largest = devices.fori_loop(0, steps, body, carry)
     bad = ~jnp.isfinite(largest)
     values, vectors = eig(jnp.where(bad, 0, hessenberg[:-1]))
-    # Stable, so that conjugate pairs keep LAPACK's order.
-    order = jnp.argsort(-jnp.abs(values), stable=True)
+    order = by_modulus(values)
     values, vectors = values[order], vectors[:, order]
     errors = jnp.abs(hessenberg[-1, -1]) * jnp.abs(vectors[-1]) + _rounding(largest, size)
     values, errors = (jnp.where(bad, jnp.nan, a) for a in (values, errors))

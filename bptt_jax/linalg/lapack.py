@@ -98,3 +98,12 @@ def hold_blas_threads() -> None:
 
 svd = matrix_by_matrix(lambda matrices: jnp.linalg.svd(matrices, full_matrices=False), (2, 1, 2))
 eig = matrix_by_matrix(jnp.linalg.eig, (1, 2))
+inverse = matrix_by_matrix(jnp.linalg.inv, (2,))
+
+
+def by_modulus(values: Array) -> Array:
+    """The order of eigenvalues ``[..., N]`` by descending modulus.
+
+    Stable, so that conjugate pairs, whose moduli are equal to the last bit, keep LAPACK's order.
+    """
+    return jnp.argsort(-jnp.abs(values), axis=-1, stable=True)

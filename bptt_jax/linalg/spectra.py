@@ -19,7 +19,7 @@ from jaxtyping import Complex, Float, Inexact
 from bptt_jax import devices
 from bptt_jax.checks import check_matrices
 from bptt_jax.linalg.batched_spectra import batched_eigenvalues, batched_singular_values
-from bptt_jax.linalg.lapack import eig, matrix_by_matrix, svd
+from bptt_jax.linalg.lapack import by_modulus, eig, inverse, matrix_by_matrix, svd
 from bptt_jax.linalg.logscale import LogScaled
 from bptt_jax.linalg.precision import matmul
 
@@ -99,21 +99,19 @@ def condition_number(matrices: Inexact[Array, "... M N"]) -> Float[Array, "..."]
 
 @devices.compiled
 def _singular_values(matrices: Array) -> Array:
-    scaled, bad = _scaled(matrices)
+    scaled, bad = scaled_down(matrices)
     return jnp.where(bad, jnp.nan, LogScaled(_svd(scaled.mantissa), scaled.exponent).value)
 
 
 @devices.compiled
 def _eigenvalues(matrices: Array) -> Array:
-    scaled, bad = _scaled(matrices)
+    scaled, bad = scaled_down(matrices)
     values = _eigvals(scaled.mantissa)
-    # Stable, so that conjugate pairs, whose moduli are equal to the last bit, keep LAPACK's order.
-    order = jnp.argsort(-jnp.abs(values), axis=-1, stable=True)
-    ordered = LogScaled(jnp.take_along_axis(values, order, axis=-1), scaled.exponent).value
+    ordered = LogScaled(jnp.take_along_axis(values, by_modulus(values), axis=-1), scaled.exponent).value
     return jnp.where(bad, jnp.nan, ordered)
 
 
-def _scaled(matrices: Array) -> tuple[LogScaled, Array]:
+def scaled_down(matrices: Array) -> tuple[LogScaled, Array]:
     """Each with a largest entry in [1/2, 1), zero instead where it is not finite; and ``[..., 1]``, where that is so.
 
     LAPACK's geev, in the build of SciPy that jaxlib takes it from, gives wrong eigenvalues far from 1: in single
@@ -197,28 +195,45 @@ _eigvals = jax.custom_jvp(_whole_stack("eigenvalues"))
 @_svd.defjvp
 def _svd_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     # d sigma_k = Re u_k^H dA v_k
-    left, values, right = _triplets(*primals)
+    left, values, right = triplets(*primals)
     moved = jnp.sum(left.conj() * matmul(tangents[0], right.conj().mT), axis=-2)
     return values, moved.real
 
 
 @jax.custom_jvp
-def _triplets(matrices: Array) -> tuple[Array, Array, Array]:
+def triplets(matrices: Array) -> tuple[Array, Array, Array]:
     left, values, right = svd(matrices)
     return left, values, right
 
 
-@_triplets.defjvp
+@triplets.defjvp
 def _triplets_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Any, Any]:
-    return jax.jvp(lambda matrices: tuple(jnp.linalg.svd(matrices, full_matrices=False)), primals, tangents)
+    # With P = U^H dA V: off the diagonal U^H dU = F * (P S + S P^H) and V^H dV = F * (S P + P^H S), where
+    # F_jk = 1 / (s_k^2 - s_j^2), nothing for equal values. What phase P has on it goes to U.
+    left, values, rows = triplets(*primals)
+    right, moved = rows.conj().mT, tangents[0]
+    inside = matmul(matmul(left.conj().mT, moved), right)
+    s = values.astype(inside.dtype)[..., None, :]
+    apart = (s - s.mT) * (s + s.mT)
+    same = apart == 0
+    turn = jnp.where(same, 0, 1 / jnp.where(same, 1, apart))
+    diagonal = jnp.diagonal(inside, axis1=-2, axis2=-1)
+    phases = (diagonal - diagonal.conj())[..., None, :] / 2
+    within_left = turn * (inside * s + s.mT * inside.conj().mT)
+    within_right = turn * (s.mT * inside + inside.conj().mT * s)
+    ahead, back = matmul(moved, right), matmul(moved.conj().mT, left)
+    left_moved = matmul(left, within_left) + _divided(left * phases + ahead - matmul(left, inside), s)
+    right_moved = matmul(right, within_right) + _divided(back - matmul(right, inside.conj().mT), s)
+    return (left, values, rows), (left_moved, diagonal.real, right_moved.conj().mT)
+
+
+def _divided(a: Array, s: Array) -> Array:
+    return jnp.where(s == 0, 0, a / jnp.where(s == 0, 1, s))
 
 
 @_eigvals.defjvp
 def _eigvals_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     # d lambda_k = w_k^T dA v_k, the w_k being the rows of V^-1
     values, vectors = eig(*primals)
-    (rows,) = _inverse(vectors)
+    (rows,) = inverse(vectors)
     return values, jnp.sum(matmul(rows, tangents[0].astype(rows.dtype)) * vectors.mT, axis=-1)
-
-
-_inverse = matrix_by_matrix(jnp.linalg.inv, (2,))
