@@ -6,7 +6,7 @@ A static fault raises TypeError or ValueError; of a traced value, `equinox.error
 import os
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from types import CodeType, MethodType
 from typing import Any, NamedTuple
@@ -22,10 +22,11 @@ _MOST_OPERATIONS = 5e13
 # In D^3: of a product of matrices, of singular values, of eigenvalues (Golub and Van Loan, 8.6.4 and 7.5.6).
 PRODUCT, SINGULAR, EIGEN = 2, 8 / 3, 10
 _REPEATED = 3  # functions of one code from which on it is no longer taken for chance
+_MANY = 8  # shapes of the sequences of one step from which on they are taken to be of any length
 
 
 class RecompilationWarning(UserWarning):
-    """A function is made anew for every call, so that everything that it is part of is compiled anew."""
+    """A function is made anew for every call, or shapes keep changing, so that everything is compiled anew."""
 
 
 class _Seen(NamedTuple):
@@ -34,6 +35,14 @@ class _Seen(NamedTuple):
 
 
 _seen: dict[CodeType, _Seen] = {}
+
+
+class _Run(NamedTuple):
+    step: Callable[[], Any]  # a weak reference
+    shapes: set[Hashable]
+
+
+_run: dict[CodeType, _Run] = {}
 
 
 def notice_new_function(name: str, function: Callable[..., Any], remedy: str) -> None:
@@ -53,6 +62,30 @@ def notice_new_function(name: str, function: Callable[..., Any], remedy: str) ->
         warnings.warn(
             f"{name}: {code.co_name} ({code.co_filename}, line {code.co_firstlineno}) is made anew at every call, "
             f"so everything is compiled anew each time; define it once, outside the loop that calls; {remedy}",
+            RecompilationWarning,
+            stacklevel=4,
+        )
+
+
+def notice_new_shape(step: Callable[..., Any], shape: Hashable) -> None:
+    """Warns, once for each step, when it has been run on sequences of many shapes.
+
+    Nothing is compiled for the shapes that are met within a function that is being traced.
+    """
+    code = _code(step)
+    if code is None or isinstance(jax.device_put(0.0), jax.core.Tracer):
+        return
+    run = _run.get(code)
+    if run is None or run.step() != step:
+        run = _run[code] = _Run(_reference(step), set())
+    if shape in run.shapes or len(run.shapes) >= _MANY:
+        return
+    run.shapes.add(shape)
+    if len(run.shapes) == _MANY:
+        warnings.warn(
+            f"xs: {code.co_name} ({code.co_filename}, line {code.co_firstlineno}) has been run on sequences of "
+            f"{_MANY} shapes, and everything is compiled anew for each; pad them to a few lengths "
+            "(bptt_jax.Sequence.pad_to)",
             RecompilationWarning,
             stacklevel=4,
         )

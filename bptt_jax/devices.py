@@ -19,10 +19,22 @@ from jax.sharding import PartitionSpec, auto_axes, get_abstract_mesh
 PyTree: TypeAlias = Any
 
 
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`jax.jit`; arguments by position are traced, those by name static."""
+def compiled(function: Callable[..., Any], most: int = 64) -> Callable[..., Any]:
+    """`jax.jit`; arguments by position are traced, those by name static.
+
+    Once there are more programs than `most`, for as many shapes and functions, all are let go: each has memory and
+    memory maps, and Linux allows a process 65,530 of these.
+    """
     named = [p.name for p in inspect.signature(function).parameters.values() if p.kind == p.KEYWORD_ONLY]
-    return divided_by_compiler(jax.jit(function, static_argnames=named))
+    jitted: Any = jax.jit(function, static_argnames=named)
+
+    @wraps(function)
+    def bounded(*arrays: Any, **static: Any) -> Any:
+        if jitted._cache_size() > most:
+            jitted.clear_cache()
+        return jitted(*arrays, **static)
+
+    return divided_by_compiler(bounded)
 
 
 def divided_by_compiler(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -29,6 +29,7 @@ from bptt_jax.checks import (
     check_leaves,
     check_positive_int,
     describe_shapes,
+    notice_new_shape,
 )
 from bptt_jax.devices import axes_of, is_manual, settled, vary
 from bptt_jax.timeline import resets_at_real_steps
@@ -94,6 +95,53 @@ class Sequence:
     mask: Array | None = None
     resets: Array | None = None
     reset_state: State = None
+
+    def pad_to(self, length: int, *, axis: int = 0) -> "Sequence":
+        """The same with padding at the end.
+
+        Everything is compiled once for each length: sequences of any length, padded to the next of a few lengths
+        (powers of two, say), are few shapes. Targets and other arguments of a loss are padded alike by their owner.
+
+        Args:
+          length: T of the result.
+          axis: of time, in all leaves of `xs`, in `mask` and in `resets`; 1 for a batch ``[B, T, ...]``.
+
+        Returns:
+          A sequence with a mask. NumPy arrays stay such: nothing is compiled.
+
+        Raises:
+          TypeError, ValueError: `length` is no integer, or less than the length at hand; that is not told by any
+            field, or not the same in all.
+
+        Example:
+          >>> padded = bptt.Sequence(np.ones((5, 2))).pad_to(8)
+          >>> padded.xs.shape, padded.mask.tolist()
+          ((8, 2), [True, True, True, True, True, False, False, False])
+        """
+        check_positive_int("length", length)
+        arrays: list[Any] = [*jax.tree.leaves(self.xs), *(a for a in (self.mask, self.resets) if a is not None)]
+        lengths: set[Any] = {np.shape(a)[axis] if np.ndim(a) > axis else 0 for a in arrays} | (
+            {self.length} - {None}
+        )
+        steps = lengths.pop() if len(lengths) == 1 else 0
+        if not 0 < steps <= length:
+            found = f"axis {axis} of {describe_shapes((self.xs, self.mask, self.resets))}"
+            raise ValueError(f"length: expected one of at least {steps or found}, got {length}")
+        at = np.arange(length)
+
+        def longer(a: Any) -> Any:
+            a = a if hasattr(a, "shape") else np.asarray(a)
+            return a[(slice(None),) * axis + (np.minimum(at, steps - 1),)]
+
+        real = at < steps
+        mask: Any = np.broadcast_to(real, (*next((np.shape(a)[:axis] for a in arrays), ()), length))
+        return replace(
+            self,
+            xs=jax.tree.map(longer, self.xs),
+            mask=mask if self.mask is None else longer(self.mask) & real,
+            resets=None if self.resets is None else longer(self.resets) & real,
+            length=None if self.length is None else length,
+        )
 
 
 class Instant(NamedTuple):
@@ -200,6 +248,7 @@ def bind(step: Step, params: Params, state0: State, xs: PyTree = None, length: i
         got = describe_shapes(state0) if jax.tree.leaves(state0) else "an empty state"
         raise ValueError(f"state0: expected at least one floating number, got {got}")
     steps = _check_length(sequence, length)
+    notice_new_shape(step, steps)
     reset_state = sequence.reset_state
     if reset_state is not None:
         check_leaves("reset_state", reset_state)

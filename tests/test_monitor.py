@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import bptt_jax as bptt
+from bptt_jax import checks, devices
 
 B, T, N = 4, 12, 3
 TRACES = []  # one entry for every time that JAX traces the step
@@ -596,3 +597,24 @@ def test_bad_input():
             bptt.Monitor(step, loss, **options)
     with pytest.raises(TypeError, match="loss: expected a function"):
         bptt.Monitor(step, None)
+
+
+def test_batches_of_any_length_are_noticed(monkeypatch) -> None:
+    monkeypatch.setattr(checks, "_run", {})
+    monkeypatch.setattr(checks, "_MANY", 2)
+    monitor = bptt.Monitor(lambda w, h, x: w * h + x, lambda states: jnp.sum(states[-1]), spectra=1)
+    for length, noticed in ((2, False), (2, False), (3, True)):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", bptt.RecompilationWarning)
+            monitor.probe(0, jnp.float32(0.5), jnp.zeros(1), np.ones((2, length, 1), np.float32))
+        assert [w.category for w in caught] == [bptt.RecompilationWarning] * noticed
+        assert all(w.filename == __file__ for w in caught)
+
+
+def test_once_there_are_more_programs_than_allowed_all_are_let_go(compilations) -> None:
+    xs = [np.ones(n, np.float32) for n in (1, 2, 3)]
+    double = devices.compiled(lambda x: 2 * x, most=2)
+    for new, x in ((1, xs[0]), (1, xs[1]), (0, xs[0]), (1, xs[2]), (1, xs[0]), (1, xs[2]), (0, xs[0])):
+        del compilations[:]
+        double(x)
+        assert len(compilations) == new

@@ -4,6 +4,7 @@ That every function gives of it what it gives of the pieces alone is in `test_co
 """
 
 import re
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import pytest
 from oracles import relative_error, users_jit
 
 import bptt_jax as bptt
+from bptt_jax import checks
 from bptt_jax.step import bind, check_step
 
 W, H, XS = jnp.asarray([[0.5, -0.3], [0.8, 0.1]]), jnp.asarray([0.2, -0.4]), jnp.arange(10.0).reshape(5, 2) / 7
@@ -141,6 +143,63 @@ def test_two_lengths_that_differ():
 
 
 # --- Padding
+
+
+@pytest.mark.parametrize("kind", [np.asarray, jnp.asarray])
+def test_padded_to_a_length_it_is_what_it_was(kind, compilations):
+    short = bptt.Sequence(kind(XS), mask=mask(".####"), resets=at(5, 3), reset_state=H + 1)
+    long = short.pad_to(8)
+    assert type(long.xs) is type(kind(XS))
+    assert long.mask.tolist() == mask(".####...").tolist()
+    assert long.resets.tolist() == at(8, 3).tolist()
+    got, alone = (bptt.unroll(step, W, H, s) for s in (long, short))
+    np.testing.assert_array_equal(got[:5], alone)
+    np.testing.assert_array_equal(got[5:], jnp.tile(alone[-1:], (3, 1)))
+
+
+def test_padding_of_a_batch_of_keys_and_of_an_autonomous_step(compilations):
+    keys, numbers = jax.random.split(jax.random.key(0), (2, 3)), np.ones((2, 3), np.float32)
+    batch = bptt.Sequence({"key": keys, "number": numbers}).pad_to(4, axis=1)
+    assert batch.xs["key"].shape == (2, 4)
+    assert isinstance(batch.xs["number"], np.ndarray)
+    assert batch.mask.tolist() == 2 * [[True, True, True, False]]
+    alone = bptt.Sequence(length=3).pad_to(3)
+    assert (alone.length, alone.mask.tolist()) == (3, [True, True, True])
+    del compilations[:]
+    bptt.Sequence(numbers, mask=numbers > 0).pad_to(9, axis=1)
+    assert compilations == []
+
+
+@pytest.mark.parametrize(
+    ("sequence", "length", "axis"),
+    [
+        (bptt.Sequence(np.ones((5, 2))), 4, 0),
+        (bptt.Sequence(np.ones((5, 2)), mask=np.ones(4, bool)), 9, 0),
+        (bptt.Sequence(np.ones(5)), 9, 1),
+        (bptt.Sequence(np.ones((0, 2))), 9, 0),
+        (bptt.Sequence(), 9, 0),
+    ],
+)
+def test_a_length_that_cannot_be_padded_to(sequence, length, axis):
+    with pytest.raises(ValueError, match=r"length: expected one of at least .*, got \d"):
+        sequence.pad_to(length, axis=axis)
+
+
+def test_many_lengths_are_noticed_once(monkeypatch):
+    """Not those of a function that is traced, for which nothing is compiled, nor those of another step."""
+    monkeypatch.setattr(checks, "_run", {})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", bptt.RecompilationWarning)
+        for length in range(1, 20):
+            jax.eval_shape(lambda xs: bptt.unroll(step, W, H, xs), XS[:1].repeat(length, 0))
+            bind(lambda w, h, x: h, W, H, XS[:1].repeat(length, 0))
+        assert not caught
+        for length in range(1, 20):
+            for _ in range(2):
+                bind(step, W, H, XS[:1].repeat(length, 0))
+            assert len(caught) == (length >= 8)
+    assert "test_sequence.py" in str(caught[0].message)
+    assert "sequences of 8 shapes" in str(caught[0].message)
 
 
 def test_the_state_is_held():

@@ -29,7 +29,16 @@ from bptt_jax.analysis.nonfinite import (
     trace_nonfinite,
 )
 from bptt_jax.analysis.verdict import SEVERITY, Verdict, describe, horizon_words, overall, with_error
-from bptt_jax.checks import EIGEN, SINGULAR, at_path, check_cost, check_function, check_leaves, check_positive_int
+from bptt_jax.checks import (
+    EIGEN,
+    SINGULAR,
+    at_path,
+    check_cost,
+    check_function,
+    check_leaves,
+    check_positive_int,
+    notice_new_shape,
+)
 from bptt_jax.recurrence.linearization import Mode
 from bptt_jax.recurrence.unroll import states_of
 from bptt_jax.results import Result, field
@@ -52,6 +61,7 @@ from bptt_jax.timeline import real_steps_first
 
 Axes: TypeAlias = Any  # as `in_axes` of `jax.vmap`: a tree of integers and None, or one of them for a whole subtree
 
+_PROGRAMS = 8  # shapes for which a probe is kept compiled, some 20 MB each
 _REMEMBERED = 10  # probes whose gradient norms are told with a NaN
 
 
@@ -120,7 +130,8 @@ class Monitor:
     batch is, as for `jax.vmap`. Sequences may be padded and begin anew (`bptt_jax.Sequence`): every number is that
     of the sequences without their padding. A loss that needs parameters of its own (a readout) finds them in
     `args`, beside what each sequence has for itself; what all sequences share there has the axis None, and counts
-    as trained.
+    as trained. A probe is compiled for each shape of a batch, and kept for a few: batches of any length are best
+    padded to a few lengths (`bptt_jax.Sequence.pad_to`).
 
     It warns (`MonitorWarning`) when the verdict differs from that of the probe before, and when something is NaN or
     infinite in the forward or backward pass of the sampled sequences, the losses of the others, or the
@@ -223,8 +234,8 @@ class Monitor:
         self._num = None if num is None else check_positive_int("num", num)
         self._levels = check_levels(threshold, share)
         self._in_axes = _check_axes(in_axes)
-        self._measure = devices.compiled(self._measured)
-        self._trace = devices.compiled(self._traced)
+        self._measure = devices.compiled(self._measured, most=_PROGRAMS)
+        self._trace = devices.compiled(self._traced, most=_PROGRAMS)
         self._last: MonitorRecord | None = None
         self._gradients: deque[float] = deque(maxlen=_REMEMBERED)
         self._ended = time.perf_counter()
@@ -295,6 +306,7 @@ class Monitor:
     ) -> MonitorRecord:
         given = params, state0, xs, args
         count = self._count(*given)
+        notice_new_shape(self._step, tuple(np.shape(leaf) for leaf in jax.tree.leaves((state0, xs, args))))
         jax.block_until_ready(given)  # what is still running is the loop's own time
         start = time.perf_counter()
         found: _Measured = jax.device_get(self._measure(*given, count=count, length=length))
