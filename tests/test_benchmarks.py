@@ -7,6 +7,8 @@ import threading
 import time
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -92,3 +94,36 @@ def test_every_part_names_scripts_that_exist_and_leaves_a_minute_of_ten(benchmar
     for part in gpu_day.PARTS.values():
         assert part.minutes <= 9
         assert all((BENCHMARKS / f"{script}.py").is_file() for script, *_ in part.scripts)
+
+
+def test_launches_operations_and_bytes_are_counted(benchmarks) -> None:
+    import launches
+
+    def looped(a, x):
+        """Five rounds of a product of [3, 3] and [3] in float32 and what is fused with it, then a reduction."""
+        x, _ = jax.lax.scan(lambda x, _: (jnp.tanh(a @ x) + 1, None), x, length=5)
+        return jnp.sum(jax.jit(lambda x: 2 * x)(x))
+
+    count = launches.cost_of(jax.make_jaxpr(looped)(jnp.ones((3, 3)), jnp.ones(3)).jaxpr)
+    moved = 5 * 4 * (9 + 3 + 3) + 4 * (3 + 1)
+    assert count == launches.Cost(rounds=5, kernels=5 * 2 + 1 + 1, flops=5 * 18 + 3, bytes=moved)
+
+
+def test_of_branches_that_of_the_card_counts_and_else_the_dearest(benchmarks) -> None:
+    import launches
+
+    def branched(a):
+        return jax.lax.platform_dependent(a, cpu=lambda a: a @ a @ a, default=lambda a: a)
+
+    def either(a):
+        return jax.lax.cond(a[0, 0] > 0, lambda a: a @ a @ a, lambda a: a, a)
+
+    def until(a):
+        return jax.lax.while_loop(lambda a: a[0, 0] > 1, lambda a: a @ a, a)
+
+    of_card, of_both, open_ended = (
+        launches.cost_of(jax.make_jaxpr(f)(jnp.ones((2, 2))).jaxpr) for f in (branched, either, until)
+    )
+    assert of_card.flops == 0
+    assert of_both.flops == 2 * 16
+    assert (open_ended.open, open_ended.flops, of_both.open) == (1, 16, 0)
