@@ -11,6 +11,7 @@ from bptt_jax import analysis, cells, linalg, parallel
 from bptt_jax.analysis import (
     Monitor,
     adjoints,
+    covariant_vectors,
     gradient_flow,
     influence_map,
     lyapunov_exponents,
@@ -49,6 +50,7 @@ __all__ = [
     "analysis",
     "cells",
     "clip_by_global_norm",
+    "covariant_vectors",
     "deer",
     "eigensystem",
     "eigenvalues",

@@ -94,6 +94,7 @@ def recurrence(name: str, **options: Any) -> Target:
 SAYS: dict[str, Callable[[Any], bool]] = {
     "gradient_flow": lambda flow: flow.verdict == "non-finite" and not flow.numerics.finite,
     "analysis.recommend_gain": lambda found: bool(np.isnan(found.factor)) and "not finite" in found.statement,
+    "covariant_vectors": lambda found: found.spectrum.first_nonfinite >= 0 and not np.any(found.kept),
     "lyapunov_exponents": lambda found: found.first_nonfinite >= 0 and "not finite" in found.statement,
     "predict_parallel": lambda found: not finite(found.exponent),
     "deer": lambda found: not found.converged and bool(np.all(np.isnan(found.states))),
@@ -495,6 +496,7 @@ TARGETS: list[Target] = [
             "folder": "folder",
         },
     ),
+    recurrence("covariant_vectors", num=(2, "at most or none"), warmup=(1, "warmup")),
     Target("bptt.eigensystem", bptt.eigensystem, {"matrices": JS}, {"matrices": "square"}),
     Target(
         "bptt.linalg.singular_vectors",

@@ -516,7 +516,7 @@ MUTATIONS = {
     ],
     "bptt_jax/analysis/frames.py": [
         (
-            "frames = _where(at.reset, begin_frames(fresh, count), frames)",
+            "frames = _where(at.reset, begin_frames(first, count), frames)",
             "pass",
             "test_contract.py -k lyapunov_exponents",
         ),

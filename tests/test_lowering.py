@@ -15,6 +15,7 @@ KINDS["lu"] = r"cusolver_getrf\w*|cu_lu_pivots_to_permutation"
 CALLS = {
     "gradient_flow": {"svd", "eig"},
     "lyapunov_exponents": {"qr"},
+    "covariant_vectors": {"qr", "svd"},
     "influence_map": {"svd"},
     "predict_parallel": {"qr"},
     "leading_singular_values": {"svd"},

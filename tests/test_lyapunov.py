@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import cell_example
+from oracles import cell_example, linear_step
 from slices import covering
 
 import bptt_jax as bptt
@@ -769,3 +769,54 @@ def test_a_spectrum_reads() -> None:
     assert data["growth"].dims == ("time", "exponent")
     assert data["converged"].dims == ("exponent",)
     assert "<img" in found._repr_html_()
+
+
+# --- Frames of one's own, and time in units of one's own
+
+
+def test_an_initial_frame_needs_no_warm_up(x64):
+    """Of a constant Jacobian: with its Schur vectors every step grows by the eigenvalues, from the first on, in every
+    piece; and so do any columns that span the same flags."""
+    w = jnp.array([[1.5, 0.7, 0.2], [0.0, 0.8, -0.4], [0.0, 0.0, 0.3]])
+    mixed = jnp.eye(3)[:, :2] @ jnp.array([[1e150, 3e-150], [0.0, -2e-150]])
+    sequence = bptt.Sequence(length=9, resets=jnp.arange(9) == 4)
+    for frame in (jnp.eye(3)[:, :2], mixed):
+        found = bptt.lyapunov_exponents(linear_step, w, jnp.ones(3), sequence, initial_frame=frame)
+        np.testing.assert_allclose(found.growth, np.broadcast_to(np.log([1.5, 0.8]), (9, 2)), atol=1e-12)
+    random = bptt.lyapunov_exponents(linear_step, w, jnp.ones(3), sequence, num=2)
+    assert np.max(np.abs(random.growth[0] - np.log([1.5, 0.8]))) > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("frame", "options", "says"),
+    [
+        (np.ones(2), {}, r"initial_frame: expected shape \[2, 1 to 2\], \[D, num\], got \[2\]"),
+        (np.ones((3, 2)), {}, r"got \[3, 2\]"),
+        (np.eye(2), {"num": 1}, r"expected shape \[2, 1\]"),
+        (np.eye(2, dtype=np.complex64), {}, "expected real numbers, got complex64"),
+        (np.ones((2, 2)), {}, "expected linearly independent columns"),
+        (np.asarray([[np.nan], [1.0]]), {}, "expected finite numbers"),
+    ],
+)
+def test_bad_initial_frames(frame, options, says):
+    with pytest.raises((TypeError, ValueError, RuntimeError), match=says):
+        jax.block_until_ready(
+            bptt.lyapunov_exponents(linear_step, jnp.eye(2), jnp.ones(2), length=3, initial_frame=frame, **options)
+        )
+
+
+def test_rates_per_unit_of_time():
+    def found(**options):
+        return bptt.lyapunov_exponents(rotating, 0.9, jnp.ones(2), length=60, **options)
+
+    def rotating(w, h, x):
+        return jnp.array([[0.6, -0.8], [0.8, 0.6]]) @ jnp.sin(w * h)
+
+    steps, time = found(), found(dt=0.25)
+    for name in ("exponents", "standard_errors", "growth", "entropy_rate", "entropy_rate_error", "running"):
+        np.testing.assert_allclose(getattr(time, name), 4 * getattr(steps, name), rtol=1e-5)
+    assert time.kaplan_yorke_dimension == pytest.approx(steps.kaplan_yorke_dimension)
+    assert "nats per step" in steps.statement
+    assert "nats per unit of time" in time.statement
+    with pytest.raises(ValueError, match="dt: expected a number above 0, got 0"):
+        found(dt=0)

@@ -58,6 +58,7 @@ MORE = {
     "gradient_flow in pieces": in_pieces(bptt.gradient_flow, loss),
     "gradient_flow num": along(bptt.gradient_flow, loss, num=1),
     "lyapunov_exponents in pieces": in_pieces(bptt.lyapunov_exponents),
+    "covariant_vectors in pieces": in_pieces(bptt.covariant_vectors),
     "jacobians reverse": along(bptt.jacobians, mode="reverse"),
     "deer diagonal": lambda w: along(bptt.deer, jacobian="diagonal", damped=True)(w).states,
     "tbptt_gradient": along(bptt.tbptt_gradient, loss, k1=1, k2=2),
@@ -106,6 +107,7 @@ def batched(name, kind, mesh):
 LONG = {name for name in MORE if " " in name} | {
     "adjoints",
     "recommend_gain",
+    "covariant_vectors",
     "predict_parallel",
     "parallel_adjoints",
     "omega_terms",

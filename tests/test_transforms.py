@@ -94,6 +94,7 @@ OF_WEIGHTS = {
     "gradient_flow": along(bptt.gradient_flow, loss),
     "recommend_gain": lambda w: along(bptt.analysis.recommend_gain, loss, threshold=0.5)(w).nearest,
     "lyapunov_exponents": along(bptt.lyapunov_exponents, warmup=1),
+    "covariant_vectors": along(bptt.covariant_vectors, warmup=0, cooldown=0, unstable=1),
     "influence_map": influence,
     "deer": lambda w: along(bptt.deer)(w).states,
     "predict_parallel": along(bptt.predict_parallel),

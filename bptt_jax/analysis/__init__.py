@@ -1,6 +1,7 @@
 """What the Jacobians and the loss say."""
 
 from bptt_jax.analysis.backward import Adjoints, TemporalContributions, adjoints, temporal_contributions
+from bptt_jax.analysis.covariant import CovariantVectors, covariant_vectors
 from bptt_jax.analysis.estimators import TruncationBias, rtrl_gradient, tbptt_gradient, truncation_bias
 from bptt_jax.analysis.flow import gradient_flow
 from bptt_jax.analysis.flow_results import GradientFlow
@@ -19,6 +20,7 @@ from bptt_jax.analysis.nonfinite import NonFinite
 
 __all__ = [
     "Adjoints",
+    "CovariantVectors",
     "GainTrials",
     "GradientFlow",
     "InfluenceMap",
@@ -33,6 +35,7 @@ __all__ = [
     "TemporalContributions",
     "TruncationBias",
     "adjoints",
+    "covariant_vectors",
     "gradient_flow",
     "influence_map",
     "leading_eigenvalues",

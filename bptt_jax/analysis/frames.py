@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
 from bptt_jax import devices
+from bptt_jax.checks import check_leaves, raise_if
 from bptt_jax.linalg import logscale
 from bptt_jax.linalg.lapack import matrix_by_matrix
 from bptt_jax.linalg.precision import matmul
@@ -57,6 +58,7 @@ def propagate_frames(
     recurrence: Recurrence,
     states: State,
     frames: Frames,
+    first: Float[Array, "num D"],
     fresh: Float[Array, "num D"],
     instants: Instant,
     forced: Bool[Array, "n C"],
@@ -67,13 +69,14 @@ def propagate_frames(
     """Propagates one frame along each of C trajectories, all of them orthonormalised when one of them needs it.
 
     Directions that are lost, of which a step leaves nothing or mere rounding, stand last from then on, so that they
-    take nothing from those that live; of nothing a new one is drawn. After a reset the whole frame is `fresh`. In
+    take nothing from those that live; of nothing a new one is drawn. After a reset the whole frame is `first`. In
     padding all is held.
 
     Args:
       recurrence: checked; its step is what counts, and what a reset makes of the state.
       states: to begin with, leaves ``[C, ...]``.
       frames: to begin with, orthonormal.
+      first: orthonormal rows, with which every piece begins.
       fresh: orthonormal rows, of which new directions are made.
       instants: leaves ``[n, C, ...]``.
       forced: after which steps to orthonormalise in any case; the last ones before padding should be among them.
@@ -92,7 +95,7 @@ def propagate_frames(
         states, frames, since, pace, done = carry
         at, now, mend = inputs
         if at.reset is not None:
-            frames = _where(at.reset, begin_frames(fresh, count), frames)
+            frames = _where(at.reset, begin_frames(first, count), frames)
         new, vectors, pushed = along(states, at, frames.rows)
         finite = jnp.all(jnp.isfinite(vectors), axis=1)
         if at.real is None:
@@ -103,7 +106,7 @@ def propagate_frames(
         since = since + 1
 
         def orthonormalise(frames: Frames) -> tuple[Any, ...]:
-            after, growth, zero, apart = _orthonormalised(frames, fresh, mend)
+            after, growth, zero, apart = orthonormalised(frames, fresh, mend)
             if at.real is not None:
                 after = _where(at.real, after, frames)
                 growth = jnp.where(at.real[:, None], growth, 0)
@@ -135,10 +138,40 @@ def propagate_frames(
     return FrameTrajectory(states, frames, *measured)
 
 
-def begin_frames(fresh: Float[Array, "num D"], count: int) -> Frames:
+def begin_frames(first: Float[Array, "num D"], count: int) -> Frames:
     """The same for all C trajectories."""
-    places = jnp.broadcast_to(jnp.arange(len(fresh)), (count, len(fresh)))
-    return Frames(jnp.broadcast_to(fresh, (count, *fresh.shape)), places)
+    places = jnp.broadcast_to(jnp.arange(len(first)), (count, len(first)))
+    return Frames(jnp.broadcast_to(first, (count, *first.shape)), places)
+
+
+def random_frame(num: int, size: int, dtype: jnp.dtype) -> Float[Array, "num D"]:
+    """Orthonormal rows, always the same."""
+    return orthonormal(jax.random.normal(jax.random.key(0), (size, num), dtype).T)[1]
+
+
+def check_frame(frame: Any, num: int | None, size: int) -> int:
+    """How many directions there are, given an initial frame ``[D, num]``, or None, and the `num` that is asked for."""
+    if frame is None:
+        return size if num is None else num
+    check_leaves("initial_frame", frame)
+    shape, dtype = jnp.shape(frame), jnp.result_type(frame)
+    if not jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, jnp.complexfloating):
+        raise TypeError(f"initial_frame: expected real numbers, got {dtype}")
+    if len(shape) != 2 or shape[0] != size or not 1 <= shape[1] <= size or num not in (None, shape[1]):
+        columns = f"1 to {size}" if num is None else num
+        raise ValueError(f"initial_frame: expected shape [{size}, {columns}], [D, num], got {list(shape)}")
+    return shape[1]
+
+
+def orthonormal_frame(columns: Float[Array, "D num"], dtype: jnp.dtype) -> Float[Array, "num D"]:
+    """Rows of the same flags; refused, when it runs, where columns depend on each other or are not finite."""
+    rows = jnp.asarray(columns, dtype).T
+    rows = raise_if(rows, ~jnp.all(jnp.isfinite(rows)), "initial_frame: expected finite numbers")
+    rows = rows / jnp.maximum(jnp.max(jnp.abs(rows), axis=1, keepdims=True), jnp.finfo(dtype).tiny)
+    l, q = orthonormal(rows)
+    least = jnp.min(jnp.abs(jnp.diagonal(l)))
+    dependent = ~(least > _ROUNDINGS * float(jnp.finfo(dtype).eps) * len(rows))
+    return raise_if(q, dependent, "initial_frame: expected linearly independent columns")
 
 
 def _each(function: Callable[..., Any], count: int) -> Callable[..., Any]:
@@ -162,7 +195,7 @@ def _rank(rows: Float[Array, "C num D"]) -> Array:
     return jnp.minimum(*(jnp.sum(jnp.any(some, axis=axis), axis=1) for axis in (1, 2)))
 
 
-def _orthonormalised(
+def orthonormalised(
     frames: Frames, fresh: Float[Array, "num D"], mend: Bool[Array, " C"]
 ) -> tuple[Frames, Array, Array, Array]:
     """Orthonormal frames of the same flags of subspaces; the log of each direction's length before, and whether

@@ -26,8 +26,16 @@ from bptt_jax.analysis.averages import (
     squared_error,
     sum_batches,
 )
-from bptt_jax.analysis.frames import Frames, FrameTrajectory, begin_frames, orthonormal, propagate_frames
-from bptt_jax.checks import check_positive_int
+from bptt_jax.analysis.frames import (
+    Frames,
+    FrameTrajectory,
+    begin_frames,
+    check_frame,
+    orthonormal_frame,
+    propagate_frames,
+    random_frame,
+)
+from bptt_jax.checks import check_positive, check_positive_int
 from bptt_jax.results import Result, field
 from bptt_jax.step import (
     Array,
@@ -69,6 +77,7 @@ class LyapunovSpectrum(Result):
         sequence.
       size: D, of the state; exponents beyond `num` are unknown.
       first_nonfinite: the first step k (which makes h_{k+1}) whose state or Jacobian is not finite; -1 if none.
+      unit: of time in all rates here: "step", or "unit of time" where ``dt=`` was given.
     """
 
     exponents: Float[Array, " num"] = field(dims=("exponent",))
@@ -79,6 +88,7 @@ class LyapunovSpectrum(Result):
     batches: BatchSums
     size: Int[Array, ""] = field(dims=())
     first_nonfinite: Int[Array, ""] = field(dims=())
+    unit: str = field(static=True, default="step")
 
     _views: ClassVar = {
         **dict.fromkeys(("converged", "living_exponents"), ("exponent",)),
@@ -105,21 +115,7 @@ class LyapunovSpectrum(Result):
           ValueError: no piece is that long, or the growth at the windows' edges is not known exactly, since no
             orthonormalisation took place there: ask for it by ``lyapunov_exponents(..., window=)``.
         """
-        window = check_positive_int("window", window)
-        *lead, steps, num = np.shape(self.growth)
-        rows = zip(
-            np.asarray(self.growth, np.float64).reshape(-1, steps, num),
-            np.asarray(self.piece).reshape(-1, steps),
-            np.asarray(self.orthonormalised).reshape(-1, steps),
-            strict=True,
-        )
-        found = [_windows(*row, window) for row in rows]
-        most = max(len(f) for f in found)
-        if most == 0:
-            longest = max(np.unique(e[e >= 0], return_counts=True)[1].max(initial=0) for e in self._pieces)
-            raise ValueError(f"window: expected at most {longest} steps, got {window}")
-        padded = [np.concatenate([f, np.full((most - len(f), num), np.nan)]) for f in found]
-        return np.stack(padded).reshape(*lead, most, num)
+        return finite_time_rates(self.growth, self.piece, self.orthonormalised, window)
 
     @property
     def converged(self) -> np.ndarray:
@@ -146,7 +142,11 @@ class LyapunovSpectrum(Result):
 
     @property
     def kaplan_yorke_error(self) -> Any:
-        """Standard error of `kaplan_yorke_dimension`, to first order; j is taken for known."""
+        """Standard error of `kaplan_yorke_dimension`, to first order; j is taken for known.
+
+        Not of the exponents' own errors, which go up and down together: in each batch the growth of all is summed, in
+        the proportions of the dimension's slopes, and the error is the scatter of these sums.
+        """
         return self._of_each(lambda one: _error_along(one, _dimension(one)[1]))
 
     @property
@@ -159,7 +159,10 @@ class LyapunovSpectrum(Result):
 
     @property
     def entropy_rate_error(self) -> Any:
-        """Standard error of `entropy_rate`, with that of exponents within two standard errors of zero."""
+        """Standard error of `entropy_rate`, with that of exponents within two standard errors of zero.
+
+        From the scatter over the batches of the growth of all these directions together.
+        """
         return self._of_each(lambda one: _error_along(one, _positive(one)))
 
     @property
@@ -189,7 +192,7 @@ class LyapunovSpectrum(Result):
             one = self.pooled() if lead[0] > 1 else jax.tree.map(lambda a: a[0], self)
             return one.statement
         largest = float(self.exponents[0])
-        line = f"largest exponent {largest:.4g} +- {float(self.standard_errors[0]):.2g} nats per step"
+        line = f"largest exponent {largest:.4g} +- {float(self.standard_errors[0]):.2g} nats per {self.unit}"
         erased = np.flatnonzero(np.any(np.asarray(self.growth) == -np.inf, axis=-1))
         if len(erased):
             dead = int(np.sum(np.asarray(self.exponents) == -np.inf))
@@ -223,11 +226,6 @@ class LyapunovSpectrum(Result):
         found = [function(jax.tree.map(lambda a, i=i: a[i], here)) for i in np.ndindex(*lead)]
         return np.asarray(found).reshape((*lead, *np.shape(found[0])))[()]
 
-    @property
-    def _pieces(self) -> np.ndarray:
-        piece = np.asarray(self.piece)
-        return piece.reshape(-1, piece.shape[-1])
-
     def _headline(self) -> str:
         return self.statement
 
@@ -250,6 +248,8 @@ def lyapunov_exponents(
     warmup: int = 0,
     segments: int = 1,
     window: int | None = None,
+    initial_frame: Float[Array, "D num"] | None = None,
+    dt: float | Float[Array, ""] | None = None,
 ) -> LyapunovSpectrum:
     """The largest exponents, by QR of the tangent map (Benettin et al. 1980; Engelken et al., arXiv:2006.02427).
 
@@ -285,6 +285,10 @@ def lyapunov_exponents(
         and small D, where one frame at a time leaves it idle.
       window: orthonormalise after every `window` measured steps too, so that `LyapunovSpectrum.finite_time` knows
         windows of so many steps, and of multiples. Not needed for up to four exponents.
+      initial_frame: ``[D, num]``, directions that the frame begins with instead of random ones, in every piece;
+        columns, orthonormalised in their order, over the real numbers of the state as `bptt_jax.ravel_state` has them.
+        With those in which another run has ended, say, no warm-up of the frame is needed. `num` is theirs.
+      dt: how long a step takes: rates are then in nats per unit of time. By default in nats per step.
 
     Returns:
       `LyapunovSpectrum`. It can be jitted, vmapped over sequences, and differentiated with respect to `params`,
@@ -294,6 +298,7 @@ def lyapunov_exponents(
       TypeError, ValueError: an argument breaks the contract; `num` exceeds D, no step is left after the warm-up, or
         there are more segments than steps after it; the step has a backward pass alone that cannot be turned round,
         and D exceeds 1024.
+      RuntimeError: the columns of `initial_frame` are not finite, or depend on each other.
 
     Example:
       >>> step = lambda w, h, x: w * h
@@ -304,9 +309,8 @@ def lyapunov_exponents(
     """
     recurrence = bind(step, params, state0, xs, length)
     steps, size = recurrence.length, recurrence.size
-    num = size if num is None else check_positive_int("num", num)
-    if num > size:
-        raise ValueError(f"num: expected at most D = {size} exponents, got {num}")
+    num = check_num(num, size, initial_frame)
+    dt = None if dt is None else check_positive("dt", dt)
     if isinstance(warmup, bool) or not isinstance(warmup, (int, np.integer)):
         raise TypeError(f"warmup: expected an integer, got {type(warmup).__name__}")
     if not 0 <= warmup < steps:
@@ -318,14 +322,38 @@ def lyapunov_exponents(
     length = -(-(steps - warmup) // segments)
     later = -(-(steps - warmup) // length) - 1
     cut = None if later == 0 else (later, length)
-    return _exponents(recurrence, warmup=int(warmup), num=num, cut=cut, window=window)
+    return _exponents(recurrence, initial_frame, dt, warmup=int(warmup), num=num, cut=cut, window=window)
+
+
+def check_num(num: int | None, size: int, initial_frame: Any) -> int:
+    """How many directions are followed: as many as asked for or given, or D."""
+    num = None if num is None else check_positive_int("num", num)
+    if num is not None and num > size:
+        raise ValueError(f"num: expected at most D = {size} exponents, got {num}")
+    return check_frame(initial_frame, num, size)
 
 
 @devices.compiled
 def _exponents(
-    recurrence: Recurrence, *, warmup: int, num: int, cut: tuple[int, int] | None, window: int | None
+    recurrence: Recurrence,
+    initial_frame: Array | None,
+    dt: Array | None,
+    *,
+    warmup: int,
+    num: int,
+    cut: tuple[int, int] | None,
+    window: int | None,
 ) -> LyapunovSpectrum:
-    return measure_exponents(check_step(recurrence), warmup, num, cut, window)
+    found = measure_exponents(check_step(recurrence), warmup, num, cut, window, initial_frame)
+    return found if dt is None else per_unit_of_time(found, dt)
+
+
+def per_unit_of_time(spectrum: LyapunovSpectrum, dt: Array) -> LyapunovSpectrum:
+    """With rates per unit of time, of which a step takes `dt`."""
+    dt = jnp.asarray(dt, spectrum.growth.dtype)
+    rates = {k: getattr(spectrum, k) / dt for k in ("exponents", "standard_errors", "growth")}
+    sums = dataclasses.replace(spectrum.batches, values=spectrum.batches.values / dt)
+    return dataclasses.replace(spectrum, batches=sums, unit="unit of time", **rates)
 
 
 def measure_exponents(
@@ -334,18 +362,18 @@ def measure_exponents(
     num: int,
     cut: tuple[int, int] | None = None,
     window: int | None = None,
+    initial_frame: Float[Array, "D num"] | None = None,
 ) -> LyapunovSpectrum:
     """The spectrum of a checked recurrence, to be traced.
 
     Args:
-      recurrence, num, window: as for `lyapunov_exponents`.
+      recurrence, num, window, initial_frame: as for `lyapunov_exponents`.
       warmup: for all steps, or for the piece of each, ``[T]``.
       cut: how many segments at the end, and of how many steps each, are worked on side by side after the others.
     """
     instants, steps = recurrence.instants, recurrence.length
     start = ravel_state(recurrence.state0)[0]
-    kind = max(start.dtype, jnp.dtype(jnp.float32), key=lambda d: d.itemsize)
-    _, fresh = orthonormal(jax.random.normal(jax.random.key(0), (start.size, num), kind).T)
+    fresh, first_frame = frames_to_begin_with(start, num, initial_frame)
     all_pieces = pieces(recurrence)
     age, piece = count_within(all_pieces)[0], measured_pieces(all_pieces, warmup)
     of = batches(piece, MOST_BATCHES if instants.reset is None else steps)
@@ -359,11 +387,12 @@ def measure_exponents(
     if window is not None:
         forced = forced | ((piece >= 0) & (count_within(piece)[0] % window == 0))
     timing = instants, jnp.asarray(forced), jnp.asarray(real & (age < warmup))
-    propagate = partial(propagate_frames, recurrence, fresh=fresh, always=num <= _FEW or window == 1)
+    always = num <= _FEW or window == 1
+    propagate = partial(propagate_frames, recurrence, first=first_frame, fresh=fresh, always=always)
 
     head = jax.tree.map(lambda a: a[:first, None], timing)
     states = jax.tree.map(lambda a: a[None], recurrence.state0)
-    begun = propagate(states, begin_frames(fresh, 1), instants=head[0], forced=head[1], mending=head[2])
+    begun = propagate(states, begin_frames(first_frame, 1), instants=head[0], forced=head[1], mending=head[2])
     parts = [begun]
     if later:
         tail = jax.tree.map(lambda a: a[first:].reshape(later, length, *a.shape[1:]), timing)
@@ -376,12 +405,22 @@ def measure_exponents(
     # A reset that the step carries out itself, too, erases what it starts from: it is no decay.
     erases = recurrence.resets & jnp.any(growth == -jnp.inf, axis=1)
     piece = jnp.where(erases, -1, jnp.asarray(piece))
-    return _spectrum(growth, zero, orthonormalised, finite, piece, of, start.size)
+    return spectrum_of(growth, zero, orthonormalised, finite, piece, of, start.size)[0]
 
 
-def _spectrum(
+def frames_to_begin_with(
+    start: Float[Array, " D"], num: int, initial_frame: Float[Array, "D num"] | None
+) -> tuple[Float[Array, "num D"], Float[Array, "num D"]]:
+    """Of which new directions are drawn, and with which every piece begins."""
+    dtype = max(start.dtype, jnp.dtype(jnp.float32), key=lambda d: d.itemsize)
+    fresh = random_frame(num, start.size, dtype)
+    return fresh, fresh if initial_frame is None else orthonormal_frame(initial_frame, dtype)
+
+
+def spectrum_of(
     growth: Array, zero: Array, orthonormalised: Array, finite: Array, piece: Array, of: Batches, size: int
-) -> LyapunovSpectrum:
+) -> tuple[LyapunovSpectrum, Int[Array, " num"]]:
+    """What has been measured at every step, as for `LyapunovSpectrum`, in its order; and this order."""
     measured = piece >= 0
     growth = jnp.where(measured[:, None], growth, 0)
     # A random matrix may come that near to a singular one by chance, once; a rank that is missing is missing often.
@@ -397,7 +436,7 @@ def _spectrum(
     order = jnp.argsort(-exponents, stable=True)
     growth, exponents = growth[:, order], exponents[order]
     sums = sum_batches(jnp.where((exponents == -jnp.inf)[None], 0, growth), measured, of)
-    return LyapunovSpectrum(
+    spectrum = LyapunovSpectrum(
         exponents=exponents,
         standard_errors=_standard_errors(exponents, sums),
         growth=growth,
@@ -407,6 +446,7 @@ def _spectrum(
         size=jnp.asarray(size, jnp.int32),
         first_nonfinite=jnp.where(jnp.all(finite), -1, jnp.argmin(finite)),
     )
+    return spectrum, order
 
 
 def _standard_errors(exponents: Float[Array, " num"], of: BatchSums) -> Float[Array, " num"]:
@@ -471,6 +511,7 @@ def _pooled(batch: LyapunovSpectrum) -> LyapunovSpectrum:
         batches=alone,
         size=batch.size[0],
         first_nonfinite=jnp.where(earliest == unknown, -1, earliest),
+        unit=batch.unit,
     )
 
 
@@ -511,6 +552,27 @@ def _converged(spectrum: LyapunovSpectrum) -> np.ndarray:
     first, second = (np.sum(part.values, axis=0) / np.sum(part.steps) for part in parts)
     error = np.sqrt(sum(squared_error(part) for part in parts))
     return (np.abs(first - second) <= _DRIFT * error + 1e-6) | dead
+
+
+def finite_time_rates(growth: AnyArray, piece: AnyArray, known: AnyArray, window: int) -> np.ndarray:
+    """``[..., windows, num]``: means of ``growth [..., T, num]`` over windows of each piece, at whose edges it is
+    `known`; where it is not, or no piece is that long, ValueError is raised."""
+    window = check_positive_int("window", window)
+    *lead, steps, num = np.shape(growth)
+    pieces = np.asarray(piece).reshape(-1, steps)
+    rows = zip(
+        np.asarray(growth, np.float64).reshape(-1, steps, num),
+        pieces,
+        np.asarray(known).reshape(-1, steps),
+        strict=True,
+    )
+    found = [_windows(*row, window) for row in rows]
+    most = max(len(f) for f in found)
+    if most == 0:
+        longest = max(np.unique(e[e >= 0], return_counts=True)[1].max(initial=0) for e in pieces)
+        raise ValueError(f"window: expected at most {longest} steps, got {window}")
+    padded = [np.concatenate([f, np.full((most - len(f), num), np.nan)]) for f in found]
+    return np.stack(padded).reshape(*lead, most, num)
 
 
 def _windows(growth: np.ndarray, piece: np.ndarray, known: np.ndarray, window: int) -> np.ndarray:
@@ -605,5 +667,5 @@ def draw_exponents(axes: Any, spectrum: LyapunovSpectrum) -> None:
         axes.plot(dead, np.zeros(len(dead)), "v", color="#c8102e", markersize=5, clip_on=False, transform=where)
         axes.annotate("-inf", (dead[-1], 0), (0, 5), ha="right", color="#c8102e", fontsize="small", xycoords=where,
                       textcoords="offset points")  # fmt: skip
-    axes.set(xlabel="exponent", ylabel="nats per step", xlim=(0.5, len(values) + 0.5))
+    axes.set(xlabel="exponent", ylabel=f"nats per {spectrum.unit}", xlim=(0.5, len(values) + 0.5))
     axes.xaxis.get_major_locator().set_params(integer=True)
