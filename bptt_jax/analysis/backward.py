@@ -245,7 +245,7 @@ class Backward(NamedTuple):
       along: the linearisation.
       loss: value and immediate derivatives.
       signal: dL/dh_1 .. dL/dh_T in log scale, leaves ``[T, ...]``.
-      params_grad, state0_grad, reset_state_grad: in log scale.
+      params_grad, state0_grad, reset_state_grad: in log scale, not normalized.
     """
 
     along: Linearization
@@ -266,7 +266,7 @@ def backward(recurrence: Recurrence, loss: BoundLoss, *, inputs: bool = False) -
 
 
 def contributions(done: Backward, whole: LogScaled) -> TemporalContributions:
-    """What the steps contribute, after the backward pass; `whole` is the parameters' gradient."""
+    """What the steps contribute, after the backward pass; `whole` is the parameters' gradient, normalized."""
     along = done.along
 
     def at_t(inputs: tuple[PyTree, LogScaled]) -> tuple[Array, Array]:
@@ -322,7 +322,7 @@ def _send_back(along: Linearization, immediate: State, later: _Carried | None) -
                 to_params = LogScaled(jax.tree.map(jnp.add, *both), top)
             if residuals.reset is not None:
                 stays = jax.tree.map(lambda a: jnp.where(residuals.reset, a, jnp.zeros_like(a)), pulled)
-                to_reset_state = (to_reset_state + LogScaled(stays, e)).normalized()
+                to_reset_state = to_reset_state + LogScaled(stays, e)
             to_state = LogScaled(cut(residuals, pulled), e)
             return _Carried(to_params, to_state, to_reset_state), LogScaled(mantissa, e)
 
@@ -333,7 +333,7 @@ def _send_back(along: Linearization, immediate: State, later: _Carried | None) -
         end, signal = scan(lambda r, c: (None, along.pull(r, c)), immediate, residuals)
         to_params = _params_grad(along, signal)
         if later is not None:
-            to_params = (end.to_params + to_params).normalized()
+            to_params = end.to_params + to_params
         return end._replace(to_params=to_params), signal
 
     pull_both = along.pull_both
@@ -341,8 +341,7 @@ def _send_back(along: Linearization, immediate: State, later: _Carried | None) -
         return contract(immediate, along.residuals)
 
     def accumulate(immediate: State, residuals: PyTree) -> tuple[_Carried, LogScaled]:
-        end, signal = scan(pull_both, immediate, residuals)
-        return end._replace(to_params=end.to_params.normalized()), signal
+        return scan(pull_both, immediate, residuals)
 
     return jax.lax.platform_dependent(immediate, along.residuals, cpu=accumulate, default=contract)
 
@@ -352,13 +351,13 @@ def _params_grad(along: Linearization, signal: LogScaled) -> LogScaled:
     largest = jnp.max(signal.exponent)
     distance = logscale.plain(signal.exponent) - logscale.plain(largest)
     cotangents = jax.vmap(logscale.shift_down)(signal.mantissa, distance)
-    return LogScaled(along.pull_params(along.residuals, cotangents), largest).normalized()
+    return LogScaled(along.pull_params(along.residuals, cotangents), largest)
 
 
 def _inputs_grad(along: Linearization, signal: LogScaled) -> LogScaled:
     assert along.pull_inputs is not None
     found = jax.vmap(along.pull_inputs)(along.residuals, signal.mantissa)
-    return LogScaled(found, signal.exponent).normalized()
+    return LogScaled(found, signal.exponent)
 
 
 @devices.compiled
@@ -371,11 +370,7 @@ def _adjoints(recurrence: Recurrence, loss: BoundLoss, *, inputs: bool, segment:
         end = _Carried(done.params_grad, done.state0_grad, done.reset_state_grad)
         xs_grad = _inputs_grad(done.along, signal) if inputs else None
         held = signal.log_magnitudes
-        exact = devices.cond(
-            _of_any(_loses(signal, found.states)),
-            lambda: _log_magnitudes_by_entry(done.along, found.states),
-            lambda: held,
-        )
+        exact = _log_magnitudes_by_entry(done.along, found.states, held, _of_any(_loses(signal, found.states)))
         log_magnitudes = jax.tree.map(
             lambda m, a, b: jnp.where(jnp.abs(m) < 2.0 ** -_band([m]), jax.lax.stop_gradient(b), a),
             signal.mantissa,
@@ -400,9 +395,9 @@ def _adjoints(recurrence: Recurrence, loss: BoundLoss, *, inputs: bool, segment:
     scaled = ScaledGradients(
         adjoints=signal,
         params_grad=total(end.to_params, given.params),
-        state0_grad=total(end.to_state.normalized(), given.state0),
+        state0_grad=total(end.to_state, given.state0),
         reset_state_grad=reset_grad,
-        args_grad=None if found.args is None else LogScaled.of(found.args),
+        args_grad=None if found.args is None else LogScaled(found.args, jnp.zeros((), jnp.int32)),
         xs_grad=None if xs_grad is None else total(xs_grad, given.instants.x),
     )
     return Adjoints(
@@ -498,50 +493,70 @@ def _(axis_size: int, in_batched: list[bool], flag: Array) -> tuple[Array, bool]
     return _of_any(jnp.any(flag, axis=0)), False
 
 
-def _log_magnitudes_by_entry(along: Linearization, immediate: State) -> State:
-    """Those of dL/dh_1 .. dL/dh_T where entries of one step differ by more than floating numbers do.
+def _log_magnitudes_by_entry(along: Linearization, immediate: State, held: State, wanted: Array) -> State:
+    """Those of dL/dh_1 .. dL/dh_T where entries of one step differ by more than floating numbers do; constants to
+    differentiation. `held` where they are not `wanted`.
 
     Every entry has a power of two of its own. A step's pull is of floating numbers, so the entries are pulled in
-    bands of like size, the largest first, as many as there are.
+    bands of like size, the largest first, as many as there are. One loop over all bands of all steps: when none is
+    left, what has arrived is the adjoint of the step before, and its entries are the next to be pulled.
     """
+    steps = along.recurrence.length
     structure = jax.tree.structure(immediate)
+    immediate, held, residuals = jax.lax.stop_gradient((immediate, held, along.residuals))
     leaves = jax.tree.leaves(immediate)
     band = _band(leaves)
     nothing = [
         LogScaled(jnp.zeros_like(a[0]), jnp.full(a.shape[1:], logscale.ZERO_EXPONENT, jnp.int32)) for a in leaves
     ]
 
-    def pull(residuals: PyTree, signal: list[LogScaled]) -> list[LogScaled]:
-        def more(carry: tuple[list[Array], list[LogScaled]]) -> Array:
-            return largest(carry[0]) > logscale.ZERO_EXPONENT
+    def more(carry: _Bands) -> Array:
+        return carry.step > 0
 
-        def pull_band(carry: tuple[list[Array], list[LogScaled]]) -> tuple[list[Array], list[LogScaled]]:
-            waiting, arrived = carry
-            top = largest(waiting)
-            now = [e > top - band for e in waiting]
-            mantissas = [
-                jnp.where(here, a.over(jnp.broadcast_to(top, a.exponent.shape)), jnp.zeros_like(a.mantissa))
-                for here, a in zip(now, signal, strict=True)
-            ]
-            pulled = jax.tree.leaves(along.pull(residuals, jax.tree.unflatten(structure, mantissas)))
-            arrived = [a + LogScaled(b, jnp.full(b.shape, top)) for a, b in zip(arrived, pulled, strict=True)]
-            return [
-                jnp.where(here, logscale.ZERO_EXPONENT, e) for here, e in zip(now, waiting, strict=True)
-            ], arrived
+    def pull_band(carry: _Bands) -> _Bands:
+        top = reduce(jnp.maximum, [jnp.max(a.exponent, initial=logscale.ZERO_EXPONENT) for a in carry.waiting])
+        last = ~_of_any(top > logscale.ZERO_EXPONENT)
+        now = [(a.exponent > top - band) & (a.exponent > logscale.ZERO_EXPONENT) for a in carry.waiting]
+        mantissas = [
+            jnp.where(here, a.over(jnp.broadcast_to(top, a.exponent.shape)), jnp.zeros_like(a.mantissa))
+            for here, a in zip(now, carry.waiting, strict=True)
+        ]
+        at_t = jax.tree.map(lambda a: a[jnp.minimum(carry.step, steps - 1)], residuals)
+        pulled = cut(at_t, along.pull(at_t, jax.tree.unflatten(structure, mantissas)))
+        step = carry.step - last.astype(jnp.int32)
+        waiting, arrived, logs = [], [], []
+        for index, part in enumerate(jax.tree.leaves(pulled)):
+            before = carry.waiting[index]
+            comes = LogScaled(
+                jnp.where(last, leaves[index][step], part),
+                jnp.broadcast_to(jnp.where(last, 0, logscale.plain(top)), part.shape),
+            )
+            total = (carry.arrived[index] + comes).normalized()
+            waits = LogScaled(before.mantissa, jnp.where(now[index], logscale.ZERO_EXPONENT, before.exponent))
+            waiting.append(choose(last, total, waits))
+            arrived.append(choose(last, nothing[index], total))
+            found = carry.logs[index]
+            logs.append(found.at[step].set(jnp.where(last, total.log_norm, found[step])))
+        return _Bands(step, waiting, arrived, logs)
 
-        def largest(exponents: list[Array]) -> Array:
-            return reduce(jnp.maximum, [jnp.max(e, initial=logscale.ZERO_EXPONENT) for e in exponents])
+    start = _Bands(jnp.where(wanted, jnp.int32(steps), 0), nothing, nothing, jax.tree.leaves(held))
+    return jax.tree.unflatten(structure, devices.while_loop(more, pull_band, start).logs)
 
-        return devices.while_loop(more, pull_band, ([a.exponent for a in signal], nothing))[1]
 
-    def body(arrived: list[LogScaled], at_t: tuple[list[Array], PyTree]) -> tuple[list[LogScaled], list[Array]]:
-        immediate_t, residuals = at_t
-        added = [LogScaled(a, jnp.zeros(a.shape, jnp.int32)) for a in immediate_t]
-        signal = [(a + b).normalized() for a, b in zip(arrived, added, strict=True)]
-        return cut(residuals, pull(residuals, signal)), [a.log_norm for a in signal]
+class _Bands(NamedTuple):
+    """Of the loop over bands.
 
-    given = leaves, along.residuals
-    return jax.tree.unflatten(structure, devices.scan(body, nothing, given, reverse=True)[1])
+    Attributes:
+      step: whose entries are pulled, counted from 0.
+      waiting: its entries, those that are still to be pulled.
+      arrived: what has come of the others at the step before.
+      logs: of the magnitudes of all steps that are done.
+    """
+
+    step: Array
+    waiting: list[LogScaled]
+    arrived: list[LogScaled]
+    logs: list[Array]
 
 
 def _log_norm_of_logs(logs: Float[Array, "..."], axes: int) -> Float[Array, "..."]:
@@ -556,4 +571,4 @@ def _log_norm_of_logs(logs: Float[Array, "..."], axes: int) -> Float[Array, "...
 @devices.compiled
 def _temporal_contributions(recurrence: Recurrence, loss: BoundLoss) -> TemporalContributions:
     done = backward(recurrence, loss)
-    return contributions(done, done.params_grad)
+    return contributions(done, done.params_grad.normalized())

@@ -182,7 +182,7 @@ def measure_flow(
     recurrence = check_step(recurrence)
     signal = propagate_error_signal(recurrence, loss, threshold=threshold, share=share)
     done = signal.done
-    along, params_grad = done.along, done.params_grad
+    along, params_grad = done.along, done.params_grad.normalized()
     added = contributions(done, params_grad)
     norms = found = None
     if spectra:

@@ -78,7 +78,7 @@ class LogScaled:
 
     @property
     def log_scale(self) -> Float[Array, "..."]:
-        """Natural logarithm of ``2^exponent``; -inf where the number is zero."""
+        """Natural logarithm of ``2^exponent``; -inf where that is the exponent of zero, as `normalized` makes it."""
         dtype = _real_dtype(jax.tree.leaves(self.mantissa))
         return to_log(jnp.ones((), dtype), self.exponent, zero=self.exponent <= ZERO_EXPONENT)
 
