@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from oracles import relative_error
 
+from bptt_jax.linalg import affine
 from bptt_jax.linalg.affine import affine_scan
 
 D = 3
@@ -167,33 +168,32 @@ def test_the_factor_that_is_never_used(x64):
         np.testing.assert_allclose(affine_scan(factors, offsets, reverse=reverse), clean, rtol=RTOL)
 
 
-def primitives(jaxpr):
-    """Names of all primitives, those of inner jaxprs too."""
-    for eqn in jaxpr.eqns:
-        yield eqn.primitive.name
-        for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda p: hasattr(p, "eqns")):
-            if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
-                yield from primitives(getattr(inner, "jaxpr", inner))
-
-
 @pytest.mark.parametrize("full", [False, True])
 def test_no_loop_over_time(full):
-    """In jaxpr and compiled program of value and gradient; the rounds grow by as many for each doubling of T."""
+    """In the program of value and gradient for a GPU; the rounds grow by as many for each doubling of T. On a CPU full
+    factors are taken in order, in one loop, whatever T."""
 
-    def names(function, steps):
+    def program(function, steps, platform):
         shapes = (steps, D, D) if full else (steps, D), (steps, D)
         arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
         evaluate = jax.value_and_grad(lambda a, b: jnp.sum(jnp.sin(function(a, b, reverse=False))), (0, 1))
-        return list(primitives(jax.make_jaxpr(evaluate)(*arguments).jaxpr)), jax.jit(evaluate).lower(*arguments)
+        return jax.jit(evaluate).trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
 
-    loops = {"scan", "while"}
-    looped, lowered = names(sequential, 16)  # where they are found
-    assert loops & set(looped)
-    assert " while(" in lowered.compile().as_text()
-    counts = []
-    for steps in (128, 256, 512):
-        found, lowered = names(affine_scan, steps)
-        assert not loops & set(found)
-        counts.append(len(found))
+    assert "stablehlo.while" in program(sequential, 16, "cuda")  # where they are found
+    on_gpu = [program(affine_scan, steps, "cuda") for steps in (128, 256, 512)]
+    assert not any("stablehlo.while" in text for text in on_gpu)
+    counts = [text.count("stablehlo.") for text in on_gpu]
     assert 0 < counts[1] - counts[0] == counts[2] - counts[1]
-    assert " while(" not in lowered.compile().as_text()
+    assert ("stablehlo.while" in program(affine_scan, 128, "cpu")) == full
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_both_ways_are_one(reverse, x64):
+    """That of a CPU, in order, and that of a GPU, in rounds."""
+    factors, offsets = map(jnp.asarray, example(9, True, False))
+    for begins in (None, jnp.asarray(np.isin(np.arange(9), [4, 6, 7]))):
+        got, expected = (
+            jax.jit(partial(way, reverse=reverse))(factors, offsets, begins)
+            for way in (affine._associative, affine._sequential)
+        )
+        np.testing.assert_allclose(got, expected, rtol=RTOL, atol=RTOL)

@@ -531,12 +531,13 @@ def _log_magnitudes_by_entry(along: Linearization, immediate: State, held: State
                 jnp.where(last, leaves[index][step], part),
                 jnp.broadcast_to(jnp.where(last, 0, logscale.plain(top)), part.shape),
             )
-            total = (carry.arrived[index] + comes).normalized()
+            total = jax.lax.optimization_barrier((carry.arrived[index] + comes).normalized())
             waits = LogScaled(before.mantissa, jnp.where(now[index], logscale.ZERO_EXPONENT, before.exponent))
             waiting.append(choose(last, total, waits))
             arrived.append(choose(last, nothing[index], total))
             found = carry.logs[index]
-            logs.append(found.at[step].set(jnp.where(last, total.log_norm, found[step])))
+            row = jnp.where(last, total.log_magnitudes, found[step])
+            logs.append(jax.lax.dynamic_update_index_in_dim(found, row, step, 0))
         return _Bands(step, waiting, arrived, logs)
 
     start = _Bands(jnp.where(wanted, jnp.int32(steps), 0), nothing, nothing, jax.tree.leaves(held))

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from bptt_jax import devices
 from bptt_jax.analysis.backward import Backward, backward
-from bptt_jax.analysis.growth import Growth, Tally
+from bptt_jax.analysis.growth import Growth, Tally, pack, unpack
 from bptt_jax.analysis.loss import BoundLoss
 from bptt_jax.linalg import logscale
 from bptt_jax.linalg.logscale import LogScaled
@@ -135,7 +135,7 @@ def _measure(tree: PyTree) -> tuple[LogScaled, _Sizes]:
     leaves = [a.astype(dtype) for a in leaves]
     largest = [jnp.max(a, initial=0) for a in leaves]
     top = reduce(jnp.maximum, largest)
-    exponent = jnp.where(top == 0, 0, logscale.exponent_of(top))
+    exponent = logscale.plain(logscale.exponent_of(top))
     scales = [jnp.where(each == 0, 1, each) for each in largest]
     squares = [jnp.sum(jnp.square(a / scale)) for a, scale in zip(leaves, scales, strict=True)]
     if len(leaves) > 1:
@@ -207,14 +207,13 @@ def _send_back(
     def body(carry: _Carried, at: tuple[PyTree, State, State, Array, Array, Array]) -> tuple[_Carried, Array]:
         residuals, state, derivative, adjoint, least, t = at
         real = True if residuals.real is None else residuals.real
-        found, tally = _Found(*carry.found), Tally(*carry.tally)
+        found = _Found(*carry.found)
         start, sizes = _measure(derivative)
         logs = sizes.logs
         # Not "above", so that NaN reads.
         begins = real & (found.lag < 0) & (sizes.largest[0] != 0) & ~(sizes.largest[0] <= least)
         fresh = LogScaled(start.mantissa, jnp.zeros_like(start.exponent)), logs - _log(start.exponent, dtype)
         signal, before = choose(begins, fresh, (carry.signal, carry.logs))
-        tally = choose(begins, tally.begin(), tally)
         origin = jnp.where(begins, logs[0] - _log(start.exponent, dtype), found.origin)
         lag = jnp.where(begins, 0, found.lag)
         came_in = jnp.logaddexp(found.came_in, logs[0])
@@ -227,15 +226,13 @@ def _send_back(
         logs = sizes.logs
         increment, after = logs - before, logs - _log(pulled.exponent, dtype)
         gain = logs + _log(signal.exponent, dtype) - origin
-        left, arrived = before != -jnp.inf, logs != -jnp.inf
-        further = tally.step(lag, gain, increment, left, arrived, level)
-        alive = moved & (further.place > tally.place)
-        tally = choose(moved, further, tally)
-        values = (gain, increment, tally.place)
-        outside = (jnp.nan, 0.0, 0.0)
-        kept = (moved, alive, alive)
-        out = jnp.stack([jnp.where(k, v, o) for k, v, o in zip(kept, values, outside, strict=True)])
-        out = jnp.concatenate([jnp.broadcast_to(jnp.where(moved, lag, 0), (1, out.shape[1])), out])
+        last = t == 0 if residuals.reset is None else residuals.reset | (t == 0)
+        # What the tally is made of is packed, so that it is calculated once and not in each of its rows.
+        given = gain, increment, before != -jnp.inf, logs != -jnp.inf, lag, moved, begins, last & (lag > 0)
+        packed = jax.lax.optimization_barrier(
+            jnp.stack([jnp.broadcast_to(a, gain.shape).astype(dtype) for a in given])
+        )
+        tally, out = _tallied(unpack(carry.tally, Tally), packed, level)
 
         bad = [~jnp.isfinite(a) for a in _floating(state)]
         nan = [jnp.isnan(a) for a in _floating(state)]
@@ -245,12 +242,8 @@ def _send_back(
             | (moved & (gain[0] == jnp.inf))
         )
         signal = LogScaled(pulled.mantissa, signal.exponent + pulled.exponent)
-        if residuals.reset is None:
-            last = t == 0
-        else:
-            last = residuals.reset | (t == 0)
+        if residuals.reset is not None:
             signal = cut(residuals, signal)
-        tally = choose(last & (lag > 0), tally.end(lag), tally)
         found = _Found(
             jnp.where(last, -1, lag),
             origin,
@@ -260,7 +253,7 @@ def _send_back(
             jnp.where((found.bad_adjoint < 0) & ~(adjoint < jnp.inf), t, found.bad_adjoint),
             jnp.where(spoilt, 1, found.spoilt),
         )
-        return _Carried(signal, after, jnp.stack(found), jnp.stack(tally)), out
+        return _Carried(signal, after, jnp.stack(found), tally), out
 
     nothing = along.no_cotangents
     _, sizes = _measure(nothing)
@@ -270,12 +263,30 @@ def _send_back(
         LogScaled(nothing, jnp.zeros((), jnp.int32)),
         jnp.full(rows, -jnp.inf, dtype),
         jnp.stack(found),
-        jnp.stack(Tally.empty(rows, dtype)),
+        pack(Tally.empty(rows, dtype)),
     )
     inputs = along.residuals, along.states, immediate, adjoints, least, jnp.arange(steps, dtype=dtype)
     end, out = devices.scan(body, carry, inputs, reverse=True)
     ways = _Ways(out[:, 0, 0], out[:, 1], out[:, 2], out[:, 3])
-    return _End(_Found(*end.found), Tally(*end.tally)), ways
+    return _End(_Found(*end.found), unpack(end.tally, Tally)), ways
+
+
+def _tallied(tally: Tally, packed: Float[Array, "8 R"], level: Float[Array, ""]) -> tuple[Array, Array]:
+    """The tally after one more step, packed, and a row of `_Ways`."""
+    gain, increment, left, arrived, lag, moved, begins, ends = packed
+    moved = moved > 0
+    tally = _where(begins > 0, tally.begin(), tally)
+    further = tally.step(lag, gain, increment, left > 0, arrived > 0, level)
+    alive = moved & (further.place > tally.place)
+    tally = _where(moved, further, tally)
+    values = (lag, gain, increment, tally.place)
+    kept, outside = (moved, moved, alive, alive), (0.0, jnp.nan, 0.0, 0.0)
+    out = [jnp.where(k, v, o) for k, v, o in zip(kept, values, outside, strict=True)]
+    return pack(_where(ends > 0, tally.end(lag), tally)), jnp.stack(out)
+
+
+def _where(which: Bool[Array, " R"], a: Tally, b: Tally) -> Tally:
+    return jax.tree.map(lambda x, y: jnp.where(which, x, y), a, b)
 
 
 def _log(exponent: Int[Array, ""], dtype: jnp.dtype) -> Float[Array, ""]:

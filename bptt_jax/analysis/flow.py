@@ -25,9 +25,9 @@ from bptt_jax.checks import EIGEN, PRODUCT, SINGULAR, check_cost, check_positive
 from bptt_jax.leaves import dotted
 from bptt_jax.linalg import logscale
 from bptt_jax.linalg.logscale import LogScaled
-from bptt_jax.linalg.products import identity, log_spectral_norm
+from bptt_jax.linalg.products import identity, log_of_norm, log_spectral_norm
 from bptt_jax.linalg.spectra import eigenvalues, singular_values
-from bptt_jax.recurrence.jacobians import jacobian_at, jacobians_at
+from bptt_jax.recurrence.jacobians import jacobians_at
 from bptt_jax.recurrence.linearization import Linearization, Mode
 from bptt_jax.step import (
     Array,
@@ -186,8 +186,7 @@ def measure_flow(
     added = contributions(done, params_grad)
     norms = found = None
     if spectra:
-        norms = _product_norms(along) if num is None else ProductNorms(matrix_free.suffix_log_norms(along), None)
-        found = _spectra(along, stride, num)
+        norms, found = _dense(along, stride) if num is None else _leading(along, stride, num)
     growth = signal.growth
     flow = GradientFlow(
         loss=done.loss.value,
@@ -251,45 +250,59 @@ def _log_norm_of_normalized(tree: LogScaled, dtype: jnp.dtype) -> Array:
     return logscale.to_log(jnp.where(total == 0, 1, total), tree.exponent, half=True, zero=total == 0)
 
 
-def _product_norms(along: Linearization) -> ProductNorms:
-    """Of dh_e/dh_t for all t, e the end of the segment."""
+def _leading(along: Linearization, stride: int, num: int) -> tuple[ProductNorms, Spectra]:
+    return ProductNorms(matrix_free.suffix_log_norms(along), None), _spectra(along, stride, num, None)
+
+
+def _dense(along: Linearization, stride: int) -> tuple[ProductNorms, Spectra]:
+    """The norms of dh_e/dh_t for all t, e the end of the segment, and the spectra of every stride-th Jacobian: of all
+    in the same loop, for each routine is dear to compile."""
     recurrence = along.recurrence
     size, steps = recurrence.size, recurrence.length
-    chunk = _chunk(size, steps)
-    count = -(-steps // chunk)
-    # Padding goes in front, where the backward recursion arrives last: what it adds is cut off again.
-    padding = count * chunk - steps
     sizes = [state_size(leaf) for leaf in jax.tree.leaves(along.no_cotangents)]
-
-    def in_chunks(tree: PyTree) -> PyTree:
-        def cut(a: Array) -> Array:
-            a = jnp.concatenate([jnp.repeat(a[:1], padding, axis=0), a])
-            return a.reshape(count, chunk, *a.shape[1:])
-
-        return jax.tree.map(cut, tree)
 
     def one_more(product: LogScaled, at: tuple[Array, Array | None]) -> tuple[LogScaled, LogScaled]:
         jacobian, reset = at
         product = product @ jacobian
         return (product if reset is None else choose(reset, empty, product)), product
 
-    def body(product: LogScaled, at: tuple[State, Instant]) -> tuple[LogScaled, Array]:
+    def body(product: LogScaled, at: tuple[State, Instant]) -> tuple[LogScaled, tuple[Array, PyTree]]:
         starts, instants = at
         matrices = jacobians_at(recurrence.step, recurrence.params, starts, instants.x, along.mode)
         if instants.real is not None:
             matrices = jnp.where(instants.real[:, None, None], matrices, empty.mantissa[None])
         product, found = devices.scan(one_more, product, (matrices, instants.reset), reverse=True)
-        norms = log_spectral_norm(found)[:, None]
+        if stride == 1:
+            values, own = singular_values(jnp.stack([found.mantissa, matrices]))
+            norms = log_of_norm(values[:, 0], found.exponent)[:, None]
+            spectra = own, eigenvalues(matrices)
+        else:
+            norms, spectra = log_spectral_norm(found)[:, None], None
         if len(sizes) > 1:
             blocks = _diagonal_blocks(found.mantissa, sizes)
             norms = jnp.concatenate([norms, log_spectral_norm(LogScaled(blocks, found.exponent[:, None]))], axis=1)
-        return product, norms
+        return product, (norms, spectra)
 
     empty = identity(size, ravel_state(recurrence.state0)[0].dtype)
-    _, norms = devices.scan(body, empty, in_chunks((along.starts, recurrence.instants)), reverse=True)
-    norms = norms.reshape(count * chunk, -1)[padding:]
+    # Padding goes in front, where the backward recursion arrives last: what it adds is cut off again.
+    chunks = _in_chunks((along.starts, recurrence.instants), size, steps)
+    _, found = devices.scan(body, empty, chunks, reverse=True)
+    norms, values = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[-steps:], found)
     norms = jnp.where(recurrence.real[:, None], norms, jnp.nan)
-    return ProductNorms(norms[:, 0], norms[:, 1:] if len(sizes) > 1 else None)
+    products = ProductNorms(norms[:, 0], norms[:, 1:] if len(sizes) > 1 else None)
+    return products, _spectra(along, stride, None, values)
+
+
+def _in_chunks(tree: PyTree, size: int, count: int) -> PyTree:
+    """``[count, ...] -> [K, n, ...]``, with n as many D x D matrices as may be held; the first repeated in front."""
+    chunks = -(-count // max(1, _CHUNK_NUMBERS // size**2))
+    length = -(-count // chunks)
+
+    def cut(a: Array) -> Array:
+        a = jnp.concatenate([jnp.repeat(a[:1], chunks * length - count, axis=0), a])
+        return a.reshape(chunks, length, *a.shape[1:])
+
+    return jax.tree.map(cut, tree)
 
 
 def _diagonal_blocks(matrices: Array, sizes: list[int]) -> Array:
@@ -302,8 +315,8 @@ def _diagonal_blocks(matrices: Array, sizes: list[int]) -> Array:
     return jnp.stack(blocks, axis=1)
 
 
-def _spectra(along: Linearization, stride: int, num: int | None) -> Spectra:
-    """Of every stride-th real step, counted back from the last."""
+def _spectra(along: Linearization, stride: int, num: int | None, found: tuple[Array, Array] | None) -> Spectra:
+    """Of every stride-th real step, counted back from the last; `found`, if at hand, are those of all steps."""
     recurrence = along.recurrence
     steps, real = recurrence.length, recurrence.instants.real
     if real is None:
@@ -314,8 +327,11 @@ def _spectra(along: Linearization, stride: int, num: int | None) -> Spectra:
         order = (count - 1) % stride + stride * jnp.arange(-(-steps // stride))
         missing = order >= count
         chosen = real_steps_first(real)[jnp.where(missing, 0, order)]
-    states, xs = jax.tree.map(lambda a: a[chosen], (along.starts, recurrence.instants.x))
-    sv, ev = spectra_at(recurrence.step, recurrence.params, states, xs, num, along.mode)
+    if found is None:
+        states, xs = jax.tree.map(lambda a: a[chosen], (along.starts, recurrence.instants.x))
+        sv, ev = spectra_at(recurrence.step, recurrence.params, states, xs, num, along.mode)
+    else:
+        sv, ev = found if real is None else jax.tree.map(lambda a: a[chosen], found)
     return Spectra(
         jnp.where(missing[:, None], jnp.nan, sv),
         jnp.where(missing[:, None], jnp.nan, ev),
@@ -335,12 +351,10 @@ def spectra_at(
         )
 
     def at(inputs: tuple[State, PyTree]) -> tuple[Array, Array]:
-        jac = jacobian_at(step, params, *inputs, mode=mode)
-        return singular_values(jac), eigenvalues(jac)
+        matrices = jacobians_at(step, params, *inputs, mode)
+        return singular_values(matrices), eigenvalues(matrices)
 
+    count = jax.tree.leaves(states)[0].shape[0]
     size = state_size(jax.tree.map(lambda a: a[0], states))
-    return jax.lax.map(at, (states, xs), batch_size=_chunk(size, jax.tree.leaves(states)[0].shape[0]))
-
-
-def _chunk(size: int, steps: int) -> int:
-    return max(1, min(steps, _CHUNK_NUMBERS // size**2))
+    found = jax.lax.map(at, _in_chunks((states, xs), size, count))
+    return jax.tree.map(lambda a: a.reshape(-1, a.shape[-1])[-count:], found)

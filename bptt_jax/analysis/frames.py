@@ -13,6 +13,7 @@ from bptt_jax.checks import check_leaves, raise_if
 from bptt_jax.linalg import logscale
 from bptt_jax.linalg.lapack import matrix_by_matrix
 from bptt_jax.linalg.precision import matmul
+from bptt_jax.linalg.scattered import scattered
 from bptt_jax.recurrence.tangents import tangent_step
 from bptt_jax.step import Array, Instant, PyTree, Recurrence, State, choose, differentiable_part
 
@@ -146,7 +147,7 @@ def begin_frames(first: Float[Array, "num D"], count: int) -> Frames:
 
 def random_frame(num: int, size: int, dtype: jnp.dtype) -> Float[Array, "num D"]:
     """Orthonormal rows, always the same."""
-    return orthonormal(jax.random.normal(jax.random.key(0), (size, num), dtype).T)[1]
+    return orthonormal(scattered((size, num), dtype).T)[1]
 
 
 def check_frame(frame: Any, num: int | None, size: int) -> int:

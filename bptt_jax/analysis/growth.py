@@ -6,7 +6,8 @@ resembles those before.
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -175,6 +176,24 @@ class Tally(NamedTuple):
         )
 
 
+_Kind = TypeVar("_Kind")
+
+
+def pack(rows: Sequence[Array]) -> Array:
+    """In one array of two leading axes: XLA makes a loop of its own of every part of what joins more than eight."""
+    groups = -(-len(rows) // 8)
+    length = -(-len(rows) // groups)
+    rows = [*rows, *[jnp.zeros_like(rows[0])] * (groups * length - len(rows))]
+    return jnp.stack([jnp.stack(rows[i : i + length]) for i in range(0, len(rows), length)])
+
+
+def unpack(packed: Array, kind: Callable[..., _Kind]) -> _Kind:
+    """The named tuple that was packed."""
+    rows = packed.reshape(-1, *packed.shape[2:])
+    fields: Any = kind
+    return kind(*rows[: len(fields._fields)])
+
+
 _TAIL = 8  # of the lags the first eighth is left out: a polynomial is not yet what its leading power makes of it
 _FEWEST = 8
 _SCATTER = 0.05  # nats; an exponential, taken for a power of at least 1/2, leaves 0.067 of its own
@@ -233,7 +252,7 @@ def _standard_error(increments: Array, places: Array, rate: Array, weight: Array
     size = jnp.maximum(jnp.round(jnp.sqrt(count)), 1)
 
     def body(carry: Array, at: tuple[Array, Array]) -> tuple[Array, None]:
-        c, (increment, place) = _Batches(*carry), at
+        c, (increment, place) = unpack(carry, _Batches), at
         used = place > 0
         stretch = jnp.where(used & (place >= c.place), place, c.stretch)  # within a segment places fall
         share = jnp.where(used, place * (stretch + 1 - place) / 2 / weight, 0)
@@ -257,10 +276,10 @@ def _standard_error(increments: Array, places: Array, rate: Array, weight: Array
             place=place,
             stretch=stretch,
         )
-        return jnp.stack(c), None
+        return pack(c), None
 
-    start = jnp.zeros((len(_Batches._fields), *rate.shape), rate.dtype)
-    c = _Batches(*devices.scan(body, start, (increments, places))[0])
+    start = pack(_Batches(*jnp.zeros((len(_Batches._fields), *rate.shape), rate.dtype)))
+    c = unpack(devices.scan(body, start, (increments, places))[0], _Batches)
     squares, passed_on, shares = c.squares + c.sum**2, c.passed_on + c.sum * c.before, c.shares + c.share**2
     variance = squares + 2 * jnp.maximum(passed_on, 0)
     return jnp.sqrt(variance / (1 - jnp.minimum(shares, 0.75)))

@@ -1,5 +1,6 @@
 """Affine recurrences ``h_t = A_t h_{t-1} + b_t`` in parallel over time, by associative scan (Blelloch 1990)."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -29,7 +30,7 @@ def affine_scan(
       reverse: go backwards in time, ``h_t = A_t h_{t+1} + b_t``; then the last factor is never used.
 
     Returns:
-      ``[T, D]``, in the order of time. O(log T) rounds; T D^2 numbers for full factors.
+      ``[T, D]``, in the order of time. O(log T) rounds; T D^2 numbers for full factors, which a CPU takes in order.
     """
     diagonal = factors.ndim == 2
 
@@ -63,6 +64,16 @@ class _Map(NamedTuple):
 
 @devices.compiled
 def _scan(factors: Array, offsets: Array, begins: Array | None, *, reverse: bool) -> Array:
+    in_rounds = partial(_associative, reverse=reverse)
+    if factors.ndim == 2:
+        return in_rounds(factors, offsets, begins)
+    # The rounds multiply matrices, where one after the other takes vectors, D times less work. A CPU has too few cores
+    # to make up for that, and log T rounds, each compiled by itself, are dear.
+    in_order = partial(_sequential, reverse=reverse)
+    return jax.lax.platform_dependent(factors, offsets, begins, cpu=in_order, default=in_rounds)
+
+
+def _associative(factors: Array, offsets: Array, begins: Array | None, *, reverse: bool) -> Array:
     def combine(near: _Map, far: _Map) -> _Map:
         factor, offset = _compose(far.factor, near.factor), _apply(far.factor, near.offset) + far.offset
         if near.begins is None or far.begins is None:
@@ -70,6 +81,16 @@ def _scan(factors: Array, offsets: Array, begins: Array | None, *, reverse: bool
         return _Map(factor, jnp.where(far.begins[:, None], far.offset, offset), near.begins | far.begins)
 
     return jax.lax.associative_scan(combine, _Map(factors, offsets, begins), reverse=reverse).offset
+
+
+def _sequential(factors: Array, offsets: Array, begins: Array | None, *, reverse: bool) -> Array:
+    def body(h: Array, at: _Map) -> tuple[Array, Array]:
+        h = at.offset + jnp.where(at.begins, 0, _apply(at.factor, h))
+        return h, h
+
+    anew = jnp.zeros(len(offsets), bool) if begins is None else begins
+    anew = anew.at[-1 if reverse else 0].set(True)
+    return devices.scan(body, jnp.zeros_like(offsets[0]), _Map(factors, offsets, anew), reverse=reverse)[1]
 
 
 def _before(a: Array, reverse: bool) -> Array:

@@ -9,7 +9,6 @@ values are counted (all of an orthogonal matrix are 1) and missing ones are zero
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -17,6 +16,7 @@ from bptt_jax import devices
 from bptt_jax.linalg.lapack import by_modulus, eig, svd
 from bptt_jax.linalg.logscale import LogScaled, plain
 from bptt_jax.linalg.precision import matmul
+from bptt_jax.linalg.scattered import scattered
 
 # Steps beyond two for each value that is asked for. At the soft edge of an infinite random square matrix m steps
 # leave the largest singular value short by a share of pi^2 / (2 (2m + 1)^2), here 1e-3; of D = 2000 by 1e-6.
@@ -179,7 +179,5 @@ def _rounding(norm: Array, size: int) -> Array:
 
 
 def _random_vectors(count: int, size: int, dtype: jnp.dtype) -> Array:
-    # All at a time, and not as a constant, which the compiler would evaluate.
-    seed = jax.lax.optimization_barrier(jnp.zeros((), jnp.uint32))
-    vectors = jax.random.normal(jax.random.key(seed), (count, size), dtype)
+    vectors = scattered((count, size), dtype)
     return vectors / jnp.linalg.norm(vectors, axis=1, keepdims=True)

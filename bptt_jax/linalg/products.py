@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Num, PyTree
+from jaxtyping import Array, Bool, Float, Int, Num, PyTree
 
 from bptt_jax import devices
 from bptt_jax.checks import check_flags, check_leaves, check_matrices
@@ -126,8 +126,12 @@ def identity(size: int, dtype: jnp.dtype) -> LogScaled:
 
 def log_spectral_norm(matrix: LogScaled) -> Float[Array, "..."]:
     """Natural logarithm of the spectral norm: -inf for zero, NaN for what is not finite."""
-    norm = spectral_norm(matrix.mantissa)
-    return to_log(jnp.where(norm == 0, 1, norm), matrix.exponent, zero=norm == 0)
+    return log_of_norm(spectral_norm(matrix.mantissa), matrix.exponent)
+
+
+def log_of_norm(norm: Float[Array, "..."], exponent: Int[Array, "..."]) -> Float[Array, "..."]:
+    """Natural logarithm of ``norm * 2^exponent``: -inf for zero."""
+    return to_log(jnp.where(norm == 0, 1, norm), exponent, zero=norm == 0)
 
 
 def products_back(after: LogScaled, jacobians: Num[Array, "K D D"]) -> tuple[LogScaled, LogScaled]:

@@ -12,6 +12,7 @@ from bptt_jax import devices
 from bptt_jax.checks import at_path, check_choice, check_leaves, check_positive_int
 from bptt_jax.linalg.affine import affine_scan, carried
 from bptt_jax.linalg.precision import matmul
+from bptt_jax.linalg.scattered import scattered
 from bptt_jax.recurrence.jacobians import jacobians_at
 from bptt_jax.recurrence.linearization import Mode, differentiation_mode
 from bptt_jax.recurrence.programs import depends
@@ -235,7 +236,7 @@ def _deer(
     def judged(h: Array, f: Array) -> tuple[Array, Array]:
         """Residual and error by the Jacobians of the iterate itself; within the loop they are those of the one before,
         which may be others."""
-        signs = jax.random.rademacher(jax.random.key(0), h.shape, h.dtype)
+        signs = jnp.where(scattered(h.shape, h.dtype) < 0, -1, 1).astype(h.dtype)
         grown, size = _propagated(equations.recurrence, h, equations.starts(h), mode, left(h, f), eps * signs)
         # A unit that rests at zero has no size of its own there.
         own = jnp.where(size > 0, size, jnp.max(size, axis=0))
