@@ -15,12 +15,13 @@ import bptt_jax as bptt
 from bptt_jax.analysis.averages import BatchSums, squared_error
 from bptt_jax.analysis.frames import orthonormal
 from bptt_jax.analysis.lyapunov import living_rates
+from bptt_jax.linalg.scattered import scattered
 
 
 def plain_qr(jacobians: np.ndarray, num: int) -> np.ndarray:
     """Growth ``[T, num]`` with a QR at every step, from the frame that the package starts with."""
     size = jacobians.shape[-1]
-    frame = np.linalg.qr(np.asarray(jax.random.normal(jax.random.key(0), (size, num)), np.float64))[0]
+    frame = np.linalg.qr(np.asarray(scattered((size, num), jnp.float32), np.float64))[0]
     growth = []
     for jacobian in np.asarray(jacobians, np.float64):
         frame, r = np.linalg.qr(jacobian @ frame)

@@ -84,13 +84,14 @@ def _associative(factors: Array, offsets: Array, begins: Array | None, *, revers
 
 
 def _sequential(factors: Array, offsets: Array, begins: Array | None, *, reverse: bool) -> Array:
-    def body(h: Array, at: _Map) -> tuple[Array, Array]:
-        h = at.offset + jnp.where(at.begins, 0, _apply(at.factor, h))
+    def body(h: Array, at: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+        factor, offset, anew = at
+        h = offset + jnp.where(anew, 0, _apply(factor, h))
         return h, h
 
     anew = jnp.zeros(len(offsets), bool) if begins is None else begins
     anew = anew.at[-1 if reverse else 0].set(True)
-    return devices.scan(body, jnp.zeros_like(offsets[0]), _Map(factors, offsets, anew), reverse=reverse)[1]
+    return devices.scan(body, jnp.zeros_like(offsets[0]), (factors, offsets, anew), reverse=reverse)[1]
 
 
 def _before(a: Array, reverse: bool) -> Array:

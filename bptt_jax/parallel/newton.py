@@ -94,7 +94,8 @@ def deer(
     arXiv:2309.12252).
 
     Each iteration linearises all steps about the last iterate and solves the affine recurrence
-    ``d_t = A_t d_{t-1} + step(h_{t-1}, x_t) - h_t`` by associative scan. After k iterations the first k states are
+    ``d_t = A_t d_{t-1} + step(h_{t-1}, x_t) - h_t`` by associative scan (on a CPU, with full A_t, in order, which is
+    less work and sooner compiled). After k iterations the first k states are
     exact, whatever the variant; whether all of them are after a few is decided by the largest Lyapunov exponent
     (Gonzalez et al. 2025, arXiv:2508.16817): see `bptt_jax.predict_parallel`. Padding holds the state, and at a
     reset the recurrence begins anew: nothing of what comes before it enters, be it as far from converged as it may.
