@@ -25,6 +25,7 @@ from contract_cases import (
 from registry import Entry
 
 import bptt_jax as bptt
+from bptt_jax.linalg.scattered import scattered
 
 
 class Check(NamedTuple):
@@ -606,7 +607,7 @@ def first_frame(case: Case, num: int) -> np.ndarray:
     """Random, and always the same."""
     dtype = "float64" if case.dtype == "float64" else "float32"
     size = vector_of(case.problem.state0).size
-    return np.linalg.qr(np.asarray(jax.random.normal(jax.random.key(0), (size, num), dtype), np.float64))[0]
+    return np.linalg.qr(np.asarray(scattered((size, num), jnp.dtype(dtype)), np.float64))[0]
 
 
 def num_exponents(case: Case) -> int:
