@@ -11,6 +11,7 @@ from bptt_jax import analysis, cells, linalg, parallel
 from bptt_jax.analysis import (
     Monitor,
     adjoints,
+    calibrate,
     covariant_vectors,
     gradient_flow,
     influence_map,
@@ -48,6 +49,7 @@ __all__ = [
     "Step",
     "adjoints",
     "analysis",
+    "calibrate",
     "cells",
     "clip_by_global_norm",
     "covariant_vectors",

@@ -95,11 +95,20 @@ SAYS: dict[str, Callable[[Any], bool]] = {
     "gradient_flow": lambda flow: flow.verdict == "non-finite" and not flow.numerics.finite,
     "analysis.recommend_gain": lambda found: bool(np.isnan(found.factor)) and "not finite" in found.statement,
     "covariant_vectors": lambda found: found.spectrum.first_nonfinite >= 0 and not np.any(found.kept),
+    "calibrate": lambda found: bool(np.isnan(found.value)) and "not finite" in found.statement,
     "lyapunov_exponents": lambda found: found.first_nonfinite >= 0 and "not finite" in found.statement,
     "predict_parallel": lambda found: not finite(found.exponent),
     "deer": lambda found: not found.converged and bool(np.all(np.isnan(found.states))),
 }
 LOSS, NUM = (loss, "loss"), (1, "at most")
+
+
+def family(value: Any) -> Any:
+    return step, {"w": value * W}
+
+
+def rnn_family(gain: Any) -> bptt.Cell:
+    return bptt.rnn(2, gain=gain)
 
 
 def cell(make: Callable[..., bptt.Cell], **options: Any) -> Callable[..., Any]:
@@ -178,6 +187,29 @@ TARGETS: list[Target] = [
         spectra=(True, "flag"),
     ),
     recurrence("analysis.recommend_gain", loss=LOSS, threshold=(1e-3, "fraction"), share=(1e-3, "fraction")),
+    Target(
+        "bptt.calibrate",
+        bptt.calibrate,
+        {"make": family, "state0": H, "xs": XS, "length": 3, "loss": loss}
+        | {"low": 0.1, "high": 2.0, "target": -1.0, "batched": False},
+        {
+            "make": "function",
+            "state0": "state",
+            "xs": "inputs",
+            "length": "length",
+            "loss": "optional loss",
+            "low": "finite",
+        }
+        | {"high": "finite", "target": "finite", "batched": "flag"},
+        SAYS["calibrate"],
+    ),
+    Target(
+        "bptt.analysis.calibrate_cell",
+        bptt.analysis.calibrate_cell,
+        {"make": rnn_family, "xs": XS, "low": 0.1, "high": 2.0, "target": -1.0, "warmup": 1},
+        {"make": "function", "low": "finite", "high": "finite", "warmup": "warmup"},
+        SAYS["calibrate"],
+    ),
     recurrence("lyapunov_exponents", num=(2, "at most or none"), warmup=(1, "warmup")),
     recurrence("analysis.leading_singular_values", num=NUM),
     recurrence("analysis.leading_eigenvalues", num=NUM),
@@ -242,6 +274,22 @@ TARGETS: list[Target] = [
         | {
             "activation": "activation",
             "gain": "finite",
+            "recurrent_init": "initializer",
+            "input_init": "initializer",
+        },
+    ),
+    Target(
+        "bptt.cells.leaky_rnn",
+        cell(bptt.cells.leaky_rnn),
+        CELL_OPTIONS
+        | {"activation": jnp.tanh, "gain": 1.0, "recurrent_init": INIT, "input_init": INIT}
+        | {"alpha": 0.2, "noise": 0.1},
+        CELL_KINDS
+        | {
+            "activation": "activation",
+            "gain": "finite",
+            "alpha": "above zero",
+            "noise": "finite",
             "recurrent_init": "initializer",
             "input_init": "initializer",
         },
@@ -445,6 +493,8 @@ TARGETS: list[Target] = [
             "random_permutation",
             "copy_memory",
             "memorization",
+            "flipflop",
+            "context_decision",
         )
     ),
     Target(

@@ -38,9 +38,10 @@ class Example(NamedTuple):
 def cell_params(name: str, dtype: Any, n: int = N, inputs: int = I, seed: int = 0) -> Any:
     """Weights of a cell, large enough that every gate moves, drawn without compiling anything."""
     rng = np.random.default_rng(seed)
-    gates = {"rnn": 1, "gru": 3, "lstm": 4}[name]
+    gates = {"rnn": 1, "leaky_rnn": 1, "gru": 3, "lstm": 4}[name]
     shapes = [(gates * n, n), (gates * n, inputs), (gates * n,), (n,)]
-    make = {"rnn": bptt.cells.RNNParams, "gru": bptt.cells.GRUParams, "lstm": bptt.cells.LSTMParams}[name]
+    rnn = bptt.cells.RNNParams
+    make = {"rnn": rnn, "leaky_rnn": rnn, "gru": bptt.cells.GRUParams, "lstm": bptt.cells.LSTMParams}[name]
     return make(*(jnp.asarray(0.7 * rng.standard_normal(shape), dtype) for shape in shapes[: len(make._fields)]))
 
 

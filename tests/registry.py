@@ -111,8 +111,9 @@ def with_tanh_params(step: bptt.Step) -> Callable[[Draw], Problem]:
 
 
 def cell_params(name: str, draw: Draw, n: int, inputs: int) -> Any:
-    gates = {"rnn": 1, "gru": 3, "lstm": 4}[name]
-    make = {"rnn": bptt.cells.RNNParams, "gru": bptt.cells.GRUParams, "lstm": bptt.cells.LSTMParams}[name]
+    gates = {"rnn": 1, "leaky_rnn": 1, "gru": 3, "lstm": 4}[name]
+    rnn = bptt.cells.RNNParams
+    make = {"rnn": rnn, "leaky_rnn": rnn, "gru": bptt.cells.GRUParams, "lstm": bptt.cells.LSTMParams}[name]
     shapes = [(gates * n, n), (gates * n, inputs), (gates * n,), (n,)]
     return make(*(draw(*shape, scale=0.7) for shape in shapes[: len(make._fields)]))
 
@@ -125,6 +126,14 @@ def cell(name: str, n: int = N) -> Callable[[Draw], Problem]:
         return Problem(made.step, params, *states, draw(LONGEST, I))
 
     return make
+
+
+noisy = bptt.cells.leaky_rnn(N, alpha=0.3, noise=0.2)
+
+
+def noisy_leaky_rnn(draw: Draw) -> Problem:
+    problem = cell("leaky_rnn")(draw)
+    return problem._replace(step=noisy.step, xs=(problem.xs, jax.random.split(jax.random.key(2), LONGEST)))
 
 
 two_layers_step = bptt.stack(bptt.lstm(2).step, bptt.rnn(2).step)
@@ -535,6 +544,7 @@ REGISTRY: dict[str, Entry] = {
     "rnn": Entry(cell("rnn")),
     "gru": Entry(cell("gru")),
     "lstm": Entry(cell("lstm", 2)),
+    "leaky_rnn": Entry(noisy_leaky_rnn),
     "two layers": Entry(two_layers),
     "lru": Entry(lru, diagonal=True),
     "min_gru": Entry(min_gru, diagonal=True),

@@ -461,6 +461,7 @@ KINDS: dict[str, dict[str, Spoiler]] = {
     "step": STEPS,
     "linear step": LINEAR_STEPS,
     "loss": LOSSES,
+    "optional loss": {k: v for k, v in LOSSES.items() if k != "none"},
     "state": STATES,
     "params": PARAMS,
     "inputs": INPUTS,

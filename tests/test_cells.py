@@ -45,6 +45,11 @@ def numpy_rnn(params, h, x):
     return np.tanh(params.recurrent @ h + params.input @ x + params.bias)
 
 
+def numpy_leaky_rnn(params, h, x):
+    """Yang et al. 2019 at alpha = dt / tau = 1 / 5, without noise."""
+    return 0.8 * h + 0.2 * np.tanh(params.recurrent @ h + params.input @ x + params.bias)
+
+
 def numpy_gru(params, h, x):
     """Cho et al. 2014 with the reset after the product, gate by gate."""
     n = h.size
@@ -70,11 +75,16 @@ def numpy_lstm(params, state, x):
     return sigmoid(gate(3)) * np.tanh(c), c
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["leaky_rnn", *NAMES])
 def test_against_the_equations_in_numpy(name, x64):
     """Gradients against central differences of the NumPy function."""
     step, params, state0, xs, _ = cell_example(name, jnp.float64)
-    reference = {"rnn": numpy_rnn, "gru": numpy_gru, "lstm": numpy_lstm}[name]
+    reference = {
+        "rnn": numpy_rnn,
+        "leaky_rnn": numpy_leaky_rnn,
+        "gru": numpy_gru,
+        "lstm": numpy_lstm,
+    }[name]
     got, gradients = step_and_gradients(step, params, state0, xs[0])
     arguments = jax.tree.map(np.array, (params, state0, xs[0]))
     weights = jax.tree.leaves(cotangents(state0))
@@ -165,8 +175,58 @@ def test_activations(activation, expected):
     np.testing.assert_allclose(got, expected(before), rtol=1e-5)
 
 
+def test_noise_of_a_leaky_network():
+    """Its variance in the input of phi is 2 noise^2 / alpha, so that in continuous time it depends on no step:
+    (1 - a) h + a noise sqrt(2 / a) n has the stationary variance 2 noise^2 / (2 - a)."""
+    linear = bptt.cells.leaky_rnn(200, alpha=0.1, noise=0.3, activation=jax.nn.identity, gain=0.0)
+    params = linear.init(jax.random.key(0), 1)
+    keys = jax.random.split(jax.random.key(1), 400)
+    states = jax.jit(lambda keys: bptt.unroll(linear.step, params, jnp.zeros(200), (jnp.zeros((400, 1)), keys)))(
+        keys
+    )
+    # 200 units, each of which forgets in some 10 steps: 4000 independent numbers, 2 % of the variance.
+    np.testing.assert_allclose(np.var(states[100:]), 2 * 0.3**2 / 1.9, rtol=0.1)
+    again = linear.step(params, jnp.ones(200), (jnp.zeros(1), keys[0]))
+    np.testing.assert_array_equal(again, linear.step(params, jnp.ones(200), (jnp.zeros(1), keys[0])))
+    old = jax.random.key_data(keys[0])  # keys of the older kind are arrays of integers
+    np.testing.assert_array_equal(again, linear.step(params, jnp.ones(200), (jnp.zeros(1), old)))
+    np.testing.assert_allclose(linear.step(params, jnp.ones(200), jnp.zeros(1)), 0.9, rtol=1e-6)
+
+
+def test_a_leaky_network_without_a_leak_is_an_rnn():
+    leaky, rnn = bptt.cells.leaky_rnn(N, alpha=1.0, gain=0.5), bptt.rnn(N, gain=0.5)
+    params = leaky.init(jax.random.key(0), I)
+    np.testing.assert_array_equal(params.recurrent, rnn.init(jax.random.key(0), I).recurrent)
+    h, x = jnp.linspace(0, 1, N), jnp.ones(I)
+    np.testing.assert_allclose(leaky.step(params, h, x), rnn.step(params, h, x), rtol=1e-6)
+    jac = bptt.jacobians(bptt.cells.leaky_rnn(N, alpha=0.25).step, params, h, x[None])[0]
+    np.testing.assert_allclose(
+        jac, 0.75 * np.eye(N) + 0.25 * bptt.jacobians(rnn.step, params, h, x[None])[0], rtol=1e-5
+    )
+
+
+def test_a_leak_may_be_traced():
+    params, h, x = bptt.rnn(N).init(jax.random.key(0), I), jnp.ones(N), jnp.ones(I)
+
+    @jax.jit
+    def step(alpha, noise):
+        cell = bptt.cells.leaky_rnn(N, alpha=alpha, noise=noise)
+        return cell.step(params, h, (x, jax.random.key(3)))
+
+    np.testing.assert_allclose(
+        step(0.4, 0.1),
+        bptt.cells.leaky_rnn(N, alpha=0.4, noise=0.1).step(params, h, (x, jax.random.key(3))),
+        rtol=1e-6,
+    )
+    for alpha, noise in ((0.0, 0.1), (1.5, 0.1), (0.4, -1.0), (jnp.nan, 0.0)):
+        with pytest.raises(Exception, match=r"(alpha|noise): expected"):
+            jax.block_until_ready(step(alpha, noise))
+
+
 def test_cells_share_their_step():
     """What was compiled for one is found again for another: sizes and initialisers are data."""
+    assert bptt.cells.leaky_rnn(3).step is bptt.cells.leaky_rnn(5, alpha=0.2, gain=2).step
+    assert bptt.cells.leaky_rnn(3).step is not bptt.cells.leaky_rnn(3, alpha=0.5).step
     assert bptt.rnn(3).step is bptt.rnn(5, gain=2).step
     assert bptt.rnn(3).step is not bptt.rnn(3, activation=jax.nn.relu).step
     assert bptt.gru(3).step is bptt.gru(4).step

@@ -81,6 +81,32 @@ def cell(make):
     return of_weights
 
 
+def turned(w, h, x):
+    return w[0] * jnp.stack(
+        [jnp.cos(w[1]) * h[0] - jnp.sin(w[1]) * h[1], jnp.sin(w[1]) * h[0] + jnp.cos(w[1]) * h[1]]
+    )
+
+
+def calibrated(w, **options):
+    """The rate is log v, of whatever angle: a search has no derivative."""
+    w = jax.lax.stop_gradient(w)
+    options = {"low": 0.01, "high": 2.0, "target": -0.2, "length": 3} | options
+    return bptt.calibrate(lambda v: (turned, (v, w[0, 0])), w[0], None, **options)
+
+
+def calibrated_cell(w):
+    """By a cell that checks nothing of a number that is traced, for which Python would be called."""
+
+    def make(value):
+        return bptt.Cell(lambda key, size: (value, w[0, 0]), lambda: jnp.ones(2, w.dtype), turned)
+
+    w, keys = jax.lax.stop_gradient(w), jax.random.split(jax.random.key(0), 2)
+    xs = jnp.stack([w, w])
+    return bptt.analysis.calibrate_cell(
+        make, xs, lambda s: s[-1, 0], low=0.1, high=2.0, target=-0.5, keys=keys, batched=True
+    )
+
+
 DIAGONAL = bptt.parallel.DiagonalStep(lambda w, x: (jnp.tanh(w[0]), w[1] * x))
 
 # Each is a function of one 2 x 2 matrix: the weights of a step, or one of three matrices.
@@ -93,6 +119,8 @@ OF_WEIGHTS = {
     "temporal_contributions": along(bptt.temporal_contributions, loss),
     "gradient_flow": along(bptt.gradient_flow, loss),
     "recommend_gain": lambda w: along(bptt.analysis.recommend_gain, loss, threshold=0.5)(w).nearest,
+    "calibrate": lambda w: calibrated(w, loss=lambda states: states[-1, 0]).value,
+    "calibrate_cell": lambda w: calibrated_cell(w).value,
     "lyapunov_exponents": along(bptt.lyapunov_exponents, warmup=1),
     "covariant_vectors": along(bptt.covariant_vectors, warmup=0, cooldown=0, unstable=1),
     "influence_map": influence,
@@ -109,6 +137,7 @@ OF_WEIGHTS = {
     "rnn": cell(bptt.rnn),
     "gru": cell(bptt.gru),
     "lstm": cell(bptt.lstm),
+    "leaky_rnn": cell(bptt.cells.leaky_rnn),
     "lru": cell(bptt.cells.lru),
     "min_gru": cell(bptt.cells.min_gru),
     "unroll_linear": lambda w: bptt.unroll_linear(DIAGONAL, w, w[0], jnp.asarray(XS, w.dtype)),

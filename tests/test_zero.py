@@ -28,6 +28,7 @@ STILL = {
     "LyapunovSpectrum.orthonormalised": "true or false",
     "BatchSums.values": "sums of growth",
     "Eigensystem.condition_numbers": "one at least",
+    "CalibrationTrials.values": "constants: the trials of calibrate",
     "GainTrials.end_gain": "constants: the trials of recommend_gain",
     "GainTrials.peak_gain": "constants: the trials of recommend_gain",
     "RecommendedGain.log_gains": "constants: the trials of recommend_gain",

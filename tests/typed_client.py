@@ -21,7 +21,7 @@ def last(states: jax.Array) -> jax.Array:
 def contract(key: jax.Array) -> None:
     step: Step = leaky
     cell = bptt.rnn(8, gain=0.9)
-    for other in (bptt.gru(8), bptt.lstm(8), bptt.cells.lru(8), bptt.cells.min_gru(8)):
+    for other in (bptt.gru(8), bptt.lstm(8), bptt.cells.lru(8), bptt.cells.leaky_rnn(8)):
         assert_type(other, bptt.Cell)
     assert_type(cell.init(key, 3), Any)  # a pytree: what it holds is the cell's business
     assert_type(bptt.lstm(8).step, Step)

@@ -1,6 +1,7 @@
 """What the Jacobians and the loss say."""
 
 from bptt_jax.analysis.backward import Adjoints, TemporalContributions, adjoints, temporal_contributions
+from bptt_jax.analysis.calibration import Calibration, CalibrationTrials, calibrate, calibrate_cell
 from bptt_jax.analysis.covariant import CovariantVectors, covariant_vectors
 from bptt_jax.analysis.estimators import TruncationBias, rtrl_gradient, tbptt_gradient, truncation_bias
 from bptt_jax.analysis.flow import gradient_flow
@@ -20,6 +21,8 @@ from bptt_jax.analysis.nonfinite import NonFinite
 
 __all__ = [
     "Adjoints",
+    "Calibration",
+    "CalibrationTrials",
     "CovariantVectors",
     "GainTrials",
     "GradientFlow",
@@ -35,6 +38,8 @@ __all__ = [
     "TemporalContributions",
     "TruncationBias",
     "adjoints",
+    "calibrate",
+    "calibrate_cell",
     "covariant_vectors",
     "gradient_flow",
     "influence_map",

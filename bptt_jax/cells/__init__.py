@@ -5,7 +5,7 @@ from bptt_jax.cells.adapters import from_equinox, from_haiku, from_linen, from_n
 from bptt_jax.cells.gated import GRUParams, LSTMParams, LSTMState, gru, lstm
 from bptt_jax.cells.layers import stack
 from bptt_jax.cells.linear import LRUParams, MinGRUParams, lru, min_gru
-from bptt_jax.cells.simple import RNNParams, rnn
+from bptt_jax.cells.simple import RNNParams, leaky_rnn, rnn
 
 __all__ = [
     "GRUParams",
@@ -20,6 +20,7 @@ __all__ = [
     "from_nnx",
     "gru",
     "initializers",
+    "leaky_rnn",
     "lru",
     "lstm",
     "min_gru",

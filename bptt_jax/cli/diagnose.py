@@ -23,15 +23,15 @@ import optax
 from bptt_jax.analysis.flow import gradient_flow
 from bptt_jax.analysis.flow_results import GradientFlow
 from bptt_jax.cells.gated import gru, lstm
-from bptt_jax.cells.simple import rnn
+from bptt_jax.cells.simple import leaky_rnn, rnn
 from bptt_jax.cli import train
 from bptt_jax.cli.report import BadArgument, provenance
 from bptt_jax.experiments.network import LossArgs, Readout, apply_readout
 from bptt_jax.experiments.text import Corpus, corpus, english_text, read_text, windows
 from bptt_jax.leaves import to_jsonable
-from bptt_jax.step import Array, Cell, Params, PyTree, State, Step
+from bptt_jax.step import Array, Cell, Params, PyTree, Sequence, State, Step
 
-LossOfStates = Callable[[PyTree, State, Array], Array]
+LossOfStates = Callable[[PyTree, State, PyTree], Array]
 Measure = Callable[..., GradientFlow]
 
 # Steps whose spectra are computed, spread over the sequence: enough for the quantiles of a figure.
@@ -49,6 +49,7 @@ class Settings:
     embed: int | None
     cells: tuple[str, ...]
     gain: tuple[float, ...]
+    alpha: float | None
     hidden: int
     length: int
     batch: int
@@ -78,13 +79,21 @@ class Recurrence(NamedTuple):
 
 
 class Data(NamedTuple):
-    """``inputs [B, T, I]`` and ``targets``: of a text ``[B, T]``, codes of the next characters; of a task, its own.
-    `vocabulary`: the text's characters, in the order of their codes.
+    """``inputs [B, T, I]`` and ``targets [B, T]``, codes of the next characters of a text; of a task its own inputs,
+    and its targets with their masks. `vocabulary`: the text's characters, in the order of their codes.
     """
 
     vocabulary: str | None
-    inputs: Array
-    targets: Array
+    inputs: PyTree
+    targets: PyTree
+
+    def part(self, first: int, count: int) -> "tuple[PyTree, PyTree]":
+        """Inputs and targets of so many sequences."""
+        return jax.tree.map(lambda a: a[first : first + count], (self.inputs, self.targets))
+
+    @property
+    def batch(self) -> int:
+        return len(jax.tree.leaves(self.targets)[0])
 
 
 def prepare(settings: Settings) -> tuple[Data, list[Recurrence]]:
@@ -136,7 +145,7 @@ def compile_all(recurrences: list[Recurrence], data: Data) -> Iterator[tuple[Rec
     jobs: dict[Any, Future[Measure]] = {}
     for r in recurrences:
         if (r.step, r.loss) not in jobs:
-            example = (r.params, r.state0, r.readout_weights, data.inputs[:group], data.targets[:group])
+            example = (r.params, r.state0, r.readout_weights, *data.part(0, group))
             jobs[r.step, r.loss] = pool.submit(_compile, r.step, r.loss, *example)
     try:
         for r in recurrences:
@@ -152,9 +161,9 @@ def compile_all(recurrences: list[Recurrence], data: Data) -> Iterator[tuple[Rec
 def measure(recurrence: Recurrence, compiled: Measure, data: Data, advance: Callable[[int], None]) -> GradientFlow:
     """The gradient flow of every sequence; `advance` is told how many more are done."""
     group, parts = _group(data), []
-    for i in range(0, len(data.targets), group):
-        batch = data.inputs[i : i + group], data.targets[i : i + group]
-        part = compiled(recurrence.params, recurrence.state0, recurrence.readout_weights, *batch)
+    for i in range(0, data.batch, group):
+        sequences = data.part(i, group)
+        part = compiled(recurrence.params, recurrence.state0, recurrence.readout_weights, *sequences)
         parts.append(jax.block_until_ready(part))
         advance(group)
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
@@ -163,7 +172,7 @@ def measure(recurrence: Recurrence, compiled: Measure, data: Data, advance: Call
 def title(settings: Settings, data: Data) -> str:
     """Of the figure."""
     if settings.checkpoint is not None:
-        return f"{settings.batch} sequences of the task {settings.loss}, T = {data.inputs.shape[1]}"
+        return f"{settings.batch} sequences of the task {settings.loss}, T = {_steps(data.inputs)}"
     where = "at the last step" if settings.loss == "last" else "of all steps"
     return f"{settings.batch} sequences of {settings.length} characters, cross-entropy {where}"
 
@@ -204,6 +213,10 @@ def _cells(settings: Settings) -> list[tuple[str, bool, Cell]]:
         for name in settings.cells:
             if name == "rnn":
                 made += [(f"rnn (gain {g:.12g})", False, rnn(settings.hidden, gain=g)) for g in settings.gain]
+            elif name == "leaky_rnn":
+                leak = 0.2 if settings.alpha is None else settings.alpha
+                leaky = partial(leaky_rnn, settings.hidden, alpha=leak)
+                made += [(f"leaky_rnn (gain {g:.12g})", False, leaky(gain=g)) for g in settings.gain]
             elif name == "gru":
                 made.append(("gru", True, gru(settings.hidden)))
             else:
@@ -269,8 +282,10 @@ def _trained(settings: Settings, folder: Path) -> tuple[Data, list[Recurrence]]:
     task = job.validation or net.task
     inputs, targets = task.sample(jax.random.key(settings.seed), settings.batch)
 
-    def loss(weights: Readout, states: State, targets: Array) -> Array:
-        return net.loss_of_states(states, LossArgs(weights, targets, None))
+    mask = inputs.mask if isinstance(inputs, Sequence) else None
+
+    def loss(weights: Readout, states: State, of_sequence: tuple[PyTree, Array | None]) -> Array:
+        return net.loss_of_states(states, LossArgs(weights, *of_sequence))
 
     recurrences = []
     for i, seed in enumerate(seeds):
@@ -280,7 +295,7 @@ def _trained(settings: Settings, folder: Path) -> tuple[Data, list[Recurrence]]:
             recurrences.append(
                 Recurrence(
                     f"{run.cell}, {name}{of_seed}",
-                    run.cell != "rnn",
+                    run.cell in train.GATED,
                     net.cell.step,
                     params.cell,
                     net.cell.initial_state(),
@@ -288,19 +303,24 @@ def _trained(settings: Settings, folder: Path) -> tuple[Data, list[Recurrence]]:
                     params.readout,
                 )
             )
-    return Data(None, inputs, targets), recurrences
+    return Data(None, inputs, (targets, mask)), recurrences
 
 
 def _group(data: Data) -> int:
-    batch = len(data.targets)
+    batch = data.batch
     return next(g for g in range(min(_GROUP, batch), 0, -1) if batch % g == 0)
 
 
-def _compile(step: Step, loss: LossOfStates, *example: PyTree) -> Measure:
-    stride = max(1, example[-2].shape[1] // _SPECTRA)
+def _steps(inputs: PyTree) -> int:
+    """T, of a batch."""
+    return int(jax.tree.leaves(inputs)[0].shape[1])
 
-    def measure(params: Params, state0: State, weights: PyTree, inputs: Array, targets: Array) -> GradientFlow:
-        def flow(xs: Array, target: Array) -> GradientFlow:
+
+def _compile(step: Step, loss: LossOfStates, *example: PyTree) -> Measure:
+    stride = max(1, _steps(example[-2]) // _SPECTRA)
+
+    def measure(params: Params, state0: State, weights: PyTree, inputs: PyTree, targets: PyTree) -> GradientFlow:
+        def flow(xs: PyTree, target: PyTree) -> GradientFlow:
             return gradient_flow(
                 step, params, state0, xs, lambda states: loss(weights, states, target), stride=stride
             )

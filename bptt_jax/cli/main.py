@@ -37,6 +37,7 @@ _TRAIN_EXAMPLES = """\
 examples:
   bptt-jax train adding --cell lstm --length 200 --chrono
   bptt-jax train temporal-order --cell rnn --init sparse --omega 4 --optimizer sgd --rate 0.01 --seeds 5
+  bptt-jax train flipflop --cell leaky_rnn --noise 0.05 --rate 0.003 --clip 1
   bptt-jax train characters --text novel.txt --cell gru --hidden 256 --updates 5000
 
 Interrupted or killed, the same command goes on from the last checkpoint; --updates may be raised.
@@ -146,8 +147,9 @@ def _add_diagnose(jobs: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = job.add_argument
-    add("--cells", nargs="+", choices=("rnn", "gru", "lstm"), help="default: all three; with --step none")
-    add("--gain", nargs="+", type=_positive_float, help="recurrent gains of rnn (0.5 2)")
+    add("--cells", nargs="+", choices=train.CELLS, help="default: rnn gru lstm; with --step none")
+    add("--gain", nargs="+", type=_positive_float, help="recurrent gains of rnn and leaky_rnn (0.5 2)")
+    add("--alpha", type=_share, help="leak of leaky_rnn: the time step over the time constant (0.2)")
     add("--hidden", type=_positive_int, help="units (64)")
     add("--length", type=_positive_int, help="time steps (200)")
     add("--batch", type=_positive_int, default=16, help="sequences (16)")
@@ -176,14 +178,18 @@ def _add_train(jobs: Any) -> None:
     add = job.add_argument
     add("task", metavar="TASK", choices=train.LENGTHS, help=", ".join(train.LENGTHS))
     add(
-        "--length", type=_positive_int, help="time steps, or of the memory tasks the delay (100; temporal order 50)"
+        "--length",
+        type=_positive_int,
+        help="time steps, or of the memory tasks the delay (100; temporal order and decision 50)",
     )
     add("--text", metavar="FILE", help="of characters: UTF-8 text (default: Python's help texts)")
-    add("--cell", choices=("rnn", "gru", "lstm"), default="lstm", help="recurrence (default: lstm)")
+    add("--cell", choices=train.CELLS, default="lstm", help="recurrence (default: lstm)")
     add("--hidden", type=_positive_int, default=64, help="units (64)")
-    add("--activation", choices=train.ACTIVATIONS, help="activation of rnn (default: tanh)")
-    add("--gain", type=_positive_float, help="factor of the recurrent weights of rnn (default: 1)")
-    add("--init", choices=train.RECURRENT, help="recurrent weights (rnn: normal; gru, lstm: orthogonal)")
+    add("--activation", choices=train.ACTIVATIONS, help="activation of rnn and leaky_rnn (default: tanh)")
+    add("--gain", type=_positive_float, help="factor of the recurrent weights of rnn and leaky_rnn (default: 1)")
+    add("--alpha", type=_share, help="leak of leaky_rnn: the time step over the time constant (default: 0.2)")
+    add("--noise", type=_nonnegative_float, help="of leaky_rnn, in the input of its units (default: 0)")
+    add("--init", choices=train.RECURRENT, help="recurrent weights (rnns: normal; gru, lstm: orthogonal)")
     add("--chrono", action="store_true", help="gate biases for memories as long as the whole sequence")
     add("--optimizer", choices=train.OPTIMIZERS, default="adam", help="optimiser (default: adam)")
     add("--rate", type=_positive_float, default=1e-3, help="learning rate (0.001)")
@@ -266,13 +272,20 @@ def _diagnose(arguments: argparse.Namespace) -> int:
 def _diagnose_settings(arguments: argparse.Namespace) -> diagnose.Settings:
     given = {k: v for k, v in vars(arguments).items() if k not in ("command", "out", "html")}
     if arguments.checkpoint is not None:
-        others = ("cells", "gain", "hidden", "length", "loss", "embed", "step", "float64")
+        others = ("cells", "gain", "alpha", "hidden", "length", "loss", "embed", "step", "float64")
         if wrong := [f"--{k}" for k in others if given[k]]:
             raise BadArgument(f"--checkpoint: the run has its own settings; drop {', '.join(wrong)}")
         run = train.read(Path(arguments.checkpoint))
         return diagnose.Settings(
             **given
-            | {"cells": (run.cell,), "gain": (), "hidden": run.hidden, "length": run.length, "loss": run.task}
+            | {
+                "cells": (run.cell,),
+                "gain": (),
+                "alpha": run.alpha,
+                "hidden": run.hidden,
+                "length": run.length,
+                "loss": run.task,
+            }
             | {"float64": run.float64}
         )
     cells = given["cells"] or ([] if given["step"] else ["rnn", "gru", "lstm"])
@@ -386,6 +399,13 @@ def _positive_float(text: str) -> float:
     value = _number(float, text)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"expected a positive number, got {text}")
+    return value
+
+
+def _share(text: str) -> float:
+    value = _positive_float(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"expected at most 1, got {text}")
     return value
 
 

@@ -14,7 +14,7 @@ import optax
 
 from bptt_jax.cells.gated import gru, lstm
 from bptt_jax.cells.initializers import chrono, identity, sparse
-from bptt_jax.cells.simple import rnn
+from bptt_jax.cells.simple import leaky_rnn, rnn
 from bptt_jax.cli.report import BadArgument, provenance
 from bptt_jax.experiments import loop, tasks
 from bptt_jax.experiments.network import Network, network
@@ -36,7 +36,11 @@ LENGTHS = {
     "memorization": 100,
     "characters": 100,
     "digits": 64,
+    "flipflop": 100,
+    "context-decision": 50,
 }
+CELLS = ("rnn", "leaky_rnn", "gru", "lstm")
+GATED = ("gru", "lstm")
 OPTIMIZERS = {"sgd": optax.sgd, "adam": optax.adam, "rmsprop": optax.rmsprop}
 ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "sigmoid": jax.nn.sigmoid}
 RECURRENT = {
@@ -58,6 +62,8 @@ class Settings:
     hidden: int
     activation: str | None
     gain: float | None
+    alpha: float | None
+    noise: float | None
     init: str | None
     chrono: bool
     optimizer: str
@@ -94,6 +100,8 @@ def prepare(settings: Settings) -> Job:
     """
     text = _text(settings)
     task, validation = _task(settings, text)
+    if settings.noise:
+        task, validation = tasks.with_keys(task), None if validation is None else tasks.with_keys(validation)
     try:
         net = network(_cell(settings, task), task, remat=settings.remat)
     except ValueError as error:
@@ -238,6 +246,9 @@ def _task(settings: Settings, text: str | None) -> tuple[tasks.Task, tasks.Task 
             "random-permutation": tasks.random_permutation,
             "copy-memory": tasks.copy_memory,
             "memorization": tasks.memorization,
+            # Trials of different lengths, as they are in experiments.
+            "flipflop": lambda length: tasks.flipflop(length, shortest=-(-length // 2)),
+            "context-decision": lambda length: tasks.context_decision(length, shortest=-(-length // 2)),
         }
         return makers[settings.task](settings.length), None
     except BadArgument:
@@ -253,20 +264,28 @@ def _omega(net: Network, weight: float) -> loop.Penalty:
 def _cell(settings: Settings, task: tasks.Task) -> Cell:
     recurrent: dict[str, Any] = {} if settings.init is None else {"recurrent_init": RECURRENT[settings.init]}
     gates: dict[str, Any] = {"bias_init": chrono(task.length)} if settings.chrono else {}
-    if settings.cell == "rnn" and settings.chrono:
-        raise BadArgument("--chrono: an rnn has no gates")
-    if settings.cell != "rnn" and (settings.gain, settings.activation) != (None, None):
-        raise BadArgument(f"--gain, --activation: they are of rnn, not of {settings.cell}")
+    simple = settings.cell not in GATED
+    if simple and settings.chrono:
+        raise BadArgument(f"--chrono: {settings.cell} has no gates")
+    if not simple and (settings.gain, settings.activation) != (None, None):
+        raise BadArgument(f"--gain, --activation: they are of rnn and leaky_rnn, not of {settings.cell}")
+    if settings.cell != "leaky_rnn" and (settings.alpha, settings.noise) != (None, None):
+        raise BadArgument(f"--alpha, --noise: they are of leaky_rnn, not of {settings.cell}")
+    units: dict[str, Any] = {"activation": ACTIVATIONS[settings.activation or "tanh"], "gain": settings.gain or 1.0}
+    leak: dict[str, Any] = {
+        k: v for k, v in (("alpha", settings.alpha), ("noise", settings.noise)) if v is not None
+    }
     match settings.cell:
         case "rnn":
-            activation = ACTIVATIONS[settings.activation or "tanh"]
-            cell = rnn(settings.hidden, activation=activation, gain=settings.gain or 1.0, **recurrent)
+            cell = rnn(settings.hidden, **units, **recurrent)
+        case "leaky_rnn":
+            cell = leaky_rnn(settings.hidden, **leak, **units, **recurrent)
         case "gru":
             cell = gru(settings.hidden, **recurrent, **gates)
         case "lstm":
             cell = lstm(settings.hidden, **recurrent, **gates)
         case _:
-            raise BadArgument(f"--cell: expected rnn, gru or lstm, got {settings.cell}")
+            raise BadArgument(f"--cell: expected {', '.join(CELLS)}, got {settings.cell}")
     if settings.clip_adjoints is None:
         return cell
     return cell._replace(step=clip_adjoints(cell.step, max_norm=settings.clip_adjoints))

@@ -7,12 +7,14 @@ batch; here shapes are static, and sequences of different lengths are padded to 
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from scipy.special import ndtr
 
 from bptt_jax.checks import check_choice, check_key, check_positive_int
 from bptt_jax.experiments.text import corpus, english_text, windows
@@ -108,9 +110,7 @@ def adding(length: int, *, shortest: int | None = None) -> Task:
             return Batch(inputs, marked[0] + marked[1])
 
         return _regression("adding", length, one, 1 / 6)
-    least = check_positive_int("shortest", shortest)
-    if not 2 <= least <= length:
-        raise ValueError(f"shortest: expected from 2 to length = {length}, got {shortest}")
+    least = _check_shortest(shortest, 2, length)
 
     def padded(key: Array) -> Batch:
         key_length, key_rest = jax.random.split(key)
@@ -323,6 +323,120 @@ def digits(*, split: Split = "train") -> Task:
     )
 
 
+def flipflop(length: int, *, shortest: int | None = None, bits: int = 3, width: int = 5) -> Task:
+    """Bits that pulses switch: each output holds the sign of the latest pulse of its input.
+
+    Sussillo and Barak 2013 (Neural Comput. 25: 626), with three bits, for networks in continuous time. Theirs come as
+    a Poisson process; here one comes, or none (each with probability 1/2), in every window of three widths, at a
+    random place, in each channel by itself; in the first window one comes in all, as in fixed-point-finder's
+    example (Golub and Sussillo 2018), so that there is something to hold. A pulse lasts `width` steps, as long as
+    the memory of a unit that leaks by 1 / `width`, and is +1 or -1.
+
+    Targets are ``[T, bits]``: +1 or -1, and 0 where nothing is asked: before the first pulse, during a pulse and as
+    long after it, in that channel. The loss is the mean squared error where something is. A sequence is wrong if
+    there any output is off by more than 1/2; solved below 1 %. The baseline is 1, that of the constant 0.
+
+    Args:
+      length: T, at least three widths.
+      shortest: least number of real steps, from three widths to T; sequences have lengths uniform from there to T,
+        and are padded. None: all have T steps.
+      bits: how many; I and O.
+      width: of a pulse, in steps.
+    """
+    bits, width = check_positive_int("bits", bits), check_positive_int("width", width)
+    window = 3 * width
+    length = _check_length(length, window)
+    least = _check_shortest(shortest, window, length)
+    count = -(-length // window)
+    at, phase = np.arange(length) // window, np.arange(length)[:, None] % window
+
+    def one(key: Array) -> Batch:
+        key_pulses, key_signs, key_places, key_length = jax.random.split(key, 4)
+        pulses = _integers(key_pulses, (count, bits), 0, 2).at[0].set(1) == 1
+        signs = 2 * _integers(key_signs, (count, bits), 0, 2) - 1
+        onset = _integers(key_places, (count, bits), 0, width + 1)[at]
+        order = jnp.arange(count, dtype=jnp.int32)[:, None]
+        held = jnp.take_along_axis(signs, jax.lax.cummax(jnp.where(pulses, order, 0)), axis=0)
+        before = jnp.concatenate([jnp.zeros_like(held[:1]), held[:-1]])
+        begun = pulses[at] & (phase >= onset)
+        unsettled = begun & (phase < onset + 2 * width)
+        inputs = jnp.where(begun & (phase < onset + width), signs[at], 0)
+        targets = jnp.where(unsettled, 0, jnp.where(begun, held[at], before[at]))
+        inputs, targets = inputs.astype(float), targets.astype(float)
+        return Batch(_padded(key_length, inputs, least), targets)
+
+    return Task("flipflop", length, bits, bits, "all", _batched(one), _mean_of_asked, _any_far_off, baseline=1.0)
+
+
+_STRENGTHS = np.asarray([0.2, 0.4, 0.8])
+_ABOVE_IDEAL = 0.02
+
+
+def context_decision(length: int, *, shortest: int | None = None) -> Task:
+    """Which sign has the evidence that the context asks for?
+
+    The task of Mante et al. 2013 (Nature 503: 78): two streams of noisy evidence, "motion" and "colour", and two cues,
+    of which the one that is 1 throughout says which stream counts. Each stream is its strength, +-0.2, +-0.4 or +-0.8
+    (theirs are in the ratio 1 : 4 : 16), plus noise of variance 1 at every step. The target is the sign of the strength
+    of the one that counts, +1 or -1, read at the last real step. I = 4: motion, colour, and their cues.
+
+    The loss is the squared error, the baseline 1, that of the constant 0. A sequence is wrong if the output has the
+    wrong sign. The best that can be done is the sign of the sum of the evidence, wrong with probability
+    ``Phi(-strength sqrt(T))``; solved below 2 % more than its mean.
+
+    Args:
+      length: T, of steps.
+      shortest: least number of real steps; sequences have lengths uniform from there to T, and are padded. None: all
+        have T steps.
+    """
+    length = _check_length(length, 1)
+    least = _check_shortest(shortest, 1, length)
+    lengths = np.arange(least, length + 1)
+    ideal = float(np.mean(ndtr(-_STRENGTHS[:, None] * np.sqrt(lengths))))
+
+    def one(key: Array) -> Batch:
+        key_strength, key_sign, key_noise, key_context, key_length = jax.random.split(key, 5)
+        strength = jnp.asarray(_STRENGTHS, float)[_integers(key_strength, (2,), 0, len(_STRENGTHS))]
+        sign = (2 * _integers(key_sign, (2,), 0, 2) - 1).astype(float)
+        context = _integers(key_context, (), 0, 2)
+        evidence = (sign * strength)[None] + jax.random.normal(key_noise, (length, 2))
+        cues = jnp.broadcast_to(_one_hot(context, 2), (length, 2))
+        inputs = jnp.concatenate([evidence, cues], axis=1)
+        return Batch(_padded(key_length, inputs, least), sign[context])
+
+    threshold = ideal + _ABOVE_IDEAL
+    sample = _batched(one)
+    return Task(
+        "context_decision", length, 4, 1, "last", sample, _squared_error, _wrong_sign, 1.0, threshold=threshold
+    )
+
+
+def with_keys(task: Task) -> Task:
+    """The task with a random key beside every input, ``(inputs, keys [B, T])``, for steps that draw noise.
+
+    Of `bptt_jax.cells.leaky_rnn`, say. The keys of a finite task's `whole` are always the same.
+    """
+    if not isinstance(task, Task):
+        raise TypeError(f"task: expected a Task, got {type(task).__name__}")
+
+    def beside(inputs: PyTree, key: Array, batch: int) -> PyTree:
+        keys = jax.random.split(key, (batch, task.length))
+        if isinstance(inputs, Sequence):
+            return replace(inputs, xs=(inputs.xs, keys))
+        return inputs, keys
+
+    def sample(key: Array, batch: int) -> Batch:
+        key_task, key_noise = jax.random.split(check_key("key", key))
+        inputs, targets = task.sample(key_task, batch)
+        return Batch(beside(inputs, key_noise, batch), targets)
+
+    whole = task.whole
+    if whole is not None:
+        count = len(jax.tree.leaves(whole.targets)[0])
+        whole = Batch(beside(whole.inputs, jax.random.key(0), count), whole.targets)
+    return task._replace(sample=sample, whole=whole)
+
+
 def _regression(name: str, length: int, one: Callable[[Array], Batch], variance: float) -> Task:
     return Task(name, length, 2, 1, "last", _batched(one), _squared_error, _far_off, variance)
 
@@ -363,6 +477,14 @@ def _marked(key: Array, length: int, low: Array | np.ndarray, high: Array | np.n
     return jnp.stack([numbers, jnp.zeros_like(numbers).at[at].set(1)], axis=-1), numbers[at]
 
 
+def _padded(key: Array, inputs: Array, least: int) -> PyTree:
+    """The inputs ``[T, I]``, padded from a random length of at least `least` on."""
+    length = len(inputs)
+    if least == length:
+        return inputs
+    return Sequence(inputs, mask=jnp.arange(length) < _integers(key, (), least, length + 1))
+
+
 def _integers(key: Array, shape: tuple[int, ...], low: Bound, high: Bound) -> Array:
     """Uniform in [low, high), and the same whether 64-bit types are enabled or not."""
     return jax.random.randint(key, shape, low, high, jnp.int32)
@@ -379,6 +501,23 @@ def _squared_error(outputs: Array, target: Array, mask: Array | None) -> Array:
 def _far_off(outputs: Array, target: Array, mask: Array | None) -> Array:
     # Negated so that NaN is far off.
     return jnp.asarray(~(_squared_error(outputs, target, mask) <= 0.04), float)
+
+
+def _wrong_sign(outputs: Array, target: Array, mask: Array | None) -> Array:
+    return jnp.asarray(~(outputs[-1, 0] * target > 0), float)
+
+
+def _asked(targets: Array, mask: Array | None) -> Array:
+    return (targets != 0) if mask is None else (targets != 0) & mask[:, None]
+
+
+def _mean_of_asked(outputs: Array, targets: Array, mask: Array | None) -> Array:
+    return jnp.mean(jnp.square(outputs - targets), where=_asked(targets, mask))
+
+
+def _any_far_off(outputs: Array, targets: Array, mask: Array | None) -> Array:
+    # Negated so that NaN is far off.
+    return jnp.asarray(jnp.any(~(jnp.abs(outputs - targets) <= 0.5), where=_asked(targets, mask)), float)
 
 
 def _cross_entropy(outputs: Array, target: Array, mask: Array | None) -> Array:
@@ -410,6 +549,15 @@ def _entropy(codes: np.ndarray) -> float:
     """In nats, of the empirical distribution."""
     shares = np.unique(codes, return_counts=True)[1] / len(codes)
     return float(-np.sum(shares * np.log(shares)))
+
+
+def _check_shortest(shortest: int | None, least: int, length: int) -> int:
+    """`shortest` within its range; T if it is None."""
+    if shortest is None:
+        return length
+    if not least <= check_positive_int("shortest", shortest) <= length:
+        raise ValueError(f"shortest: expected from {least} to length = {length}, got {shortest}")
+    return int(shortest)
 
 
 def _check_length(length: int, least: int) -> int:
