@@ -170,8 +170,8 @@ def test_a_file_and_its_neighbours_know_each_other_by_name(tmp_path, monkeypatch
 
 SETTINGS = diagnose.Settings(
     checkpoint=None,
-    text=None, embed=None, cells=("rnn",), gain=(1.0,), hidden=8, length=20, batch=3, loss="last", step=None,
-    float64=False, seed=1,
+    text=None, embed=None, cells=("rnn",), gain=(1.0,), alpha=None, hidden=8, length=20, batch=3, loss="last",
+    step=None, float64=False, seed=1,
 )  # fmt: skip
 
 
@@ -199,6 +199,15 @@ def test_the_loss_of_the_last_step_and_of_all() -> None:
     each = np.log(np.sum(np.exp(logits), axis=1)) - logits[np.arange(3), targets]
     for recurrence, expected in ((last, each[-1]), (all_steps, each.mean())):
         assert recurrence.loss(last.readout_weights, states, targets) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_leaky_network_has_the_leak_that_it_is_given() -> None:
+    _, recurrences = diagnose.prepare(replace(SETTINGS, cells=("leaky_rnn",), gain=(0.5, 2.0), alpha=0.25))
+    assert [r.name for r in recurrences] == ["leaky_rnn (gain 0.5)", "leaky_rnn (gain 2)"]
+    r = recurrences[1]
+    nothing = r.params._make(np.zeros(a.shape, np.float32) for a in r.params)
+    x = np.zeros(r.params.input.shape[1], np.float32)
+    np.testing.assert_allclose(r.step(nothing, np.ones(8, np.float32), x), 0.75)
 
 
 def test_groups_divide_the_batch() -> None:
@@ -234,6 +243,7 @@ BAD = [
     (["--batch", "0"], "--batch: expected at least 1"),
     (["--cells", "transformer"], "--cells: invalid choice: 'transformer'"),
     (["--gain", "nan"], "--gain: expected a positive number, got nan"),
+    (["--alpha", "1.5"], "--alpha: expected at most 1, got 1.5"),
     (["--gain", "0"], "--gain: expected a positive number, got 0"),
     (["--loss", "some"], "--loss: invalid choice"),
     (["--seed", "-1"], "--seed: expected 0 to"),

@@ -12,15 +12,19 @@ import numpy as np
 import pytest
 
 from bptt_jax.experiments.tasks import (
+    Batch,
     Task,
     adding,
     characters,
+    context_decision,
     copy_memory,
     digits,
+    flipflop,
     memorization,
     multiplication,
     random_permutation,
     temporal_order,
+    with_keys,
 )
 
 MANY = 4000
@@ -422,3 +426,94 @@ def test_digits_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bad_arguments(make, error, message) -> None:
     with pytest.raises(error, match=message):
         make()
+
+
+# --- Of neuroscience
+
+
+def numpy_flipflop(inputs, width):
+    """Of one channel ``[T]``, step by step: what is to be held, and whether it is asked for."""
+    held, since, targets = 0, None, []
+    for t, x in enumerate(inputs):
+        if x != 0 and (t == 0 or inputs[t - 1] == 0 or since >= width):  # pulses may follow on each other
+            since = 0
+        elif since is not None:
+            since += 1
+        held = x if x != 0 else held
+        targets.append(held if since is None or since >= 2 * width else 0)
+    return np.asarray(targets)
+
+
+def test_flipflop_holds_the_latest_pulse() -> None:
+    task = flipflop(70, bits=2, width=4)
+    inputs, targets = map(np.asarray, jax.jit(task.sample, static_argnums=1)(jax.random.key(0), 200))
+    assert (task.input_size, task.output_size, inputs.shape, targets.shape) == (2, 2, (200, 70, 2), (200, 70, 2))
+    for sequence, target in zip(inputs[:20], targets[:20], strict=True):
+        for channel in range(2):
+            np.testing.assert_array_equal(target[:, channel], numpy_flipflop(sequence[:, channel], 4))
+    _is_uniform(inputs[inputs != 0].astype(int), [-1, 1])
+    first = np.abs(inputs[:, :12]).sum(axis=1)
+    np.testing.assert_array_equal(first, 4)  # one pulse in all channels, four steps long
+    later = np.abs(inputs[:, 12:60]).sum(axis=1) / 4 / 4  # of four windows
+    assert abs(later.mean() - 0.5) < 0.05
+    assert np.corrcoef(later.T)[0, 1] < 0.3
+
+
+def test_flipflop_counts_what_is_asked() -> None:
+    task = flipflop(30, width=5)
+    targets = jnp.zeros((30, 3)).at[20:, 0].set(1.0).at[25:, 1].set(-1.0)
+    right = targets + 0.4
+    np.testing.assert_allclose(task.loss(right, targets, None), 0.16, rtol=1e-5)
+    assert task.error(right, targets, None) == 0
+    off = right.at[29, 0].set(0.4)
+    assert task.error(off, targets, None) == 1
+    assert task.error(off, targets, jnp.arange(30) < 29) == 0
+    assert task.error(right.at[27, 1].set(jnp.nan), targets, None) == 1
+    assert task.error(right.at[:20].set(9.0), targets, None) == 0
+    np.testing.assert_allclose(task.loss(jnp.zeros((30, 3)), targets, None), task.baseline)
+
+
+def test_context_decision_asks_for_one_of_two_streams() -> None:
+    task = context_decision(40)
+    inputs, targets = map(np.asarray, jax.jit(task.sample, static_argnums=1)(jax.random.key(0), MANY))
+    cues = inputs[:, :, 2:]
+    np.testing.assert_array_equal(cues, np.broadcast_to(cues[:, :1], cues.shape))
+    which = _codes(cues[:, 0])
+    _is_uniform(which, range(2))
+    means = inputs[:, :, :2].mean(axis=1)
+    asked, other = means[np.arange(MANY), which], means[np.arange(MANY), 1 - which]
+    # The sign of the sum is the best there is, and is as often wrong as is said.
+    wrong = np.mean(np.sign(asked) != targets)
+    ideal = task.threshold - 0.02
+    assert abs(wrong - ideal) < 4 * np.sqrt(ideal / MANY)
+    assert abs(np.mean(np.sign(other) == targets) - 0.5) < 0.04
+    assert abs(inputs[:, :, :2].std(axis=1).mean() - 1) < 0.02
+    outputs = jnp.asarray([[5.0], [0.5]])
+    assert [float(task.error(outputs, t, None)) for t in (1.0, -1.0)] == [0, 1]
+    assert task.error(outputs * jnp.nan, 1.0, None) == 1
+    np.testing.assert_allclose(task.loss(outputs, 1.0, None), 0.25)
+
+
+@pytest.mark.parametrize(("make", "least"), [(flipflop, 15), (context_decision, 1)])
+def test_trials_of_different_lengths(make, least) -> None:
+    task = make(24, shortest=20)
+    mask = np.asarray(task.sample(jax.random.key(0), 400).inputs.mask)
+    _is_uniform(mask.sum(axis=1), range(20, 25))
+    np.testing.assert_array_equal(mask, np.arange(24) < mask.sum(axis=1)[:, None])
+    with pytest.raises(ValueError, match=f"shortest: expected from {least} to length = 24, got 25"):
+        make(24, shortest=25)
+
+
+def test_keys_beside_the_inputs() -> None:
+    plain, padded = with_keys(adding(6)), with_keys(adding(6, shortest=4))
+    (inputs, keys), _ = plain.sample(jax.random.key(0), 3)
+    assert (inputs.shape, keys.shape) == ((3, 6, 2), (3, 6))
+    assert len({tuple(k) for k in np.asarray(jax.random.key_data(keys)).reshape(18, -1).tolist()}) == 18
+    sequence = padded.sample(jax.random.key(0), 3).inputs
+    assert (sequence.xs[0].shape, sequence.xs[1].shape, sequence.mask.shape) == ((3, 6, 2), (3, 6), (3, 6))
+    whole = Batch(jnp.ones((4, 6, 2)), jnp.ones(4))
+    finite = with_keys(adding(6)._replace(whole=whole))
+    assert finite.whole is not None
+    assert finite.whole.inputs[1].shape == (4, 6)
+    with pytest.raises(TypeError, match="task: expected a Task, got int"):
+        with_keys(3)

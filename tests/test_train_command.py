@@ -36,9 +36,9 @@ SMALL = [
     "20",
 ]
 SETTINGS = train.Settings(
-    task="adding", length=4, text=None, cell="lstm", hidden=6, activation=None, gain=None, init=None, chrono=False,
-    optimizer="sgd", rate=0.1, clip=1.0, clip_adjoints=None, omega=0.0, batch=5, seeds=2, chunk=20, remat=False,
-    float64=False,
+    task="adding", length=4, text=None, cell="lstm", hidden=6, activation=None, gain=None, alpha=None, noise=None,
+    init=None, chrono=False, optimizer="sgd", rate=0.1, clip=1.0, clip_adjoints=None, omega=0.0, batch=5,
+    seeds=2, chunk=20, remat=False, float64=False,
 )  # fmt: skip
 
 
@@ -115,6 +115,31 @@ def test_diagnose_sees_the_trained_network(finished, tmp_path) -> None:
     assert np.any(now.params.cell.recurrent != first.params.cell.recurrent)
 
 
+def test_a_noisy_leaky_network_on_trials_of_different_lengths(tmp_path) -> None:
+    """Keys and masks come through training, checkpoint and diagnosis."""
+    cell = ["--cell", "leaky_rnn", "--hidden", "6", "--alpha", "0.5", "--noise", "0.1"]
+    few = ["--optimizer", "sgd", "--updates", "2", "--chunk", "2", "--batch", "2", "--length", "20"]
+    run = ["train", "flipflop", *cell, *few, "--out", str(tmp_path)]
+    assert main(run) == 0
+    assert main(["diagnose", "--checkpoint", str(tmp_path), "--batch", "3", "--out", str(tmp_path)]) == 0
+    content = json.loads((tmp_path / "flow.json").read_text())["recurrences"]
+    assert set(content) == {"leaky_rnn, untrained", "leaky_rnn, 2 updates"}
+    settings = train.read(tmp_path)
+    job = train.prepare(settings)
+    _, now = train.states(job, settings, tmp_path)
+    params = jax.tree.map(lambda a: a[0], now.params)
+    data = job.network.task.sample(jax.random.key(0), 3)
+    xs, keys = data.inputs.xs
+    assert (xs.shape, keys.shape, data.inputs.mask.shape) == ((3, 20, 3), (3, 20), (3, 20))
+    losses = jax.vmap(job.network.loss, (None, 0, 0))(params, *data)
+    numbers = content["leaky_rnn, 2 updates"]
+    assert numbers["loss"]["mean"] == pytest.approx(float(jnp.mean(losses)), rel=1e-5)
+    silent = data._replace(inputs=replace(data.inputs, xs=xs))
+    assert not np.allclose(losses, jax.vmap(job.network.loss, (None, 0, 0))(params, *silent))
+    # An eigenvalue of every Jacobian is near 1 - alpha, in steps that are real.
+    assert all(0.3 < size < 2 for size in numbers["singular_values"]["median"])
+
+
 @pytest.mark.exhaustive
 def test_clipped_adjoints_train_and_are_diagnosed_without(tmp_path) -> None:
     run = [*SMALL, "--clip-adjoints", "0.1", "--remat", "--updates", "20", "--out", str(tmp_path)]
@@ -186,8 +211,11 @@ def test_every_task_is_there(name) -> None:
         ({"task": "digits"}, "--length: the digits have 64 pixels"),
         ({"task": "characters", "text": "/nowhere.txt"}, "--text: /nowhere.txt: No such file"),
         ({"text": "novel.txt"}, "--text: the task adding reads none"),
-        ({"gain": 2.0}, "--gain, --activation: they are of rnn, not of lstm"),
-        ({"cell": "rnn", "chrono": True}, "--chrono: an rnn has no gates"),
+        ({"gain": 2.0}, "--gain, --activation: they are of rnn and leaky_rnn, not of lstm"),
+        ({"alpha": 0.5}, "--alpha, --noise: they are of leaky_rnn, not of lstm"),
+        ({"cell": "rnn", "noise": 0.0}, "--alpha, --noise: they are of leaky_rnn, not of rnn"),
+        ({"cell": "leaky_rnn", "chrono": True}, "--chrono: leaky_rnn has no gates"),
+        ({"cell": "rnn", "chrono": True}, "--chrono: rnn has no gates"),
         ({"length": 2, "chrono": True}, "longest: expected at least 3, got 2"),
         ({"hidden": 10**9}, "hidden_size: expected recurrent weights that a memory can hold, got 1000000000 units"),
     ],

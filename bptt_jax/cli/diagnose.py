@@ -7,6 +7,7 @@ import inspect
 import math
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -392,7 +393,7 @@ def _one_line(error: BaseException) -> str:
 
 def _numbers(flow: GradientFlow, gated: bool | None) -> dict[str, Any]:
     def over_batch(values: Any) -> dict[str, list[float]]:
-        q = np.quantile(np.asarray(values, np.float64), [0.1, 0.5, 0.9], axis=0, method="inverted_cdf")
+        q = _quantiles(np.asarray(values, np.float64), [0.1, 0.5, 0.9], axis=0)
         return {"q10": q[0].tolist(), "median": q[1].tolist(), "q90": q[2].tolist()}
 
     assert flow.products is not None
@@ -414,8 +415,17 @@ def _numbers(flow: GradientFlow, gated: bool | None) -> dict[str, Any]:
             }.items()
         },
         "spectra_steps": np.asarray(flow.spectra.steps)[0].tolist(),
-        "singular_values": {k: np.quantile(singular, q, axis=1).tolist() for k, q in levels.items()},
+        "singular_values": {
+            k: _quantiles(singular, q, axis=1, method="linear").tolist() for k, q in levels.items()
+        },
         "eigenvalues_of_first_sequence": [
             [[z.real, z.imag] for z in row] for row in np.asarray(flow.spectra.eigenvalues)[0].tolist()
         ],
     }
+
+
+def _quantiles(values: np.ndarray, q: Any, axis: int, method: Any = "inverted_cdf") -> np.ndarray:
+    """Of the sequences that are not padded there; NaN where all are."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "All-NaN slice", RuntimeWarning)
+        return np.asarray(np.nanquantile(values, q, axis=axis, method=method))

@@ -247,7 +247,7 @@ def _task(settings: Settings, text: str | None) -> tuple[tasks.Task, tasks.Task 
             "copy-memory": tasks.copy_memory,
             "memorization": tasks.memorization,
             # Trials of different lengths, as they are in experiments.
-            "flipflop": lambda length: tasks.flipflop(length, shortest=-(-length // 2)),
+            "flipflop": lambda length: tasks.flipflop(length, shortest=min(length, max(15, -(-length // 2)))),
             "context-decision": lambda length: tasks.context_decision(length, shortest=-(-length // 2)),
         }
         return makers[settings.task](settings.length), None
