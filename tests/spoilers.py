@@ -474,6 +474,7 @@ KINDS: dict[str, dict[str, Spoiler]] = {
     "optional integer": OPTIONAL_INTEGERS,
     "length": LENGTHS,
     "warmup": WARMUPS,
+    "warmup or none": {k: v for k, v in WARMUPS.items() if k != "none"},
     "remat": REMATS,
     "above zero": ABOVE_ZERO,
     "fraction": FRACTIONS,

@@ -471,6 +471,7 @@ def test_flipflop_counts_what_is_asked() -> None:
     assert task.error(right.at[27, 1].set(jnp.nan), targets, None) == 1
     assert task.error(right.at[:20].set(9.0), targets, None) == 0
     np.testing.assert_allclose(task.loss(jnp.zeros((30, 3)), targets, None), task.baseline)
+    assert task.loss(right, targets, jnp.arange(30) < 9) == 0  # nothing is asked
 
 
 def test_context_decision_asks_for_one_of_two_streams() -> None:

@@ -251,6 +251,7 @@ def calibrate_cell(
     if first is None or np.ndim(first) != axes:
         got = "none" if first is None else list(np.shape(first))
         raise ValueError(f"xs: expected an array of shape {['T, I', 'M, T, I'][axes - 2]} as its first, got {got}")
+    _check_warmup(warmup, np.shape(first)[-2])
     if keys is None:
         keys = jax.random.split(jax.random.key(0), np.shape(first)[0] if batched is True else 20)
     family = _OfCell(make, np.shape(first)[-1])
