@@ -154,6 +154,25 @@ def clipped_step(**options: Any) -> Any:
     return bptt.unroll(bptt.remedies.clip_adjoints(**options), {"w": W}, H, XS)
 
 
+def fixed_points(**arguments: Any) -> Any:
+    """Without what depends on the way there."""
+    found = bptt.fixed_points(**arguments)
+    return found.points, found.converged, found.eigenvalues
+
+
+FIXED_POINTS = {
+    "step": step,
+    "params": {"w": W},
+    "starts": np.stack([H, 2 * H, -H]),
+    "x": XS[0],
+    "x_per_start": False,
+    "method": "newton",
+    "tol": 1e-5,
+    "max_iterations": 100,
+    "distance": 1e-3,
+    "outlier": 10.0,
+    "margin": 1e-4,
+}
 MONITOR: dict[str, Any] = {"step": step, "loss": batch_loss}
 WATCH = bptt.Monitor(step, batch_loss)
 PROBED = MONITOR | {"update": 0, "params": {"w": W}, "state0": H, "xs": XS[None], "args": H[None]}
@@ -553,6 +572,32 @@ TARGETS: list[Target] = [
         bptt.linalg.singular_vectors,
         {"matrices": JS, "num": 2},
         {"matrices": "matrices", "num": "at most or none"},
+    ),
+    Target(
+        "bptt.fixed_points",
+        fixed_points,
+        FIXED_POINTS,
+        {
+            "step": "step",
+            "params": "params",
+            "starts": "state",
+            "x": "input",
+            "x_per_start": "flag",
+            "rhs": "no function",
+            "method": "optional choice",
+            "tol": "at least zero",
+            "max_iterations": "optional integer",
+            "distance": "above zero",
+            "outlier": "above zero",
+            "margin": "above zero",
+        },
+    ),
+    Target("bptt.fixed_points", fixed_points, FIXED_POINTS | {"num": 2}, {"num": "at most or none"}),
+    Target(
+        "bptt.analysis.sample_starts",
+        bptt.analysis.sample_starts,
+        {"states": XS, "num": 4, "key": KEY, "noise": 1e-9, "axes": 1},
+        {"states": "visited", "num": "integer", "key": "key", "noise": "at least zero", "axes": "integer"},
     ),
 ]
 

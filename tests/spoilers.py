@@ -465,6 +465,14 @@ KINDS: dict[str, dict[str, Spoiler]] = {
     "state": STATES,
     "params": PARAMS,
     "inputs": INPUTS,
+    "input": {
+        k: v
+        for k, v in INPUTS.items()
+        if k not in ("one axis more", "scalar", "python number")  # which may be inputs
+    },
+    "visited": NO_ARRAYS | LAYOUTS | {k: SHAPES[k] for k in ("scalar", "python number", "empty", "empty inside")},
+    "optional choice": {k: v for k, v in CHOICES.items() if k != "none"},
+    "at least zero": {k: v for k, v in ABOVE_ZERO.items() if k not in ("none", "zero")},
     "matrices": MATRICES,
     "square": SQUARE,
     "jacobians": JACOBIANS,

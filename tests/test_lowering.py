@@ -10,13 +10,18 @@ from test_transforms import FUNCTIONS, W
 from bptt_jax.linalg import spectra
 
 # The library's routines that a program for an Nvidia GPU may call. All else is what XLA compiles itself.
-KINDS = {"svd": r"cusolver_gesvd\w*", "eig": r"(cu)?(hybrid|solver)_\w*eig?\w*", "qr": r"cusolver_(geqrf|orgqr)\w*"}
-KINDS["lu"] = r"cusolver_getrf\w*|cu_lu_pivots_to_permutation"
+KINDS = {
+    "svd": r"cusolver_gesvd\w*",
+    "eig": r"(cu)?(hybrid|solver)_\w*eig?\w*",
+    "qr": r"cusolver_(geqrf|orgqr)\w*",
+    "lu": r"cu(solver|blas)_getrf\w*|cu_lu_pivots\w*",
+}
 CALLS = {
     "gradient_flow": {"svd", "eig"},
     "lyapunov_exponents": {"qr"},
     "covariant_vectors": {"qr", "svd"},
     "influence_map": {"svd"},
+    "fixed_points": {"lu", "eig"},
     "predict_parallel": {"qr"},
     "leading_singular_values": {"svd"},
     "leading_eigenvalues": {"eig"},

@@ -61,6 +61,11 @@ def from_haiku(w):
     return step(params, w[0], w[1])
 
 
+def fixed_points(w):
+    x = jnp.asarray(XS[0], w.dtype)
+    return bptt.fixed_points(step, w, jnp.asarray(XS, w.dtype), x, rhs=lambda w, h, x: step(w, h, x) - h)
+
+
 def filled(shapes, w):
     return jax.tree.map(lambda a: jnp.resize(w, a.shape), shapes)
 
@@ -124,6 +129,8 @@ OF_WEIGHTS = {
     "lyapunov_exponents": along(bptt.lyapunov_exponents, warmup=1),
     "covariant_vectors": along(bptt.covariant_vectors, warmup=0, cooldown=0, unstable=1),
     "influence_map": influence,
+    "fixed_points": fixed_points,
+    "sample_starts": lambda w: bptt.analysis.sample_starts(w, 3, key=KEY),
     "deer": lambda w: along(bptt.deer)(w).states,
     "predict_parallel": along(bptt.predict_parallel),
     "leading_singular_values": along(bptt.analysis.leading_singular_values, num=2),

@@ -25,6 +25,7 @@ from bptt_jax.results import Result
 
 SIZE = re.compile(r"norm|magnitude|gain|singular|eigenvalue|radius|condition|log_values|log_scale|^values$")
 STILL = {
+    "FixedPoints.eigenvalue_errors": "how sure the eigenvalues are",
     "LyapunovSpectrum.orthonormalised": "true or false",
     "BatchSums.values": "sums of growth",
     "Eigensystem.condition_numbers": "one at least",
@@ -76,6 +77,15 @@ def along_nothing(function, **options):
     return of
 
 
+def at_rest(weights):
+    """At a fixed point of zero, where the Jacobian is zero too."""
+
+    def still(p, h, x):
+        return p * h
+
+    return bptt.fixed_points(still, weights, jnp.ones((1, 2)), rhs=still)
+
+
 def stacks(weights):
     matrices = jnp.stack([jnp.diag(weights), jnp.ones((2, 2)) + jnp.diag(weights)])
     names = ("eigenvalues", "singular_values", "linalg.condition_number", "linalg.spectral_norm")
@@ -107,6 +117,7 @@ CASES = {
     "leading singular values": along_nothing(bptt.analysis.leading_singular_values, num=1),
     "leading eigenvalues": along_nothing(bptt.analysis.leading_eigenvalues, num=1),
     "product": along_nothing(bptt.analysis.product_singular_values, num=1),
+    "fixed points": at_rest,
     "spectra": stacks,
     "parallel": parallel,
     "clips": after_clips,

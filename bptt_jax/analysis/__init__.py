@@ -4,6 +4,8 @@ from bptt_jax.analysis.backward import Adjoints, TemporalContributions, adjoints
 from bptt_jax.analysis.calibration import Calibration, CalibrationTrials, calibrate, calibrate_cell
 from bptt_jax.analysis.covariant import CovariantVectors, covariant_vectors
 from bptt_jax.analysis.estimators import TruncationBias, rtrl_gradient, tbptt_gradient, truncation_bias
+from bptt_jax.analysis.fixed_point_results import FixedPoints
+from bptt_jax.analysis.fixed_points import fixed_points, sample_starts
 from bptt_jax.analysis.flow import gradient_flow
 from bptt_jax.analysis.flow_results import GradientFlow
 from bptt_jax.analysis.gain import GainTrials, RecommendedGain, recommend_gain
@@ -24,6 +26,7 @@ __all__ = [
     "Calibration",
     "CalibrationTrials",
     "CovariantVectors",
+    "FixedPoints",
     "GainTrials",
     "GradientFlow",
     "InfluenceMap",
@@ -41,6 +44,7 @@ __all__ = [
     "calibrate",
     "calibrate_cell",
     "covariant_vectors",
+    "fixed_points",
     "gradient_flow",
     "influence_map",
     "leading_eigenvalues",
@@ -49,6 +53,7 @@ __all__ = [
     "product_singular_values",
     "recommend_gain",
     "rtrl_gradient",
+    "sample_starts",
     "tbptt_gradient",
     "temporal_contributions",
     "truncation_bias",

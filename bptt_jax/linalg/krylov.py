@@ -141,6 +141,47 @@ def eigenpairs(push: Product, size: int, dtype: jnp.dtype, num: int) -> Eigenpai
     return Eigenpairs(values, errors, matmul(vectors.T, basis.astype(vectors.dtype)), unit)
 
 
+def least_squares(
+    push: Callable[[Array], Array],
+    pull: Callable[[Array], Array],
+    b: Array,
+    *,
+    damping: Array,
+    steps: int,
+    tol: float,
+) -> Array:
+    """Minimises ``|A x - b|^2 + damping |x|^2`` by conjugate gradients (CGLS: Bjorck 1996, section 7.4).
+
+    Args:
+      push, pull: A, real and linear, and its transpose.
+      b: what A maps to.
+      damping: at least 0.
+      steps: at most so many; in exact arithmetic x is found after as many as it has numbers.
+      tol: ends where ``|A^T (b - A x) - damping x|`` has fallen by this factor.
+    """
+    unit = jnp.max(jnp.abs(b))
+    b = b / jnp.where(unit > 0, unit, 1)  # no square leaves the range
+    start = pull(b)
+    first = jnp.sum(jnp.square(start))
+
+    def more(carry: tuple[Array, ...]) -> Array:
+        *_, size, count = carry
+        return (size > tol**2 * first) & (count < steps)
+
+    def body(carry: tuple[Array, ...]) -> tuple[Array, ...]:
+        x, left, direction, size, count = carry
+        image = push(direction)
+        curvature = jnp.sum(jnp.square(image)) + damping * jnp.sum(jnp.square(direction))
+        length = jnp.where(curvature > 0, size / jnp.where(curvature > 0, curvature, 1), 0)
+        x, left = x + length * direction, left - length * image
+        gradient = pull(left) - damping * x
+        new = jnp.sum(jnp.square(gradient))
+        return x, left, gradient + new / size * direction, new, count + 1
+
+    carry = jnp.zeros_like(start), b, start, first, jnp.zeros((), jnp.int32)
+    return unit * devices.while_loop(more, body, carry)[0]
+
+
 def _orthonormal(basis: Array, image: Array, largest: Array, spare: Array) -> tuple[Array, Array, Array, Array]:
     """The part of `image` that is orthogonal to the rows of `basis`, as a unit vector, and its length.
 

@@ -107,3 +107,11 @@ def by_modulus(values: Array) -> Array:
     Stable, so that conjugate pairs, whose moduli are equal to the last bit, keep LAPACK's order.
     """
     return jnp.argsort(-jnp.abs(values), axis=-1, stable=True)
+
+
+def _solve_augmented(systems: Array) -> Array:
+    return jnp.linalg.solve(systems[..., :-1], systems[..., -1:])[..., 0]
+
+
+# Of systems ``[A, b]``, ``[..., N, N + 1]``, the solutions ``[..., N]``; not finite where A is singular.
+solve = matrix_by_matrix(_solve_augmented, (1,))

@@ -99,12 +99,19 @@ def condition_number(matrices: Inexact[Array, "... M N"]) -> Float[Array, "..."]
 
 @devices.compiled
 def _singular_values(matrices: Array) -> Array:
+    if matrices.shape[-2:] == (1, 1) and not jnp.iscomplexobj(matrices):
+        only = matrices[..., 0]  # as of eigenvalues
+        return jnp.where(jnp.isfinite(only), jnp.abs(only), jnp.nan)
     scaled, bad = scaled_down(matrices)
     return jnp.where(bad, jnp.nan, LogScaled(_svd(scaled.mantissa), scaled.exponent).value)
 
 
 @devices.compiled
 def _eigenvalues(matrices: Array) -> Array:
+    if matrices.shape[-1] == 1:
+        # Else the compiler may round one number in two ways, for its exponent and for its mantissa: a factor of 2.
+        only = matrices[..., 0]
+        return jax.lax.complex(jnp.where(jnp.isfinite(only), only.real, jnp.nan), only.imag)
     scaled, bad = scaled_down(matrices)
     values = _eigvals(scaled.mantissa)
     ordered = LogScaled(jnp.take_along_axis(values, by_modulus(values), axis=-1), scaled.exponent).value
