@@ -566,6 +566,18 @@ TARGETS: list[Target] = [
         },
     ),
     recurrence("covariant_vectors", num=(2, "at most or none"), warmup=(1, "warmup or none")),
+    Target(
+        "bptt.linalg.product_singular_vectors",
+        bptt.linalg.product_singular_vectors,
+        {"jacobians": JS, "num": 2},
+        {"jacobians": "jacobians", "num": "at most or none"},
+    ),
+    Target(
+        "bptt.analysis.modal_coordinates",
+        bptt.analysis.modal_coordinates,
+        {"states": XS, "system": bptt.linalg.Eigensystem(*np.ones((3, 2, 2), np.complex64))},
+        {"states": "any state"},
+    ),
     Target("bptt.eigensystem", bptt.eigensystem, {"matrices": JS}, {"matrices": "square"}),
     Target(
         "bptt.linalg.singular_vectors",

@@ -192,7 +192,7 @@ MATRICES = """
 import jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import bptt_jax as bptt
-from bptt_jax.analysis.frames import orthonormal
+from bptt_jax.linalg.lq import orthonormal
 
 FUNCTIONS = bptt.singular_values, lambda a: orthonormal(a.mT)[0].mT, bptt.eigenvalues
 given = np.random.default_rng(0).standard_normal((8, 128, 128)).astype(np.float32)

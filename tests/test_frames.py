@@ -9,7 +9,7 @@ import pytest
 from oracles import linear_step
 
 import bptt_jax as bptt
-from bptt_jax.analysis.frames import orthonormal
+from bptt_jax.linalg.lq import orthonormal
 
 RNG = np.random.default_rng(0)
 

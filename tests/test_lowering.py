@@ -33,6 +33,8 @@ CALLS = {
     "spectral_radius": {"eig"},
     "eigensystem": {"eig", "lu"},
     "singular_vectors": {"svd"},
+    "product_singular_vectors": {"qr"},
+    "modal_coordinates": {"eig", "lu"},
     "product_log_norms": {"svd"},
 }
 

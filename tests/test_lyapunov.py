@@ -13,8 +13,8 @@ from slices import covering
 
 import bptt_jax as bptt
 from bptt_jax.analysis.averages import BatchSums, squared_error
-from bptt_jax.analysis.frames import orthonormal
 from bptt_jax.analysis.lyapunov import living_rates
+from bptt_jax.linalg.lq import orthonormal
 from bptt_jax.linalg.scattered import scattered
 
 

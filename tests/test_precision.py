@@ -8,7 +8,7 @@ import pytest
 
 import bptt_jax as bptt
 from bptt_jax.analysis import matrix_free
-from bptt_jax.analysis.frames import orthonormal
+from bptt_jax.linalg.lq import orthonormal
 from bptt_jax.recurrence.jacobians import jacobians_at
 
 XS = jnp.ones((6, 2))

@@ -128,6 +128,9 @@ OF_WEIGHTS = {
     "calibrate_cell": lambda w: calibrated_cell(w).value,
     "lyapunov_exponents": along(bptt.lyapunov_exponents, warmup=1),
     "covariant_vectors": along(bptt.covariant_vectors, warmup=0, cooldown=0, unstable=1),
+    "modal_coordinates": lambda w: bptt.analysis.modal_coordinates(
+        along(bptt.unroll)(w), bptt.eigensystem(w), origin=w[0]
+    ),
     "influence_map": influence,
     "fixed_points": fixed_points,
     "sample_starts": lambda w: bptt.analysis.sample_starts(w, 3, key=KEY),
@@ -160,6 +163,7 @@ OF_MATRICES = {
     "condition_number": bptt.linalg.condition_number,
     "jacobian_product": lambda w: bptt.jacobian_product(jnp.stack([w, w + 1, w])),
     "product_log_norms": lambda w: bptt.product_log_norms(jnp.stack([w, w + 1, w])),
+    "product_singular_vectors": lambda w: bptt.linalg.product_singular_vectors(jnp.stack([w, w + 1, w])).log_values,
     "prefix_products": lambda w: bptt.linalg.prefix_products(jnp.stack([w, w + 0.9, w])),
     "parallel_adjoints": lambda w: bptt.parallel.parallel_adjoints(
         jnp.stack([w, w + 1, w]), jnp.stack([w[0], w[1], w[0]])

@@ -90,6 +90,8 @@ def stacks(weights):
     matrices = jnp.stack([jnp.diag(weights), jnp.ones((2, 2)) + jnp.diag(weights)])
     names = ("eigenvalues", "singular_values", "linalg.condition_number", "linalg.spectral_norm")
     found = {name: PUBLIC[name](matrices) for name in (*names, "linalg.spectral_radius")}
+    product = bptt.linalg.product_singular_vectors(matrices)
+    found |= sizes(product) | {"linalg.product_singular_vectors": product.log_values}
     system, vectors = bptt.eigensystem(matrices), bptt.linalg.singular_vectors(matrices)
     found |= sizes(system) | sizes(vectors) | {"linalg.singular_vectors": vectors.values}
     return found | {"product_log_norms": bptt.product_log_norms(matrices)}

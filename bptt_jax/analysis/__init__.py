@@ -18,6 +18,7 @@ from bptt_jax.analysis.matrix_free import (
     leading_singular_values,
     product_singular_values,
 )
+from bptt_jax.analysis.modes import modal_coordinates
 from bptt_jax.analysis.monitor import Monitor, MonitorRecord, MonitorWarning
 from bptt_jax.analysis.nonfinite import NonFinite
 
@@ -50,6 +51,7 @@ __all__ = [
     "leading_eigenvalues",
     "leading_singular_values",
     "lyapunov_exponents",
+    "modal_coordinates",
     "product_singular_values",
     "recommend_gain",
     "rtrl_gradient",

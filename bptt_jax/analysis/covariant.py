@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 
 from bptt_jax import devices
 from bptt_jax.analysis.averages import MOST_BATCHES, batches, count_within, own_library, pieces
-from bptt_jax.analysis.frames import Frames, begin_frames, orthonormal, orthonormalised
+from bptt_jax.analysis.frames import Frames, begin_frames, orthonormalised
 from bptt_jax.analysis.lyapunov import (
     LyapunovSpectrum,
     check_num,
@@ -23,6 +23,7 @@ from bptt_jax.analysis.lyapunov import (
 )
 from bptt_jax.checks import call_user_function, check_function, check_leaves, check_positive
 from bptt_jax.linalg import logscale
+from bptt_jax.linalg.lq import ROUNDINGS, orthonormal
 from bptt_jax.linalg.precision import matmul
 from bptt_jax.linalg.spectra import singular_values
 from bptt_jax.recurrence.tangents import TangentStep, tangent_step
@@ -40,8 +41,6 @@ from bptt_jax.step import (
     choose,
     ravel_state,
 )
-
-_ROUNDINGS = 4.0  # of the largest length: what is no longer than that counts as mapped to zero
 
 
 class CovariantVectors(Result):
@@ -367,7 +366,7 @@ def _one_back(
 def _pulled(coefficients: Array, step: _Step) -> tuple[Array, Array]:
     """Log of the factor by which the step makes each vector longer, in the order afterwards; the rows before it."""
     diagonal = jnp.abs(jnp.diagonal(step.link))
-    dead = diagonal <= _ROUNDINGS * float(jnp.finfo(diagonal.dtype).eps) * jnp.max(diagonal)
+    dead = diagonal <= ROUNDINGS * float(jnp.finfo(diagonal.dtype).eps) * jnp.max(diagonal)
     # A row that is mapped to zero has nothing of the others that are, and no other has anything of it.
     eye = jnp.eye(len(diagonal), dtype=diagonal.dtype)
     factor = jnp.where(dead[:, None] | dead[None], eye, step.link)

@@ -11,15 +11,13 @@ from jaxtyping import Bool, Float
 from bptt_jax import devices
 from bptt_jax.checks import check_leaves, raise_if
 from bptt_jax.linalg import logscale
-from bptt_jax.linalg.lapack import matrix_by_matrix
-from bptt_jax.linalg.precision import matmul
+from bptt_jax.linalg.lq import ROUNDINGS, orthonormal
 from bptt_jax.linalg.scattered import scattered
 from bptt_jax.recurrence.tangents import tangent_step
 from bptt_jax.step import Array, Instant, PyTree, Recurrence, State, choose, differentiable_part
 
 _LONGEST = 64  # steps between two orthonormalisations, at most
 _FORGETS = 0.03  # of a faster pace, at every orthonormalisation after the first few
-_ROUNDINGS = 4.0  # of the largest length: what is no longer than that may be zero
 
 
 class Frames(NamedTuple):
@@ -171,7 +169,7 @@ def orthonormal_frame(columns: Float[Array, "D num"], dtype: jnp.dtype) -> Float
     rows = rows / jnp.maximum(jnp.max(jnp.abs(rows), axis=1, keepdims=True), jnp.finfo(dtype).tiny)
     l, q = orthonormal(rows)
     least = jnp.min(jnp.abs(jnp.diagonal(l)))
-    dependent = ~(least > _ROUNDINGS * float(jnp.finfo(dtype).eps) * len(rows))
+    dependent = ~(least > ROUNDINGS * float(jnp.finfo(dtype).eps) * len(rows))
     return raise_if(q, dependent, "initial_frame: expected linearly independent columns")
 
 
@@ -211,12 +209,12 @@ def orthonormalised(
     empty = ~jnp.any(rows != 0, axis=1)
     # A row of mere rounding says nothing, and would claim the direction of a row that lives.
     sizes = jnp.max(jnp.abs(rows), axis=2)
-    lost = sizes <= _ROUNDINGS * eps * jnp.max(sizes, axis=1, keepdims=True)
+    lost = sizes <= ROUNDINGS * eps * jnp.max(sizes, axis=1, keepdims=True)
     rows, places = devices.cond(jnp.any(lost), _lost_last, lambda rows, places, *_: (rows, places), rows,
                                 frames.places, lost, fresh)  # fmt: skip
     l, q = orthonormal(rows)
     lengths = jnp.where(gone, 0, jnp.abs(jnp.diagonal(l, axis1=1, axis2=2)))
-    zero = lengths <= _ROUNDINGS * eps * jnp.max(lengths, axis=1, keepdims=True)
+    zero = lengths <= ROUNDINGS * eps * jnp.max(lengths, axis=1, keepdims=True)
     logs = jnp.log(jnp.where(lengths == 0, 1, lengths)) + math.log(2) * exponent.astype(l.dtype)[:, None]
     logs = jnp.where(zero, jax.lax.stop_gradient(logs), logs)  # the derivative of a rounding
     growth = jnp.where(lengths == 0, -jnp.inf, logs)
@@ -238,32 +236,3 @@ def _lost_last(
     rows = jnp.take_along_axis(rows, order[:, :, None], axis=1)
     places = jnp.take_along_axis(jnp.argsort(order, axis=1), places, axis=1)
     return jnp.where(jnp.any(rows != 0, axis=2, keepdims=True), rows, fresh[None]), places
-
-
-@jax.custom_jvp
-def orthonormal(frames: Float[Array, "... M N"]) -> tuple[Float[Array, "... M M"], Float[Array, "... M N"]]:
-    """A = L Q for real ``[..., M, N]``, M <= N: L ``[..., M, M]`` lower triangular, Q with orthonormal rows.
-
-    In the derivative a row that is lost in the rounding of the others is a constant, but for staying orthogonal.
-    """
-    q, r = _qr(frames.mT)
-    return r.mT, q.mT
-
-
-_qr = matrix_by_matrix(jnp.linalg.qr, (2, 2))
-
-
-@orthonormal.defjvp
-def _orthonormal_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Any, Any]:
-    # From dA = dL Q + L dQ with a lower triangular dL and an antisymmetric dQ Q^T.
-    l, q = orthonormal(*primals)
-    lengths = jnp.abs(jnp.diagonal(l, axis1=-2, axis2=-1))
-    bound = _ROUNDINGS * float(jnp.finfo(l.dtype).eps) * jnp.max(lengths, axis=-1, keepdims=True)
-    lost = (lengths <= bound)[..., None]
-    safe = jnp.where(lost, jnp.eye(l.shape[-1], dtype=l.dtype), l)
-    moved = jnp.where(lost, 0, tangents[0])
-    change = jax.lax.linalg.triangular_solve(safe, moved, left_side=True, lower=True)  # L^-1 dA
-    inside = matmul(change, q.mT)
-    upper = jnp.triu(inside, 1)
-    turn = upper - upper.mT
-    return (l, q), (matmul(l, inside - turn), change - matmul(inside - turn, q))

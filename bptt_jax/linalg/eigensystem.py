@@ -147,13 +147,13 @@ def _singular_vectors(matrices: Array, *, num: int) -> SingularVectors:
     scaled, bad = scaled_down(matrices)
     left, values, right = triplets(scaled.mantissa)
     left, values, right = left.mT[..., :num, :], values[..., :num], right[..., :num, :].conj()
-    phase = _phase(right)
+    turn = phase(right)
     values = jnp.where(bad, jnp.nan, LogScaled(values, scaled.exponent).value)
-    right, left = (jnp.where(bad[..., None], jnp.nan, a * phase.conj()) for a in (right, left))
+    right, left = (jnp.where(bad[..., None], jnp.nan, a * turn.conj()) for a in (right, left))
     return SingularVectors(values, right, left)
 
 
-def _phase(rows: Array) -> Array:
+def phase(rows: Array) -> Array:
     """``[..., K, 1]``: of the largest component of each row."""
     largest = jnp.take_along_axis(rows, _leading(rows), axis=-1)
     return largest / jnp.abs(largest).astype(rows.dtype)
@@ -173,7 +173,7 @@ def _modes(matrices: Array) -> tuple[Array, Array, Array]:
     order = by_modulus(values)
     values = jnp.take_along_axis(values, order, axis=-1)
     right = jnp.take_along_axis(right, order[..., None, :], axis=-1)
-    rows = right.mT / _phase(right.mT)
+    rows = right.mT / phase(right.mT)
     rows = rows / jnp.linalg.norm(rows, axis=-1, keepdims=True).astype(rows.dtype)
     (left,) = inverse(rows.mT)
     if not jnp.iscomplexobj(matrices):

@@ -47,7 +47,7 @@ def jacobian_product(
       >>> round(float(found.log_norm), 1)  # of 1e-229
       -526.8
     """
-    return _product(*_checked(jacobians, resets, mask, states))
+    return _product(*checked(jacobians, resets, mask, states))
 
 
 def product_log_norms(
@@ -74,7 +74,7 @@ def product_log_norms(
       >>> bptt.product_log_norms(jnp.full((3, 1, 1), 0.5), resets=episodes) / jnp.log(2.0)
       Array([-inf,  -2.,  -1.], dtype=float32)
     """
-    return _product_log_norms(*_checked(jacobians, resets, mask, states))
+    return _product_log_norms(*checked(jacobians, resets, mask, states))
 
 
 def prefix_products(
@@ -97,7 +97,7 @@ def prefix_products(
       >>> found.value.ravel()
       Array([0.5  , 0.25 , 0.125], dtype=float32)
     """
-    return _cumulated(*_checked(jacobians, resets, mask, states), reverse=False)
+    return _cumulated(*checked(jacobians, resets, mask, states), reverse=False)
 
 
 def suffix_products(
@@ -116,7 +116,7 @@ def suffix_products(
       >>> found.value.ravel()
       Array([0.125, 0.25 , 0.5  ], dtype=float32)
     """
-    return _cumulated(*_checked(jacobians, resets, mask, states), reverse=True)
+    return _cumulated(*checked(jacobians, resets, mask, states), reverse=True)
 
 
 def identity(size: int, dtype: jnp.dtype) -> LogScaled:
@@ -152,10 +152,10 @@ def products_back(after: LogScaled, jacobians: Num[Array, "K D D"]) -> tuple[Log
     return devices.scan(body, after, jacobians, reverse=True)
 
 
-_Factors = tuple[Array, Array | None, Array | None, PyTree]
+Factors = tuple[Array, Array | None, Array | None, PyTree]
 
 
-def _checked(jacobians: Array, resets: Array | None, mask: Array | None, states: PyTree) -> _Factors:
+def checked(jacobians: Array, resets: Array | None, mask: Array | None, states: PyTree) -> Factors:
     jacobians = check_matrices("jacobians", jacobians, square=True, ndim=3)
     for name, flags in (("resets", resets), ("mask", mask)):
         if flags is not None:
@@ -167,7 +167,7 @@ def _checked(jacobians: Array, resets: Array | None, mask: Array | None, states:
     return jacobians, resets, mask, states
 
 
-def _factors(jacobians: Array, resets: Array | None, mask: Array | None, states: PyTree) -> tuple[Array, Any]:
+def factors(jacobians: Array, resets: Array | None, mask: Array | None, states: PyTree) -> tuple[Array, Any]:
     """The matrices that are multiplied, and the resets at real steps."""
     if states is not None:
         jacobians = jnp.where(finite_steps(states)[:, None, None], jacobians, jnp.nan)
@@ -179,7 +179,7 @@ def _factors(jacobians: Array, resets: Array | None, mask: Array | None, states:
 
 @devices.compiled
 def _cumulated(*given: Any, reverse: bool) -> LogScaled:
-    jacobians, resets = _factors(*given)
+    jacobians, resets = factors(*given)
 
     def combine(near: LogScaled, far: LogScaled) -> LogScaled:
         # `near` is next to where the products begin: on the right going forwards, on the left going backwards.
@@ -193,7 +193,7 @@ def _cumulated(*given: Any, reverse: bool) -> LogScaled:
 
 @devices.compiled
 def _product(*given: Any) -> LogScaled:
-    jacobians, resets = _factors(*given)
+    jacobians, resets = factors(*given)
 
     def body(product: LogScaled, jacobian: Array) -> tuple[LogScaled, None]:
         return jacobian @ product, None
@@ -204,6 +204,6 @@ def _product(*given: Any) -> LogScaled:
 
 @devices.compiled
 def _product_log_norms(*given: Any) -> Array:
-    jacobians, resets = _factors(*given)
+    jacobians, resets = factors(*given)
     norms = log_spectral_norm(products_back(identity(jacobians.shape[-1], jacobians.dtype), jacobians)[1])
     return norms if resets is None else jnp.where(before_reset(resets), -jnp.inf, norms)
