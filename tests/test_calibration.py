@@ -147,6 +147,24 @@ def test_a_leaky_network_needs_what_it_is_told():
     assert mean_rate(found.value - 4 * found.error) < -2 * rate_error
 
 
+def test_the_advice_of_a_flow_names_what_was_found():
+    found = bptt.calibrate(linear, jnp.ones(2), low=0.1, high=30.0, length=10)
+    flow = bptt.gradient_flow(scaled, 0.3, jnp.ones(2), None, last, length=10, spectra=False)
+    without = flow.advice()
+    assert any("recommend_gain" in said for said in without)
+    said = flow.advice(calibrated={"factor": found})
+    assert f"factor {found.statement}" in said
+    assert found.statement.endswith("would be steady")
+    assert [s for s in said if "factor" not in s] == [s for s in without if "recommend_gain" not in s]
+    assert f"factor {found.statement}" in flow.advice(gated=True, calibrated={"factor": found})
+    exploding = bptt.gradient_flow(scaled, 3.0, jnp.ones(2), None, last, length=10, spectra=False)
+    assert f"factor {found.statement}" in exploding.advice(calibrated={"factor": found})
+    missing = bptt.calibrate(linear, jnp.ones(1), low=0.5, high=9.0, length=60)
+    assert any(s.startswith("factor: no value found") for s in flow.advice(calibrated={"factor": missing}))
+    with pytest.raises(TypeError, match="calibrated: expected names and what calibrate found"):
+        flow.advice(calibrated=found)
+
+
 def noisy(w, h, x):
     return w * jnp.exp(0.3 * x) * h
 

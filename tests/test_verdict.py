@@ -24,6 +24,7 @@ CASE = verdict.Findings(
     kept=math.nan,
     conserves=False,
     gated=None,
+    calibrated=[],
     clip_threshold=0.123,
     largest_gradient_log10=1.0,
     dtype="float32",

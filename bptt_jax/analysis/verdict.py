@@ -77,6 +77,7 @@ class Findings(NamedTuple):
       conserves: whether the Jacobians stretch some directions and shrink others by as much, as in a system without
         friction; False if unknown.
       gated: whether the step has a forget or update gate; None if unknown.
+      calibrated: what was measured to be steady, in sentences; empty if nothing was.
       clip_threshold: NaN if there is none to recommend.
       largest_gradient_log10: of what one step adds to the gradient.
       dtype: of the states.
@@ -105,6 +106,7 @@ class Findings(NamedTuple):
     kept: float
     conserves: bool
     gated: bool | None
+    calibrated: list[str]
     clip_threshold: float
     largest_gradient_log10: float
     dtype: str
@@ -292,8 +294,7 @@ def _against_vanishing(f: Findings) -> list[str]:
             f"gru or lstm, with the forget (update) gate at a bias of {_logit(share):.1f} or more, to reach back "
             f"{length} steps"
         )
-    if not f.gated:
-        tries.append(_FACTOR)
+    tries += _what_is_steady(f)
     if 2 * end <= length:
         tries.append(f"truncating at {end} steps loses next to nothing")
     return tries
@@ -334,12 +335,16 @@ def _against_explosion(f: Findings) -> list[str]:
             "friction: smaller weights would make it another system; start anew from known states within the "
             "sequence (multiple shooting), or truncate"
         )
-    elif not f.gated:
-        tries.append(_FACTOR)
+    else:
+        tries += _what_is_steady(f)
     reach = max(1, math.floor(-math.log(f.threshold) / f.rate)) if f.rate > 0 else f.length
     if reach < f.length:
         tries.append(f"truncate at {reach} steps, within which the growth stays below {1 / f.threshold:g}")
     return tries
+
+
+def _what_is_steady(f: Findings) -> list[str]:
+    return f.calibrated or ([] if f.gated else [_FACTOR])
 
 
 def _logit(p: float) -> float:
