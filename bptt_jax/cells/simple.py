@@ -128,7 +128,8 @@ def leaky_rnn(
       alpha: above 0 and at most 1, where this is `bptt_jax.rnn`. It may be traced, and is then checked when it runs.
       noise: in the units of the input of phi; independent of alpha where that is small. It may be traced likewise.
         The noise of a step comes from a key beside its input, ``x = (x_t, key)``, so that it is the same whenever
-        the step is called again; where the input comes alone there is none, as for fixed points.
+        the step is called again, in single and in double precision; where the input comes alone there is none, as
+        for fixed points.
       activation, gain, recurrent_init, input_init, dtype: as for `bptt_jax.rnn`.
 
     Returns:
@@ -172,7 +173,8 @@ def _leaky_step(activation: Callable[[Array], Array], alpha: float | Array, nois
         leak = jnp.asarray(alpha, h.dtype)
         if key is not None:
             scale = jnp.asarray(noise, h.dtype) * jnp.sqrt(2 / leak)
-            drive += scale * jax.random.normal(check_key("key", key), h.shape, h.dtype)
+            # In single precision, so that it is the same in double.
+            drive += scale * jax.random.normal(check_key("key", key), h.shape, jnp.float32).astype(h.dtype)
         return (1 - leak) * h + leak * activation(drive)
 
     return leaky_step
