@@ -1,5 +1,6 @@
 """What the contract asks of each public function, in every case to which it applies."""
 
+import itertools
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -641,6 +642,26 @@ def check_exponents(case: Case) -> Iterator[Comparison]:
             yield Comparison("growth of the piece", got, expected, True)
 
 
+def check_covariant(case: Case) -> Iterator[Comparison]:
+    """Within a piece a Jacobian makes of each vector the next one, longer by the factor that is told."""
+    num = num_exponents(case)
+    for plan in case.plans:
+        got = bptt.covariant_vectors(*case.arguments(plan), num=num, warmup=0, cooldown=0, unstable=1)
+        yield Comparison("kept", got.kept, plan.mask)
+        vectors, growth = (np.asarray(a, np.float64) for a in (got.vectors, got.growth))
+        yield Comparison("norms", np.linalg.norm(vectors[plan.mask], axis=1), np.ones((plan.mask.sum(), num)))
+        jacobians = case.truth(plan).jacobians
+        for _, steps in plan.pieces:
+            for k, following in itertools.pairwise(steps):
+                unit = max(np.linalg.norm(jacobians[k], 2), 1e-300)
+                living = growth[k] > -np.inf
+                images = (jacobians[k] @ vectors[k] / unit)[:, living]
+                expected = (vectors[following] * np.exp(growth[k]) / unit)[:, living]
+                yield Comparison(f"images {k}", 2 + images, 2 + expected)
+        expected = bptt.lyapunov_exponents(*case.arguments(plan), num=num)
+        yield Comparison("exponents", got.exponents, expected.exponents, True)
+
+
 def check_flossing(case: Case) -> Iterator[Comparison]:
     num = num_exponents(case)
     for plan in case.plans:
@@ -755,4 +776,5 @@ CHECKS: dict[str, Check] = {
     "deer": Check(check_deer(), applies=solved_fully),
     "deer diagonal": Check(check_deer(jacobian="diagonal", damped=True), applies=solved),
     "parallel_adjoints": Check(check_parallel_adjoints, applies=has_adjoints),
+    "covariant_vectors": Check(check_covariant),
 }
