@@ -221,7 +221,7 @@ MUTATIONS = {
             "test_sequence.py::test_gradient_of_the_reset_state",
         ),
         (
-            "to_reset_state = (to_reset_state + LogScaled(stays, e)).normalized()",
+            "to_reset_state = to_reset_state + LogScaled(stays, e)",
             "pass",
             "test_sequence.py::test_gradient_of_the_reset_state",
         ),
@@ -237,8 +237,8 @@ MUTATIONS = {
             "test_adjoints.py::test_contributions_against_one_vjp_per_step",
         ),
         (
-            "LogScaled(found, signal.exponent).normalized()",
-            "LogScaled(found, 0 * signal.exponent)",
+            "return LogScaled(found, signal.exponent)",
+            "return LogScaled(found, 0 * signal.exponent)",
             "test_adjoints.py::test_gradients_beyond_the_range_of_floats",
         ),
         ("start = choose(first == 0, recurrence.state0, before)", "start = before", "test_contract.py -k adjoints"),
