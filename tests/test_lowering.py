@@ -15,13 +15,14 @@ KINDS = {
     "eig": r"(cu)?(hybrid|solver)_\w*eig?\w*",
     "qr": r"cusolver_(geqrf|orgqr)\w*",
     "lu": r"cu(solver|blas)_getrf\w*|cu_lu_pivots\w*",
+    "cholesky": r"cusolver_potrf\w*",
 }
 CALLS = {
     "gradient_flow": {"svd", "eig"},
     "lyapunov_exponents": {"qr"},
     "covariant_vectors": {"qr", "svd"},
     "influence_map": {"svd"},
-    "fixed_points": {"lu", "eig"},
+    "fixed_points": {"lu", "cholesky", "eig"},
     "predict_parallel": {"qr"},
     "leading_singular_values": {"svd"},
     "leading_eigenvalues": {"eig"},

@@ -63,7 +63,8 @@ def from_haiku(w):
 
 def fixed_points(w):
     x = jnp.asarray(XS[0], w.dtype)
-    return bptt.fixed_points(step, w, jnp.asarray(XS, w.dtype), x, rhs=lambda w, h, x: step(w, h, x) - h)
+    found = bptt.fixed_points(step, w, jnp.asarray(XS, w.dtype), x, rhs=lambda w, h, x: step(w, h, x) - h)
+    return replace(found, iterations=None, representatives=None)  # which the last bit decides
 
 
 def filled(shapes, w):

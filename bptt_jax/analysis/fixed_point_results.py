@@ -28,7 +28,8 @@ class FixedPoints(Result):
       representatives: the number of the slowest point within `distance`; its own, of a point that stands for itself
         and those near it; -1 where nothing is finite.
       outlier: whether the point is far from all starts.
-      jacobians: ``[K, D, D]``, of the step at the points; None of the matrix-free route.
+      jacobians: ``[K, D, D]``, of the step at the representative of each point, as are the eigenvalues and the counts;
+        None of the matrix-free route.
       eigenvalues: ``[K, num]``, by descending modulus, num = D but for the matrix-free route.
       eigenvalue_errors: ``[K, num]`` of the matrix-free route, as of `leading_eigenvalues`; else None.
       rhs_eigenvalues: ``[K, D]`` of the Jacobian of `rhs`, by descending real part; None without it.

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from bptt_jax import devices
 from bptt_jax.linalg.krylov import least_squares
-from bptt_jax.linalg.lapack import solve
+from bptt_jax.linalg.lapack import solve, solve_positive
 from bptt_jax.linalg.precision import matmul
 from bptt_jax.recurrence.jacobians import jacobian_at
 from bptt_jax.recurrence.linearization import Mode
@@ -248,8 +248,9 @@ def _newton(of: Map, mode: Mode, reach: Array, lane: _Lane) -> _Proposal:
     square = jnp.mean(jnp.sum(jnp.square(a), axis=0))
     damping = jnp.maximum(lane.damping, 10 * jnp.finfo(a.dtype).eps) * square
     normal = matmul(a.T, a) + damping * identity
-    systems = jnp.stack([a, normal]), -jnp.stack([residual, gradient])
-    (steps,) = solve(jnp.concatenate([systems[0], systems[1][..., None]], axis=-1))
+    (newton,) = solve(jnp.concatenate([a, -residual[:, None]], axis=1))
+    (levenberg,) = solve_positive(jnp.concatenate([normal, -gradient[:, None]], axis=1))
+    steps = jnp.stack([newton, levenberg])
     candidates = jax.vmap(lambda step: _towards(lane.vector, step, reach))(steps)
     sizes = jax.vmap(lambda v: _or_infinite(size(of.residual(v, lane.start))))(candidates)
     before = size(residual)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -26,7 +27,7 @@ from bptt_jax.checks import (
     type_name,
 )
 from bptt_jax.linalg.spectra import eigenvalues
-from bptt_jax.recurrence.jacobians import jacobian_at
+from bptt_jax.recurrence.jacobians import jacobians_at
 from bptt_jax.recurrence.linearization import Mode, differentiation_mode, linearize, require_pulls, require_pushes
 from bptt_jax.step import (
     Array,
@@ -49,7 +50,8 @@ _LEADING = 16  # eigenvalues of a larger one
 _ROUNDINGS = 100.0  # how many of them a fixed point may be off
 _FEW = 4.0  # how many are good enough to stop at once
 _ITERATIONS = {"newton": 100, "krylov": 200, "gradient": 20_000}
-_JACOBIAN_NUMBERS = 1 << 20  # in all Jacobians whose eigenvalues are sought at one time
+_TOGETHER = 64  # points whose eigenvalues are sought at one time, and at most so many numbers in their Jacobians
+_JACOBIAN_NUMBERS = 1 << 20
 
 
 def fixed_points(
@@ -108,7 +110,8 @@ def fixed_points(
       TypeError, ValueError: an argument breaks the contract; the step cannot be differentiated, or, by a route that
         needs it, not backwards.
 
-    Memory is that of the Jacobians returned, and some tens of MB. A start that is not finite, or leads to what is not,
+    Jacobians and eigenvalues are computed once for all points that are taken for one. Memory is that of the Jacobians
+    returned, twice, and some tens of MB. A start that is not finite, or leads to what is not,
     says so (`finite`), and leaves the others alone.
 
     Example:
@@ -313,15 +316,9 @@ def _fixed_points(
     representatives = _representatives(wide(found.vectors), speeds, finite, distance * scale)
     far = jax.vmap(lambda v: size(wide(v) - centre))(found.vectors) > outlier * radius
 
-    # Of what is not finite nothing is computed: the derivatives of the others would be NaN too.
-    safe = jnp.where(finite, numbers, jnp.argmax(finite).astype(jnp.int32))
     attached = attached_to_equation(recurrence, others, found.vectors, converged, num is None)
-    values, errors, matrices, of_flow = _seen_from(Map(recurrence, others), attached[safe], safe, rhs, mode, num)
-
-    def known(a: Array) -> Array:
-        return jnp.where(finite.reshape(-1, *[1] * (a.ndim - 1)), a, jnp.nan)
-
-    values, errors, matrices, of_flow = jax.tree.map(known, (values, errors, matrices, of_flow))
+    seen = partial(_seen_from, Map(recurrence, others), rhs=rhs, mode=mode, num=num)
+    values, errors, matrices, of_flow = _of_representatives(seen, attached, representatives)
     excess = jnp.abs(values) - 1 if of_flow is None else of_flow.real / _largest(of_flow)
     excess = jax.lax.stop_gradient(excess)
     points = jax.vmap(Map(recurrence, others).state)(attached, numbers)
@@ -407,27 +404,55 @@ def _representatives(
     return devices.while_loop(lambda found: jnp.any(found == -2), body, none)
 
 
+def _of_representatives(
+    seen: Callable[[Array, Array], Any], vectors: Float[Array, "K D"], representatives: Int[Array, " K"]
+) -> Any:
+    """What is seen from the point that stands for each; NaN where there is none.
+
+    Those that stand for others come first, some at a time, and where there are no more of them nothing is done.
+    """
+    count, dim = vectors.shape
+    numbers = jnp.arange(count, dtype=jnp.int32)
+    leads = representatives == numbers
+    together = min(count, _TOGETHER, max(1, _JACOBIAN_NUMBERS // dim**2))
+    parts = -(-count // together)
+    order = jnp.argsort(~leads, stable=True).astype(jnp.int32)
+    order = jnp.concatenate([order, jnp.repeat(order[-1:], parts * together - count)]).reshape(parts, together)
+
+    def part(index: Array) -> Any:
+        # Of what is not finite nothing is computed: the derivatives of the others would be NaN too.
+        index = jnp.where(leads[index], index, jnp.argmax(leads).astype(jnp.int32))
+        given = vectors[index], index
+        shapes = jax.eval_shape(seen, *given)
+
+        def nothing(*given: Array) -> Any:
+            return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+
+        return devices.cond(leads[index[0]], seen, nothing, *given)
+
+    found = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), jax.lax.map(part, order))
+    place = (jnp.cumsum(leads, dtype=jnp.int32) - 1)[representatives]
+
+    def gathered(a: Array) -> Array:
+        known = (representatives >= 0).reshape(-1, *[1] * (a.ndim - 1))
+        return jnp.where(known, a[place], jnp.nan)
+
+    return jax.tree.map(gathered, found)
+
+
 def _seen_from(
-    of: Map, vectors: Array, numbers: Array, rhs: Callable[..., Any] | None, mode: Mode, num: int | None
+    of: Map, vectors: Array, numbers: Array, *, rhs: Callable[..., Any] | None, mode: Mode, num: int | None
 ) -> tuple[Array, Array | None, Array | None, Array | None]:
-    """Eigenvalues at every point, their errors, Jacobians, eigenvalues of the right-hand side; a part at a time."""
+    """Eigenvalues at points, their errors, Jacobians, eigenvalues of the right-hand side."""
     recurrence = of.recurrence
+    states, xs = jax.vmap(of.state)(vectors, numbers), jax.vmap(of.input)(numbers)
     if num is not None:
-        states, xs = jax.vmap(of.state)(vectors, numbers), jax.vmap(of.input)(numbers)
         leading = eigenvalues_at(recurrence.step, recurrence.params, states, xs, num, mode)
         return leading.values, leading.errors, None, None
-    rhs_mode = mode if rhs is None else differentiation_mode(replace(recurrence, step=rhs))
-
-    def one(given: tuple[Array, Array]) -> tuple[Array, Array, Array | None]:
-        vector, k = given
-        state, x = of.state(vector, k), of.input(k)
-        jacobian = jacobian_at(recurrence.step, recurrence.params, state, x, mode)
-        if rhs is None:
-            return eigenvalues(jacobian), jacobian, None
-        values = eigenvalues(jacobian_at(rhs, recurrence.params, state, x, rhs_mode))
-        # Stable, so that conjugate pairs stay together.
-        return eigenvalues(jacobian), jacobian, values[jnp.argsort(-values.real, stable=True)]
-
-    together = max(1, _JACOBIAN_NUMBERS // vectors.shape[1] ** 2)
-    values, matrices, of_flow = jax.lax.map(one, (vectors, numbers), batch_size=together)
-    return values, None, matrices, of_flow
+    matrices = jacobians_at(recurrence.step, recurrence.params, states, xs, mode)
+    if rhs is None:
+        return eigenvalues(matrices), None, matrices, None
+    rhs_mode = differentiation_mode(replace(recurrence, step=rhs))
+    of_flow = eigenvalues(jacobians_at(rhs, recurrence.params, states, xs, rhs_mode))
+    order = jnp.argsort(-of_flow.real, axis=-1, stable=True)  # so that conjugate pairs stay together
+    return eigenvalues(matrices), None, matrices, jnp.take_along_axis(of_flow, order, axis=-1)

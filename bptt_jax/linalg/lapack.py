@@ -115,3 +115,13 @@ def _solve_augmented(systems: Array) -> Array:
 
 # Of systems ``[A, b]``, ``[..., N, N + 1]``, the solutions ``[..., N]``; not finite where A is singular.
 solve = matrix_by_matrix(_solve_augmented, (1,))
+
+
+def _solve_positive(systems: Array) -> Array:
+    factors = jnp.linalg.cholesky(systems[..., :-1], symmetrize_input=False)
+    half = jax.lax.linalg.triangular_solve(factors, systems[..., -1:], left_side=True, lower=True)
+    return jax.lax.linalg.triangular_solve(factors, half, left_side=True, lower=True, transpose_a=True)[..., 0]
+
+
+# The same of symmetric positive definite A; NaN where it is not positive definite.
+solve_positive = matrix_by_matrix(_solve_positive, (1,))
