@@ -483,6 +483,16 @@ TARGETS: list[Target] = [
         "bptt.plots.plot_singular_values", bptt.plots.plot_singular_values, {"flow": None}, {"flow": "anything"}
     ),
     Target("bptt.plots.plot_eigenvalues", bptt.plots.plot_eigenvalues, {"flow": None}, {"flow": "anything"}),
+    *(
+        Target(f"bptt.plots.{name}", getattr(bptt.plots, name), {"found": None}, {"found": "anything"})
+        for name in ("plot_angles", "plot_calibration", "plot_fixed_points", "plot_modes")
+    ),
+    Target(
+        "bptt.plots.plot_flow_field",
+        bptt.plots.plot_flow_field,
+        {"step": step, "params": W, "found": None},
+        {"found": "anything"},
+    ),
     Target("bptt.plots.plot_leaves", bptt.plots.plot_leaves, {"found": None}, {"found": "anything"}),
     Target("bptt.plots.plot_adjoints", bptt.plots.plot_adjoints, {"adjoints": None}, {"adjoints": "anything"}),
     Target("bptt.plots.plot_exponents", bptt.plots.plot_exponents, {"spectrum": None}, {"spectrum": "anything"}),

@@ -27,6 +27,8 @@ class FixedPoints(Result):
       iterations: how many were made.
       representatives: the number of the slowest point within `distance`; its own, of a point that stands for itself
         and those near it; -1 where nothing is finite.
+      arrivals: how many starts came to the point: those with the same representative. Of starts that were drawn at
+        random, their share tells how much of what was visited leads there.
       outlier: whether the point is far from all starts.
       jacobians: ``[K, D, D]``, of the step at the representative of each point, as are the eigenvalues and the counts;
         None of the matrix-free route.
@@ -45,6 +47,7 @@ class FixedPoints(Result):
     finite: Bool[Array, " K"] = field(dims=("start",))
     iterations: Int[Array, " K"] = field(dims=("start",))
     representatives: Int[Array, " K"] = field(dims=("start",))
+    arrivals: Int[Array, " K"] = field(dims=("start",))
     outlier: Bool[Array, " K"] = field(dims=("start",))
     jacobians: Float[Array, "K D D"] | None = field(dims=("start", "unit", "unit_before"))
     eigenvalues: Complex[Array, "K num"] = field(dims=("start", "mode"))

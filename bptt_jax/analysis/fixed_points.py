@@ -314,6 +314,8 @@ def _fixed_points(
     finite = jnp.isfinite(speeds) & jnp.all(jnp.isfinite(found.vectors), axis=1)
     converged = finite & (speeds <= jax.vmap(tolerance)(found.vectors))
     representatives = _representatives(wide(found.vectors), speeds, finite, distance * scale)
+    leaders = jnp.maximum(representatives, 0)
+    arrivals = jnp.where(finite, jnp.zeros_like(leaders).at[leaders].add(finite.astype(jnp.int32))[leaders], 0)
     far = jax.vmap(lambda v: size(wide(v) - centre))(found.vectors) > outlier * radius
 
     attached = attached_to_equation(recurrence, others, found.vectors, converged, num is None)
@@ -330,6 +332,7 @@ def _fixed_points(
         finite,
         found.iterations,
         representatives,
+        arrivals,
         far & finite,
         matrices,
         values,

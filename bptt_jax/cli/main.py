@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from bptt_jax.checks import check_positive_int
-from bptt_jax.cli import diagnose, train
+from bptt_jax.cli import diagnose, dynamics, train
 from bptt_jax.cli.page import page
 from bptt_jax.cli.report import COLUMNS, BadArgument, rows, visible
 from bptt_jax.experiments.progress import progress_bar
@@ -44,6 +44,13 @@ Interrupted or killed, the same command goes on from the last checkpoint; --upda
 """
 
 
+_DYNAMICS_EXAMPLES = """\
+examples:
+  bptt-jax dynamics --checkpoint train-flipflop
+  bptt-jax dynamics --step my_cell.py:make --length 500 --starts 2000 --dt 0.01
+
+A FACTORY is as for bptt-jax diagnose. Points are sought from states that are visited, under a constant input.
+"""
 _INTERRUPTED, _TERMINATED = 130, 143
 
 
@@ -104,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     name = f"bptt-jax {arguments.command}"
     try:
-        return {"diagnose": _diagnose, "train": _train}[arguments.command](arguments)
+        return {"diagnose": _diagnose, "train": _train, "dynamics": _dynamics}[arguments.command](arguments)
     except BadArgument as error:
         print(f"{name}: {visible(str(error))}", file=sys.stderr)
         return 2
@@ -121,10 +128,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         for number in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) is _note_and_raise:
                 signal.signal(number, signal.SIG_IGN)  # it ends already
-        left = {"diagnose": "no file was written", "train": "the same command resumes from the last checkpoint"}
+        resumes = "the same command resumes from the last checkpoint"
+        left = resumes if arguments.command == "train" else "no file was written"
         terminated = isinstance(stop, _Terminated)
         ended, status = ("terminated", _TERMINATED) if terminated else ("interrupted", _INTERRUPTED)
-        print(f"{name}: {ended}; {left[arguments.command]}", file=sys.stderr)
+        print(f"{name}: {ended}; {left}", file=sys.stderr)
         return status
 
 
@@ -133,6 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     jobs = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
     _add_diagnose(jobs)
     _add_train(jobs)
+    _add_dynamics(jobs)
     return parser
 
 
@@ -215,6 +224,39 @@ def _add_train(jobs: Any) -> None:
     add("--remat", action="store_true", help="memory O(sqrt(T)) in the backward pass (Omega's aside)")
     add("--float64", action="store_true", help="compute in double precision")
     add("--out", type=Path, metavar="FOLDER", help="of the run (default: train-TASK)")
+
+
+def _add_dynamics(jobs: Any) -> None:
+    job = jobs.add_parser(
+        "dynamics",
+        help="fixed points, modes, exponents and covariant vectors of a trained network",
+        description="Where a trained network rests, what is stable there, which directions live how long, and which "
+        "grow along its trajectories: of a run of bptt-jax train, or of a step of your own, driven by text. Writes "
+        "dynamics.png and dynamics.json.",
+        epilog=_DYNAMICS_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = job.add_argument
+    add("--checkpoint", metavar="FOLDER", help="of bptt-jax train: its trained networks, on its task")
+    add("--step", metavar="FILE_OR_MODULE:FACTORY", help="a recurrent step of your own")
+    add("--text", metavar="FILE", help="UTF-8 text (default: Python's help texts, some 450 kB of English)")
+    add("--length", type=_positive_int, help="time steps of a step of your own (200)")
+    add("--batch", type=_positive_int, default=16, help="sequences (16)")
+    add("--starts", type=_positive_int, default=512, help="states from which fixed points are sought (512)")
+    add(
+        "--perturbation",
+        type=_nonnegative_float,
+        default=0.3,
+        help="of these states, relative to their standard deviation (0.3)",
+    )
+    add("--input", choices=("zero", "mean"), default="zero", help="that is held constant (default: zero)")
+    add("--vectors", type=_positive_int, help="directions carried along, of the largest exponents (at most 16)")
+    add("--tol", type=_positive_float, help="speed up to which a point counts as one (default: roundings)")
+    add("--margin", type=_positive_float, default=1e-2, help="of a modulus from 1 that counts as neutral (0.01)")
+    add("--dt", type=_positive_float, default=1.0, help="how long a step is (1)")
+    add("--float64", action="store_true", help="compute in double precision")
+    add("--seed", type=_seed, default=0, help="of sequences and starts (0)")
+    add("--out", type=Path, default=Path("."), metavar="FOLDER", help="where the files go (.)")
 
 
 def _diagnose(arguments: argparse.Namespace) -> int:
@@ -327,6 +369,61 @@ def _train(arguments: argparse.Namespace) -> int:
     png, numbers_of, folder = (visible(str(path)) for path in (out / "train.png", out / "train.json", out))
     print(f"wrote {png} and {numbers_of}; see bptt-jax diagnose --checkpoint {folder}")
     return 0
+
+
+def _dynamics(arguments: argparse.Namespace) -> int:
+    try:
+        from rich.console import Console
+
+        from bptt_jax.plots.dynamics import Drawn, plot_dynamics
+    except ImportError:
+        raise BadArgument("needs matplotlib and rich: python -m pip install 'bptt_jax[plot]'") from None
+    if (arguments.checkpoint is None) == (arguments.step is None):
+        raise BadArgument("--checkpoint, --step: expected one of them")
+    of_source = {
+        k: getattr(arguments, k) for k in ("checkpoint", "step", "text", "length", "batch", "float64", "seed")
+    }
+    unset = dict.fromkeys(("cells", "gain", "alpha", "hidden", "embed", "loss"))
+    own = ("starts", "perturbation", "input", "vectors", "tol", "margin", "dt")
+    settings = dynamics.Settings(
+        source=_diagnose_settings(argparse.Namespace(**of_source | unset)),
+        **{name: getattr(arguments, name) for name in own},
+    )
+    out = _writable(arguments.out)
+    if settings.source.float64:
+        jax.config.update("jax_enable_x64", True)
+    data, recurrences = dynamics.prepare(settings)
+    measured = []
+    for i, recurrence in enumerate(recurrences):
+        _raise_if_signalled()
+        name = visible(recurrence.name)
+        print(f"measuring {name} ({i + 1} of {len(recurrences)})", file=sys.stderr, flush=True)
+        measured.append(dynamics.measure(recurrence, data, settings))
+    numbers = dynamics.record(settings, measured)
+    figure = plot_dynamics({visible(d.name).replace("$", r"\$"): Drawn(*d[1:]) for d in measured}, dt=settings.dt)
+    with atomic_path(out / "dynamics.png") as temporary:
+        figure.savefig(temporary, dpi=120)
+        write_json(out / "dynamics.json", numbers)
+    console = Console(width=None if sys.stdout.isatty() else 132)
+    for name, of_one in numbers["recurrences"].items():
+        console.print(_dynamics_table(visible(name), of_one))
+        for line in dynamics.statements(of_one):
+            print(line)
+    png, numbers_of = (visible(str(out / f"dynamics.{kind}")) for kind in ("png", "json"))
+    print(f"wrote {png} and {numbers_of}")
+    return 0
+
+
+def _dynamics_table(name: str, numbers: dict[str, Any]) -> Any:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=escape(name), title_justify="left", title_style="")
+    for column in dynamics.COLUMNS:
+        table.add_column(column, justify="left" if column == "kind" else "right", no_wrap=True)
+    for row in dynamics.rows(numbers):
+        table.add_row(*map(escape, row))
+    return table
 
 
 def _training_table(numbers: dict[str, Any]) -> Any:
