@@ -172,7 +172,7 @@ def _mine(name: str, content: str, message: str) -> Callable[[Path], None]:
         try:
             refused([*DIAGNOSE, "--step", f"{folder / name}:make", "--out", folder / "out"], folder, message)
             replaced = {name for name, module in modules.items() if sys.modules.get(name) is not module}
-            assert not replaced
+            assert not replaced, replaced
         finally:
             sys.path[:] = path
             sys.modules.clear()

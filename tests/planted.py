@@ -514,6 +514,52 @@ MUTATIONS = {
             "test_lyapunov.py::test_sequences_of_different_lengths_are_weighed",
         ),
     ],
+    "bptt_jax/linalg/eigensystem.py": [
+        (
+            "moved = (moved - jax.lax.complex(longer, turned) * rows).mT",
+            "moved = moved.mT",
+            "test_eigensystem.py::test_derivatives",
+        ),
+        (
+            "rows, left = (_conjugate_in_pairs(a, values) for a in (rows, left))",
+            "rows, left = rows, left",
+            "test_eigensystem.py::test_pairs_are_conjugate_to_the_last_bit",
+        ),
+        (
+            "turn = jnp.where(same, 0, inside / jnp.where(same, 1, apart))",
+            "turn = inside / apart",
+            "test_eigensystem.py::test_derivative_of_values_alone_at_equal_ones",
+        ),
+    ],
+    "bptt_jax/linalg/product_vectors.py": [
+        (
+            "top + more + scale)",
+            "top + more)",
+            "test_product_vectors.py::test_all_of_them_however_far_below_the_first",
+        ),
+        (
+            "rows = rows * jnp.where(diagonal < 0, -1, 1).astype(rows.dtype)[:, None]",
+            "pass",
+            "test_product_vectors.py::test_all_of_them_however_far_below_the_first",
+        ),
+    ],
+    "bptt_jax/analysis/covariant.py": [
+        (
+            "return choose(step.begins, jnp.eye(len(before), dtype=before.dtype), before), told",
+            "return before, told",
+            "test_covariant.py::test_pieces_are_as_alone",
+        ),
+        (
+            "return log_lengths, rows[old][:, old]",
+            "return log_lengths, rows",
+            "test_covariant.py::test_a_lost_direction_changes_places",
+        ),
+        (
+            "before = choose(step.live, before, coefficients)",
+            "pass",
+            "test_covariant.py::test_pieces_are_as_alone",
+        ),
+    ],
     "bptt_jax/linalg/lq.py": [
         ("turn = upper - upper.mT", "turn = upper", "test_lyapunov.py::test_the_derivative_of_orthonormal_rows"),
     ],
