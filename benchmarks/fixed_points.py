@@ -108,7 +108,7 @@ def main() -> None:
     ]
     print_rows("Fixed points", rows)
     claims = []
-    for name in (*modules, "gradient"):
+    for name in modules:
         case = f"flip-flop, {s['hidden']} units, {s['starts']} starts"
         claims.append(
             Claim("fixed points", case, f"time of {name} over newton's", times[name] / times["newton"], 10.0)

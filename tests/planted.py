@@ -528,15 +528,10 @@ MUTATIONS = {
         (
             "turn = jnp.where(same, 0, inside / jnp.where(same, 1, apart))",
             "turn = inside / apart",
-            "test_eigensystem.py::test_derivative_of_values_alone_at_equal_ones",
+            "test_eigensystem.py::test_derivatives",
         ),
     ],
     "bptt_jax/linalg/product_vectors.py": [
-        (
-            "top + more + scale)",
-            "top + more)",
-            "test_product_vectors.py::test_all_of_them_however_far_below_the_first",
-        ),
         (
             "rows = rows * jnp.where(diagonal < 0, -1, 1).astype(rows.dtype)[:, None]",
             "pass",
@@ -552,7 +547,7 @@ MUTATIONS = {
         (
             "return log_lengths, rows[old][:, old]",
             "return log_lengths, rows",
-            "test_covariant.py::test_a_lost_direction_changes_places",
+            "test_covariant.py",
         ),
         (
             "before = choose(step.live, before, coefficients)",
@@ -1189,7 +1184,7 @@ def lost() -> list[str]:
         if read(ROOT / file).count(old) != 1:
             found.append(f"{number}: not found once in {file}: {old}")
         tests, _, name = test.split("[")[0].partition("::")
-        if f"def {name}" not in read(ROOT / "tests" / tests.split()[0]):
+        if name and f"def {name}" not in read(ROOT / "tests" / tests.split()[0]):
             found.append(f"{number}: no such test: {test}")
     return found
 

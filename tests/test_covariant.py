@@ -241,15 +241,20 @@ def test_what_a_step_maps_to_zero(x64):
 
 def test_a_lost_direction_changes_places(x64):
     """One step erases the fastest direction; before it that one is erased, after it another has its place."""
-    rows = np.asarray([[2.0, 1.0, 0.5]] * 60)
-    rows[30, 0] = 0
+    rows = np.asarray([[2.0, 1.0, 0.5]] * 160)
+    rows[60, 0] = 0
+    modes = np.asarray([[1.0, 0.4, -0.3], [0.0, 1.0, 0.6], [0.0, 0.0, 1.0]])  # columns
+    modes /= np.linalg.norm(modes, axis=0)
+    jacobians = np.asarray([modes @ np.diag(row) @ np.linalg.inv(modes) for row in rows])
     options = {"warmup": 0, "cooldown": 0, "initial_frame": np.eye(3)}
-    found = bptt.covariant_vectors(lambda p, h, x: x * h, None, np.ones(3), rows, **options)
-    for k in range(60):
-        vectors = np.asarray(found.vectors[k])
-        np.testing.assert_allclose(rows[k][:, None] * vectors, vectors * np.exp(found.growth[k]), atol=1e-12)
-        np.testing.assert_allclose(np.sort(np.abs(vectors), axis=None), [0] * 6 + [1] * 3, atol=1e-12)
-        np.testing.assert_allclose(np.sort(np.exp(found.growth[k])), np.sort(rows[k]), atol=1e-12)
+    found = bptt.covariant_vectors(lambda p, h, x: x @ h, None, np.ones(3), jacobians, **options)
+    vectors, factors = np.asarray(found.vectors), np.exp(found.growth)
+    for k in range(159):
+        np.testing.assert_allclose(jacobians[k] @ vectors[k], vectors[k + 1] * factors[k], atol=1e-12)
+    for k in range(15):  # far from where one is lost
+        np.testing.assert_allclose(jacobians[k] @ vectors[k], vectors[k] * factors[k], atol=1e-12)
+        np.testing.assert_allclose(np.sort(factors[k]), [0.5, 1, 2], atol=1e-12)
+    assert np.min(factors[60]) < 1e-12 < np.min(factors[[59, 61]])
 
 
 def test_what_is_not_finite_stays_in_its_piece():

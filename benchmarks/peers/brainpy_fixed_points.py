@@ -12,15 +12,12 @@ def finder(step: Callable[[Any], Any], starts: jax.Array, iterations: int) -> Ca
     """``() -> points [K, N]``; `step` is of one state."""
 
     def run() -> np.ndarray:
-        found = bp.analysis.SlowPointFinder(
-            f_cell=jax.vmap(step), f_type=bp.analysis.constants.DISCRETE, verbose=False
-        )
+        found = bp.analysis.SlowPointFinder(f_cell=step, f_type=bp.analysis.constants.DISCRETE, verbose=False)
         found.find_fps_with_gd_method(
             candidates=bp.math.asarray(starts),
-            tolerance=1e-14,
+            tolerance=1e-12,
             num_batch=100,
             num_opt=iterations,
-            optimizer=bp.optim.Adam(lr=bp.optim.ExponentialDecayLR(0.05, 1, 0.9999)),
         )
         return np.asarray(found.fixed_points)
 

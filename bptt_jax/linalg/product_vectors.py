@@ -154,18 +154,18 @@ def _right_vectors(jacobians: Array, num: int) -> tuple[Array, Array]:
 
 
 def _pushed(jacobians: Array, rows: Array) -> tuple[Array, Array, Array]:
-    """The last frame, and the product of the triangular factors: columns ``[m, m]`` times powers of two ``[m]``."""
+    """The last frame, and the product of the triangular factors, but for a power of two that all of it has: columns
+    ``[m, m]`` times powers of two ``[m]``."""
 
     def body(carry: tuple[Array, ...], jacobian: Array) -> tuple[tuple[Array, ...], None]:
         rows, columns, powers = carry
-        image, scale = _scaled(matmul(rows, jacobian.T))
-        lower, rows = orthonormal(image)
+        lower, rows = orthonormal(_scaled(matmul(rows, jacobian.T))[0])
         # Column j of the product of the factors is that of all columns i with L_ij, in the unit of the largest.
         sums = powers[:, None] + exponent_of(jnp.abs(lower))
         top = jnp.max(sums, axis=0)
         weights = shift(lower, powers[:, None] - top[None])
         columns, more = _scaled_columns(matmul(columns, weights))
-        powers = jnp.where(more == ZERO_EXPONENT, ZERO_EXPONENT, top + more + scale)
+        powers = jnp.where(more == ZERO_EXPONENT, ZERO_EXPONENT, top + more)
         return (rows, columns, powers), None
 
     m = len(rows)
