@@ -34,7 +34,8 @@ def main(folder: Path, updates: int = 2000, every: int = 100) -> None:
 
     trials = task.sample(jax.random.key(1), 64).inputs
     unroll = jax.jit(jax.vmap(lambda xs: bptt.unroll(cell.step, params.cell, cell.initial_state(), xs)))
-    states = unroll(trials)[np.asarray(trials.mask)]  # those of real steps, [K, 64]
+    trajectories = unroll(trials)
+    states = trajectories[np.asarray(trials.mask)]  # those of real steps, [K, 64]
 
     # Without a pulse, and without noise: the input comes alone. With noise added to the states, so that searches
     # begin on both sides of what separates the stable points.
@@ -53,28 +54,10 @@ def main(folder: Path, updates: int = 2000, every: int = 100) -> None:
         )
     ]
     (folder / "flipflop.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-    draw(folder / "flipflop.png", states, found)
+    figure = bptt.plots.plot_fixed_points(found, trajectories)
+    figure.savefig(folder / "flipflop.png", dpi=120)
     for (kind, unstable), count in Counter((row["kind"], row["unstable"]) for row in rows).items():
         print(f"{count} {kind}, {unstable} unstable directions")
-
-
-def draw(path: Path, states: jax.Array, found: bptt.analysis.FixedPoints) -> None:
-    from matplotlib.figure import Figure
-
-    centre = jnp.mean(states, axis=0)
-    axes_of_states = np.linalg.svd(states - centre, full_matrices=False)[2][:2]
-    trajectories, points = (np.asarray(a - centre) @ axes_of_states.T for a in (states, found.points))
-    figure = Figure(figsize=(5, 4.5), layout="constrained")
-    axes = figure.subplots()
-    axes.plot(*trajectories.T, ".", color="0.85", markersize=1, zorder=0)
-    for unstable, (marker, color) in enumerate(
-        [("o", "black"), ("x", "#c8102e"), ("+", "#e07b39"), ("*", "#3b6ea5")]
-    ):
-        chosen = np.asarray(found.unstable) == unstable
-        axes.plot(*points[chosen].T, marker, color=color, label=f"{unstable} unstable directions ({chosen.sum()})")
-    axes.set(xlabel="first principal component", ylabel="second")
-    figure.legend(loc="outside upper center", ncols=2, fontsize="small")
-    figure.savefig(path, dpi=120)
 
 
 if __name__ == "__main__":
