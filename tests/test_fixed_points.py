@@ -200,6 +200,8 @@ def test_line_attractor(method, x64):
     np.testing.assert_allclose(found.points, along[:, None] * basis[:, 0], atol=0.02)
     assert set(found.kinds) == {"marginal"}
     assert np.all(np.asarray(found.neutral) == 1)
+    stays = dataclasses.replace(found, eigenvalues=jnp.asarray([[1.0, -1j, 0.5, 0.0]]))
+    np.testing.assert_allclose(stays.time_constants(2.0), [[np.inf, np.inf, 2 / np.log(2), 0]])
     (tangent,) = found.tangents(3)
     assert abs(tangent @ basis[:, 0]) > 1 - 1e-8
     assert len(found.distinct().speeds) >= 10  # points of a line are many
@@ -269,7 +271,7 @@ def test_states_of_every_kind(x64):
     params = cell.init(jax.random.key(0), 2)
     starts = jax.tree.map(lambda a: jnp.asarray(draw(5, *a.shape)), cell.initial_state())
     found = bptt.fixed_points(cell.step, params, starts, jnp.ones(2))
-    again = jax.vmap(lambda h: cell.step(params, h, jnp.ones(2)))(found.points)
+    again = jax.jit(jax.vmap(lambda h: cell.step(params, h, jnp.ones(2))))(found.points)
     for a, b in zip(*map(jax.tree.leaves, (found.points, again)), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-12)
     assert found.jacobians.shape == (5, 6, 6)

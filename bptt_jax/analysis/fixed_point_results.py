@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Complex, Float, Int
 
+from bptt_jax import devices
 from bptt_jax.checks import check_choice, check_positive
 from bptt_jax.results import Result, field
 from bptt_jax.step import Array, State
@@ -59,8 +60,9 @@ class FixedPoints(Result):
     @property
     def kinds(self) -> np.ndarray:
         """Of each point, in words, shape ``[K]``: "stable"; "marginal" (nothing grows, and something neither grows
-        nor shrinks: on a line, a ring or a plane of fixed points, or the centre of rotations that last); "saddle";
-        "unstable" in all directions; "not a fixed point" where it has not converged."""
+        nor shrinks: on a line, a ring or a plane of fixed points, or the centre of rotations that last); "saddle"
+        (something grows, and something shrinks); "unstable" (something grows, and nothing shrinks); "not a fixed point"
+        where it has not converged."""
         stable = self.eigenvalues.shape[-1] - np.asarray(self.unstable) - np.asarray(self.neutral)
         some = np.asarray(self.unstable) > 0
         number = np.where(some, np.where(stable > 0, 2, 3), np.where(np.asarray(self.neutral) > 0, 1, 0))
@@ -76,7 +78,9 @@ class FixedPoints(Result):
         Raises:
           TypeError, ValueError: `dt` is not one number above 0.
         """
-        return -check_positive("dt", dt) / jnp.log(jnp.abs(self.eigenvalues))
+        rates = -jnp.log(jnp.abs(self.eigenvalues))
+        stays = rates == 0  # a zero of either sign
+        return jnp.where(stays, jnp.inf, check_positive("dt", dt) / jnp.where(stays, 1, rates))
 
     def periods(self, dt: float | Float[Array, ""] = 1.0) -> Float[Array, "K num"]:
         """``2 pi dt / |arg lambda|``: how long a turn takes; infinite of a mode that does not turn, 2 steps of one that
@@ -154,7 +158,7 @@ class FixedPoints(Result):
         kept &= outliers | ~np.asarray(self.outlier)
         index = np.flatnonzero(kept)
         index = index[np.argsort(np.asarray(self.unstable)[index], kind="stable")]
-        chosen: FixedPoints = jax.tree.map(lambda a: a[index], self)
+        chosen: FixedPoints = _taken(self, index)
         return replace(chosen, representatives=jnp.arange(len(index), dtype=jnp.int32))
 
     def _headline(self) -> str:
@@ -169,3 +173,10 @@ class FixedPoints(Result):
             + (f", {lost} not finite" if lost else "")
             + (f", {far} far from all starts" if far else "")
         )
+
+
+@devices.compiled
+def _taken(found: FixedPoints, index: Array) -> FixedPoints:
+    """The entries of these numbers, by one program instead of one for each leaf."""
+    chosen: FixedPoints = jax.tree.map(lambda a: a[index], found)
+    return chosen

@@ -148,7 +148,7 @@ def plot_flow_field(
     grid = np.stack(np.meshgrid(first, second), axis=-1)
     one, unravel = ravel_state(jax.tree.map(lambda a: jnp.asarray(a)[0], found.points))
     vectors = jnp.asarray(plane.centre + grid.reshape(-1, 2) @ plane.axes, one.dtype)
-    after = jax.vmap(lambda v: ravel_state(step(params, unravel(v), x))[0])(vectors)
+    after = jax.jit(jax.vmap(lambda v: ravel_state(step(params, unravel(v), x))[0]))(vectors)
     moved = np.asarray(after - vectors, np.float64)
     speeds, arrows = np.linalg.norm(moved, axis=1), moved @ plane.axes.T
     lengths = np.maximum(np.linalg.norm(arrows, axis=1, keepdims=True), 1e-300)
