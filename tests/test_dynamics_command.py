@@ -1,4 +1,4 @@
-"""``bptt-jax dynamics``: what is measured is what the functions measure, of a run and of a step of one's own."""
+"""``bptt-jax dynamics``: what is measured is what the functions measure (of a run: tests/test_train_command.py)."""
 
 import json
 import math
@@ -54,39 +54,6 @@ def test_a_step_of_ones_own(step_file, tmp_path, capsys) -> None:
     assert "2 stable, 1 saddle, from 40 of 40 starts" in printed
     assert "│ saddle │" in printed
     assert "nats per step" in printed
-
-
-def test_a_trained_network_at_rest(tmp_path, capsys) -> None:
-    """With noise that comes from keys, padded trials, and none of the noise at its fixed points."""
-    run = str(tmp_path / "run")
-    small = ["--hidden", "4", "--length", "15", "--updates", "2", "--chunk", "2", "--batch", "2"]
-    plain = ["--optimizer", "sgd", "--rate", "0.01"]
-    assert (
-        main(
-            [
-                "train",
-                "flipflop",
-                "--cell",
-                "leaky_rnn",
-                "--noise",
-                "0.1",
-                "--gain",
-                "0.2",
-                *small,
-                *plain,
-                "--out",
-                run,
-            ]
-        )
-        == 0
-    )
-    few = ["--batch", "2", "--starts", "8", "--vectors", "2"]
-    assert main(["dynamics", "--checkpoint", run, *few, "--out", str(tmp_path)]) == 0
-    printed = capsys.readouterr()
-    (name,) = json.loads((tmp_path / "dynamics.json").read_text())["recurrences"]
-    assert name == "leaky_rnn, 2 updates"
-    assert "1 stable, from 8 of 8 starts" in printed.out  # gain 0.2: it forgets
-    assert "measuring leaky_rnn, 2 updates (1 of 1)" in printed.err
 
 
 @pytest.mark.parametrize(

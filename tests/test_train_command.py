@@ -115,15 +115,31 @@ def test_diagnose_sees_the_trained_network(finished, tmp_path) -> None:
     assert np.any(now.params.cell.recurrent != first.params.cell.recurrent)
 
 
-def test_a_noisy_leaky_network_on_trials_of_different_lengths(tmp_path) -> None:
-    """Keys and masks come through training, checkpoint and diagnosis."""
-    cell = ["--cell", "leaky_rnn", "--hidden", "6", "--alpha", "0.5", "--noise", "0.1"]
+@pytest.fixture(scope="module")
+def noisy(tmp_path_factory) -> Path:
+    """A run of a leaky network with noise from keys, on trials of different lengths; its gain is small: it forgets."""
+    out = tmp_path_factory.mktemp("noisy")
+    cell = ["--cell", "leaky_rnn", "--hidden", "4", "--alpha", "0.5", "--noise", "0.1", "--gain", "0.2"]
     few = ["--optimizer", "sgd", "--updates", "2", "--chunk", "2", "--batch", "2", "--length", "20"]
-    run = ["train", "flipflop", *cell, *few, "--out", str(tmp_path)]
-    assert main(run) == 0
-    settings = train.read(tmp_path)
+    assert main(["train", "flipflop", *cell, *few, "--out", str(out)]) == 0
+    return out
+
+
+def test_dynamics_of_a_trained_network_are_without_its_noise(noisy, tmp_path, capsys) -> None:
+    few = ["--batch", "2", "--starts", "8", "--vectors", "2"]
+    assert main(["dynamics", "--checkpoint", str(noisy), *few, "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr()
+    (name,) = json.loads((tmp_path / "dynamics.json").read_text())["recurrences"]
+    assert name == "leaky_rnn, 2 updates"
+    assert "1 stable, from 8 of 8 starts" in printed.out
+    assert "measuring leaky_rnn, 2 updates (1 of 1)" in printed.err
+
+
+def test_a_noisy_leaky_network_on_trials_of_different_lengths(noisy) -> None:
+    """Keys and masks come through training, checkpoint and diagnosis."""
+    settings = train.read(noisy)
     job = train.prepare(settings)
-    _, now = train.states(job, settings, tmp_path)
+    _, now = train.states(job, settings, noisy)
     params = jax.tree.map(lambda a: a[0], now.params)
     batch = job.network.task.sample(jax.random.key(0), 3)
     xs, keys = batch.inputs.xs
@@ -133,7 +149,7 @@ def test_a_noisy_leaky_network_on_trials_of_different_lengths(tmp_path) -> None:
     assert np.all(np.isfinite(expected))
     assert not np.allclose(expected, losses(params, *batch._replace(inputs=replace(batch.inputs, xs=xs))))
     looked_at = diagnose.Settings(
-        checkpoint=str(tmp_path), text=None, embed=None, cells=("leaky_rnn",), gain=(), alpha=0.5, hidden=6, length=20,
+        checkpoint=str(noisy), text=None, embed=None, cells=("leaky_rnn",), gain=(), alpha=0.5, hidden=4, length=20,
         batch=3, loss="flipflop", step=None, float64=False, seed=0,
     )  # fmt: skip
     data, (untrained, trained) = diagnose.prepare(looked_at)
