@@ -488,6 +488,7 @@ def _error_along(spectrum: LyapunovSpectrum, slopes: np.ndarray) -> float:
     return float(np.sqrt(squared_error(combined)[0]))
 
 
+@devices.compiled
 def _pooled(batch: LyapunovSpectrum) -> LyapunovSpectrum:
     measured = batch.piece >= 0
     counts = jnp.sum(measured, axis=1, dtype=batch.growth.dtype)

@@ -281,8 +281,7 @@ def _trained(settings: Settings, folder: Path) -> tuple[Data, list[Recurrence]]:
         raise BadArgument(f"{folder}: its settings are damaged: {_one_line(error)}") from None
     net, seeds = job.network, [int(s) for s in first.seed]
     task = job.validation or net.task
-    inputs, targets = task.sample(jax.random.key(settings.seed), settings.batch)
-
+    inputs, targets = jax.jit(task.sample, static_argnums=1)(jax.random.key(settings.seed), settings.batch)
     mask = inputs.mask if isinstance(inputs, Sequence) else None
 
     def loss(weights: Readout, states: State, of_sequence: tuple[PyTree, Array | None]) -> Array:
