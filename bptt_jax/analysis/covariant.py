@@ -52,8 +52,9 @@ class CovariantVectors(Result):
     Attributes:
       spectrum: the exponents, with their errors, of all steps after the warm-ups: as of `bptt_jax.lyapunov_exponents`.
       vectors: ``[T, D, num]``, columns of unit norm, over the real numbers of the state as `bptt_jax.ravel_state` has
-        them; None with ``observe=``. The Jacobian of step k makes of ``vectors[k, :, i]`` ``vectors[k + 1, :, i]``
-        times ``exp(growth[k, i])`` (times dt): the same sign throughout a piece, which is chance.
+        them; None with ``observe=``. The Jacobian of step k maps ``vectors[k, :, i]`` to
+        ``exp(growth[k, i]) vectors[k + 1, :, i]`` (with dt, ``exp(dt growth[k, i])``). The sign is arbitrary, but the
+        same throughout a piece.
       growth: ``[T, num]``, the local exponents: what step k adds to the logarithm of the vector's length; -inf where it
         maps it to zero.
       angles: ``[T]``, in radians: the smallest angle between a vector in the span of the unstable ones and one in the

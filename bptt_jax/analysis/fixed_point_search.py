@@ -23,10 +23,8 @@ Method: TypeAlias = Literal["newton", "krylov", "gradient"]
 
 # Numbers in all Jacobians, or in the vectors of all lanes, at one time.
 _JACOBIAN_NUMBERS, _VECTOR_NUMBERS = 1 << 20, 1 << 18
-_DAMPING = (
-    1e-2  # at first, relative to the mean square of A's singular values; by what follows after each iteration
-)
-_EASED, _TIGHTENED = 0.2, 10.0
+_DAMPING = 1e-2  # at first, relative to the mean square of A's singular values
+_EASED, _TIGHTENED = 0.2, 10.0  # its factors after an iteration that succeeded, and one that did not
 _LEAST_DAMPING = 1e-6  # of a step after one that did not succeed
 _STILL_FALLING = 0.9  # a residual within the tolerance that falls by this is not at its end
 _PATIENCE = {"newton": 12, "krylov": 12, "gradient": 200}  # iterations without progress
@@ -154,9 +152,7 @@ def size(vector: Array) -> Array:
     """The norm, without a square that leaves the range; NaN and infinity stay."""
     largest = jnp.max(jnp.abs(vector))
     unit = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
-    unit = jnp.minimum(
-        unit, float(jnp.finfo(unit.dtype).max) ** 0.75
-    )  # the inverse of more would be below the range
+    unit = jnp.minimum(unit, float(jnp.finfo(unit.dtype).max) ** 0.75)  # the inverse of more would be subnormal
     return unit * jnp.sqrt(jnp.sum(jnp.square(vector / unit)))
 
 
@@ -259,14 +255,7 @@ def _newton(of: Map, mode: Mode, reach: Array, lane: _Lane) -> _Proposal:
     regular = before > _SINGULAR * jnp.finfo(a.dtype).eps * square**0.5 * size(steps[0])
     held = (sizes[1] > _GOOD * before) & (sizes[0] < 0.5 * sizes[1])
     best = jnp.where(held & regular, 0, 1)
-    return _Proposal(
-        candidates[best],
-        before,
-        sizes[best],
-        size(gradient),
-        lane.damping,
-        (),
-    )
+    return _Proposal(candidates[best], before, sizes[best], size(gradient), lane.damping, ())
 
 
 def _krylov(of: Map, mode: Mode, reach: Array, lane: _Lane) -> _Proposal:

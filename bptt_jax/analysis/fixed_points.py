@@ -92,8 +92,8 @@ def fixed_points(
       num: how many eigenvalues, those of largest modulus, without a D x D matrix. None: all, with the Jacobians, up
         to 512 numbers of state; beyond, 16.
       tol: the speed up to which a point counts as one ("gradient" stops there, the others go on while they gain).
-        None: 100 roundings of the point's norm, or, if that is
-        larger, of `scale`, the median norm of the starts (1 where all are zero).
+        None: 100 roundings of the point's norm, or, if that is larger, of `scale`, the median norm of the starts
+        (1 where all are zero).
       max_iterations: None: 100, of "krylov" 200, of "gradient" 20,000.
       distance: points within this, relative to `scale`, are one.
       outlier: a point is far from what was visited if it is farther from the median of the starts than this many
@@ -111,8 +111,8 @@ def fixed_points(
         needs it, not backwards.
 
     Jacobians and eigenvalues are computed once for all points that are taken for one. Memory is that of the Jacobians
-    returned, twice, and some tens of MB. A start that is not finite, or leads to what is not,
-    says so (`finite`), and leaves the others alone.
+    returned, twice, and some tens of MB. A start that is not finite, or whose step is not, is marked as such (`finite`)
+    and leaves the others alone.
 
     Example:
       >>> logistic = lambda r, h, x: r * h * (1 - h)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from bptt_jax.analysis.backward import Adjoints
-from bptt_jax.plots.style import Axes, Figure, finish, new_axes, text_size
+from bptt_jax.plots.style import Axes, Figure, figure_of, finish, new_axes, text_size
 
 
 def plot_adjoints(adjoints: Adjoints, *, ax: Axes | None = None, title: str | None = None) -> Figure:
@@ -36,8 +36,7 @@ def plot_adjoints(adjoints: Adjoints, *, ax: Axes | None = None, title: str | No
     leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(adjoints.log_magnitudes)]
     sizes = np.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], axis=1).T / math.log(10)
     ax = new_axes(ax, (6.4, 3.6))
-    figure = ax.figure.get_figure(root=True)
-    assert figure is not None
+    figure = figure_of(ax)
     known = sizes[np.isfinite(sizes)]
     low, high = (float(known.min()), float(known.max())) if known.size else (-1.0, 0.0)
     shown = np.where(sizes == -math.inf, low, sizes)  # zero: as dark as it gets

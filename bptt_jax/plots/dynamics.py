@@ -16,7 +16,7 @@ from bptt_jax.analysis.fixed_point_results import FixedPoints
 from bptt_jax.analysis.lyapunov import draw_exponents
 from bptt_jax.checks import check_positive
 from bptt_jax.linalg.eigensystem import Eigensystem
-from bptt_jax.plots.style import LINES, Axes, Figure, NotebookFigure, finish, new_axes, text_size
+from bptt_jax.plots.style import LINES, Axes, Figure, NotebookFigure, figure_of, finish, new_axes, text_size
 from bptt_jax.step import Input, Params, State, Step, ravel_state, state_size
 
 # Of each kind of point its colour, its mark and whether that is filled: told apart in grey too.
@@ -84,14 +84,11 @@ def plot_fixed_points(
     for path in () if paths is None else paths.reshape(-1, *paths.shape[-2:])[:_TRAJECTORIES]:
         ax.plot(*plane.of(path).T, color=LINES[5][0], linewidth=0.7, zorder=1)
     kinds, places = np.asarray(distinct.kinds), plane.of(points)
-    for kind, (color, marker, filled) in _KINDS.items():
+    for kind in _KINDS:
         of_kind = places[kinds == kind]
         if len(of_kind):
-            face: Any = {"c": color} if filled else {"facecolors": "none", "edgecolors": color}
             label = f"{kind} ({len(of_kind)})"
-            ax.scatter(
-                of_kind[:, 0], of_kind[:, 1], s=34, marker=marker, linewidths=1.4, label=label, zorder=3, **face
-            )
+            ax.scatter(*of_kind.T, s=34, linewidths=1.4, label=label, zorder=3, **_mark(kind))
     ax.set_xlabel(plane.labels[0])
     ax.set_ylabel(plane.labels[1])
     finish(ax)
@@ -209,11 +206,8 @@ def plot_modes(
     reach = 1.15
     for kind, all_values in reversed(groups.items()):
         values = all_values[np.isfinite(all_values)]
-        color, marker, filled = _KINDS.get(kind, (LINES[2][0], "o", True))
-        face: Any = {"c": color} if filled else {"facecolors": "none", "edgecolors": color}
-        ax.scatter(
-            values.real, values.imag, s=12, marker=marker, linewidths=0.8, alpha=0.8, label=kind, zorder=3, **face
-        )
+        mark = _mark(kind or "stable")
+        ax.scatter(values.real, values.imag, s=12, linewidths=0.8, alpha=0.8, label=kind, zorder=3, **mark)
         reach = max(reach, 1.05 * float(np.max(np.abs(values), initial=0.0)))
     ax.add_patch(Circle((0, 0), 1.0, fill=False, color="0.35", linewidth=1.0))
     size = text_size(ax)
@@ -391,9 +385,13 @@ def _plane(vectors: np.ndarray) -> _Plane:
     return _Plane(centre, axes, variance[:2] / max(variance.sum(), 1e-300))
 
 
+def _mark(kind: str) -> dict[str, Any]:
+    """Of a kind of point, as arguments of `scatter`."""
+    color, marker, filled = _KINDS[kind]
+    return {"marker": marker, **({"c": color} if filled else {"facecolors": "none", "edgecolors": color})}
+
+
 def _titled(ax: Axes, title: str | None) -> Figure:
     if title is not None:
         ax.set_title(title)
-    figure = ax.figure.get_figure(root=True)
-    assert figure is not None
-    return figure
+    return figure_of(ax)

@@ -19,6 +19,7 @@ from bptt_jax.plots.style import (
     aligned_at_end,
     batched,
     decades,
+    figure_of,
     finish,
     new_axes,
     quantiles,
@@ -90,8 +91,7 @@ def plot_gradient_flow(
     if len(values):
         words = "singular values over time, all sequences together (red line: 1)"
         _legend_below(values[0], 4 if text_size(values[0]) > 8 else 2, words)
-    figure = norms.figure.get_figure(root=True)
-    assert figure is not None
+    figure = figure_of(norms)
     if title is not None:
         figure.suptitle(title, fontsize=text_size(norms) + 3)
     return figure
@@ -163,7 +163,7 @@ def plot_norms(
     )
     if title is not None:
         ax.set_title(title)
-    return _figure_of(ax)
+    return figure_of(ax)
 
 
 def plot_singular_values(
@@ -204,7 +204,7 @@ def plot_singular_values(
         _legend_below(ax, 2)
     if title is not None:
         ax.set_title(title)
-    return _figure_of(ax)
+    return figure_of(ax)
 
 
 def plot_eigenvalues(
@@ -248,7 +248,7 @@ def plot_eigenvalues(
     ax.grid(False)
     if title is not None:
         ax.set_title(title)
-    return _figure_of(ax)
+    return figure_of(ax)
 
 
 def plot_leaves(found: GradientFlow | Adjoints, *, ax: Axes | None = None, title: str | None = None) -> Figure:
@@ -289,7 +289,7 @@ def plot_leaves(found: GradientFlow | Adjoints, *, ax: Axes | None = None, title
     ax.legend(frameon=False, fontsize=text_size(ax))
     if title is not None:
         ax.set_title(title)
-    return _figure_of(ax)
+    return figure_of(ax)
 
 
 def plot_parts(flows: Mapping[str, GradientFlow]) -> tuple[Figure, dict[str, tuple[Figure, Figure]]]:
@@ -402,9 +402,3 @@ def _share_y(axes: Sequence[Axes]) -> None:
         if spec is not None and first is not None and spec.colspan.start > 0:
             ax.tick_params(labelleft=False)
             ax.set_ylabel("")
-
-
-def _figure_of(ax: Axes) -> Figure:
-    figure = ax.figure.get_figure(root=True)
-    assert figure is not None
-    return figure

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from bptt_jax.analysis.influence import InfluenceMap
-from bptt_jax.plots.style import Axes, Figure, finish, new_axes, text_size
+from bptt_jax.plots.style import Axes, Figure, figure_of, finish, new_axes, text_size
 
 
 def plot_influence_map(influence: InfluenceMap, *, ax: Axes | None = None, title: str | None = None) -> Figure:
@@ -28,8 +28,7 @@ def plot_influence_map(influence: InfluenceMap, *, ax: Axes | None = None, title
     if decades.ndim != 2:
         raise ValueError(f"influence: expected that of one sequence, got a batch of shape {list(decades.shape)}")
     ax = new_axes(ax, (6.4, 5.4))
-    figure = ax.figure.get_figure(root=True)
-    assert figure is not None
+    figure = figure_of(ax)
     later = np.tri(len(times), dtype=bool)
     shown = np.where(later, decades, math.nan)
     reach = float(np.max(np.abs(shown), where=np.isfinite(shown), initial=1e-3))

@@ -40,11 +40,16 @@ def new_axes(ax: Axes | None, figsize: tuple[float, float]) -> Axes:
     return NotebookFigure(figsize=figsize, layout="constrained").subplots() if ax is None else ax
 
 
-def text_size(ax: Axes) -> float:
-    """In points, of labels and legends: smaller in a figure as narrow as a column."""
+def figure_of(ax: Axes) -> Figure:
+    """The whole figure that the axes belong to."""
     figure = ax.figure.get_figure(root=True)
     assert figure is not None
-    return 7.0 if figure.get_figwidth() < _NARROW else 9.0
+    return figure
+
+
+def text_size(ax: Axes) -> float:
+    """In points, of labels and legends: smaller in a figure as narrow as a column."""
+    return 7.0 if figure_of(ax).get_figwidth() < _NARROW else 9.0
 
 
 def finish(ax: Axes) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from bptt_jax.plots.style import LINES, Axes, Figure, NotebookFigure, finish, text_size
+from bptt_jax.plots.style import LINES, Axes, Figure, NotebookFigure, figure_of, finish, text_size
 
 
 def plot_training(
@@ -78,8 +78,7 @@ def plot_training(
             ax.set_yscale("log", nonpositive="mask")
         finish(ax)
     left.legend(frameon=False, fontsize=text_size(left), ncols=2)
-    whole = left.figure.get_figure(root=True)
-    assert whole is not None
+    whole = figure_of(left)
     if title is not None:
         whole.suptitle(title)
     return whole
