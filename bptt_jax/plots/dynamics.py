@@ -88,7 +88,7 @@ def plot_fixed_points(
         of_kind = places[kinds == kind]
         if len(of_kind):
             label = f"{kind} ({len(of_kind)})"
-            ax.scatter(*of_kind.T, s=34, linewidths=1.4, label=label, zorder=3, **_mark(kind))
+            ax.scatter(of_kind[:, 0], of_kind[:, 1], s=34, linewidths=1.4, label=label, zorder=3, **_mark(kind))
     ax.set_xlabel(plane.labels[0])
     ax.set_ylabel(plane.labels[1])
     finish(ax)
