@@ -417,11 +417,16 @@ def test_a_step_that_has_a_backward_pass_alone(method, x64):
 
 
 def test_derivatives_of_what_did_not_converge_are_zero(x64):
-    def points(e):
-        return bptt.fixed_points(escape, e, jnp.asarray([[0.3], [0.2], [0.5]])).points[0, 0]
+    @jax.jit
+    @jax.grad
+    def slope(e, starts):
+        return bptt.fixed_points(escape, e, starts).points[2, 0]
 
-    assert float(jax.grad(points)(0.01)) == 0
-    assert abs(float(jax.grad(points)(-0.01)) + 5) < 1e-6  # h = sqrt(0.01), and dh/de = -1 / 2 h
+    starts = jnp.asarray([[0.3], [0.2], [0.5]])
+    assert float(slope(0.01, starts)) == 0
+    assert abs(float(slope(-0.01, starts)) + 5) < 1e-6  # h = sqrt(0.01), and dh/de = -1 / 2 h
+    assert float(slope(0.01, 0 * starts)) == 0  # where I - J is zero
+    assert float(slope(0.01, jnp.nan * starts)) == 0
 
 
 # --- Starts

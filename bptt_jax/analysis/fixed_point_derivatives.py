@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from bptt_jax import devices
 from bptt_jax.analysis.fixed_point_search import Map, wide
 from bptt_jax.linalg.krylov import least_squares
 from bptt_jax.linalg.lapack import solve
@@ -44,16 +45,19 @@ def _attached_jvp(dense: bool, primals: PyTree, tangents: PyTree) -> tuple[Array
         with full_precision():
             return jax.vmap(lambda v, k: of(v, k))(safe, numbers)
 
-    if mode == "forward":
-        offsets = jax.jvp(moved, (moving,), (changes,))[1]
-    else:
-        new, pull = jax.vjp(moved, moving)
-        offsets = jax.linear_transpose(pull, new)((changes,))[0]
-    of = Map(recurrence, others)
-    solved = jax.vmap(partial(_solve_dense if dense else _solve_matrix_free, of, mode))(
-        safe, numbers, wide(offsets)
-    )
-    return vectors, jnp.where(converged[:, None], solved, 0).astype(vectors.dtype)
+    def solved(changes: PyTree) -> Array:
+        if mode == "forward":
+            offsets = jax.jvp(moved, (moving,), (changes,))[1]
+        else:
+            new, pull = jax.vjp(moved, moving)
+            offsets = jax.linear_transpose(pull, new)((changes,))[0]
+        of = Map(recurrence, others)
+        each = jax.vmap(partial(_solve_dense if dense else _solve_matrix_free, of, mode))
+        found = each(safe, numbers, wide(offsets))
+        return jnp.where(converged[:, None], found, 0).astype(vectors.dtype)
+
+    # Where none has converged there is no safe one: of a singular matrix, or a NaN, zero times would be NaN.
+    return vectors, devices.cond(jnp.any(converged), solved, lambda changes: jnp.zeros_like(vectors), changes)
 
 
 def _solve_dense(of: Map, mode: Mode, vector: Array, k: Array, offset: Array) -> Array:
