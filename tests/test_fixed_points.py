@@ -491,3 +491,10 @@ def test_bad_arguments(options, says):
     good = {"step": tanh_step, "params": jnp.eye(2), "starts": jnp.ones((3, 2))}
     with pytest.raises((TypeError, ValueError), match=says):
         bptt.fixed_points(**good | options)
+
+
+def test_where_a_step_has_no_finite_derivative_it_is_not_called_stable():
+    """The root repels from 0, with a slope of infinity."""
+    found = bptt.fixed_points(lambda p, h, x: jnp.sqrt(h), None, jnp.array([[4.0], [0.0]]))
+    assert found.kinds.tolist() == ["stable", "unknown"]
+    assert "1 stable, 1 unknown" in str(found)

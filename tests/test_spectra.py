@@ -180,3 +180,18 @@ def test_double_precision_is_homogeneous(x64):
     for k, other in zip((-1000, -500, 500, 1000), others, strict=True):
         np.testing.assert_array_equal(other * 2.0**-k, one)
     np.testing.assert_allclose(np.sum(one), np.trace(a), rtol=1e-10)
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.complex128])
+def test_second_derivatives_of_eigenvalues(kind, x64):
+    """Of the sum of the squares, tr(A^2), along a direction: 2 tr(E^2); and of the largest modulus, by differences."""
+    a, e = (SQUARE[k, :3, :3] + (1j * SQUARE[k, 2:, 2:] if kind == np.complex128 else 0) for k in (0, 1))
+
+    def along(t):
+        values = bptt.eigenvalues(a + t.astype(kind) * e)
+        return jnp.stack([jnp.sum(values**2).real, jnp.abs(values[0])])
+
+    second = jax.jacfwd(jax.jacrev(along))(jnp.zeros(()))
+    np.testing.assert_allclose(second[0], 2 * np.trace(e @ e).real, rtol=1e-9)
+    after, now, before = (np.abs(np.linalg.eigvals(a + t * e)).max() for t in (1e-4, 0.0, -1e-4))
+    np.testing.assert_allclose(second[1], (after - 2 * now + before) / 1e-8, rtol=1e-5, atol=1e-6)

@@ -12,7 +12,7 @@ from bptt_jax.checks import check_choice, check_positive
 from bptt_jax.results import Result, field
 from bptt_jax.step import Array, State
 
-_KINDS = ("stable", "marginal", "saddle", "unstable", "not a fixed point")
+_KINDS = ("stable", "marginal", "saddle", "unstable", "unknown", "not a fixed point")
 
 
 class FixedPoints(Result):
@@ -61,12 +61,13 @@ class FixedPoints(Result):
     def kinds(self) -> np.ndarray:
         """Of each point, in words, shape ``[K]``: "stable"; "marginal" (nothing grows, and something neither grows
         nor shrinks: on a line, a ring or a plane of fixed points, or the centre of rotations that last); "saddle"
-        (something grows, and something shrinks); "unstable" (something grows, and nothing shrinks); "not a fixed point"
-        where it has not converged."""
+        (something grows, and something shrinks); "unstable" (something grows, and nothing shrinks); "unknown" where the
+        step has no finite derivative; "not a fixed point" where it has not converged."""
         stable = self.eigenvalues.shape[-1] - np.asarray(self.unstable) - np.asarray(self.neutral)
         some = np.asarray(self.unstable) > 0
         number = np.where(some, np.where(stable > 0, 2, 3), np.where(np.asarray(self.neutral) > 0, 1, 0))
-        return np.asarray(_KINDS)[np.where(self.converged, number, 4)]
+        number = np.where(np.isnan(np.asarray(self.eigenvalues)).any(axis=-1), 4, number)
+        return np.asarray(_KINDS)[np.where(self.converged, number, 5)]
 
     def time_constants(self, dt: float | Float[Array, ""] = 1.0) -> Float[Array, "K num"]:
         """``-dt / log |lambda|``: how long a perturbation along each mode takes to fall by e; negative where it grows,

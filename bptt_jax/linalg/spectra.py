@@ -241,6 +241,26 @@ def _divided(a: Array, s: Array) -> Array:
 @_eigvals.defjvp
 def _eigvals_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     # d lambda_k = w_k^T dA v_k, the w_k being the rows of V^-1
-    values, vectors = eig(*primals)
-    (rows,) = inverse(vectors)
+    values, vectors, rows = _diagonalised(*primals)
     return values, jnp.sum(matmul(rows, tangents[0].astype(rows.dtype)) * vectors.mT, axis=-1)
+
+
+@jax.custom_jvp
+def _diagonalised(matrices: Array) -> tuple[Array, Array, Array]:
+    """``A V = V L``: values, V, V^-1."""
+    values, vectors = eig(matrices)
+    (rows,) = inverse(vectors)
+    return values, vectors, rows
+
+
+@_diagonalised.defjvp
+def _diagonalised_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Any, Any]:
+    # V^-1 dV = F * (V^-1 dA V) with F_jk = 1 / (l_k - l_j) off the diagonal; on it nothing: whatever multiplies a
+    # vector divides its row of V^-1, and is not seen in the values.
+    values, vectors, rows = _diagonalised(*primals)
+    inside = matmul(matmul(rows, tangents[0].astype(rows.dtype)), vectors)
+    apart = values[..., None, :] - values[..., :, None]
+    same = apart == 0
+    turn = jnp.where(same, 0, inside / jnp.where(same, 1, apart))
+    moved = jnp.diagonal(inside, axis1=-2, axis2=-1)
+    return (values, vectors, rows), (moved, matmul(vectors, turn), -matmul(turn, rows))

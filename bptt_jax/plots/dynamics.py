@@ -25,6 +25,7 @@ _KINDS = {
     "marginal": (LINES[3][0], "D", True),
     "saddle": (LINES[1][0], "^", False),
     "unstable": (LINES[0][0], "s", False),
+    "unknown": ("0.35", "P", True),
     "not a fixed point": ("0.55", "x", True),
 }
 _TIMES = (1, 3, 10, 30, 100)  # time constants for which there is a ring, in steps
