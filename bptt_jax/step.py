@@ -104,14 +104,14 @@ class Sequence:
 
         Args:
           length: T of the result.
-          axis: of time, in all leaves of `xs`, in `mask` and in `resets`; 1 for a batch ``[B, T, ...]``.
+          axis: of time, in all leaves of `xs`, in `mask` and in `resets`, from 0 on: 1 for a batch ``[B, T, ...]``.
 
         Returns:
           A sequence with a mask. NumPy arrays stay such: nothing is compiled.
 
         Raises:
           TypeError, ValueError: `length` is no integer, or less than the length at hand; that is not told by any
-            field, or not the same in all.
+            field, or not the same in all; `axis` is no integer of at least 0.
 
         Example:
           >>> padded = bptt.Sequence(np.ones((5, 2))).pad_to(8)
@@ -119,6 +119,10 @@ class Sequence:
           ((8, 2), [True, True, True, True, True, False, False, False])
         """
         check_positive_int("length", length)
+        if isinstance(axis, bool) or not isinstance(axis, (int, np.integer)):
+            raise TypeError(f"axis: expected an integer, got {type(axis).__name__}")
+        if axis < 0:
+            raise ValueError(f"axis: expected one counted from the front, at least 0, got {axis}")
         arrays: list[Any] = [*jax.tree.leaves(self.xs), *(a for a in (self.mask, self.resets) if a is not None)]
         lengths: set[Any] = {np.shape(a)[axis] if np.ndim(a) > axis else 0 for a in arrays} | (
             {self.length} - {None}

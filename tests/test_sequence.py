@@ -185,6 +185,14 @@ def test_a_length_that_cannot_be_padded_to(sequence, length, axis):
         sequence.pad_to(length, axis=axis)
 
 
+@pytest.mark.parametrize(
+    ("axis", "error"), [(-1, ValueError), (1.0, TypeError), (True, TypeError), ("time", TypeError)]
+)
+def test_an_axis_to_pad_along_is_counted_from_the_front(axis, error):
+    with pytest.raises(error, match=r"^axis: "):
+        bptt.Sequence(np.ones((2, 3))).pad_to(5, axis=axis)
+
+
 def test_many_lengths_are_noticed_once(monkeypatch):
     """Not those of a function that is traced, for which nothing is compiled, nor those of another step."""
     monkeypatch.setattr(checks, "_run", {})
