@@ -498,3 +498,19 @@ def test_where_a_step_has_no_finite_derivative_it_is_not_called_stable():
     found = bptt.fixed_points(lambda p, h, x: jnp.sqrt(h), None, jnp.array([[4.0], [0.0]]))
     assert found.kinds.tolist() == ["stable", "unknown"]
     assert "1 stable, 1 unknown" in str(found)
+
+
+@pytest.mark.parametrize(("kind", "unit"), [("float32", 1e30), ("float32", 1e-30), ("float16", 2e4)])
+def test_starts_from_states_whose_squares_leave_the_range(kind, unit):
+    """The noise is in their unit."""
+    visited = jnp.asarray(draw(50, 1), kind)
+    drawn, scaled = (
+        np.asarray(sample_starts(states, 20, key=jax.random.key(0)), np.float64)
+        for states in (visited, visited * jnp.asarray(unit, kind))
+    )
+    np.testing.assert_allclose(scaled / unit, drawn, atol=4 * float(jnp.finfo(kind).eps))
+
+
+def test_noise_of_starts_is_finite():
+    with pytest.raises(ValueError, match="noise: expected a finite number of at least 0, got inf"):
+        sample_starts(jnp.ones((3, 1)), 2, key=jax.random.key(0), noise=np.inf)

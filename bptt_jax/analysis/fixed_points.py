@@ -199,7 +199,7 @@ def sample_starts(
     check_leaves("states", states)
     num, axes = check_positive_int("num", num), check_positive_int("axes", axes)
     key = check_key("key", key)
-    noise = check_number("noise", noise, "a number of at least 0", lambda v: v >= 0)
+    noise = check_number("noise", noise, "a finite number of at least 0", lambda v: (v >= 0) & (v < jnp.inf))
     shapes = {jnp.shape(leaf)[:axes] for leaf in jax.tree.leaves(states)}
     if len(shapes) != 1 or len(next(iter(shapes))) != axes or 0 in next(iter(shapes)):
         raise ValueError(
@@ -224,7 +224,10 @@ def _sample_starts(states: State, key: Array, noise: Array, *, num: int, axes: i
     def moved(key: Array, visited: Array, start: Array) -> Array:
         known = finite.reshape(-1, *[1] * (visited.ndim - 1))
         mean = jnp.mean(visited, axis=0, where=known)
-        spread = jnp.sqrt(jnp.mean(jnp.square(jnp.abs(visited - mean[None])), where=known))
+        away = jnp.abs(visited - mean[None])
+        largest = jnp.max(away, where=known, initial=0)
+        unit = jnp.where(largest > 0, largest, 1)  # so that no square leaves the range
+        spread = unit * jnp.sqrt(jnp.mean(jnp.square(away / unit), where=known))
         scale = (jnp.asarray(noise, spread.dtype) * spread).astype(start.dtype)
         return start + scale * jax.random.normal(key, start.shape, start.dtype)
 
