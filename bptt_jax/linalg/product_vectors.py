@@ -75,7 +75,7 @@ def product_singular_vectors(
     D, or a gap below them, once or twice; with singular values that crowd together, as those of a few random matrices
     do, more often. Each costs T products of a frame with a Jacobian, and orthonormalisations.
 
-    `log_values` have derivatives, those of simple singular values; the vectors are constants to differentiation.
+    `log_values` have first derivatives, those of simple singular values; the vectors are constants to differentiation.
 
     Args:
       jacobians: ``[T, D, D]`` in order of time, real, as from `bptt_jax.jacobians`.
