@@ -254,6 +254,7 @@ def test_a_hundred_thousand_steps(rates) -> None:
 def test_differentiable(x64) -> None:
     weights = jnp.asarray([[0.3, -1.2], [0.9, 0.4]])
 
+    @jax.jit
     def largest(w):
         return bptt.lyapunov_exponents(
             lambda w, h, x: jnp.tanh(w @ h + x), w, jnp.ones(2), jnp.ones((30, 2)), warmup=5

@@ -516,6 +516,7 @@ def _pooled(batch: LyapunovSpectrum) -> LyapunovSpectrum:
     )
 
 
+@devices.compiled
 def living_rates(spectrum: LyapunovSpectrum) -> tuple[Float[Array, "... num"], Float[Array, "... num"]]:
     """`LyapunovSpectrum.living_exponents`, of a batch too, and their standard errors; both have derivatives."""
 
