@@ -1,5 +1,6 @@
 """`calibrate`: the value found is the one that theory has, and its error bars hold it as often as they should."""
 
+import re
 from functools import partial
 
 import jax
@@ -303,3 +304,13 @@ def test_bad_arguments(options, message):
     good = {"make": linear, "state0": jnp.ones(2), "low": 0.5, "high": 2.0, "length": 10}
     with pytest.raises((TypeError, ValueError), match=message):
         bptt.calibrate(**good | options)
+
+
+def test_a_rate_that_jumps_past_the_target_is_said_to() -> None:
+    def make(value):
+        return lambda w, h, x: w * h, jnp.where(value < 0.7, 0.5, 2.0)
+
+    found = bptt.calibrate(make, jnp.ones(1), length=20, low=0.2, high=3.0)
+    assert abs(found.value - 0.7) <= 2 * found.error
+    assert 1e-7 < found.error < 1e-5
+    assert re.fullmatch(r"at 0\.7\d* \+- \d\S* the rate jumps from -0.693 to 0.693 nats per step", found.statement)

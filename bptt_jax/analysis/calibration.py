@@ -72,7 +72,8 @@ class Calibration(Result):
     Attributes:
       value: of the family's number; NaN if a rate on the way was NaN, of a trajectory that is not finite, say, or,
         under `jax.jit`, if the rates at both ends are on the same side of the target.
-      error: its standard error, that of the rate there divided by `slope`.
+      error: its standard error, that of the rate there divided by `slope`; at least half of the bracket that is left
+        where no rate came near the target, as at a jump, which `statement` names.
       slope: by which the rate changes with the value there, nats per step for 1.
       target: that was given.
       measured: all that was measured, a curve.
@@ -95,8 +96,29 @@ class Calibration(Result):
         value, error, target = (float(a) for a in (self.value, self.error, self.target))
         meets = "would be steady" if target == 0 else f"has the rate {target:.3g} nats per step"
         if not math.isnan(value):
+            jump = self._jump()
+            if jump is not None:
+                return (
+                    f"at {_rounded(value, error)} the rate jumps from {jump[0]:.3g} to {jump[1]:.3g} nats per step"
+                )
             return f"{_rounded(value, error)} {meets}"
         return f"no value found: {_ends(self)}"
+
+    def _jump(self) -> tuple[float, float] | None:
+        """The rates on both sides of the value, where nothing lies between them."""
+        known = ~np.isnan(np.asarray(self.measured.values))
+        values, rates, errors = (
+            np.asarray(a, np.float64)[known]
+            for a in (self.measured.values, self.measured.rates, self.measured.errors)
+        )
+        above = int(np.searchsorted(values, float(self.value)))
+        if not 0 < above < len(values):
+            return None
+        sides, apart = rates[above - 1 : above + 1], values[above] - values[above - 1]
+        noise = np.max(np.nan_to_num(errors[above - 1 : above + 1]))
+        narrow = apart <= 1e-5 * (values[-1] - values[0])
+        jumps = abs(sides[1] - sides[0]) > max(_APART * noise, 0.1 * (np.max(rates) - np.min(rates)))
+        return (float(sides[0]), float(sides[1])) if narrow and jumps else None
 
     def _headline(self) -> str:
         return self.statement
@@ -422,6 +444,9 @@ def _calibrate(
     trials = CalibrationTrials(value_at(s.u)[order], s.rates[order], s.errors[order], s.each[order])
     flat = slope == 0
     error = jnp.where(flat & (s.error > 0), jnp.inf, s.error / jnp.where(flat, 1, jnp.abs(slope)))
+    # No better than what the root lies within, where the rate has not come near the target: it may jump there.
+    within = (value_at(s.high) - value_at(s.low)) / 2
+    error = jnp.where(s.high - s.low <= 0.5**_BISECTIONS, jnp.maximum(error, within), error)
     return Calibration(value=value, error=error, slope=slope, target=target, measured=trials)
 
 
