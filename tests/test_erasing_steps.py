@@ -148,9 +148,9 @@ def test_the_faster_unit_in_a_measured_step(steps, dtype) -> None:
     xs = np.ones((steps, 2))
     xs[at, 1] = 0
     state0, xs = jnp.zeros(2, dtype), jnp.asarray(xs, dtype)
-    found = bptt.lyapunov_exponents(scaled, jnp.asarray(rates, dtype), state0, xs)
-    frame = np.linalg.qr(np.asarray(jax.random.normal(jax.random.key(0), (2, 2), dtype), np.float64))[0]
-    first, second = frame.T
+    frame = np.asarray([[0.8, 0.6], [-0.6, 0.8]], dtype)
+    found = bptt.lyapunov_exponents(scaled, jnp.asarray(rates, dtype), state0, xs, initial_frame=frame)
+    first, second = frame.T.astype(np.float64)
     # Of the second only what is orthogonal to the first counts: their area over the length of the first.
     area = np.log(np.abs(first[0] * second[1] - first[1] * second[0]))
     part = np.log(np.abs(first[0])) if steps == 40 else area - np.log(np.abs(first[1]))

@@ -30,8 +30,8 @@ GAINS = {
 }
 VERDICTS = ["vanishing", "exploding", "steady", "non-finite"]
 SETTINGS = diagnose.Settings(
-    checkpoint=None, text="<i>novel</i>&.txt", embed=None, cells=(), gain=(0.5, 2.0), hidden=8, length=24, batch=3,
-    loss="last", step='a"b.py:f', float64=False, seed=1,
+    checkpoint=None, text="<i>novel</i>&.txt", embed=None, cells=(), gain=(0.5, 2.0), alpha=None, hidden=8, length=24,
+    batch=3, loss="last", step='a"b.py:f', float64=False, seed=1,
 )  # fmt: skip
 TITLE = "3 sequences of <b>24</b>"
 
