@@ -429,6 +429,16 @@ def test_derivatives_of_what_did_not_converge_are_zero(x64):
     assert float(slope(0.01, jnp.nan * starts)) == 0
 
 
+@pytest.mark.parametrize("num", [None, 1])
+def test_in_a_batch_what_found_nothing_leaves_the_derivatives_of_the_others_alone(num, x64):
+    def total(e, starts):
+        found = jax.vmap(lambda start: bptt.fixed_points(escape, e, start, num=num).points)(starts)
+        return jnp.nansum(found[:, 0, 0])
+
+    starts = jnp.asarray([[[0.3]], [[jnp.nan]], [[3.0]]])
+    np.testing.assert_allclose(jax.jit(jax.grad(total))(-0.01, starts[:2]), -5, rtol=1e-6)
+
+
 # --- Starts
 
 

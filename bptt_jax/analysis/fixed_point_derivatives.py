@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bptt_jax import devices
 from bptt_jax.analysis.fixed_point_search import Map, wide
 from bptt_jax.linalg.krylov import least_squares
 from bptt_jax.linalg.lapack import solve
@@ -37,7 +36,10 @@ def _attached_jvp(dense: bool, primals: PyTree, tangents: PyTree) -> tuple[Array
     mode = differentiation_mode(recurrence)
     numbers = jnp.arange(len(vectors), dtype=jnp.int32)
     numbers = jnp.where(converged, numbers, jnp.argmax(converged).astype(jnp.int32))
-    safe = vectors[numbers]
+    # Where none has converged there is no safe one: of a singular matrix, or a NaN, zero times would be NaN. There the
+    # system becomes one that can be solved.
+    some = jnp.any(converged)
+    safe = jnp.where(some, vectors[numbers], 0)
 
     def moved(moving: PyTree) -> Array:
         params, instants = merge(moving)
@@ -45,24 +47,20 @@ def _attached_jvp(dense: bool, primals: PyTree, tangents: PyTree) -> tuple[Array
         with full_precision():
             return jax.vmap(lambda v, k: of(v, k))(safe, numbers)
 
-    def solved(changes: PyTree) -> Array:
-        if mode == "forward":
-            offsets = jax.jvp(moved, (moving,), (changes,))[1]
-        else:
-            new, pull = jax.vjp(moved, moving)
-            offsets = jax.linear_transpose(pull, new)((changes,))[0]
-        of = Map(recurrence, others)
-        each = jax.vmap(partial(_solve_dense if dense else _solve_matrix_free, of, mode))
-        found = each(safe, numbers, wide(offsets))
-        return jnp.where(converged[:, None], found, 0).astype(vectors.dtype)
-
-    # Where none has converged there is no safe one: of a singular matrix, or a NaN, zero times would be NaN.
-    return vectors, devices.cond(jnp.any(converged), solved, lambda changes: jnp.zeros_like(vectors), changes)
+    if mode == "forward":
+        offsets = jax.jvp(moved, (moving,), (changes,))[1]
+    else:
+        new, pull = jax.vjp(moved, moving)
+        offsets = jax.linear_transpose(pull, new)((changes,))[0]
+    of = Map(recurrence, others)
+    each = jax.vmap(partial(_solve_dense if dense else _solve_matrix_free, of, mode, some))
+    found = each(safe, numbers, wide(offsets))
+    return vectors, jnp.where(converged[:, None], found, 0).astype(vectors.dtype)
 
 
-def _solve_dense(of: Map, mode: Mode, vector: Array, k: Array, offset: Array) -> Array:
-    """``(I - J)^-1`` of it."""
-    a = jnp.eye(len(offset), dtype=offset.dtype) - of.jacobian(vector, k, mode)
+def _solve_dense(of: Map, mode: Mode, regular: Array, vector: Array, k: Array, offset: Array) -> Array:
+    """``(I - J)^-1`` of it; of the identity where it is not `regular`."""
+    a = jnp.eye(len(offset), dtype=offset.dtype) - jnp.where(regular, of.jacobian(vector, k, mode), 0)
 
     def by_lapack(a: Array) -> Callable[[Any, Array], Array]:
         constant = jax.lax.stop_gradient(a)
@@ -71,8 +69,8 @@ def _solve_dense(of: Map, mode: Mode, vector: Array, k: Array, offset: Array) ->
     return jax.lax.custom_linear_solve(partial(matmul, a), offset, by_lapack(a), by_lapack(a.T))
 
 
-def _solve_matrix_free(of: Map, mode: Mode, vector: Array, k: Array, offset: Array) -> Array:
-    """``(I - J)^-1`` of it, by products with vectors."""
+def _solve_matrix_free(of: Map, mode: Mode, regular: Array, vector: Array, k: Array, offset: Array) -> Array:
+    """As `_solve_dense`, by products with vectors."""
     _, push, _ = of.differential(vector, k, mode)
     steps = min(4 * len(offset), _STEPS)
     tol = 4 * math.sqrt(len(offset)) * float(jnp.finfo(offset.dtype).eps)
@@ -83,4 +81,4 @@ def _solve_matrix_free(of: Map, mode: Mode, vector: Array, k: Array, offset: Arr
 
         return least_squares(product, pull, b, damping=jnp.zeros((), b.dtype), steps=steps, tol=tol)
 
-    return jax.lax.custom_linear_solve(lambda v: -push(v), offset, by_gradients, by_gradients)
+    return jax.lax.custom_linear_solve(lambda v: jnp.where(regular, -push(v), v), offset, by_gradients, by_gradients)
