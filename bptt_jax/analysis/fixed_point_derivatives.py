@@ -81,4 +81,6 @@ def _solve_matrix_free(of: Map, mode: Mode, regular: Array, vector: Array, k: Ar
 
         return least_squares(product, pull, b, damping=jnp.zeros((), b.dtype), steps=steps, tol=tol)
 
-    return jax.lax.custom_linear_solve(lambda v: jnp.where(regular, -push(v), v), offset, by_gradients, by_gradients)
+    return jax.lax.custom_linear_solve(
+        lambda v: jnp.where(regular, -push(v), v), offset, by_gradients, by_gradients
+    )
