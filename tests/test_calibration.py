@@ -120,6 +120,7 @@ def test_the_forget_bias_of_an_lstm_is_that_of_the_carousel():
     np.testing.assert_allclose(found.value, np.log(np.exp(-0.1) / (1 - np.exp(-0.1))), atol=1e-3)
 
 
+@pytest.mark.exhaustive
 def test_a_leaky_network_needs_what_it_is_told():
     """A gain of 0.5, whose rate of -0.15 by itself would ask for 0.58."""
 
@@ -148,6 +149,7 @@ def test_a_leaky_network_needs_what_it_is_told():
     assert mean_rate(found.value - 4 * found.error) < -2 * rate_error
 
 
+@pytest.mark.exhaustive
 def test_the_advice_of_a_flow_names_what_was_found():
     found = bptt.calibrate(linear, jnp.ones(2), low=0.1, high=30.0, length=10)
     flow = bptt.gradient_flow(scaled, 0.3, jnp.ones(2), None, last, length=10, spectra=False)

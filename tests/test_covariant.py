@@ -179,6 +179,7 @@ def runge_kutta(dt, h, x):
     return h + dt / 6 * (a + 2 * b + 2 * c + lorenz(h + dt * c))
 
 
+@pytest.mark.exhaustive
 def test_the_neutral_vector_of_a_flow_is_its_direction(x64):
     """Differences along the orbit neither grow nor shrink in the long run, and a step takes the flow along."""
     found = bptt.covariant_vectors(
@@ -283,6 +284,7 @@ def test_what_is_not_finite_stays_in_its_piece():
 # --- The call
 
 
+@pytest.mark.exhaustive
 def test_memory_goes_with_the_root_of_the_length():
     def temporary(steps):
         def run(w):

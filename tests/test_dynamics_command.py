@@ -29,6 +29,7 @@ def step_file(tmp_path) -> str:
     return str(tmp_path / "mine.py")
 
 
+@pytest.mark.exhaustive
 def test_a_step_of_ones_own(step_file, tmp_path, capsys) -> None:
     options = ["--length", "30", "--batch", "2", "--starts", "40", "--dt", "0.5", "--perturbation", "10"]
     assert main(["dynamics", "--step", f"{step_file}:make", *options, "--out", str(tmp_path)]) == 0

@@ -345,6 +345,7 @@ def test_points_near_each_other_are_one_and_far_ones_are_marked(x64):
     assert len(found.distinct(outliers=True).speeds) > len(found.distinct().speeds)
 
 
+@pytest.mark.exhaustive
 def test_without_a_jacobian(x64):
     """`num` eigenvalues by products with vectors, for a state that would be large."""
     w = jnp.asarray(draw(30, 30, scale=0.5 / 30**0.5))

@@ -277,6 +277,7 @@ def test_the_derivative_of_orthonormal_rows(x64, shape) -> None:
     np.testing.assert_allclose(dq @ q.T + q @ dq.T, 0, atol=1e-13)
 
 
+@pytest.mark.exhaustive
 def test_batches_pooled() -> None:
     matrices = jax.random.normal(jax.random.key(2), (6, 200, 3, 3))
 
@@ -324,6 +325,7 @@ def test_a_batch_speaks_of_all_its_sequences() -> None:
     assert np.shape(batch.kaplan_yorke_dimension) == np.shape(batch.entropy_rate) == (16,)
 
 
+@pytest.mark.exhaustive
 def test_a_batch_of_several_axes_is_pooled_along_the_last() -> None:
     batch = noise((2, 3))
     np.testing.assert_allclose(batch.pooled().exponents, np.mean(batch.exponents, axis=1), rtol=1e-5)
@@ -540,6 +542,7 @@ def test_what_converged_cannot_see_and_several_starts_do() -> None:
     assert abs(pooled.exponents[0] - truth) < 3 * pooled.standard_errors[0]
 
 
+@pytest.mark.exhaustive
 def test_side_by_side_where_frames_never_forget(x64) -> None:
     """Rotated by the golden angle, then stretched along the axes once at the end: as many passes as segments."""
     turn = 2.399963229728653
@@ -554,6 +557,7 @@ def test_side_by_side_where_frames_never_forget(x64) -> None:
     np.testing.assert_allclose(spectrum(10).exponents, spectrum(1).exponents, rtol=1e-12)
 
 
+@pytest.mark.exhaustive
 def test_side_by_side_without_inputs_and_forward_derivative(x64) -> None:
     matrix = jnp.array([[0.9, 0.5], [0.0, 0.4]])
 

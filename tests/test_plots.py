@@ -74,6 +74,7 @@ def test_singular_values_and_eigenvalues_are_the_measured_ones(flows) -> None:
     np.testing.assert_allclose(points.get_offsets(), np.tile([0.5, 0.0], (3 * LENGTH * 2, 1)), atol=1e-6)
 
 
+@pytest.mark.exhaustive
 def test_one_unbatched_flow_and_one_with_nan_are_drawn(tmp_path) -> None:
     one = bptt.gradient_flow(_step, 0.5, jnp.ones(2), jnp.ones((LENGTH, 2)), lambda s: jnp.sum(s[-1]))
     bad = bptt.gradient_flow(_step, jnp.nan, jnp.ones(2), jnp.ones((LENGTH, 2)), lambda s: jnp.sum(s[-1]))

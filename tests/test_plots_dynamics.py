@@ -132,6 +132,7 @@ def test_what_cannot_be_drawn(draw, error, message, found) -> None:
         draw(found)
 
 
+@pytest.mark.exhaustive
 def test_nothing_found_is_drawn_too(found, tmp_path) -> None:
     """A step that drifts has no fixed point; a start may be NaN."""
 

@@ -299,6 +299,7 @@ def relu_step(w, h, x):
     return jax.nn.relu(w @ h + x)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("step", [linear_step, relu_step])
 def test_a_trajectory_that_is_not_finite_shows_where_the_jacobian_does_not(step):
     """The NaN enters at step 2; a reset before step 4 ends it."""

@@ -288,6 +288,7 @@ def test_an_exception_from_report_loses_nothing(runs, tmp_path, at) -> None:
     assert_same_run(tmp_path, done, runs)
 
 
+@pytest.mark.exhaustive
 def test_more_updates_later(runs, tmp_path) -> None:
     first = runs[0](tmp_path, updates=6)
     assert int(first.states.updates[0]) == 6
@@ -303,6 +304,7 @@ def test_chunks_stay_where_they_were_after_a_stop_between_them(runs, tmp_path) -
     assert [r["updates"] for r in runs[0](tmp_path).records] == [3, 4, 6, 9, 12]
 
 
+@pytest.mark.exhaustive
 def test_events_are_the_same_across_stops(tmp_path) -> None:
     """What led to an event of the first update after a stop stands in the checkpoint; NaN comes back as NaN."""
     net, explosive = small(), optax.sgd(3.0)
