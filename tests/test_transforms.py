@@ -97,14 +97,14 @@ def calibrated(w, **options):
     """The rate is log v, of whatever angle: a search has no derivative."""
     w = jax.lax.stop_gradient(w)
     options = {"low": 0.01, "high": 2.0, "target": -0.2, "length": 3} | options
-    return bptt.calibrate(lambda v: (turned, (v, w[0, 0])), w[0], None, **options)
+    return bptt.calibrate(lambda v, angle: (turned, (v, angle)), w[0], None, keys=w[:1, 0], **options)
 
 
 def calibrated_cell(w):
     """By a cell that checks nothing of a number that is traced, for which Python would be called."""
 
     def make(value):
-        return bptt.Cell(lambda key, size: (value, w[0, 0]), lambda: jnp.ones(2, w.dtype), turned)
+        return bptt.Cell(lambda key, size: (value, jnp.ones((), w.dtype)), lambda: jnp.ones(2, w.dtype), turned)
 
     w, keys = jax.lax.stop_gradient(w), jax.random.split(jax.random.key(0), 2)
     xs = jnp.stack([w, w])

@@ -164,6 +164,7 @@ def calibrate(
     Args:
       make: ``make(value) -> (step, params)``, or, with `keys`, ``make(value, key) -> (step, params)``. It is traced, so
         the value is an array ``[]``; the step may close over it. Define it once, outside the loop that calls.
+        In a mesh with Explicit axes it closes over no array of the mesh: these come by `keys`.
       state0: h_0, of every draw.
       xs, length: as for `bptt_jax.unroll`; with `batched`, leaves ``[M, T, ...]``.
       loss, args, has_aux: as for `bptt_jax.adjoints`; the same for every draw. None: the largest exponent is meant.
