@@ -52,7 +52,7 @@ def notice_new_function(name: str, function: Callable[..., Any], remedy: str) ->
     looked up, so a new one does no harm there.
     """
     code = _code(function)
-    if code is None or isinstance(jax.device_put(0.0), jax.core.Tracer):
+    if code is None or _is_traced():
         return
     seen = _seen.get(code, _Seen(lambda: None, 0))
     if seen.times >= _REPEATED or seen.latest() == function:  # as JAX looks it up: methods of one object are equal
@@ -60,7 +60,7 @@ def notice_new_function(name: str, function: Callable[..., Any], remedy: str) ->
     _seen[code] = _Seen(_reference(function), seen.times + 1)
     if seen.times + 1 == _REPEATED:
         warnings.warn(
-            f"{name}: {code.co_name} ({code.co_filename}, line {code.co_firstlineno}) is made anew at every call, "
+            f"{name}: {_place(code)} is made anew at every call, "
             f"so everything is compiled anew each time; define it once, outside the loop that calls; {remedy}",
             RecompilationWarning,
             stacklevel=4,
@@ -73,22 +73,32 @@ def notice_new_shape(step: Callable[..., Any], shape: Hashable) -> None:
     Nothing is compiled for the shapes that are met within a function that is being traced.
     """
     code = _code(step)
-    if code is None or isinstance(jax.device_put(0.0), jax.core.Tracer):
+    if code is None:
         return
-    run = _run.get(code)
-    if run is None or run.step() != step:
-        run = _run[code] = _Run(_reference(step), set())
-    if shape in run.shapes or len(run.shapes) >= _MANY:
+    run = _run.get(code, _Run(lambda: None, set()))
+    if run.step() != step:
+        run = _Run(_reference(step), set())
+    if shape in run.shapes or len(run.shapes) >= _MANY or _is_traced():  # the last is dear
         return
     run.shapes.add(shape)
+    _run[code] = run
     if len(run.shapes) == _MANY:
         warnings.warn(
-            f"xs: {code.co_name} ({code.co_filename}, line {code.co_firstlineno}) has been run on sequences of "
+            f"xs: {_place(code)} has been run on sequences of "
             f"{_MANY} shapes, and everything is compiled anew for each; pad them to a few lengths "
             "(bptt_jax.Sequence.pad_to)",
             RecompilationWarning,
             stacklevel=4,
         )
+
+
+def _is_traced() -> bool:
+    """Whether a function is being traced, so that nothing is looked up or compiled here."""
+    return isinstance(jax.device_put(0.0), jax.core.Tracer)
+
+
+def _place(code: CodeType) -> str:
+    return f"{code.co_name} ({code.co_filename}, line {code.co_firstlineno})"
 
 
 def _reference(function: Callable[..., Any]) -> Callable[[], Any]:

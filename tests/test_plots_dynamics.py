@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 import bptt_jax as bptt
-from bptt_jax.plots.dynamics import plot_angles, plot_fixed_points, plot_flow_field, plot_modes
+from bptt_jax.plots.dynamics import (
+    Drawn,
+    plot_angles,
+    plot_dynamics,
+    plot_fixed_points,
+    plot_flow_field,
+    plot_modes,
+)
 
 # Of diag(w) the first two numbers are bistable, each for itself, and the third decays: 9 points, of which 4 are stable
 # and 1 is unstable in two directions.
@@ -142,3 +149,18 @@ def test_nothing_found_is_drawn_too(found, tmp_path) -> None:
     none = bptt.fixed_points(drift, jnp.ones(3), jnp.asarray([[0.0, 0.0, 0.0], [jnp.nan, 0.0, 0.0]]))
     for figure in (plot_fixed_points(none), plot_modes(none), plot_flow_field(drift, jnp.ones(3), none)):
         figure.savefig(tmp_path / "none.png")
+
+
+def test_a_state_of_one_number_has_modes_and_no_plane() -> None:
+    def one(w, h, x):
+        return jnp.tanh(w * h)
+
+    w = jnp.float32(1.5)
+    found = bptt.fixed_points(one, w, jnp.asarray([[-1.0], [0.0], [1.0]]))
+    assert len(plot_modes(found).axes[0].collections) == 2
+    states = jax.vmap(lambda h: bptt.unroll(one, w, h, length=4))(jnp.ones((2, 1)))
+    vectors = jax.vmap(lambda h: bptt.covariant_vectors(one, w, h, length=4))(jnp.ones((2, 1)))
+    figure = plot_dynamics({"one": Drawn(one, w, None, states, found, vectors)})
+    assert [ax.axison for ax in figure.axes] == [False, True, True, False]
+    with pytest.raises(ValueError, match="found: expected states of at least two numbers, got one"):
+        plot_fixed_points(found)

@@ -65,6 +65,12 @@ class CalibrationTrials(Result):
     errors: Float[Array, " N"] = field(dims=("trial",))
     each: Float[Array, "N M"] = field(dims=("trial", "draw"))
 
+    def made(self) -> tuple[np.ndarray, ...]:
+        """Values, rates and errors of the trials that were needed, in double precision."""
+        known = ~np.isnan(np.asarray(self.values))
+        values, rates, errors = (np.asarray(a, np.float64)[known] for a in (self.values, self.rates, self.errors))
+        return values, rates, errors
+
 
 class Calibration(Result):
     """The value at which the rate meets the target.
@@ -106,11 +112,7 @@ class Calibration(Result):
 
     def _jump(self) -> tuple[float, float] | None:
         """The rates on both sides of the value, where nothing lies between them."""
-        known = ~np.isnan(np.asarray(self.measured.values))
-        values, rates, errors = (
-            np.asarray(a, np.float64)[known]
-            for a in (self.measured.values, self.measured.rates, self.measured.errors)
-        )
+        values, rates, errors = self.measured.made()
         above = int(np.searchsorted(values, float(self.value)))
         if not 0 < above < len(values):
             return None
@@ -296,11 +298,7 @@ def calibrate_cell(
 
 def draw_calibration(axes: Any, found: Calibration) -> None:
     """The rates that were measured, with bars of two standard errors, and the value found, on matplotlib's axes."""
-    known = ~np.isnan(np.asarray(found.measured.values))
-    values, rates, errors = (
-        np.asarray(a, np.float64)[known]
-        for a in (found.measured.values, found.measured.rates, found.measured.errors)
-    )
+    values, rates, errors = found.measured.made()
     axes.axhline(float(found.target), color="0.75", linewidth=0.8, zorder=0)
     value, error = float(found.value), float(np.nan_to_num(found.error))
     if not math.isnan(value):

@@ -26,7 +26,7 @@ from bptt_jax.analysis.flow_results import GradientFlow
 from bptt_jax.cells.gated import gru, lstm
 from bptt_jax.cells.simple import leaky_rnn, rnn
 from bptt_jax.cli import train
-from bptt_jax.cli.report import BadArgument, provenance
+from bptt_jax.cli.report import BadArgument, one_line, provenance
 from bptt_jax.experiments.network import LossArgs, Readout, apply_readout
 from bptt_jax.experiments.text import Corpus, corpus, english_text, read_text, windows
 from bptt_jax.leaves import to_jsonable
@@ -153,7 +153,7 @@ def compile_all(recurrences: list[Recurrence], data: Data) -> Iterator[tuple[Rec
             try:
                 compiled = jobs[r.step, r.loss].result()
             except (Exception, SystemExit) as error:  # whatever a step of the user's raises
-                raise BadArgument(f"{r.name}: {_one_line(error)}") from error
+                raise BadArgument(f"{r.name}: {one_line(error)}") from error
             yield r, compiled
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
@@ -278,7 +278,7 @@ def _trained(settings: Settings, folder: Path) -> tuple[Data, list[Recurrence]]:
     except BadArgument:
         raise
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # as no run could have
-        raise BadArgument(f"{folder}: its settings are damaged: {_one_line(error)}") from None
+        raise BadArgument(f"{folder}: its settings are damaged: {one_line(error)}") from None
     net, seeds = job.network, [int(s) for s in first.seed]
     task = job.validation or net.task
     inputs, targets = jax.jit(task.sample, static_argnums=1)(jax.random.key(settings.seed), settings.batch)
@@ -340,7 +340,7 @@ def _load(spec: str, input_size: int) -> tuple[Step, Params, State, Callable[[St
     try:
         made = factory(input_size) if _takes_argument(factory) else factory()
     except (Exception, SystemExit) as error:
-        raise BadArgument(f"--step: {name} raised {_one_line(error)}") from error
+        raise BadArgument(f"--step: {name} raised {one_line(error)}") from error
     if not (isinstance(made, tuple) and len(made) in (3, 4)):
         raise BadArgument(f"--step: {name} must return (step, params, state0) or (step, params, state0, readout)")
     step, params, state0, *rest = made
@@ -366,7 +366,7 @@ def _module(place: str) -> ModuleType:
     except BadArgument:
         raise
     except (Exception, SystemExit) as error:
-        raise BadArgument(f"--step: importing {place} raised {_one_line(error)}") from error
+        raise BadArgument(f"--step: importing {place} raised {one_line(error)}") from error
 
 
 def _module_name(path: Path) -> str:
@@ -384,10 +384,6 @@ def _module_name(path: Path) -> str:
 def _takes_argument(factory: Callable[..., Any]) -> bool:
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return any(p.kind in kinds for p in inspect.signature(factory).parameters.values())
-
-
-def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _numbers(flow: GradientFlow, gated: bool | None) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from bptt_jax.analysis.covariant import CovariantVectors, covariant_vectors
 from bptt_jax.analysis.fixed_point_results import FixedPoints
 from bptt_jax.analysis.fixed_points import fixed_points, sample_starts
 from bptt_jax.cli import diagnose
-from bptt_jax.cli.report import BadArgument, provenance
+from bptt_jax.cli.report import BadArgument, one_line, provenance
 from bptt_jax.leaves import to_jsonable
 from bptt_jax.recurrence.unroll import unroll
 from bptt_jax.step import Input, Params, PyTree, Sequence, State, Step, state_size
@@ -83,7 +83,7 @@ def measure(recurrence: diagnose.Recurrence, data: diagnose.Data, settings: Sett
         follow = jax.vmap(lambda xs: covariant_vectors(step, params, state0, xs, num=num, observe=_nothing))
         vectors = jax.jit(follow)(few)
     except (Exception, SystemExit) as error:  # whatever a step of the user's raises
-        raise BadArgument(f"{recurrence.name}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+        raise BadArgument(f"{recurrence.name}: {one_line(error)}") from error
     return Dynamics(recurrence.name, step, params, x, states, found, jax.block_until_ready(vectors))
 
 

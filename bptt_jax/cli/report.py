@@ -26,6 +26,11 @@ def visible(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def one_line(error: BaseException) -> str:
+    """Kind and message."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
 class BadArgument(ValueError):
     """What the user asked for cannot be done; the message is one line that says why."""
 

@@ -26,7 +26,6 @@ _KINDS = {
     "saddle": (LINES[1][0], "^", False),
     "unstable": (LINES[0][0], "s", False),
     "unknown": ("0.35", "P", True),
-    "not a fixed point": ("0.55", "x", True),
 }
 _TIMES = (1, 3, 10, 30, 100)  # time constants for which there is a ring, in steps
 _SHADES = LinearSegmentedColormap.from_list("speeds", ["0.1", "0.8"])
@@ -46,11 +45,13 @@ class _Plane(NamedTuple):
         """``[..., D]`` to ``[..., 2]``."""
         return (vectors - self.centre) @ self.axes.T
 
-    @property
-    def labels(self) -> list[str]:
-        if np.isnan(self.shares).any():
-            return ["first number of the state", "second number of the state"]
-        return [f"principal component {k} ({share:.0%})" for k, share in enumerate(self.shares, 1)]
+    def label(self, ax: Axes) -> None:
+        """Names of both axes."""
+        names = ["first number of the state", "second number of the state"]
+        if not np.isnan(self.shares).any():
+            names = [f"principal component {k} ({share:.0%})" for k, share in enumerate(self.shares, 1)]
+        ax.set(xlabel=names[0], ylabel=names[1])
+        finish(ax)
 
 
 def plot_fixed_points(
@@ -78,9 +79,8 @@ def plot_fixed_points(
       >>> bptt.plots.plot_fixed_points(found).axes[0].get_xlabel()
       'first number of the state'
     """
-    distinct, points = _points(found)
-    paths = None if states is None else _vectors(states, found.points)
-    plane = _plane(points if paths is None else paths)
+    distinct = _distinct(found)
+    points, paths, plane = _seen(found, distinct, states)
     ax = new_axes(ax, (5.0, 4.4))
     for path in () if paths is None else paths.reshape(-1, *paths.shape[-2:])[:_TRAJECTORIES]:
         ax.plot(*plane.of(path).T, color=LINES[5][0], linewidth=0.7, zorder=1)
@@ -90,9 +90,7 @@ def plot_fixed_points(
         if len(of_kind):
             label = f"{kind} ({len(of_kind)})"
             ax.scatter(of_kind[:, 0], of_kind[:, 1], s=34, linewidths=1.4, label=label, zorder=3, **_mark(kind))
-    ax.set_xlabel(plane.labels[0])
-    ax.set_ylabel(plane.labels[1])
-    finish(ax)
+    plane.label(ax)
     if len(places):
         ax.legend(frameon=False, fontsize=text_size(ax))
     return _titled(ax, title)
@@ -134,9 +132,7 @@ def plot_flow_field(
       >>> bptt.plots.plot_fixed_points(found, ax=figure.axes[0]) is figure
       True
     """
-    _, points = _points(found)
-    paths = None if states is None else _vectors(states, found.points)
-    plane = _plane(points if paths is None else paths)
+    points, paths, plane = _seen(found, _distinct(found), states)
     seen = np.concatenate([plane.of(v).reshape(-1, 2) for v in (points, paths) if v is not None])
     seen = seen[np.isfinite(seen).all(axis=1)]
     low, high = (seen.min(axis=0), seen.max(axis=0)) if len(seen) else (np.zeros(2), np.zeros(2))
@@ -158,9 +154,7 @@ def plot_flow_field(
         given: Any = (*grid.reshape(-1, 2)[drawn].T, *arrows[drawn].T, np.clip(speeds[drawn], shades.vmin, None))
         how: Any = {"angles": "xy", "scale_units": "xy", "scale": 1.0, "width": 0.004}
         ax.quiver(*given, cmap=_SHADES, norm=shades, zorder=0, **how)
-    ax.set_xlabel(plane.labels[0])
-    ax.set_ylabel(plane.labels[1])
-    finish(ax)
+    plane.label(ax)
     ax.grid(False)
     return _titled(ax, title)
 
@@ -197,7 +191,7 @@ def plot_modes(
     if isinstance(found, Eigensystem):
         groups = {"": np.ravel(np.asarray(found.values))}
     elif isinstance(found, FixedPoints):
-        distinct, _ = _points(found)
+        distinct = _distinct(found)
         kinds, values = np.asarray(distinct.kinds), np.asarray(distinct.eigenvalues)
         groups = {kind: values[kinds == kind].ravel() for kind in _KINDS if (kinds == kind).any()}
     else:
@@ -328,7 +322,7 @@ def plot_dynamics(of_each: Mapping[str, Drawn], *, dt: float = 1.0) -> Figure:
     figure = NotebookFigure(figsize=(15.0, 4.0 * rows), layout="constrained")
     grid = figure.subplots(rows, 4, squeeze=False)
     for (name, (step, params, x, states, found, vectors)), axes in zip(of_each.items(), grid, strict=True):
-        if state_size(states) == math.prod(np.shape(found.speeds)) or not len(found.distinct().speeds):
+        if state_size(found.points) == len(found.speeds) or not len(found.distinct().speeds):  # one number, or none
             axes[0].set_axis_off()
         else:
             plot_flow_field(step, params, found, x, states=states, ax=axes[0])
@@ -343,17 +337,23 @@ def plot_dynamics(of_each: Mapping[str, Drawn], *, dt: float = 1.0) -> Figure:
     return figure
 
 
-def _points(found: Any) -> tuple[FixedPoints, np.ndarray]:
-    """The distinct ones, slow points too, and their vectors ``[K, D]``."""
+def _distinct(found: Any) -> FixedPoints:
     if not isinstance(found, FixedPoints):
         raise TypeError(f"found: expected FixedPoints, got {type(found).__name__}")
     if np.ndim(found.speeds) != 1:
         raise ValueError(f"found: expected one search, got a batch of {np.shape(found.speeds)[:-1]}")
-    distinct = found.distinct()
-    vectors = _vectors(distinct.points, found.points)
-    if vectors.shape[-1] < 2:
+    return found.distinct()
+
+
+def _seen(
+    found: FixedPoints, distinct: FixedPoints, states: State | None
+) -> tuple[np.ndarray, np.ndarray | None, _Plane]:
+    """The points ``[K, D]``, the trajectories ``[..., T, D]`` and the plane that both are seen in."""
+    points = _vectors(distinct.points, found.points)
+    if points.shape[-1] < 2:
         raise ValueError("found: expected states of at least two numbers, got one")
-    return distinct, vectors
+    paths = None if states is None else _vectors(states, found.points)
+    return points, paths, _plane(points if paths is None else paths)
 
 
 def _vectors(states: State, like: State) -> np.ndarray:
