@@ -7,6 +7,7 @@ every argument is a bad input, which must be refused clearly, before anything is
 import contextlib
 import dataclasses
 import functools
+import inspect
 import io
 import re
 import warnings
@@ -119,6 +120,22 @@ def cell(make: Callable[..., bptt.Cell], **options: Any) -> Callable[..., Any]:
     return initialised
 
 
+def cell_target(entry: bptt.cells.AtlasEntry) -> Target:
+    """A cell of the atlas, with all its options."""
+    good, kinds = dict(CELL_OPTIONS), dict(CELL_KINDS)
+    for option, parameter in inspect.signature(entry.make).parameters.items():
+        if option not in CELL_OPTIONS:
+            good[option], kinds[option] = OPTIONS_OF_CELLS[option]
+            if parameter.default is None:
+                good[option], kinds[option] = None, f"optional {kinds[option]}"
+    try:
+        entry.make(2, dtype=jnp.bfloat16)
+    except TypeError:
+        kinds["dtype"] = "real dtype"
+    name = entry.make.__name__
+    return Target(f"bptt.{name}" if name in bptt.__all__ else f"bptt.cells.{name}", cell(entry.make), good, kinds)
+
+
 def initializer(make: Callable[..., Any], **fixed: Any) -> Callable[..., Any]:
     def initialised(key: Any, shape: Any, dtype: Any = np.float32, **options: Any) -> Any:
         return make(**options, **fixed)(key, shape, dtype)
@@ -181,6 +198,20 @@ KEY = jax.random.key(0)
 CELL_OPTIONS = {"hidden_size": 2, "key": KEY, "input_size": 2, "dtype": np.float32}
 CELL_KINDS = {"hidden_size": "integer", "key": "key", "input_size": "integer", "dtype": "dtype"}
 INIT = jax.nn.initializers.normal()
+# Of the options of cells: what they may be, and of which kind.
+OPTIONS_OF_CELLS: dict[str, tuple[Any, str]] = {
+    "activation": (jnp.tanh, "activation"),
+    "alpha": (0.2, "above zero"),
+    "bias_init": (INIT, "initializer"),
+    "forget_bias": (1.0, "finite"),
+    "gain": (1.0, "finite"),
+    "input_init": (INIT, "initializer"),
+    "max_phase": (1.0, "above zero"),
+    "noise": (0.1, "finite"),
+    "r_max": (0.9, "radius"),
+    "r_min": (0.1, "radius"),
+    "recurrent_init": (INIT, "initializer"),
+}
 SQUARE_KINDS = {"shape": "square shape", "key": "key", "dtype": "dtype"}
 TINY = network(bptt.rnn(2), tasks.adding(4))
 TRAINING = {"network": TINY, "optimizer": optax.sgd(0.1), "updates": 1, "batch": 2, "seeds": (0,), "chunk": 1}
@@ -292,64 +323,7 @@ TARGETS: list[Target] = [
         {"jacobians": JS, "immediate": JS[:, 0]},
         {"jacobians": "jacobians", "immediate": "immediate"},
     ),
-    Target(
-        "bptt.rnn",
-        cell(bptt.rnn),
-        CELL_OPTIONS | {"activation": jnp.tanh, "gain": 1.0, "recurrent_init": INIT, "input_init": INIT},
-        CELL_KINDS
-        | {
-            "activation": "activation",
-            "gain": "finite",
-            "recurrent_init": "initializer",
-            "input_init": "initializer",
-        },
-    ),
-    Target(
-        "bptt.cells.leaky_rnn",
-        cell(bptt.cells.leaky_rnn),
-        CELL_OPTIONS
-        | {"activation": jnp.tanh, "gain": 1.0, "recurrent_init": INIT, "input_init": INIT}
-        | {"alpha": 0.2, "noise": 0.1},
-        CELL_KINDS
-        | {
-            "activation": "activation",
-            "gain": "finite",
-            "alpha": "above zero",
-            "noise": "finite",
-            "recurrent_init": "initializer",
-            "input_init": "initializer",
-        },
-    ),
-    Target(
-        "bptt.gru",
-        cell(bptt.gru),
-        CELL_OPTIONS | {"recurrent_init": INIT, "input_init": INIT, "bias_init": INIT},
-        CELL_KINDS | {"recurrent_init": "initializer", "input_init": "initializer", "bias_init": "initializer"},
-    ),
-    Target(
-        "bptt.lstm",
-        cell(bptt.lstm),
-        CELL_OPTIONS | {"recurrent_init": INIT, "input_init": INIT, "bias_init": None, "forget_bias": 1.0},
-        CELL_KINDS
-        | {
-            "recurrent_init": "initializer",
-            "input_init": "initializer",
-            "bias_init": "optional initializer",
-            "forget_bias": "finite",
-        },
-    ),
-    Target(
-        "bptt.cells.lru",
-        cell(bptt.cells.lru),
-        CELL_OPTIONS | {"r_min": 0.1, "r_max": 0.9, "max_phase": 1.0},
-        CELL_KINDS | {"dtype": "real dtype", "r_min": "radius", "r_max": "radius", "max_phase": "above zero"},
-    ),
-    Target(
-        "bptt.cells.min_gru",
-        cell(bptt.cells.min_gru),
-        CELL_OPTIONS | {"input_init": INIT, "bias_init": INIT},
-        CELL_KINDS | {"input_init": "initializer", "bias_init": "initializer"},
-    ),
+    *map(cell_target, bptt.cells.ATLAS.values()),
     Target(
         "bptt.cells.initializers.identity",
         initializer(bptt.cells.initializers.identity),

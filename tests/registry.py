@@ -539,7 +539,7 @@ def hidden_markov(draw: Draw) -> Problem:
     return Problem(hmm_step, params, draw(N), draw(N), draw.integers(4, LONGEST))
 
 
-REGISTRY: dict[str, Entry] = {
+STEPS: dict[str, Entry] = {
     "tanh": Entry(with_tanh_params(tanh_step)),
     "rnn": Entry(cell("rnn")),
     "gru": Entry(cell("gru")),
@@ -590,3 +590,45 @@ REGISTRY: dict[str, Entry] = {
     "bfloat16": Entry(with_tanh_params(tanh_step), dtype="bfloat16"),
     "float16": Entry(cell("gru"), dtype="float16"),
 }
+
+
+# --- The atlas
+
+
+def of_atlas(name: str) -> Callable[[Draw], Problem]:
+    """A cell of N = 4 (heads and gates want an even number), its parameters moved from where they begin."""
+
+    def make(draw: Draw) -> Problem:
+        whole = bptt.cells.ATLAS[name].make(4, dtype=draw.dtype)
+        begun = bptt.cells.ATLAS[name].make(4, dtype=jnp.float32).init(jax.random.key(0), I)
+        params = jax.tree.map(lambda a: _moved(draw, 0.1, a), begun)
+        states = [jax.tree.map(lambda a: _moved(draw, 0.5, a), whole.initial_state()) for _ in range(2)]
+        return Problem(whole.step, params, *states, draw(LONGEST, I))
+
+    return make
+
+
+def _moved(draw: Draw, scale: float, a: Any) -> Any:
+    if jnp.iscomplexobj(a):
+        return jax.lax.complex(_moved(draw, scale, a.real), _moved(draw, scale, a.imag))
+    if not jnp.issubdtype(a.dtype, jnp.floating):
+        return a
+    return draw.exactly(np.asarray(a, np.float64) + scale * np.asarray(draw(*a.shape), np.float64))
+
+
+def takes_half(name: str) -> bool:
+    try:
+        bptt.cells.ATLAS[name].make(4, dtype=jnp.bfloat16)
+    except TypeError:  # complex numbers have no half precision
+        return False
+    return True
+
+
+CELLS: dict[str, Entry] = {
+    name: Entry(of_atlas(name), diagonal=isinstance(entry.make(4).step, bptt.parallel.DiagonalStep))
+    for name, entry in bptt.cells.ATLAS.items()
+    if name not in STEPS
+} | {
+    f"{name} in bfloat16": Entry(of_atlas(name), dtype="bfloat16") for name in bptt.cells.ATLAS if takes_half(name)
+}
+REGISTRY = STEPS | CELLS

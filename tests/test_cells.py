@@ -1,7 +1,6 @@
-"""Each cell against Equinox, PyTorch and NumPy with the same weights, in outputs and gradients; how each starts."""
+"""What cells take, what they share, and how each starts; what they compute is in test_cell_oracles.py."""
 
 import chex
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,157 +10,10 @@ from oracles import I, N, cell_example
 import bptt_jax as bptt
 
 NAMES = ["rnn", "gru", "lstm"]
-RTOL = 1e-12  # float64, a few roundings
-
-
-def cotangents(state):
-    """A direction for every number of the state: gradients are compared along it."""
-    rng = np.random.default_rng(7)
-    return jax.tree.map(lambda a: rng.standard_normal(a.shape), state)
-
-
-def inner(tree, weights):
-    return sum(jnp.sum(a * w) for a, w in zip(jax.tree.leaves(tree), jax.tree.leaves(weights), strict=True))
-
-
-def step_and_gradients(step, params, state0, x):
-    weights = cotangents(state0)
-
-    @jax.jit
-    def both(params, state0, x):
-        new = step(params, state0, x)
-        return new, jax.grad(lambda *arguments: inner(step(*arguments), weights), argnums=(0, 1, 2))(
-            params, state0, x
-        )
-
-    return both(params, state0, x)
 
 
 def sigmoid(a):
     return 1 / (1 + np.exp(-a))
-
-
-def numpy_rnn(params, h, x):
-    return np.tanh(params.recurrent @ h + params.input @ x + params.bias)
-
-
-def numpy_leaky_rnn(params, h, x):
-    """Yang et al. 2019 at alpha = dt / tau = 1 / 5, without noise."""
-    return 0.8 * h + 0.2 * np.tanh(params.recurrent @ h + params.input @ x + params.bias)
-
-
-def numpy_gru(params, h, x):
-    """Cho et al. 2014 with the reset after the product, gate by gate."""
-    n = h.size
-    w_r, w_z, w_n = params.recurrent[:n], params.recurrent[n : 2 * n], params.recurrent[2 * n :]
-    u_r, u_z, u_n = params.input[:n], params.input[n : 2 * n], params.input[2 * n :]
-    b_r, b_z, b_n = params.bias[:n], params.bias[n : 2 * n], params.bias[2 * n :]
-    r = sigmoid(w_r @ h + u_r @ x + b_r)
-    z = sigmoid(w_z @ h + u_z @ x + b_z)
-    candidate = np.tanh(u_n @ x + b_n + r * (w_n @ h + params.recurrent_bias))
-    return (1 - z) * candidate + z * h
-
-
-def numpy_lstm(params, state, x):
-    """Gers et al. 2000 without peepholes, gate by gate."""
-    h, c = state
-    n = h.size
-
-    def gate(k):
-        rows = slice(k * n, (k + 1) * n)
-        return params.recurrent[rows] @ h + params.input[rows] @ x + params.bias[rows]
-
-    c = sigmoid(gate(1)) * c + sigmoid(gate(0)) * np.tanh(gate(2))
-    return sigmoid(gate(3)) * np.tanh(c), c
-
-
-@pytest.mark.parametrize("name", ["leaky_rnn", *NAMES])
-def test_against_the_equations_in_numpy(name, x64):
-    """Gradients against central differences of the NumPy function."""
-    step, params, state0, xs, _ = cell_example(name, jnp.float64)
-    reference = {
-        "rnn": numpy_rnn,
-        "leaky_rnn": numpy_leaky_rnn,
-        "gru": numpy_gru,
-        "lstm": numpy_lstm,
-    }[name]
-    got, gradients = step_and_gradients(step, params, state0, xs[0])
-    arguments = jax.tree.map(np.array, (params, state0, xs[0]))
-    weights = jax.tree.leaves(cotangents(state0))
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(reference(*arguments)), strict=True):
-        np.testing.assert_allclose(a, b, rtol=RTOL)
-
-    def value():
-        return sum(np.sum(a * w) for a, w in zip(jax.tree.leaves(reference(*arguments)), weights, strict=True))
-
-    eps = 1e-6
-    for leaf, gradient in zip(jax.tree.leaves(arguments), jax.tree.leaves(gradients), strict=True):
-        for index in np.ndindex(leaf.shape):
-            kept = leaf[index]
-            leaf[index] = kept + eps
-            up = value()
-            leaf[index] = kept - eps
-            down = value()
-            leaf[index] = kept
-            # eps^2 of truncation, 1e-16 / eps of rounding
-            np.testing.assert_allclose(gradient[index], (up - down) / (2 * eps), atol=1e-8)
-
-
-@pytest.mark.parametrize("name", ["gru", "lstm"])
-def test_against_equinox(name, x64):
-    step, params, state0, xs, _ = cell_example(name, jnp.float64)
-    make = {"gru": eqx.nn.GRUCell, "lstm": eqx.nn.LSTMCell}[name]
-    cell = eqx.filter_eval_shape(make, I, N, key=jax.random.key(0))
-    cell = eqx.tree_at(lambda c: (c.weight_hh, c.weight_ih, c.bias), cell, params[:3])
-    if name == "gru":
-        cell = eqx.tree_at(lambda c: c.bias_n, cell, params.recurrent_bias)
-    theirs_state = state0 if name == "gru" else tuple(state0)
-    got, (d_params, d_state, d_x) = step_and_gradients(step, params, state0, xs[0])
-    their_step, their_params = bptt.from_equinox(cell)
-    expected, (t_params, t_state, t_x) = step_and_gradients(their_step, their_params, theirs_state, xs[0])
-    d_theirs = [t_params.weight_hh, t_params.weight_ih, t_params.bias]
-    d_theirs += [t_params.bias_n] if name == "gru" else []
-    pairs = zip(
-        jax.tree.leaves((got, d_params, d_state, d_x)),
-        jax.tree.leaves((expected, d_theirs, t_state, t_x)),
-        strict=True,
-    )
-    for a, b in pairs:
-        np.testing.assert_allclose(a, b, rtol=RTOL, atol=1e-14)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_against_pytorch(name, x64):
-    torch = pytest.importorskip("torch")
-    step, params, state0, xs, _ = cell_example(name, jnp.float64)
-    cell = {"rnn": torch.nn.RNNCell, "gru": torch.nn.GRUCell, "lstm": torch.nn.LSTMCell}[name](I, N).double()
-    recurrent_bias = np.zeros_like(params.bias)
-    if name == "gru":
-        recurrent_bias[2 * N :] = params.recurrent_bias
-    values = {
-        "weight_hh": params.recurrent,
-        "weight_ih": params.input,
-        "bias_ih": params.bias,
-        "bias_hh": recurrent_bias,
-    }
-    with torch.no_grad():
-        for attribute, value in values.items():
-            getattr(cell, attribute).copy_(torch.tensor(np.array(value)))
-    got, (d_params, d_state, d_x) = step_and_gradients(step, params, state0, xs[0])
-    x = torch.tensor(np.array(xs[0]), requires_grad=True)
-    h = [torch.tensor(np.array(a), requires_grad=True) for a in jax.tree.leaves(state0)]
-    new = cell(x, tuple(h) if name == "lstm" else h[0])
-    new = new if name == "lstm" else (new,)
-    sum(
-        (a * torch.tensor(w)).sum() for a, w in zip(new, jax.tree.leaves(cotangents(state0)), strict=True)
-    ).backward()
-    expected = [*new, *(a.grad for a in h), x.grad, cell.weight_hh.grad, cell.weight_ih.grad, cell.bias_ih.grad]
-    mine = [*jax.tree.leaves((got, d_state)), d_x, *d_params[:3]]
-    if name == "gru":
-        mine.append(d_params.recurrent_bias)
-        expected.append(cell.bias_hh.grad[2 * N :])
-    for a, b in zip(mine, expected, strict=True):
-        np.testing.assert_allclose(a, b.detach().numpy(), rtol=RTOL, atol=1e-14)
 
 
 @pytest.mark.parametrize(

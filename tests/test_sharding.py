@@ -17,7 +17,7 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec, u
 from slices import covering
 from surface import PUBLIC
 from test_devices import running, start
-from test_transforms import FUNCTIONS, MATRICES, XS, along, loss, step
+from test_transforms import ALWAYS, FUNCTIONS, MATRICES, XS, along, loss, step
 
 import bptt_jax as bptt
 from bptt_jax import remedies
@@ -104,7 +104,7 @@ def batched(name, kind, mesh):
     )
 
 
-LONG = {name for name in MORE if " " in name} | {
+LONG = {name for name in ALL if " " in name or name not in ALWAYS | set(MORE)} | {
     "adjoints",
     "recommend_gain",
     "covariant_vectors",

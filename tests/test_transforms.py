@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from slices import covering
 from surface import PUBLIC
 
 import bptt_jax as bptt
@@ -145,12 +146,7 @@ OF_WEIGHTS = {
     "from_linen": from_linen,
     "from_haiku": from_haiku,
     "stack": lambda w: bptt.stack(step, step)((w, w.T), (w[0], w[1]), w[1]),
-    "rnn": cell(bptt.rnn),
-    "gru": cell(bptt.gru),
-    "lstm": cell(bptt.lstm),
-    "leaky_rnn": cell(bptt.cells.leaky_rnn),
-    "lru": cell(bptt.cells.lru),
-    "min_gru": cell(bptt.cells.min_gru),
+    **{name: cell(entry.make) for name, entry in bptt.cells.ATLAS.items()},
     "unroll_linear": lambda w: bptt.unroll_linear(DIAGONAL, w, w[0], jnp.asarray(XS, w.dtype)),
     "ravel_state": lambda w: bptt.ravel_state({"a": w[0], "b": w})[1](bptt.ravel_state({"a": w[0], "b": w})[0] * 2),
 }
@@ -172,6 +168,11 @@ OF_MATRICES = {
     "suffix_products": lambda w: bptt.linalg.suffix_products(jnp.stack([w, w + 1, w])),
 }
 FUNCTIONS = OF_WEIGHTS | OF_MATRICES
+ALWAYS = set(FUNCTIONS) - set(bptt.cells.ATLAS) | {
+    "rnn",
+    "lstm",
+    "lru",
+}  # all cells are compared in test_cell_oracles.py
 
 
 def test_every_public_function_is_here():
@@ -186,7 +187,7 @@ def test_every_public_function_is_here():
     assert functions <= set(FUNCTIONS)
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", covering(list(FUNCTIONS), *(name for name in FUNCTIONS if name in ALWAYS)))
 def test_jit_and_vmap(name, x64):
     """A jitted batch gives what the function gives for each matrix by itself."""
     function = FUNCTIONS[name]
@@ -197,7 +198,7 @@ def test_jit_and_vmap(name, x64):
             np.testing.assert_allclose(np.asarray(a)[k], b, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", covering(list(FUNCTIONS), *(name for name in FUNCTIONS if name in ALWAYS)))
 def test_grad(name, x64):
     """Reverse mode against central differences, over all floating outputs in random proportions."""
     rng = np.random.default_rng(0)

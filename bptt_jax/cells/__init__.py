@@ -2,12 +2,15 @@
 
 from bptt_jax.cells import initializers
 from bptt_jax.cells.adapters import from_equinox, from_haiku, from_linen, from_nnx
+from bptt_jax.cells.atlas import ATLAS, AtlasEntry
 from bptt_jax.cells.gated import GRUParams, LSTMParams, LSTMState, gru, lstm
 from bptt_jax.cells.layers import stack
 from bptt_jax.cells.linear import LRUParams, MinGRUParams, lru, min_gru
 from bptt_jax.cells.simple import RNNParams, leaky_rnn, rnn
 
 __all__ = [
+    "ATLAS",
+    "AtlasEntry",
     "GRUParams",
     "LRUParams",
     "LSTMParams",

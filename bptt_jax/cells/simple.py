@@ -41,7 +41,11 @@ def rnn(
     input_init: Initializer = fan_in_normal,
     dtype: Any = None,
 ) -> Cell:
-    """The simple recurrent network (Elman 1990): ``h_t = phi(W h_{t-1} + U x_t + b)``.
+    """The simple recurrent network (Elman 1990, Cogn. Sci. 14: 179).
+
+    ::
+
+        h_t = phi(W h_{t-1} + U x_t + b)
 
     W starts as ``gain`` times ``recurrent_init``, by default entries N(0, gain^2 / N), whose eigenvalues fill
     a disc of radius ``gain`` (circular law); U by default N(0, 1 / I); b = 0. The Jacobian is

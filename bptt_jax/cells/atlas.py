@@ -1,0 +1,55 @@
+"""The atlas: every cell of the package, of which family it is, whose, and what its state holds."""
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+from bptt_jax.cells.gated import gru, lstm
+from bptt_jax.cells.linear import lru, min_gru
+from bptt_jax.cells.simple import leaky_rnn, rnn
+from bptt_jax.step import Cell
+
+Family = Literal["simple", "orthogonal", "oscillatory", "gated", "linear", "matrix", "spiking"]
+
+
+@dataclass(frozen=True)
+class AtlasEntry:
+    """A cell of the atlas.
+
+    Attributes:
+      make: ``make(hidden_size, *, dtype=None, ...) -> Cell``; all further arguments have defaults.
+      family: "simple", "orthogonal", "oscillatory", "gated", "linear" (in the state, unit by unit), "matrix" (states
+        that are matrices, written to by outer products) or "spiking".
+      year: of its first publication.
+      source: who published it, and where.
+      state: names and shapes of the leaves of the state, N being the hidden size, as "h [N], c [N]".
+    """
+
+    make: Callable[..., Cell]
+    family: Family
+    year: int
+    source: str
+    state: str
+
+    @property
+    def equations(self) -> str:
+        """As in the docstring of `make`."""
+        found = re.search(r"::\n\n((?: +.*\n|\n)+)", inspect.getdoc(self.make) or "")
+        return inspect.cleandoc(found[1]) if found else ""
+
+
+ATLAS: Mapping[str, AtlasEntry] = MappingProxyType(
+    {
+        "rnn": AtlasEntry(rnn, "simple", 1990, "Elman, Cogn. Sci. 14: 179", "h [N]"),
+        "leaky_rnn": AtlasEntry(leaky_rnn, "simple", 2019, "Yang et al., Nat. Neurosci. 22: 297", "h [N]"),
+        "gru": AtlasEntry(gru, "gated", 2014, "Cho et al., arXiv:1406.1078", "h [N]"),
+        "lstm": AtlasEntry(
+            lstm, "gated", 1997, "Hochreiter and Schmidhuber, Neural Comput. 9: 1735", "h [N], c [N]"
+        ),
+        "lru": AtlasEntry(lru, "linear", 2023, "Orvieto et al., arXiv:2303.06349", "h [N]"),
+        "min_gru": AtlasEntry(min_gru, "linear", 2024, "Feng et al., arXiv:2410.01201", "h [N]"),
+    }
+)
