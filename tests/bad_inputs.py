@@ -173,9 +173,10 @@ def clipped_step(**options: Any) -> Any:
 
 
 def fixed_points(**arguments: Any) -> Any:
-    """Without what depends on the way there."""
+    """Without what depends on the way there: where a search has ended in vain, nothing."""
     found = bptt.fixed_points(**arguments)
-    return found.points, found.converged, found.eigenvalues
+    there = np.asarray(found.converged)[:, None]
+    return np.where(there, found.points, np.nan), there, np.where(there, found.eigenvalues, np.nan)
 
 
 FIXED_POINTS = {
