@@ -4,6 +4,10 @@ from bptt_jax.cells import initializers
 from bptt_jax.cells.adapters import from_equinox, from_haiku, from_linen, from_nnx
 from bptt_jax.cells.atlas import ATLAS, AtlasEntry
 from bptt_jax.cells.gated import GRUParams, LSTMParams, LSTMState, gru, lstm
+from bptt_jax.cells.gru_variants import (
+    mgu,
+    ugrnn,
+)
 from bptt_jax.cells.layers import stack
 from bptt_jax.cells.linear import LRUParams, MinGRUParams, lru, min_gru
 from bptt_jax.cells.simple import RNNParams, leaky_rnn, rnn
@@ -26,7 +30,9 @@ __all__ = [
     "leaky_rnn",
     "lru",
     "lstm",
+    "mgu",
     "min_gru",
     "rnn",
     "stack",
+    "ugrnn",
 ]

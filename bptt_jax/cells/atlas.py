@@ -8,6 +8,10 @@ from types import MappingProxyType
 from typing import Literal
 
 from bptt_jax.cells.gated import gru, lstm
+from bptt_jax.cells.gru_variants import (
+    mgu,
+    ugrnn,
+)
 from bptt_jax.cells.linear import lru, min_gru
 from bptt_jax.cells.simple import leaky_rnn, rnn
 from bptt_jax.step import Cell
@@ -49,6 +53,8 @@ ATLAS: Mapping[str, AtlasEntry] = MappingProxyType(
         "lstm": AtlasEntry(
             lstm, "gated", 1997, "Hochreiter and Schmidhuber, Neural Comput. 9: 1735", "h [N], c [N]"
         ),
+        "mgu": AtlasEntry(mgu, "gated", 2016, "Zhou et al., Int. J. Autom. Comput. 13: 226", "h [N]"),
+        "ugrnn": AtlasEntry(ugrnn, "gated", 2017, "Collins et al., arXiv:1611.09913", "h [N]"),
         "lru": AtlasEntry(lru, "linear", 2023, "Orvieto et al., arXiv:2303.06349", "h [N]"),
         "min_gru": AtlasEntry(min_gru, "linear", 2024, "Feng et al., arXiv:2410.01201", "h [N]"),
     }

@@ -18,7 +18,7 @@ import bptt_jax as bptt
 from bptt_jax.step import differentiable_part
 
 N, I, T = 4, 3, 5
-FAMILIES = ("simple", "gated", "linear")
+FAMILIES = ("simple", "gated", "gru_variants", "linear")
 
 
 class Oracle(NamedTuple):
@@ -59,6 +59,39 @@ restated = partial(Oracle, "NumPy", "numpy")
 
 def of_torch(peer: str, run: Callable[[Any, Any, Any], Any], **options: Any) -> Oracle:
     return Oracle(peer, "torch", run, **options)
+
+
+def of_torchrecurrent(
+    cell: str,
+    weights: Callable[[Any], dict[str, Any]],
+    given: Callable[[], dict[str, Any]] = dict,
+    **options: Any,
+) -> Oracle:
+    """One of its cells.
+
+    Args:
+      cell: its class.
+      weights: of our parameters, its own by their names; those that are not named are zero.
+      given: further arguments of the class.
+      options: of the `Oracle`.
+    """
+
+    def run(params: Any, state: Any, xs: Any) -> Any:
+        import torch
+        import torchrecurrent
+
+        module = getattr(torchrecurrent, cell)(I, N, dtype=torch.float64, **given())
+        zeros = {name: torch.zeros_like(leaf) for name, leaf in module.state_dict().items()}
+        named = {name: leaf.reshape(zeros[name].shape) for name, leaf in weights(params).items()}
+        leaves, treedef = jax.tree.flatten(state)
+        states = []
+        for x in xs:
+            held = leaves[0] if len(leaves) == 1 else tuple(leaves)
+            leaves = jax.tree.leaves(torch.func.functional_call(module, zeros | named, (x, held)))
+            states.append(leaves)
+        return jax.tree.unflatten(treedef, [torch.stack(leaf) for leaf in zip(*states, strict=True)])
+
+    return of_torch("torchrecurrent", run, **options)
 
 
 def of_jax(peer: str, run: Callable[[Any, Any, Any], Any], **options: Any) -> Oracle:
