@@ -212,6 +212,7 @@ OPTIONS_OF_CELLS: dict[str, tuple[Any, str]] = {
     "r_max": (0.9, "radius"),
     "r_min": (0.1, "radius"),
     "recurrent_init": (INIT, "initializer"),
+    "reset_after": (True, "flag"),
 }
 SQUARE_KINDS = {"shape": "square shape", "key": "key", "dtype": "dtype"}
 TINY = network(bptt.rnn(2), tasks.adding(4))

@@ -1,7 +1,7 @@
 """Recurrent networks with Haiku: `hk.dynamic_unroll` of a core.
 
-Its simple RNN is one of ReLU, and its GRU resets before the product and exchanges z and 1 - z: for these the
-equations come along as a step, so that the same work can be compared.
+Its simple RNN is one of ReLU, and its GRU resets before the product and exchanges z and 1 - z: for these our cell of
+the same equations comes along as a step, so that the same work can be compared.
 """
 
 from typing import Any
@@ -13,14 +13,6 @@ from measure import compiled
 
 import bptt_jax as bptt
 from peers import TrainingStep
-
-
-def gru_step(params: Any, h: jax.Array, x: jax.Array) -> jax.Array:
-    n = h.size
-    r_x, z_x, n_x = jnp.split(params.input @ x + params.bias, 3)
-    r_h, z_h = jnp.split(params.recurrent[: 2 * n] @ h, 2)
-    r, z = jax.nn.sigmoid(r_x + r_h), jax.nn.sigmoid(z_x + z_h)
-    return (1 - z) * h + z * jnp.tanh(n_x + params.recurrent[2 * n :] @ (r * h))
 
 
 def core(cell: str, size: int) -> Any:
@@ -42,6 +34,10 @@ def training_step(cell: str, params: Any, xs: jax.Array) -> TrainingStep:
     def reordered(rows: jax.Array) -> jax.Array:
         return jnp.concatenate([jnp.split(rows, len(order))[k] for k in order])
 
+    def negated(rows: jax.Array) -> jax.Array:
+        """The gru's gate z, whose sigmoid is then 1 - z."""
+        return rows.at[:size].multiply(-1)
+
     recurrent, inward, bias = (reordered(a) for a in params[:3])
     if cell == "rnn":
         weights = {
@@ -49,7 +45,7 @@ def training_step(cell: str, params: Any, xs: jax.Array) -> TrainingStep:
             "vanilla_rnn/linear_1": {"w": recurrent.T},
         }
     elif cell == "gru":
-        weights = {"gru": {"w_i": inward.T, "w_h": recurrent.T, "b": bias}}
+        weights = {"gru": {"w_i": negated(inward).T, "w_h": negated(recurrent).T, "b": negated(bias)}}
     else:
         bias = bias.at[2 * size : 3 * size].add(-1.0)  # it adds 1 to the forget gate itself
         weights = {"lstm/linear": {"w": jnp.concatenate([inward, recurrent], 1).T, "b": bias}}
@@ -65,10 +61,11 @@ def training_step(cell: str, params: Any, xs: jax.Array) -> TrainingStep:
                 g["vanilla_rnn/linear_1"]["w"].T, g["vanilla_rnn/linear"]["w"].T, g["vanilla_rnn/linear"]["b"]
             )
         if cell == "gru":
-            return type(params)(*(reordered(g["gru"][k].T) for k in ("w_h", "w_i", "b")), None)
+            return type(params)(*(reordered(negated(g["gru"][k].T)) for k in ("w_h", "w_i", "b")), None)
         linear = g["lstm/linear"]
         return type(params)(*(reordered(a) for a in (linear["w"][inputs:].T, linear["w"][:inputs].T, linear["b"])))
 
-    step = {"rnn": bptt.rnn(size, activation=jax.nn.relu).step, "gru": gru_step, "lstm": None}[cell]
+    before = bptt.gru(size, reset_after=False).step
+    step = {"rnn": bptt.rnn(size, activation=jax.nn.relu).step, "gru": before, "lstm": None}[cell]
     # Of ReLU the derivative jumps by 1 where rounding moves a number across zero.
     return TrainingStep(lambda: run(weights, xs), as_ours, seconds, step, 1e-2 if cell == "rnn" else 1e-4)

@@ -1,6 +1,6 @@
 """Gated cells: gru and lstm."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,20 +15,21 @@ from bptt_jax.cells.weights import (
     orthogonal,
     times,
 )
-from bptt_jax.checks import check_finite, check_floating, check_key, check_positive_int
+from bptt_jax.checks import check_choice, check_finite, check_floating, check_key, check_positive_int
 from bptt_jax.step import Array, Cell
 
 
 class GRUParams(NamedTuple):
     """Parameters of `gru`, gates stacked in the order r, z, n.
 
-    ``recurrent [3N, N]``, ``input [3N, I]``, ``bias [3N]``, ``recurrent_bias [N]`` (b_hn, inside the reset).
+    ``recurrent [3N, N]``, ``input [3N, I]``, ``bias [3N]``, ``recurrent_bias [N]``: c_n, inside the reset; None with
+    ``reset_after=False``, where it would be a second b_n.
     """
 
     recurrent: Array
     input: Array
     bias: Array
-    recurrent_bias: Array
+    recurrent_bias: Array | None = None
 
 
 class LSTMParams(NamedTuple):
@@ -52,12 +53,13 @@ class LSTMState(NamedTuple):
 def gru(
     hidden_size: int,
     *,
+    reset_after: bool = True,
     recurrent_init: Initializer = orthogonal,
     input_init: Initializer = fan_in_normal,
     bias_init: Initializer = jax.nn.initializers.zeros,
     dtype: Any = None,
 ) -> Cell:
-    """The gated recurrent unit (Cho et al. 2014, arXiv:1406.1078), with the reset after the product.
+    """The gated recurrent unit (Cho et al. 2014, arXiv:1406.1078), by default with the reset after the product.
 
     ::
 
@@ -67,11 +69,12 @@ def gru(
         h_t = (1 - z) * n + z * h_{t-1}
 
     This is the variant of cuDNN, PyTorch, Equinox and Keras (``reset_after=True``), whose weights are transposed and
-    lie in the order z, r, n. Cho's first version resets before the product, ``W_n (r * h_{t-1})``, and exchanges z and
-    1 - z.
+    lie in the order z, r, n. The paper's own resets before the product, ``tanh(U_n x_t + b_n + W_n (r * h_{t-1}))``:
+    ``reset_after=False``, as Haiku's, which exchanges z and 1 - z.
 
     Args:
       hidden_size: N, of units.
+      reset_after: whether r multiplies the product with W_n, or the state before it.
       recurrent_init, input_init: initialisers as in `rnn`, applied gate by gate.
       bias_init: initialiser of the biases r, z, n, of shape ``(3, N)``; c_n starts at 0.
       dtype: of parameters and state; by default JAX's floating type.
@@ -88,6 +91,7 @@ def gru(
     """
     dtype = check_floating("dtype", dtype)
     n = check_hidden_size(hidden_size, 3, dtype)
+    check_choice("reset_after", reset_after, True, False)
     check_initializers(recurrent_init, input_init)
     check_initializer("bias_init", bias_init)
 
@@ -98,10 +102,10 @@ def gru(
             draw_gates("recurrent_init", recurrent_init, k_rec, 3, n, n, dtype),
             draw_gates("input_init", input_init, k_in, 3, n, fan_in, dtype),
             draw_weights("bias_init", bias_init, k_bias, (3, n), dtype).ravel(),
-            jnp.zeros(n, dtype),
+            jnp.zeros(n, dtype) if reset_after else None,
         )
 
-    return Cell(init, lambda: jnp.zeros(n, dtype), _gru_step)
+    return Cell(init, lambda: jnp.zeros(n, dtype), _gru_step if reset_after else _gru_step_reset_before)
 
 
 def lstm(
@@ -173,7 +177,17 @@ def _gru_step(params: GRUParams, h: Array, x: Array) -> Array:
     r_x, z_x, n_x = jnp.split(times(params.input, x) + params.bias, 3)
     r = sigmoid(r_h + r_x)
     z = sigmoid(z_h + z_x)
-    n = tanh(n_x + r * (n_h + params.recurrent_bias))
+    n = tanh(n_x + r * (n_h + cast(Array, params.recurrent_bias)))
+    return weighted_mean(z, n, h)
+
+
+def _gru_step_reset_before(params: GRUParams, h: Array, x: Array) -> Array:
+    gates, candidate = jnp.split(params.recurrent, [2 * h.size])
+    r_h, z_h = jnp.split(times(gates, h), 2)
+    r_x, z_x, n_x = jnp.split(times(params.input, x) + params.bias, 3)
+    r = sigmoid(r_h + r_x)
+    z = sigmoid(z_h + z_x)
+    n = tanh(n_x + times(candidate, r * h))
     return weighted_mean(z, n, h)
 
 

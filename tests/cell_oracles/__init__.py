@@ -57,6 +57,29 @@ class Oracle(NamedTuple):
 restated = partial(Oracle, "NumPy", "numpy")
 
 
+def scanned(step: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """Of ``step(state, x) -> state`` the states after every x, from a first one, ``(state, xs) -> states``."""
+
+    def body(state: Any, x: Any) -> Any:
+        return (new := step(state, x), new)
+
+    return lambda state, xs: jax.lax.scan(body, state, xs)[1]
+
+
+def of_keras(cell: Any, weights: list[Any], state: Any, xs: Any) -> list[Any]:
+    """The states of a cell of Keras's on its JAX backend, which knows single precision alone."""
+
+    def step(state: list[Any], x: Any) -> list[Any]:
+        rest = [v.value for v in cell.non_trainable_variables]
+        return cell.stateless_call(weights, rest, x, state)[0][1]
+
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        weights, state, xs = jax.tree.map(lambda a: a.astype(jnp.float32), (weights, list(state), xs))
+        cell.build(xs.shape)
+        states = scanned(step)([a[None] for a in state], xs[:, None])
+    return [a[:, 0].astype(jnp.float64) for a in states]
+
+
 def of_torch(peer: str, run: Callable[[Any, Any, Any], Any], **options: Any) -> Oracle:
     return Oracle(peer, "torch", run, **options)
 
