@@ -207,6 +207,7 @@ OPTIONS_OF_CELLS: dict[str, tuple[Any, str]] = {
     "forget_bias": (1.0, "finite"),
     "gain": (1.0, "finite"),
     "input_init": (INIT, "initializer"),
+    "lower_bound": (0.5, "fraction"),
     "max_phase": (1.0, "above zero"),
     "noise": (0.1, "finite"),
     "r_max": (0.9, "radius"),

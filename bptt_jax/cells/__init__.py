@@ -9,7 +9,7 @@ from bptt_jax.cells.gru_variants import (
     ugrnn,
 )
 from bptt_jax.cells.layers import stack
-from bptt_jax.cells.linear import LRUParams, MinGRUParams, lru, min_gru
+from bptt_jax.cells.linear import LRUParams, MinGRUParams, hgrn, lru, min_gru, min_lstm, qrnn, rg_lru, sru
 from bptt_jax.cells.simple import RNNParams, leaky_rnn, rnn
 
 __all__ = [
@@ -26,13 +26,18 @@ __all__ = [
     "from_linen",
     "from_nnx",
     "gru",
+    "hgrn",
     "initializers",
     "leaky_rnn",
     "lru",
     "lstm",
     "mgu",
     "min_gru",
+    "min_lstm",
+    "qrnn",
+    "rg_lru",
     "rnn",
+    "sru",
     "stack",
     "ugrnn",
 ]

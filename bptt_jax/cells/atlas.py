@@ -12,7 +12,7 @@ from bptt_jax.cells.gru_variants import (
     mgu,
     ugrnn,
 )
-from bptt_jax.cells.linear import lru, min_gru
+from bptt_jax.cells.linear import hgrn, lru, min_gru, min_lstm, qrnn, rg_lru, sru
 from bptt_jax.cells.simple import leaky_rnn, rnn
 from bptt_jax.step import Cell
 
@@ -25,8 +25,8 @@ class AtlasEntry:
 
     Attributes:
       make: ``make(hidden_size, *, dtype=None, ...) -> Cell``; all further arguments have defaults.
-      family: "simple", "orthogonal", "oscillatory", "gated", "linear" (in the state, unit by unit), "matrix" (states
-        that are matrices, written to by outer products) or "spiking".
+      family: "simple", "orthogonal", "oscillatory", "gated", "linear" (in the state, unit by unit, or but for
+        a part of the step), "matrix" (states that are matrices, written to by outer products) or "spiking".
       year: of its first publication.
       source: who published it, and where.
       state: names and shapes of the leaves of the state, N being the hidden size, as "h [N], c [N]".
@@ -57,5 +57,10 @@ ATLAS: Mapping[str, AtlasEntry] = MappingProxyType(
         "ugrnn": AtlasEntry(ugrnn, "gated", 2017, "Collins et al., arXiv:1611.09913", "h [N]"),
         "lru": AtlasEntry(lru, "linear", 2023, "Orvieto et al., arXiv:2303.06349", "h [N]"),
         "min_gru": AtlasEntry(min_gru, "linear", 2024, "Feng et al., arXiv:2410.01201", "h [N]"),
+        "min_lstm": AtlasEntry(min_lstm, "linear", 2024, "Feng et al., arXiv:2410.01201", "h [N]"),
+        "sru": AtlasEntry(sru, "linear", 2018, "Lei et al., arXiv:1709.02755", "c [N]"),
+        "qrnn": AtlasEntry(qrnn, "linear", 2017, "Bradbury et al., arXiv:1611.01576", "h [N], past [2N]"),
+        "hgrn": AtlasEntry(hgrn, "linear", 2023, "Qin et al., arXiv:2311.04823", "h [N]"),
+        "rg_lru": AtlasEntry(rg_lru, "linear", 2024, "De et al., arXiv:2402.19427", "h [N]"),
     }
 )

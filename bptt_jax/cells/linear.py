@@ -1,4 +1,7 @@
-"""Cells made for parallel time: their steps are `DiagonalStep`s, for `bptt_jax.unroll_linear`."""
+"""Cells made for parallel time, whose steps are linear in the state or nearly so.
+
+Those of lru, min_gru, min_lstm, hgrn and rg_lru are `DiagonalStep`s, for `bptt_jax.unroll_linear`.
+"""
 
 import math
 from typing import Any, NamedTuple
@@ -6,9 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from bptt_jax.cells.activations import sigmoid, tanh, weighted_mean
 from bptt_jax.cells.initializers import Initializer, check_initializer, draw_weights, ring
-from bptt_jax.cells.weights import draw_gates, fan_in_normal
-from bptt_jax.checks import check_floating, check_key, check_positive_int
+from bptt_jax.cells.weights import check_complex, check_hidden_size, draw_gates, fan_in_normal, times
+from bptt_jax.checks import check_finite, check_floating, check_key, check_positive_int, check_share
 from bptt_jax.recurrence.diagonal import DiagonalStep
 from bptt_jax.step import Array, Cell
 
@@ -28,6 +32,66 @@ class MinGRUParams(NamedTuple):
 
     input: Array
     bias: Array
+
+
+class GatesParams(NamedTuple):
+    """Parameters of `min_lstm`: gates and candidate stacked in the order f, i, h: ``input [3N, I]``, ``bias [3N]``."""
+
+    input: Array
+    bias: Array
+
+
+class SRUParams(NamedTuple):
+    """Parameters of `sru`, gate and candidate stacked in the order f, c.
+
+    ``input [2N, I]``, ``recurrent [N]`` (v_f), ``bias [N]`` (b_f).
+    """
+
+    input: Array
+    recurrent: Array
+    bias: Array
+
+
+class QRNNParams(NamedTuple):
+    """Parameters of `qrnn`, gate and candidate stacked in the order f, z.
+
+    ``past [2N, I]`` and ``input [2N, I]``, for the previous and the present input; ``bias [2N]``.
+    """
+
+    past: Array
+    input: Array
+    bias: Array
+
+
+class QRNNState(NamedTuple):
+    """State of `qrnn`: the output ``h [N]`` and what the previous input adds to gate and candidate, ``past [2N]``."""
+
+    h: Array
+    past: Array
+
+
+class HGRNParams(NamedTuple):
+    """Parameters of `hgrn`, all real; gate and real and imaginary part of the candidate in the order f, re, im.
+
+    ``input [3N, I]``, ``bias [3N]``, ``bound [N]`` (the logit of gamma), ``theta [N]``.
+    """
+
+    input: Array
+    bias: Array
+    bound: Array
+    theta: Array
+
+
+class RGLRUParams(NamedTuple):
+    """Parameters of `rg_lru`, gates stacked in the order r, i.
+
+    ``input [N, I]``, ``gates [2N, N]``, ``bias [2N]``, ``decay [N]`` (Lambda).
+    """
+
+    input: Array
+    gates: Array
+    bias: Array
+    decay: Array
 
 
 def lru(
@@ -75,9 +139,7 @@ def lru(
     """
     n = check_positive_int("hidden_size", hidden_size)
     recurrent_init = ring(r_min, r_max, max_phase=max_phase)
-    real = check_floating("dtype", dtype)
-    if real not in (jnp.float32, jnp.float64):
-        raise TypeError(f"dtype: expected float32 or float64, whose complex numbers there are, got {real}")
+    real = check_complex("dtype", dtype)
 
     def init(key: Array, input_size: int) -> LRUParams:
         fan_in = check_positive_int("input_size", input_size)
@@ -144,6 +206,235 @@ def min_gru(
     return Cell(init, lambda: jnp.zeros(n, floating), _min_gru_step)
 
 
+def min_lstm(
+    hidden_size: int,
+    *,
+    forget_bias: float = 0.0,
+    input_init: Initializer = fan_in_normal,
+    dtype: Any = None,
+) -> Cell:
+    """The minimal long short-term memory (Feng et al. 2024, arXiv:2410.01201), whose gates do not see the state.
+
+    ::
+
+        f = sigmoid(W_f x_t + b_f)
+        i = sigmoid(W_i x_t + b_i)
+        h_t = (f * h_{t-1} + i * (W_h x_t + b_h)) / (f + i)
+
+    This is the plain form with normalised gates; the paper's variant for evaluation in log space makes the candidate
+    positive. ``f / (f + i)`` is formed from the logarithms of the gates, so that it is right where both are 0 in
+    their dtype. The Jacobian is its diagonal: the error signal never grows. Weights start at N(0, 1 / I), biases at 0
+    but b_f, of which the paper finds that more learns faster.
+
+    Args:
+      hidden_size: N, of units.
+      forget_bias: initial b_f. It may be traced, and is then checked when it runs.
+      input_init: initialiser ``(key, shape, dtype)`` of W_f, W_i and W_h, each of shape ``(I, N)``.
+      dtype: of parameters and state; by default JAX's floating type.
+
+    Returns:
+      A `Cell` with `GatesParams`, a state ``[N]`` and a `DiagonalStep`.
+
+    Raises:
+      TypeError, ValueError: an argument is out of its range; from `init`, an initialiser draws another shape.
+    """
+    n = check_positive_int("hidden_size", hidden_size)
+    floating = check_floating("dtype", dtype)
+    forget_bias = check_finite("forget_bias", forget_bias)
+    check_initializer("input_init", input_init)
+
+    def init(key: Array, input_size: int) -> GatesParams:
+        fan_in = check_positive_int("input_size", input_size)
+        weights = draw_gates("input_init", input_init, check_key("key", key), 3, n, fan_in, floating)
+        return GatesParams(weights, jnp.zeros(3 * n, floating).at[:n].set(jnp.asarray(forget_bias, floating)))
+
+    return Cell(init, lambda: jnp.zeros(n, floating), _min_lstm_step)
+
+
+def sru(hidden_size: int, *, input_init: Initializer = fan_in_normal, dtype: Any = None) -> Cell:
+    """The simple recurrent unit (Lei et al. 2018, arXiv:1709.02755): its light recurrence, without highway.
+
+    ::
+
+        f = sigmoid(W_f x_t + v_f * c_{t-1} + b_f)
+        c_t = f * c_{t-1} + (1 - f) * (W x_t)
+
+    The layer's output ``r * c_t + (1 - r) * x_t`` is a readout: nothing of it comes back. As in the paper from its
+    second version on, each gate sees the state of its own unit, so that the step is not linear in it; with v_f = 0 it
+    is that of `min_gru`. The Jacobian is diagonal all the same, ``f + f (1 - f) v_f (c_{t-1} - W x_t)``:
+    `bptt_jax.deer` with ``jacobian="diagonal"`` is Newton's iteration in full.
+
+    Initial values as released: W_f and v_f uniform, of variance 1 / (2 I) and 1 / 2, W of variance 1 / I, b_f at 0.
+    The distribution of the weights is that of `input_init`, by default normal.
+
+    Args:
+      hidden_size: N, of units.
+      input_init: initialiser ``(key, shape, dtype)`` of W and, before it is scaled by ``sqrt(1/2)``, of W_f.
+      dtype: of parameters and state; by default JAX's floating type.
+
+    Returns:
+      A `Cell` with `SRUParams` and a state ``[N]``, which is c.
+
+    Raises:
+      TypeError, ValueError: an argument is out of its range; from `init`, an initialiser draws another shape.
+    """
+    n = check_positive_int("hidden_size", hidden_size)
+    floating = check_floating("dtype", dtype)
+    check_initializer("input_init", input_init)
+
+    def init(key: Array, input_size: int) -> SRUParams:
+        fan_in = check_positive_int("input_size", input_size)
+        k_in, k_rec = jax.random.split(check_key("key", key))
+        weights = draw_gates("input_init", input_init, k_in, 2, n, fan_in, floating)
+        half = jnp.asarray(math.sqrt(0.5), floating)
+        recurrent = jax.random.uniform(k_rec, (n,), floating, -math.sqrt(1.5), math.sqrt(1.5))
+        return SRUParams(weights.at[:n].multiply(half), recurrent, jnp.zeros(n, floating))
+
+    return Cell(init, lambda: jnp.zeros(n, floating), _sru_step)
+
+
+def qrnn(hidden_size: int, *, input_init: Initializer = fan_in_normal, dtype: Any = None) -> Cell:
+    """The quasi-recurrent network (Bradbury et al. 2017, arXiv:1611.01576): a window of 2 and f-pooling.
+
+    ::
+
+        z = tanh(V_z x_{t-1} + W_z x_t + b_z)
+        f = sigmoid(V_f x_{t-1} + W_f x_t + b_f)
+        h_t = f * h_{t-1} + (1 - f) * z
+
+    What the previous input adds, ``V x_{t-1}``, is part of the state, and 0 before the first one, as if the sequence
+    were padded by a zero. The output gate of fo-pooling is a readout. The step as a whole is not linear in the state;
+    its Jacobian is ``[diag(f), G; 0, 0]``, so that signals live by f alone: `bptt_jax.deer` needs two iterations.
+    Weights start at N(0, 1 / (2 I)), biases at 0.
+
+    Args:
+      hidden_size: N, of units.
+      input_init: initialiser ``(key, shape, dtype)`` of the weights of gate and candidate, each of shape
+        ``(2 I, N)``: those of the previous input first.
+      dtype: of parameters and state; by default JAX's floating type.
+
+    Returns:
+      A `Cell` with `QRNNParams` and a `QRNNState`, D = 3N.
+
+    Raises:
+      TypeError, ValueError: an argument is out of its range; from `init`, an initialiser draws another shape.
+    """
+    n = check_positive_int("hidden_size", hidden_size)
+    floating = check_floating("dtype", dtype)
+    check_initializer("input_init", input_init)
+
+    def init(key: Array, input_size: int) -> QRNNParams:
+        fan_in = check_positive_int("input_size", input_size)
+        weights = draw_gates("input_init", input_init, check_key("key", key), 2, n, 2 * fan_in, floating)
+        past, present = jnp.split(weights, 2, axis=1)
+        return QRNNParams(past, present, jnp.zeros(2 * n, floating))
+
+    return Cell(init, lambda: QRNNState(jnp.zeros(n, floating), jnp.zeros(2 * n, floating)), _qrnn_step)
+
+
+def hgrn(
+    hidden_size: int,
+    *,
+    lower_bound: float = 0.5,
+    input_init: Initializer = fan_in_normal,
+    dtype: Any = None,
+) -> Cell:
+    """The hierarchically gated recurrent network (Qin et al. 2023, arXiv:2311.04823), complex, one layer of it.
+
+    ::
+
+        f = gamma + (1 - gamma) * sigmoid(W_f x_t + b_f)
+        c = silu(W_re x_t + b_re) + i silu(W_im x_t + b_im)
+        h_t = f * exp(i theta) * h_{t-1} + (1 - f) * c
+
+    with complex h and a bound gamma below which no gate forgets, higher from layer to layer: a cumulative softmax over
+    them. Here it is ``sigmoid(bound)``, as the second of two layers has it; initially `lower_bound`, 1/2 there. The
+    output gate and the norm are a readout. theta starts at ``10000^(-2 k / N)`` for unit k, as released; weights at
+    N(0, 1 / I), biases at 0. Each unit's Jacobian is a rotation by theta times f: the error signal never grows, and
+    per step never shrinks below gamma.
+
+    Args:
+      hidden_size: N, of units.
+      lower_bound: initial gamma, above 0 and below 1. It may be traced, and is then checked when it runs.
+      input_init: initialiser ``(key, shape, dtype)`` of W_f, W_re and W_im, each of shape ``(I, N)``.
+      dtype: of the parameters, single or double precision; the state is complex of the same. By default JAX's
+        floating type.
+
+    Returns:
+      A `Cell` with `HGRNParams`, a complex state ``[N]`` and a `DiagonalStep`.
+
+    Raises:
+      TypeError, ValueError: an argument is out of its range; `dtype` has no complex partner; from `init`, an
+        initialiser draws another shape.
+    """
+    n = check_positive_int("hidden_size", hidden_size)
+    lower_bound = check_share("lower_bound", lower_bound)
+    check_initializer("input_init", input_init)
+    real = check_complex("dtype", dtype)
+
+    def init(key: Array, input_size: int) -> HGRNParams:
+        fan_in = check_positive_int("input_size", input_size)
+        weights = draw_gates("input_init", input_init, check_key("key", key), 3, n, fan_in, real)
+        bound = jnp.full(n, jax.scipy.special.logit(jnp.asarray(lower_bound, real)))
+        theta = jnp.exp(jnp.arange(n, dtype=real) * (-2 / n * math.log(10000)))
+        return HGRNParams(weights, jnp.zeros(3 * n, real), bound, theta)
+
+    return Cell(init, lambda: jax.lax.complex(jnp.zeros(n, real), jnp.zeros(n, real)), _hgrn_step)
+
+
+def rg_lru(hidden_size: int, *, input_init: Initializer = fan_in_normal, dtype: Any = None) -> Cell:
+    """The real-gated linear recurrent unit of Griffin (De et al. 2024, arXiv:2402.19427), behind its projection.
+
+    ::
+
+        u = W x_t
+        r = sigmoid(W_a u + b_a)
+        i = sigmoid(W_i u + b_i)
+        a = exp(-8 r softplus(Lambda))
+        h_t = a * h_{t-1} + sqrt(1 - a^2) * (i * u)
+
+    W brings the input to the N units, as the block's linear layer does; the convolution and the gelu branch of the
+    block are no part of the recurrence. The paper writes ``a = sigmoid(Lambda)^(8 r)`` and in its appendix the form
+    above, in which Lambda has the other sign: this is the released one. The released code also begins sequences by
+    ``h_1 = i * u``, without the square root; here as in the paper. Gates are dense, as in the paper; the released code
+    has them block by block.
+
+    ``exp(-8 softplus(Lambda))``, the decay of an open gate, starts uniform between 0.9 and 0.999, as the paper has it
+    (the released code draws its eighth root there); weights at N(0, 1 / fan in), biases at 0. The Jacobian is
+    ``diag(a)``: the error signal never grows.
+
+    Args:
+      hidden_size: N, of units.
+      input_init: initialiser ``(key, shape, dtype)`` of W, of shape ``(I, N)``, and of W_a and W_i, ``(N, N)``.
+      dtype: of parameters and state; by default JAX's floating type.
+
+    Returns:
+      A `Cell` with `RGLRUParams`, a state ``[N]`` and a `DiagonalStep`.
+
+    Raises:
+      TypeError, ValueError: an argument is out of its range; from `init`, an initialiser draws another shape.
+    """
+    floating = check_floating("dtype", dtype)
+    n = check_hidden_size(hidden_size, 2, floating)
+    check_initializer("input_init", input_init)
+
+    def init(key: Array, input_size: int) -> RGLRUParams:
+        fan_in = check_positive_int("input_size", input_size)
+        k_in, k_gates, k_decay = jax.random.split(check_key("key", key), 3)
+        decay = -jnp.log(jax.random.uniform(k_decay, (n,), jnp.float32, 0.9, 0.999)) / _RG_LRU_POWER
+        return RGLRUParams(
+            draw_gates("input_init", input_init, k_in, 1, n, fan_in, floating),
+            draw_gates("input_init", input_init, k_gates, 2, n, n, floating),
+            jnp.zeros(2 * n, floating),
+            jnp.log(jnp.expm1(decay)).astype(floating),
+        )
+
+    return Cell(init, lambda: jnp.zeros(n, floating), _rg_lru_step)
+
+
+_RG_LRU_POWER = 8  # c in the paper, of its appendix A
+
+
 # One object each: cells that differ only in size or initialisation share what JAX has compiled.
 @DiagonalStep
 def _lru_step(params: LRUParams, x: Array) -> tuple[Array, Array]:
@@ -157,3 +448,39 @@ def _min_gru_step(params: MinGRUParams, x: Array) -> tuple[Array, Array]:
     gate, candidate = jnp.split(params.input @ x + params.bias, 2)
     z = jax.nn.sigmoid(gate)
     return 1 - z, z * candidate
+
+
+@DiagonalStep
+def _min_lstm_step(params: GatesParams, x: Array) -> tuple[Array, Array]:
+    f, i, candidate = jnp.split(times(params.input, x) + params.bias, 3)
+    log_ratio = jax.nn.softplus(-f) - jax.nn.softplus(-i)  # of the gates, i to f
+    return sigmoid(-log_ratio), sigmoid(log_ratio) * candidate
+
+
+def _sru_step(params: SRUParams, c: Array, x: Array) -> Array:
+    gate, candidate = jnp.split(times(params.input, x), 2)
+    return weighted_mean(sigmoid(gate + params.recurrent * c + params.bias), candidate, c)
+
+
+def _qrnn_step(params: QRNNParams, state: QRNNState, x: Array) -> QRNNState:
+    f, z = jnp.split(state.past + times(params.input, x) + params.bias, 2)
+    return QRNNState(weighted_mean(sigmoid(f), tanh(z), state.h), times(params.past, x))
+
+
+@DiagonalStep
+def _hgrn_step(params: HGRNParams, x: Array) -> tuple[Array, Array]:
+    gate, re, im = jnp.split(times(params.input, x) + params.bias, 3)
+    lets_in = sigmoid(-params.bound) * sigmoid(-gate)  # 1 - f, of which the difference would lose digits
+    keeps = 1 - lets_in
+    a = jax.lax.complex(keeps * jnp.cos(params.theta), keeps * jnp.sin(params.theta))
+    return a, jax.lax.complex(lets_in * jax.nn.silu(re), lets_in * jax.nn.silu(im))
+
+
+@DiagonalStep
+def _rg_lru_step(params: RGLRUParams, x: Array) -> tuple[Array, Array]:
+    u = times(params.input, x)
+    r, i = jnp.split(sigmoid(times(params.gates, u) + params.bias), 2)
+    log_a = -_RG_LRU_POWER * r * jax.nn.softplus(params.decay)
+    # The square root has no finite slope at 0, which is 1 - a^2 where the gate r is 0 in its dtype.
+    kept_out = jnp.maximum(-jnp.expm1(2 * log_a), float(jnp.finfo(log_a.dtype).tiny))
+    return jnp.exp(log_a), jnp.sqrt(kept_out) * i * u

@@ -9,7 +9,7 @@ from jax import Array
 from jax.custom_derivatives import SymbolicZero
 
 from bptt_jax.cells.initializers import Initializer, check_initializer, draw_weights
-from bptt_jax.checks import check_positive_int
+from bptt_jax.checks import check_floating, check_positive_int
 
 fan_in_normal = jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 orthogonal = jax.nn.initializers.orthogonal()
@@ -29,6 +29,14 @@ def check_hidden_size(hidden_size: Any, gates: int, dtype: jnp.dtype) -> int:
             f"{size / 1e12:.3g} TB"
         )
     return n
+
+
+def check_complex(name: str, dtype: Any) -> jnp.dtype:
+    """The floating type that JAX makes of `dtype`, if there are complex numbers of it."""
+    real = check_floating(name, dtype)
+    if real not in (jnp.float32, jnp.float64):
+        raise TypeError(f"{name}: expected float32 or float64, whose complex numbers there are, got {real}")
+    return real
 
 
 def check_initializers(recurrent_init: Initializer, input_init: Initializer) -> None:

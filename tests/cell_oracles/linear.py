@@ -1,10 +1,18 @@
-"""Of the cells that are linear in their state, unit by unit."""
+"""Of the cells that are linear in their state, or nearly so."""
 
+import importlib
+import warnings
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from cell_oracles import restated
+import bptt_jax as bptt
+from cell_oracles import of_torch, restated
+
+
+def sigmoid(a: Any) -> Any:
+    return 1 / (1 + np.exp(-a))
 
 
 def lru(p: Any, h: Any, x: Any) -> Any:
@@ -17,8 +25,126 @@ def min_gru(p: Any, h: Any, x: Any) -> Any:
     """Feng et al. 2024, section 3.1, with biases."""
     w_z, w_h = np.split(p.input, 2)
     b_z, b_h = np.split(p.bias, 2)
-    z = 1 / (1 + np.exp(-(w_z @ x + b_z)))
+    z = sigmoid(w_z @ x + b_z)
     return (1 - z) * h + z * (w_h @ x + b_h)
 
 
-ORACLES = {"lru": [restated(lru)], "min_gru": [restated(min_gru)]}
+def min_lstm(p: Any, h: Any, x: Any) -> Any:
+    """Feng et al. 2024, section 3.2.3."""
+    w_f, w_i, w_h = np.split(p.input, 3)
+    b_f, b_i, b_h = np.split(p.bias, 3)
+    f, i = sigmoid(w_f @ x + b_f), sigmoid(w_i @ x + b_i)
+    return f / (f + i) * h + i / (f + i) * (w_h @ x + b_h)
+
+
+def sru(p: Any, c: Any, x: Any) -> Any:
+    """Lei et al. 2018, eq. 1 and 2."""
+    w_f, w = np.split(p.input, 2)
+    f = sigmoid(w_f @ x + p.recurrent * c + p.bias)
+    return f * c + (1 - f) * (w @ x)
+
+
+def qrnn(p: Any, state: Any, x: Any) -> Any:
+    """Bradbury et al. 2017, eq. 2 and 3."""
+    v_f, v_z = np.split(p.past, 2)
+    w_f, w_z = np.split(p.input, 2)
+    b_f, b_z = np.split(p.bias, 2)
+    past_f, past_z = np.split(state.past, 2)
+    z = np.tanh(past_z + w_z @ x + b_z)
+    f = sigmoid(past_f + w_f @ x + b_f)
+    return bptt.cells.linear.QRNNState(f * state.h + (1 - f) * z, np.concatenate([v_f @ x, v_z @ x]))
+
+
+def hgrn(p: Any, h: Any, x: Any) -> Any:
+    """Qin et al. 2023, eq. 5 to 7, with gamma of the second of two layers."""
+    gamma = np.exp(p.bound) / (1 + np.exp(p.bound))
+    w_f, w_re, w_im = np.split(p.input, 3)
+    b_f, b_re, b_im = np.split(p.bias, 3)
+    f = gamma + (1 - gamma) * sigmoid(w_f @ x + b_f)
+    re, im = w_re @ x + b_re, w_im @ x + b_im
+    c = re * sigmoid(re) + 1j * im * sigmoid(im)
+    return f * np.exp(1j * p.theta) * h + (1 - f) * c
+
+
+def rg_lru(p: Any, h: Any, x: Any) -> Any:
+    """De et al. 2024, eq. 1 to 4, with the sign of their appendix A."""
+    w_a, w_i = np.split(p.gates, 2)
+    b_a, b_i = np.split(p.bias, 2)
+    u = p.input @ x
+    r, i = sigmoid(w_a @ u + b_a), sigmoid(w_i @ u + b_i)
+    a = sigmoid(-p.decay) ** (8 * r)
+    return a * h + np.sqrt(1 - a**2) * (i * u)
+
+
+def fla_hgrn(p: Any, h: Any, xs: Any) -> Any:
+    """In a frame that turns by theta, real and imaginary part are two real recurrences."""
+    import torch
+
+    naive_recurrent_hgrn = fla("ops.hgrn.naive").naive_recurrent_hgrn
+    gate, re, im = (xs @ p.input.T + p.bias).tensor_split(3, dim=-1)
+    gamma = torch.sigmoid(p.bound)
+    f = gamma + (1 - gamma) * torch.sigmoid(gate)
+    candidates = (1 - f) * torch.complex(torch.nn.functional.silu(re), torch.nn.functional.silu(im))
+    angle = torch.arange(1, len(xs) + 1, dtype=p.theta.dtype)[:, None] * p.theta
+    turn = torch.polar(torch.ones_like(angle), angle)
+    inputs = torch.view_as_real(candidates / turn).permute(2, 0, 1)
+    log_gates = f.log().expand(2, *f.shape)
+    found, _ = naive_recurrent_hgrn(inputs, log_gates, initial_state=torch.view_as_real(h).T)
+    return torch.complex(*found) * turn
+
+
+def fla(name: str) -> Any:
+    """A module of flash-linear-attention, which warns where there is no GPU."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return importlib.import_module(f"fla.{name}")
+
+
+def griffin(p: Any, h: Any, xs: Any) -> Any:
+    import torch
+
+    layers = recurrentgemma()
+    n = len(p.decay)
+    layer = layers.RGLRU(width=n, num_heads=1).to(p.decay.dtype)
+    given = {"a_param": p.decay}
+    for name, w, b in zip(("a_gate", "input_gate"), p.gates.tensor_split(2), p.bias.tensor_split(2), strict=True):
+        given |= {f"{name}.w": w.T[None], f"{name}.b": b[None]}
+    position = torch.arange(1, len(xs) + 1)[None]  # not from 0, where the released code has no square root
+    return torch.func.functional_call(layer, given, ((xs @ p.input.T)[None], position, h[None]))[0][0]
+
+
+def recurrentgemma() -> Any:
+    """Its PyTorch layers alone, without what the package imports beside, and with sums in double precision."""
+    import sys
+    from importlib import metadata
+    from types import ModuleType
+
+    import torch
+
+    folder = metadata.distribution("recurrentgemma").locate_file("recurrentgemma")
+    for name, path in (("recurrentgemma", folder), ("recurrentgemma.torch", f"{folder}/torch")):
+        if name not in sys.modules:
+            sys.modules[name] = ModuleType(name)
+            sys.modules[name].__path__ = [str(path)]
+    from recurrentgemma.torch import layers
+
+    if not isinstance(layers.rnn_scan, partial):
+        layers.rnn_scan = partial(layers.rnn_scan, acc_dtype=torch.float64)
+    return layers
+
+
+ORACLES = {
+    "lru": [restated(lru)],
+    "min_gru": [restated(min_gru)],
+    "min_lstm": [restated(min_lstm)],
+    "sru": [restated(sru)],
+    "qrnn": [restated(qrnn)],
+    "hgrn": [
+        restated(hgrn),
+        of_torch("fla-core", fla_hgrn, note="real, and in single precision alone", tolerance=1e-5),
+    ],
+    "rg_lru": [
+        restated(rg_lru),
+        of_torch("recurrentgemma", griffin, note="without the square root at the beginning of a sequence"),
+    ],
+}
