@@ -218,6 +218,7 @@ OPTIONS_OF_CELLS: dict[str, tuple[Any, str]] = {
 SQUARE_KINDS = {"shape": "square shape", "key": "key", "dtype": "dtype"}
 TINY = network(bptt.rnn(2), tasks.adding(4))
 TRAINING = {"network": TINY, "optimizer": optax.sgd(0.1), "updates": 1, "batch": 2, "seeds": (0,), "chunk": 1}
+TORCH = {f"rnn.weight_{what}_l{k}": W for what in ("ih", "hh") for k in range(2)}
 TERMS = OmegaTerms(np.ones(3, np.float32), np.ones(3, bool))
 
 
@@ -460,6 +461,18 @@ TARGETS: list[Target] = [
         lambda make, params: bptt.from_haiku(make, params)[1],
         {"make": lambda: hk.GRU(2), "params": {}},
         {"make": "anything", "params": "variables"},
+    ),
+    Target(
+        "bptt.from_torch",
+        lambda **given: bptt.from_torch(**given)[1:],
+        {"module_or_state_dict": TORCH, "prefix": "rnn.", "layer": 1, "direction": None, "nonlinearity": "tanh"},
+        {
+            "module_or_state_dict": "anything",
+            "prefix": "prefix",
+            "layer": "layer",
+            "direction": "optional choice",
+            "nonlinearity": "optional choice",
+        },
     ),
     Target("bptt.plot_gradient_flow", bptt.plot_gradient_flow, {"flows": None}, {"flows": "anything"}),
     Target("bptt.plots.plot_norms", bptt.plots.plot_norms, {"flows": None}, {"flows": "anything"}),

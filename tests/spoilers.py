@@ -481,6 +481,8 @@ KINDS: dict[str, dict[str, Spoiler]] = {
     "at most or none": AT_MOST_OR_NONE,
     "optional integer": OPTIONAL_INTEGERS,
     "length": LENGTHS,
+    "layer": INTEGERS,
+    "prefix": {k: v for k, v in ANYTHING.items() if k != "text"} | {"another": Spoiler(lambda p: "abc")},
     "warmup": WARMUPS,
     "warmup or none": {k: v for k, v in WARMUPS.items() if k != "none"},
     "remat": REMATS,

@@ -56,6 +56,15 @@ def from_linen(w):
     return step(params, w[0], w[1])
 
 
+def from_torch(w):
+    weights = {
+        f"{what}_l{k}": jnp.concatenate([w, w.T, w]) for what in ("weight_ih", "weight_hh") for k in range(2)
+    }
+    biases = {f"bias_{what}_l1": jnp.concatenate([w[0], w[1], w[0]]) for what in ("ih", "hh")}
+    step, params, state0 = bptt.from_torch(weights | biases)
+    return step(params, state0, w[1])
+
+
 def from_haiku(w):
     shapes = jax.eval_shape(hk.transform(lambda x, h: hk.GRU(2)(x, h)).init, KEY, w[0], w[1])
     step, params = bptt.from_haiku(lambda: hk.GRU(2), filled(shapes, w))
@@ -145,6 +154,7 @@ OF_WEIGHTS = {
     "from_nnx": from_nnx,
     "from_linen": from_linen,
     "from_haiku": from_haiku,
+    "from_torch": from_torch,
     "stack": lambda w: bptt.stack(step, step)((w, w.T), (w[0], w[1]), w[1]),
     **{name: cell(entry.make) for name, entry in bptt.cells.ATLAS.items()},
     "unroll_linear": lambda w: bptt.unroll_linear(DIAGONAL, w, w[0], jnp.asarray(XS, w.dtype)),

@@ -11,6 +11,7 @@ from bptt_jax.cells.gru_variants import (
 from bptt_jax.cells.layers import stack
 from bptt_jax.cells.linear import LRUParams, MinGRUParams, hgrn, lru, min_gru, min_lstm, qrnn, rg_lru, sru
 from bptt_jax.cells.simple import RNNParams, leaky_rnn, rnn
+from bptt_jax.cells.torch_weights import from_torch
 
 __all__ = [
     "ATLAS",
@@ -25,6 +26,7 @@ __all__ = [
     "from_haiku",
     "from_linen",
     "from_nnx",
+    "from_torch",
     "gru",
     "hgrn",
     "initializers",
