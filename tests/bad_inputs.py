@@ -127,7 +127,9 @@ def cell_target(entry: bptt.cells.AtlasEntry) -> Target:
         if option not in CELL_OPTIONS:
             good[option], kinds[option] = OPTIONS_OF_CELLS[option]
             if parameter.default is None:
-                good[option], kinds[option] = None, f"optional {kinds[option]}"
+                kinds[option] = f"optional {kinds[option]}"
+                if callable(good[option]):  # instead of another option
+                    good[option] = None
     try:
         entry.make(2, dtype=jnp.bfloat16)
     except TypeError:
@@ -203,9 +205,13 @@ INIT = jax.nn.initializers.normal()
 OPTIONS_OF_CELLS: dict[str, tuple[Any, str]] = {
     "activation": (jnp.tanh, "activation"),
     "alpha": (0.2, "above zero"),
+    "beta": (0.5, "finite"),
     "bias_init": (INIT, "initializer"),
+    "context_size": (3, "integer"),
+    "epsilon": (0.1, "above zero"),
     "forget_bias": (1.0, "finite"),
     "gain": (1.0, "finite"),
+    "gamma": (0.1, "at least zero"),
     "input_init": (INIT, "initializer"),
     "lower_bound": (0.5, "fraction"),
     "max_phase": (1.0, "above zero"),
@@ -214,6 +220,7 @@ OPTIONS_OF_CELLS: dict[str, tuple[Any, str]] = {
     "r_min": (0.1, "radius"),
     "recurrent_init": (INIT, "initializer"),
     "reset_after": (True, "flag"),
+    "scale": (0.5, "finite"),
 }
 SQUARE_KINDS = {"shape": "square shape", "key": "key", "dtype": "dtype"}
 TINY = network(bptt.rnn(2), tasks.adding(4))

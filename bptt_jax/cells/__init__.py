@@ -10,7 +10,8 @@ from bptt_jax.cells.gru_variants import (
 )
 from bptt_jax.cells.layers import stack
 from bptt_jax.cells.linear import LRUParams, MinGRUParams, hgrn, lru, min_gru, min_lstm, qrnn, rg_lru, sru
-from bptt_jax.cells.simple import RNNParams, leaky_rnn, rnn
+from bptt_jax.cells.simple import RNNParams, indrnn, irnn, leaky_rnn, minimal_rnn, rnn, scrn
+from bptt_jax.cells.stable import antisymmetric, fastrnn, gated_antisymmetric, lipschitz
 from bptt_jax.cells.torch_weights import from_torch
 
 __all__ = [
@@ -22,23 +23,31 @@ __all__ = [
     "LSTMState",
     "MinGRUParams",
     "RNNParams",
+    "antisymmetric",
+    "fastrnn",
     "from_equinox",
     "from_haiku",
     "from_linen",
     "from_nnx",
     "from_torch",
+    "gated_antisymmetric",
     "gru",
     "hgrn",
+    "indrnn",
     "initializers",
+    "irnn",
     "leaky_rnn",
+    "lipschitz",
     "lru",
     "lstm",
     "mgu",
     "min_gru",
     "min_lstm",
+    "minimal_rnn",
     "qrnn",
     "rg_lru",
     "rnn",
+    "scrn",
     "sru",
     "stack",
     "ugrnn",

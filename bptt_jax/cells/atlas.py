@@ -8,12 +8,10 @@ from types import MappingProxyType
 from typing import Literal
 
 from bptt_jax.cells.gated import gru, lstm
-from bptt_jax.cells.gru_variants import (
-    mgu,
-    ugrnn,
-)
+from bptt_jax.cells.gru_variants import mgu, ugrnn
 from bptt_jax.cells.linear import hgrn, lru, min_gru, min_lstm, qrnn, rg_lru, sru
-from bptt_jax.cells.simple import leaky_rnn, rnn
+from bptt_jax.cells.simple import indrnn, irnn, leaky_rnn, minimal_rnn, rnn, scrn
+from bptt_jax.cells.stable import antisymmetric, fastrnn, gated_antisymmetric, lipschitz
 from bptt_jax.step import Cell
 
 Family = Literal["simple", "orthogonal", "oscillatory", "gated", "linear", "matrix", "spiking"]
@@ -49,6 +47,16 @@ ATLAS: Mapping[str, AtlasEntry] = MappingProxyType(
     {
         "rnn": AtlasEntry(rnn, "simple", 1990, "Elman, Cogn. Sci. 14: 179", "h [N]"),
         "leaky_rnn": AtlasEntry(leaky_rnn, "simple", 2019, "Yang et al., Nat. Neurosci. 22: 297", "h [N]"),
+        "irnn": AtlasEntry(irnn, "simple", 2015, "Le et al., arXiv:1504.00941", "h [N]"),
+        "indrnn": AtlasEntry(indrnn, "simple", 2018, "Li et al., arXiv:1803.04831", "h [N]"),
+        "scrn": AtlasEntry(scrn, "simple", 2014, "Mikolov et al., arXiv:1412.7753", "h [N], s [N]"),
+        "minimal_rnn": AtlasEntry(minimal_rnn, "simple", 2017, "Chen, arXiv:1711.06788", "h [N]"),
+        "fastrnn": AtlasEntry(fastrnn, "simple", 2018, "Kusupati et al., arXiv:1901.02358", "h [N]"),
+        "antisymmetric": AtlasEntry(antisymmetric, "simple", 2019, "Chang et al., arXiv:1902.09689", "h [N]"),
+        "gated_antisymmetric": AtlasEntry(
+            gated_antisymmetric, "simple", 2019, "Chang et al., arXiv:1902.09689", "h [N]"
+        ),
+        "lipschitz": AtlasEntry(lipschitz, "simple", 2021, "Erichson et al., arXiv:2006.12070", "h [N]"),
         "gru": AtlasEntry(gru, "gated", 2014, "Cho et al., arXiv:1406.1078", "h [N]"),
         "lstm": AtlasEntry(
             lstm, "gated", 1997, "Hochreiter and Schmidhuber, Neural Comput. 9: 1735", "h [N], c [N]"
