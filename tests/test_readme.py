@@ -36,7 +36,7 @@ def test_first_example_is_ten_lines() -> None:
 
 
 def test_every_page_has_examples() -> None:
-    assert {name.split()[0] for name in EXAMPLES} == {page.stem for page in PAGES} - {"index"}
+    assert {name.split()[0] for name in EXAMPLES} == {page.stem for page in PAGES} - {"index", "benchmarks"}
 
 
 def test_commands_are_there_each_in_one_block() -> None:
@@ -47,3 +47,14 @@ def test_commands_are_there_each_in_one_block() -> None:
     ):
         section = text.split(f"## {title}\n")[1].split("\n## ")[0]
         assert re.findall(r"```\w*\n(.*?)\n```", section, re.DOTALL) == [command]
+
+
+def test_links_lead_somewhere() -> None:
+    for page in PAGES:
+        prose = re.sub(r"```.*?```|`[^`]*`", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", prose):
+            assert target.startswith("http") or (page.parent / target).exists(), (page.name, target)
+
+
+def test_the_front_page_is_short() -> None:
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 180
