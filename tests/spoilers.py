@@ -500,6 +500,7 @@ KINDS: dict[str, dict[str, Spoiler]] = {
     "function": {k: v for k, v in FUNCTIONS.items() if k not in ("raises", "takes nothing")},
     "no function": {k: v for k, v in ANYTHING.items() if k not in ("none", "function", "class")},
     "activation": {k: v for k, v in FUNCTIONS.items() if k not in ("raises", "takes nothing")},
+    "optional activation": {k: v for k, v in FUNCTIONS.items() if k not in ("none", "raises", "takes nothing")},
     # Where it starts does not matter to what it finds.
     "guess": {k: v for k, v in STATES.items() if k not in (*LAYOUTS, *NUMBERS, "none")}
     | {k: v._replace(clean=lambda a: a, marked=False) for k, v in (LAYOUTS | NUMBERS).items() if not v.compiles},
@@ -507,6 +508,7 @@ KINDS: dict[str, dict[str, Spoiler]] = {
     | {"random keys": Spoiler(lambda a: jax.random.key(0), lambda a: jax.random.key(1))},  # which pass through
     "linear state": {k: v for k, v in STATES.items() if k not in ("one axis more", *BEYOND)},
     "linear inputs": {k: v for k, v in INPUTS.items() if k not in BEYOND},
+    "count": INTEGERS | {"none": Spoiler(lambda n: None), "too many": Spoiler(lambda n: n + 1000)},
     "counted": {k: v for k, v in POSITIVE_INTEGERS.items() if k != "NumPy integer"},
     "immediate": {
         k: v for k, v in INPUTS.items() if k not in ("huge", "Inf", "-Inf", "1e300", "unequal", "a scalar among")

@@ -8,8 +8,10 @@ from bptt_jax.cells.gru_variants import (
     mgu,
     ugrnn,
 )
+from bptt_jax.cells.isometries import householder, orthogonal, unitary
 from bptt_jax.cells.layers import stack
 from bptt_jax.cells.linear import LRUParams, MinGRUParams, hgrn, lru, min_gru, min_lstm, qrnn, rg_lru, sru
+from bptt_jax.cells.oscillators import clockwork, cornn, lem, unicornn
 from bptt_jax.cells.simple import RNNParams, indrnn, irnn, leaky_rnn, minimal_rnn, rnn, scrn
 from bptt_jax.cells.stable import antisymmetric, fastrnn, gated_antisymmetric, lipschitz
 from bptt_jax.cells.torch_weights import from_torch
@@ -24,6 +26,8 @@ __all__ = [
     "MinGRUParams",
     "RNNParams",
     "antisymmetric",
+    "clockwork",
+    "cornn",
     "fastrnn",
     "from_equinox",
     "from_haiku",
@@ -33,10 +37,12 @@ __all__ = [
     "gated_antisymmetric",
     "gru",
     "hgrn",
+    "householder",
     "indrnn",
     "initializers",
     "irnn",
     "leaky_rnn",
+    "lem",
     "lipschitz",
     "lru",
     "lstm",
@@ -44,6 +50,7 @@ __all__ = [
     "min_gru",
     "min_lstm",
     "minimal_rnn",
+    "orthogonal",
     "qrnn",
     "rg_lru",
     "rnn",
@@ -51,4 +58,6 @@ __all__ = [
     "sru",
     "stack",
     "ugrnn",
+    "unicornn",
+    "unitary",
 ]

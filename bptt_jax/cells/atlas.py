@@ -9,7 +9,9 @@ from typing import Literal
 
 from bptt_jax.cells.gated import gru, lstm
 from bptt_jax.cells.gru_variants import mgu, ugrnn
+from bptt_jax.cells.isometries import householder, orthogonal, unitary
 from bptt_jax.cells.linear import hgrn, lru, min_gru, min_lstm, qrnn, rg_lru, sru
+from bptt_jax.cells.oscillators import clockwork, cornn, lem, unicornn
 from bptt_jax.cells.simple import indrnn, irnn, leaky_rnn, minimal_rnn, rnn, scrn
 from bptt_jax.cells.stable import antisymmetric, fastrnn, gated_antisymmetric, lipschitz
 from bptt_jax.step import Cell
@@ -57,6 +59,13 @@ ATLAS: Mapping[str, AtlasEntry] = MappingProxyType(
             gated_antisymmetric, "simple", 2019, "Chang et al., arXiv:1902.09689", "h [N]"
         ),
         "lipschitz": AtlasEntry(lipschitz, "simple", 2021, "Erichson et al., arXiv:2006.12070", "h [N]"),
+        "orthogonal": AtlasEntry(orthogonal, "orthogonal", 2018, "Helfrich et al., arXiv:1707.09520", "h [N]"),
+        "unitary": AtlasEntry(unitary, "orthogonal", 2016, "Arjovsky et al., arXiv:1511.06464", "h [N]"),
+        "householder": AtlasEntry(householder, "orthogonal", 2017, "Mhammedi et al., arXiv:1612.00188", "h [N]"),
+        "cornn": AtlasEntry(cornn, "oscillatory", 2021, "Rusch and Mishra, arXiv:2010.00951", "h [N], z [N]"),
+        "unicornn": AtlasEntry(unicornn, "oscillatory", 2021, "Rusch and Mishra, arXiv:2103.05487", "h [N], z [N]"),
+        "lem": AtlasEntry(lem, "oscillatory", 2022, "Rusch et al., arXiv:2110.04744", "h [N], z [N]"),
+        "clockwork": AtlasEntry(clockwork, "oscillatory", 2014, "Koutnik et al., arXiv:1402.3511", "h [N], t []"),
         "gru": AtlasEntry(gru, "gated", 2014, "Cho et al., arXiv:1406.1078", "h [N]"),
         "lstm": AtlasEntry(
             lstm, "gated", 1997, "Hochreiter and Schmidhuber, Neural Comput. 9: 1735", "h [N], c [N]"
