@@ -215,9 +215,10 @@ def unitary(hidden_size: int, *, dtype: Any = None) -> Cell:
     def init(key: Array, input_size: int) -> UnitaryParams:
         fan_in = check_positive_int("input_size", input_size)
         k_phases, k_reflections, k_in = jax.random.split(check_key("key", key), 3)
-        reflections = _uniform(k_reflections, (2, 2, n), 1.0, real)
-        inputs = _uniform(k_in, (2, n, fan_in), math.sqrt(6 / (n + fan_in)), real)
-        return UnitaryParams(_uniform(k_phases, (3, n), math.pi, real), *reflections, *inputs, jnp.zeros(n, real))
+        v_re, v_im = _uniform(k_reflections, (2, 2, n), 1.0, real)
+        input_re, input_im = _uniform(k_in, (2, n, fan_in), math.sqrt(6 / (n + fan_in)), real)
+        phases = _uniform(k_phases, (3, n), math.pi, real)
+        return UnitaryParams(phases, v_re, v_im, input_re, input_im, jnp.zeros(n, real))
 
     return Cell(init, lambda: jax.lax.complex(jnp.zeros(n, real), jnp.zeros(n, real)), _unitary_step)
 

@@ -1,13 +1,11 @@
 """Of the cells that oscillate, or have several time scales."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-import bptt_jax as bptt
-from cell_oracles import I, N, of_torch, restated
+from cell_oracles import I, N, of_torch, of_torchrecurrent, restated
 
 
 def sigmoid(a: Any) -> Any:
@@ -55,27 +53,6 @@ def clockwork(p: Any, state: Any, x: Any, modules: int = 7) -> Any:
     return type(state)(new, t + 1)
 
 
-def torchrecurrent(name: str, given: Callable[[Any], dict[str, Any]], **options: Any) -> Callable[..., Any]:
-    """The cell of that name, with the biases that ours lacks at zero."""
-
-    def run(p: Any, state: Any, xs: Any) -> Any:
-        import torch
-        import torchrecurrent
-
-        cell = getattr(torchrecurrent, name)(I, N, dtype=torch.float64, **options)
-        zeros = {key: torch.zeros_like(value) for key, value in cell.named_parameters()}
-        step = partial(torch.func.functional_call, cell, zeros | given(p))
-        states = []
-        for x in xs:
-            new = step((x, tuple(state)))
-            # LEM's candidate of h reads z of the step before; called again, it has the new one.
-            state = (step((x, (state[0], new[1])))[0], new[1]) if name == "LEMCell" else new
-            states.append(state)
-        return bptt.cells.oscillators.OscillatorState(*map(torch.stack, zip(*states, strict=True)))
-
-    return run
-
-
 def of_cornn(p: Any) -> dict[str, Any]:
     w, v = p.recurrent[:, :N], p.recurrent[:, N:]
     return {"weight_ih": p.input, "weight_hh": w, "weight_ch": v, "bias_ih": p.bias}
@@ -89,28 +66,41 @@ def of_lem(p: Any) -> dict[str, Any]:
     return {"weight_ih": p.input, "weight_hh": p.recurrent, "weight_ch": p.memory, "bias_ih": p.bias}
 
 
+def torchrecurrent_lem(p: Any, state: Any, xs: Any) -> Any:
+    """Its candidate of h reads z of the step before; called again, it has the new one."""
+    import torch
+    import torchrecurrent
+
+    cell = torchrecurrent.LEMCell(I, N, dtype=torch.float64)
+    zeros = {name: torch.zeros_like(leaf) for name, leaf in cell.state_dict().items()}
+    step = partial(torch.func.functional_call, cell, zeros | of_lem(p))
+    states = []
+    for x in xs:
+        z = step((x, tuple(state)))[1]
+        state = type(state)(step((x, (state.h, z)))[0], z)
+        states.append(state)
+    return type(state)(*map(torch.stack, zip(*states, strict=True)))
+
+
 ORACLES = {
     "cornn": [
         restated(cornn),
-        of_torch(
-            "torchrecurrent",
-            torchrecurrent("coRNNCell", of_cornn, dt=0.042, gamma=2.7, epsilon=4.7),
+        of_torchrecurrent(
+            "coRNNCell",
+            of_cornn,
+            lambda: {"dt": 0.042, "gamma": 2.7, "epsilon": 4.7},
             note="its docstring damps c(t), its code c(t-1), as ours",
         ),
     ],
     "unicornn": [
         restated(unicornn),
-        of_torch(
-            "torchrecurrent",
-            torchrecurrent("UnICORNNCell", of_unicornn, recurrent_bias=True, dt=0.19, alpha=30.65),
-            note="without its second bias it fails",
-        ),
+        of_torchrecurrent("UnICORNNCell", of_unicornn, lambda: {"dt": 0.19, "alpha": 30.65}),
     ],
     "lem": [
         restated(lem),
         of_torch(
             "torchrecurrent",
-            torchrecurrent("LEMCell", of_lem),
+            torchrecurrent_lem,
             note="its h(t) reads c(t-1), the paper's c(t): called twice for each step",
         ),
     ],
