@@ -11,10 +11,8 @@ import math
 import multiprocessing
 import os
 import platform
-import random
 import resource
 import signal
-import statistics
 import subprocess
 import sys
 import threading
@@ -28,6 +26,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bptt_jax.experiments.timing import interleaved_medians as interleaved_medians
+from bptt_jax.experiments.timing import seconds as seconds
 from bptt_jax.files import atomic_path, write_json
 
 RESULTS = Path(__file__).parent / "results"
@@ -49,33 +49,6 @@ def compiled(function: Callable[..., Any], *args: Any) -> tuple[Any, float]:
     start = time.perf_counter()
     executable = jax.jit(function).lower(*args).compile()
     return executable, time.perf_counter() - start
-
-
-def seconds(run: Callable[[], Any]) -> float:
-    """Wall time of one call, its result waited for."""
-    start = time.perf_counter()
-    jax.block_until_ready(run())
-    return time.perf_counter() - start
-
-
-def interleaved_medians(
-    candidates: Mapping[str, Callable[[], Any]], repeats: int, at_least: float = 2.0
-) -> dict[str, float]:
-    """Median seconds of each candidate; they take turns, after one call each that does not count.
-
-    The order is drawn anew every round, so that what one leaves behind (spinning threads, a cold cache) hits all of
-    them. Short ones are repeated more often than asked, until all together have taken `at_least` so many seconds.
-    """
-    for run in candidates.values():
-        seconds(run)
-    times: dict[str, list[float]] = {name: [] for name in candidates}
-    order, draw = list(candidates), random.Random(0)
-    start = time.perf_counter()
-    while len(times[order[0]]) < repeats or time.perf_counter() - start < at_least:
-        draw.shuffle(order)
-        for name in order:
-            times[name].append(seconds(candidates[name]))
-    return {name: statistics.median(t) for name, t in times.items()}
 
 
 def relative_error(got: Any, expected: Any) -> float:

@@ -54,6 +54,7 @@ def test_the_main_functions_have_examples() -> None:
         "plot_leaves",
         "plot_influence_map",
         "plot_training",
+        "plot_atlas",  # of what takes minutes to measure
     }
 
 

@@ -221,7 +221,7 @@ def test_omega_is_the_codes_of_the_bare_step(x64, clip) -> None:
 
 @pytest.mark.parametrize("name", train.LENGTHS)
 def test_every_task_is_there(name) -> None:
-    task, validation = train._task(replace(SETTINGS, task=name, length=train.LENGTHS[name]), "a b " * 300 + "c")
+    task, validation = train.task_of(name, train.LENGTHS[name], "a b " * 300 + "c")
     assert isinstance(task, tasks.Task)
     assert name.replace("-", "_").startswith(task.name)
     if validation is not None:

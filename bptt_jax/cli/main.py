@@ -9,15 +9,17 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import jax
 import numpy as np
 
+from bptt_jax.cells.atlas import ATLAS, Family
 from bptt_jax.checks import check_positive_int
-from bptt_jax.cli import diagnose, dynamics, train
-from bptt_jax.cli.page import page
-from bptt_jax.cli.report import COLUMNS, BadArgument, rows, visible
+from bptt_jax.cli import atlas, diagnose, dynamics, train
+from bptt_jax.cli.page import AtlasPart, atlas_page, page
+from bptt_jax.cli.report import COLUMNS, BadArgument, provenance, rows, visible
+from bptt_jax.experiments.atlas import BASES, AtlasFileError, chosen, measure
 from bptt_jax.experiments.progress import progress_bar
 from bptt_jax.experiments.records import Record
 from bptt_jax.files import atomic_path, write_json
@@ -50,6 +52,14 @@ examples:
   bptt-jax dynamics --step my_cell.py:make --length 500 --starts 2000 --dt 0.01
 
 A FACTORY is as for bptt-jax diagnose. Points are sought from states that are visited, under a constant input.
+"""
+_ATLAS_EXAMPLES = """\
+examples:
+  bptt-jax atlas --out atlas
+  bptt-jax atlas --family gated linear --hidden 128 --length 500
+  bptt-jax atlas --cells rnn lstm lru --task copy-memory --length 100
+
+Interrupted or killed, the same command goes on where it was; with other cells it adds them to the folder.
 """
 _INTERRUPTED, _TERMINATED = 130, 143
 
@@ -105,13 +115,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command.
 
     Returns:
-      Exit status: 0; 1 if it cannot write; 2 for a bad argument, or one for which there is not the memory; 130 if
-      interrupted, 143 if terminated.
+      Exit status: 0; 1 if it cannot write, or a cell of the atlas could not be measured; 2 for a bad argument, or one
+      for which there is not the memory; 130 if interrupted, 143 if terminated.
     """
     arguments = _parser().parse_args(argv)
     name = f"bptt-jax {arguments.command}"
     try:
-        return {"diagnose": _diagnose, "train": _train, "dynamics": _dynamics}[arguments.command](arguments)
+        jobs = {"diagnose": _diagnose, "train": _train, "dynamics": _dynamics, "atlas": _atlas}
+        return jobs[arguments.command](arguments)
     except BadArgument as error:
         print(f"{name}: {visible(str(error))}", file=sys.stderr)
         return 2
@@ -128,8 +139,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         for number in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) is _note_and_raise:
                 signal.signal(number, signal.SIG_IGN)  # it ends already
-        resumes = "the same command resumes from the last checkpoint"
-        left = resumes if arguments.command == "train" else "no file was written"
+        left = {
+            "train": "the same command resumes from the last checkpoint",
+            "atlas": "what is measured is kept, and the same command goes on from there",
+        }.get(arguments.command, "no file was written")
         terminated = isinstance(stop, _Terminated)
         ended, status = ("terminated", _TERMINATED) if terminated else ("interrupted", _INTERRUPTED)
         print(f"{name}: {ended}; {left}", file=sys.stderr)
@@ -142,6 +155,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_diagnose(jobs)
     _add_train(jobs)
     _add_dynamics(jobs)
+    _add_atlas(jobs)
     return parser
 
 
@@ -257,6 +271,35 @@ def _add_dynamics(jobs: Any) -> None:
     add("--float64", action="store_true", help="compute in double precision")
     add("--seed", type=_seed, default=0, help="of sequences and starts (0)")
     add("--out", type=Path, default=Path("."), metavar="FOLDER", help="where the files go (.)")
+
+
+def _add_atlas(jobs: Any) -> None:
+    job = jobs.add_parser(
+        "atlas",
+        help="measure every cell of the atlas: how far its gradient reaches, and what it costs",
+        description="Measures every cell of bptt_jax.cells.ATLAS at its initialisation, at equal width and at an equal "
+        "number of parameters: growth rate and horizon of the gradient, exponents, time and memory of a step. Writes "
+        "atlas.json as it goes, then atlas.md, atlas.png and atlas.html.",
+        epilog=_ATLAS_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = job.add_argument
+    add(
+        "--family",
+        nargs="+",
+        choices=get_args(Family),
+        default=[],
+        metavar="FAMILY",
+        help=", ".join(get_args(Family)),
+    )
+    add("--cells", nargs="+", choices=tuple(ATLAS), default=[], metavar="CELL", help="by name; default: all cells")
+    add("--hidden", type=_positive_int, default=64, help="units of rnn, and of all cells at equal width (64)")
+    add("--length", type=_positive_int, default=200, help="time steps (200)")
+    add("--batch", type=_positive_int, default=8, help="sequences (8)")
+    add("--seeds", type=_positive_int, default=4, help="of initial weights (4)")
+    add("--text", metavar="FILE", help="UTF-8 text, embedded at random (default: Python's help texts)")
+    add("--task", choices=train.LENGTHS, metavar="TASK", help=f"instead of a text: {', '.join(train.LENGTHS)}")
+    add("--out", type=Path, default=Path("atlas"), metavar="FOLDER", help="where the files go (atlas)")
 
 
 def _diagnose(arguments: argparse.Namespace) -> int:
@@ -412,6 +455,66 @@ def _dynamics(arguments: argparse.Namespace) -> int:
     png, numbers_of = (visible(str(out / f"dynamics.{kind}")) for kind in ("png", "json"))
     print(f"wrote {png} and {numbers_of}")
     return 0
+
+
+def _atlas(arguments: argparse.Namespace) -> int:
+    try:
+        from rich.console import Console
+
+        from bptt_jax.plots.atlas import plot_atlas
+    except ImportError:
+        raise BadArgument("needs matplotlib and rich: python -m pip install 'bptt_jax[plot]'") from None
+    given = {k: getattr(arguments, k) for k in ("task", "text", "length", "hidden", "batch", "seeds")}
+    settings, task = atlas.prepare(**given)
+    out = _writable(arguments.out)
+
+    def tell(name: str, done: int, total: int) -> None:
+        _raise_if_signalled()
+        print(f"measuring {name} ({done + 1} of {total})", file=sys.stderr, flush=True)
+
+    try:
+        measured = measure(
+            settings, task, chosen(arguments.family, arguments.cells), out / "atlas.json", on_cell=tell
+        )
+    except AtlasFileError as error:
+        raise BadArgument(f"--out: {error}") from None
+    for name, why in measured.failed.items():
+        print(f"bptt-jax atlas: {name} was not measured: {visible(why)}", file=sys.stderr)
+    if not measured.cells:
+        return 1
+    title, provided = atlas.title(settings), provenance()
+    of = {basis: atlas.of_basis(measured, basis) for basis in BASES}
+    maps = {basis: plot_atlas(of[basis], title=f"{atlas.TITLES[basis]}: {title}") for basis in BASES}
+    parts = [AtlasPart(atlas.TITLES[k], maps[k], atlas.columns(of[k]), list(atlas.rows(of[k]))) for k in BASES]
+    computed = {**provided["versions"], "device": provided["device"]}
+    text = atlas_page(title, parts, vars(settings), computed, atlas.MEANINGS, measured.failed)
+    with contextlib.ExitStack() as files:
+        maps["width"].savefig(files.enter_context(atomic_path(out / "atlas.png")), dpi=120)
+        files.enter_context(atomic_path(out / "atlas.md")).write_text(
+            atlas.markdown(settings, measured, provided), encoding="utf-8"
+        )
+        files.enter_context(atomic_path(out / "atlas.html")).write_text(text, encoding="utf-8")
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    for part in parts:
+        console.print(_atlas_table(part))
+    *first, last = (visible(str(out / f"atlas.{kind}")) for kind in ("json", "md", "png", "html"))
+    print(f"wrote {', '.join(first)} and {last}")
+    return 1 if measured.failed else 0
+
+
+def _atlas_table(part: AtlasPart) -> Any:
+    """A few of the columns; all of them are in the files."""
+    from rich.table import Table
+
+    shown = ("cell", "family", "units", "growth rate", "horizon", "exponent", "living", "gradient", "in parallel")
+    table = Table(title=part.heading, title_justify="left", title_style="")
+    for name in shown:
+        table.add_column(
+            name, justify="left" if name in ("cell", "family", "in parallel") else "right", no_wrap=True
+        )
+    for row in part.rows:
+        table.add_row(*(cell for name, cell in zip(part.columns, row, strict=True) if name in shown))
+    return table
 
 
 def _dynamics_table(name: str, numbers: dict[str, Any]) -> Any:

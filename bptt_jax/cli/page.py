@@ -1,11 +1,12 @@
-"""The page of ``bptt-jax diagnose --html``: one file with everything in it, no script, nothing fetched."""
+"""The pages of ``bptt-jax diagnose --html`` and ``bptt-jax atlas``: one file with everything in it, no script, nothing
+fetched."""
 
 import html
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bptt_jax.cli.report import COLUMNS, rows, visible
 
@@ -17,16 +18,22 @@ _PAGE = """\
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Gradient flow: {title}</title>
+<title>{heading}: {title}</title>
 <style>
 {style}</style>
 </head>
 <body>
 <header>
-<h1>Gradient flow</h1>
+<h1>{heading}</h1>
 <p>{title}</p>
 </header>
 <main>
+{main}
+</main>
+</body>
+</html>
+"""
+_FLOW = """\
 <div class="pair">
 <ul class="verdicts" aria-label="Verdicts">
 {verdicts}
@@ -44,11 +51,15 @@ _PAGE = """\
 <h2>What the numbers mean</h2>
 <dl>
 {meanings}
-</dl>
-</main>
-</body>
-</html>
-"""
+</dl>"""
+_ATLAS = """\
+{parts}
+<h2>Settings</h2>
+{settings}
+<h2>What the numbers mean</h2>
+<dl>
+{meanings}
+</dl>"""
 _JACOBIAN = "dh<sub>t</sub>/dh<sub>t-1</sub>"
 _MEANINGS = {
     "error signal": "The derivative of the loss with respect to the last state that the loss reads, followed back "
@@ -81,16 +92,71 @@ def page(title: str, record: Mapping[str, Any], norms: Any, spectra: Sequence[tu
     caption = "Norm of dL/dh<sub>t</sub> against time t: median of the sequences, and a band for the middle 80 %."
     sections = map(_section, range(len(recurrences)), recurrences.items(), spectra)
     computed = {**record["versions"], "device": record["device"]}
-    return _PAGE.format(
-        title=_escaped(title),
-        style=_STYLE.read_text(encoding="utf-8"),
+    main = _FLOW.format(
         verdicts="\n".join(map(_verdict, range(len(recurrences)), recurrences.items())),
         norms=_figure(norms, "norms", f"Gradient norm against time. {told}", caption),
-        numbers=_numbers(recurrences),
+        numbers=_table(
+            COLUMNS[:-1], rows(recurrences), "Mean over the sequences, ± standard deviation; horizon: median"
+        ),
         sections="\n".join(sections),
         settings=_pairs("Of the command, as in flow.json", _options(record)) + _pairs("Computed with", computed),
-        meanings="\n".join(f"<dt>{name}</dt>\n<dd>{meaning}</dd>" for name, meaning in _MEANINGS.items()),
+        meanings=_defined(_MEANINGS),
     )
+    return _document("Gradient flow", title, main)
+
+
+class AtlasPart(NamedTuple):
+    """A map of `bptt_jax.plots.plot_atlas`, and a table under the names of its columns."""
+
+    heading: str
+    figure: Any
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def atlas_page(
+    title: str,
+    parts: Sequence[AtlasPart],
+    settings: Mapping[str, Any],
+    computed: Mapping[str, str],
+    meanings: Mapping[str, str],
+    failed: Mapping[str, str],
+) -> str:
+    """An HTML document of the atlas; the same arguments give the same text.
+
+    Args:
+      title: what was measured.
+      parts: in their order.
+      settings: of the command.
+      computed: with what.
+      meanings: of the numbers.
+      failed: why a cell is missing.
+    """
+    caption = "Each mark is a cell: how far back its gradient reaches, against what a training step of it costs."
+    pieces = []
+    for i, part in enumerate(parts):
+        drawn = _figure(part.figure, f"map-{i}", f"{part.heading}: map of {len(part.rows)} cells", caption)
+        pieces += [
+            f'<h2 id="part-{i}">{_escaped(part.heading)}</h2>',
+            drawn.replace("<figure>", '<figure class="wide">'),
+            f'<div class="scroll" role="region" aria-labelledby="part-{i}" tabindex="0">',
+            _table(part.columns, part.rows, "The longest horizon first"),
+            "</div>",
+        ]
+    shown = {name: "none" if value is None else str(value) for name, value in settings.items()}
+    tables = [_pairs("Of the command, as in atlas.json", shown), _pairs("Computed with", computed)]
+    tables += [_pairs("Not measured", failed)] if failed else []
+    main = _ATLAS.format(parts="\n".join(pieces), settings="".join(tables), meanings=_defined(meanings))
+    return _document("Atlas of cells", title, main)
+
+
+def _document(heading: str, title: str, main: str) -> str:
+    style = _STYLE.read_text(encoding="utf-8")
+    return _PAGE.format(heading=heading, title=_escaped(title), style=style, main=main)
+
+
+def _defined(meanings: Mapping[str, str]) -> str:
+    return "\n".join(f"<dt>{name}</dt>\n<dd>{meaning}</dd>" for name, meaning in meanings.items())
 
 
 def _verdict(i: int, recurrence: tuple[str, Mapping[str, Any]]) -> str:
@@ -102,10 +168,8 @@ def _verdict(i: int, recurrence: tuple[str, Mapping[str, Any]]) -> str:
     )
 
 
-def _numbers(recurrences: Mapping[str, Any]) -> str:
-    """The command's table but for what to try; in a narrow window each row stands as a list, which the roles keep a
-    table to those who hear it."""
-    names = COLUMNS[:-1]
+def _table(names: Sequence[str], cells: Iterable[Sequence[str]], caption: str) -> str:
+    """In a narrow window each row stands as a list, which the roles keep a table to those who hear it."""
     head = "".join(f'<th scope="col" role="columnheader">{_lines(name)}</th>' for name in names)
 
     def row(name: str, *cells: str) -> str:
@@ -113,10 +177,10 @@ def _numbers(recurrences: Mapping[str, Any]) -> str:
         told = (f'<td role="cell" data-name="{" ".join(of.split())}">{_lines(cell)}</td>' for of, cell in pairs)
         return f'<tr role="row"><th scope="row" role="rowheader">{_lines(name)}</th>{"".join(told)}</tr>'
 
-    body = "\n".join(row(*cells) for cells in rows(recurrences))
+    body = "\n".join(row(*of) for of in cells)
     return (
         '<table class="numbers" role="table">\n'
-        "<caption>Mean over the sequences, ± standard deviation; horizon: median</caption>\n"
+        f"<caption>{caption}</caption>\n"
         f'<thead role="rowgroup">\n<tr role="row">{head}</tr>\n</thead>\n'
         f'<tbody role="rowgroup">\n{body}\n</tbody>\n</table>'
     )

@@ -98,8 +98,10 @@ def prepare(settings: Settings) -> Job:
     Raises:
       BadArgument: no such task, or at no such length; a text that cannot be read.
     """
-    text = _text(settings)
-    task, validation = _task(settings, text)
+    text = read_given_text(settings.text) if settings.task == "characters" else None
+    if text is None and settings.text is not None:
+        raise BadArgument(f"--text: the task {settings.task} reads none")
+    task, validation = task_of(settings.task, settings.length, text)
     if settings.noise:
         task, validation = tasks.with_keys(task), None if validation is None else tasks.with_keys(validation)
     try:
@@ -216,26 +218,32 @@ def _share(chunks: list[Record], name: str, seed: int) -> float | None:
     return float(np.average([s for s, _ in known], weights=[n for _, n in known]))
 
 
-def _text(settings: Settings) -> str | None:
-    if settings.task != "characters":
-        if settings.text is not None:
-            raise BadArgument(f"--text: the task {settings.task} reads none")
-        return None
+def read_given_text(file: str | None) -> str:
+    """Of a file, or the default one.
+
+    Raises:
+      BadArgument: it cannot be read.
+    """
     try:
-        return english_text() if settings.text is None else read_text(settings.text)
+        return english_text() if file is None else read_text(file)
     except OSError as error:
         raise BadArgument(f"--text: {error.filename}: {error.strerror}" if error.strerror else str(error)) from None
     except ValueError as error:
         raise BadArgument(f"--text: {error}") from None
 
 
-def _task(settings: Settings, text: str | None) -> tuple[tasks.Task, tasks.Task | None]:
+def task_of(name: str, length: int, text: str | None) -> tuple[tasks.Task, tasks.Task | None]:
+    """One of `LENGTHS`, and what it is validated on, where that is something else; `text` is that of characters.
+
+    Raises:
+      BadArgument: there is none of this length.
+    """
     try:
-        if settings.task == "characters":
-            make = partial(tasks.characters, text, length=settings.length)
+        if name == "characters":
+            make = partial(tasks.characters, text, length=length)
             return make(split="train"), make(split="validation")
-        if settings.task == "digits":
-            if settings.length != 64:
+        if name == "digits":
+            if length != 64:
                 raise BadArgument("--length: the digits have 64 pixels")
             return tasks.digits(split="train"), tasks.digits(split="validation")
         makers: dict[str, Callable[[int], tasks.Task]] = {
@@ -250,7 +258,7 @@ def _task(settings: Settings, text: str | None) -> tuple[tasks.Task, tasks.Task 
             "flipflop": lambda length: tasks.flipflop(length, shortest=min(length, max(15, -(-length // 2)))),
             "context-decision": lambda length: tasks.context_decision(length, shortest=-(-length // 2)),
         }
-        return makers[settings.task](settings.length), None
+        return makers[name](length), None
     except BadArgument:
         raise
     except (ValueError, ImportError) as error:

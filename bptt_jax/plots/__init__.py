@@ -1,6 +1,7 @@
 """One figure a function, each drawn into axes that are given, or into new ones."""
 
 from bptt_jax.plots.adjoints import plot_adjoints
+from bptt_jax.plots.atlas import plot_atlas
 from bptt_jax.plots.dynamics import (
     plot_angles,
     plot_calibration,
@@ -16,6 +17,7 @@ from bptt_jax.plots.training import plot_training
 __all__ = [
     "plot_adjoints",
     "plot_angles",
+    "plot_atlas",
     "plot_calibration",
     "plot_eigenvalues",
     "plot_exponents",
