@@ -37,6 +37,7 @@ STILL = {
     "analysis.recommend_gain": "constants: the trials of recommend_gain",
     "GradientFlow.leaf_log_norms": "of NumPy; those of LeafFlow are here",
     "NonFinite.log_norms_before": "a word about what is not finite, on the host",
+    "CellMeasurement.log_condition": "on the host, of measurements that are no longer traced",
     "plots.plot_eigenvalues": "a figure",
     "plots.plot_norms": "a figure",
     "plots.plot_singular_values": "a figure",

@@ -33,7 +33,8 @@ class CellMeasurement(Result):
       growth_rate: of the error signal, nats per step backwards, as in `bptt_jax.gradient_flow`.
       growth_rate_error: its standard error.
       horizon: steps until a thousandth is left: the median; inf where the signal does not fall.
-      horizon_low, horizon_high: the tenth and the ninetieth percentile.
+      horizon_low: of all seeds and sequences the tenth percentile.
+      horizon_high: and the ninetieth.
       exponent: the largest Lyapunov exponent, nats per step.
       exponent_error: its standard error.
       living: directions that live as long as the sequence: exponents above -1 / T, mean over the seeds.
@@ -44,7 +45,9 @@ class CellMeasurement(Result):
       forward_time: of the loss of a batch, per step and sequence, relative to `rnn`.
       gradient_time: of loss and gradient, forwards and backwards, likewise.
       memory: temporary memory of the compiled gradient, likewise.
-      forward_seconds, gradient_seconds, memory_bytes: the same, not relative.
+      forward_seconds: `forward_time`, not relative.
+      gradient_seconds: `gradient_time`, not relative.
+      memory_bytes: `memory`, not relative.
       learned: the longest lag that was learned within the budget; NaN where that was not tried.
     """
 

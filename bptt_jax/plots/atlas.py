@@ -123,7 +123,7 @@ def _name(ax: Axes, names: Sequence[str], places: np.ndarray) -> None:
     points = figure.dpi / 72
     marks = ax.transData.transform(places)
     taken = [_box(mark, np.full(2, 1.2 * _MARK * points)) for mark in marks]
-    inside = ax.get_window_extent().extents
+    inside = np.asarray(ax.get_window_extent().extents)
     # Those in a crowd first: they have the least choice.
     spans = np.linalg.norm(marks[:, None] - marks[None], axis=2)
     crowd = np.sum(np.exp(-spans / (60 * points)), axis=1)
