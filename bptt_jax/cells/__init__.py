@@ -11,8 +11,8 @@ from bptt_jax.cells.gru_variants import (
 from bptt_jax.cells.isometries import householder, orthogonal, unitary
 from bptt_jax.cells.layers import stack
 from bptt_jax.cells.linear import LRUParams, MinGRUParams, hgrn, lru, min_gru, min_lstm, qrnn, rg_lru, sru
-from bptt_jax.cells.oscillators import clockwork, cornn, lem, unicornn
 from bptt_jax.cells.measurement import CellMeasurement
+from bptt_jax.cells.oscillators import clockwork, cornn, lem, unicornn
 from bptt_jax.cells.simple import RNNParams, indrnn, irnn, leaky_rnn, minimal_rnn, rnn, scrn
 from bptt_jax.cells.stable import antisymmetric, fastrnn, gated_antisymmetric, lipschitz
 from bptt_jax.cells.torch_weights import from_torch
