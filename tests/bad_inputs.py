@@ -220,6 +220,7 @@ OPTIONS_OF_CELLS: dict[str, tuple[Any, str]] = {
     "modules": (2, "integer"),
     "negative": (1, "count"),
     "noise": (0.1, "finite"),
+    "nu": (-4.0, "finite"),
     "r_max": (0.9, "radius"),
     "r_min": (0.1, "radius"),
     "recurrent_init": (INIT, "initializer"),
@@ -227,6 +228,7 @@ OPTIONS_OF_CELLS: dict[str, tuple[Any, str]] = {
     "reset_after": (True, "flag"),
     "scale": (0.5, "finite"),
     "stiffness": (1.0, "at least zero"),
+    "zeta": (1.0, "finite"),
 }
 SQUARE_KINDS = {"shape": "square shape", "key": "key", "dtype": "dtype"}
 TINY = network(bptt.rnn(2), tasks.adding(4))

@@ -8,7 +8,23 @@ from types import MappingProxyType
 from typing import Literal
 
 from bptt_jax.cells.gated import gru, lstm
-from bptt_jax.cells.gru_variants import mgu, ugrnn
+from bptt_jax.cells.gru_variants import (
+    atr,
+    cfn,
+    dsgu,
+    fastgrnn,
+    intersection_rnn,
+    li_gru,
+    light_ru,
+    mgu,
+    mut1,
+    mut2,
+    mut3,
+    ran,
+    sgu,
+    star,
+    ugrnn,
+)
 from bptt_jax.cells.isometries import householder, orthogonal, unitary
 from bptt_jax.cells.linear import hgrn, lru, min_gru, min_lstm, qrnn, rg_lru, sru
 from bptt_jax.cells.oscillators import clockwork, cornn, lem, unicornn
@@ -72,6 +88,21 @@ ATLAS: Mapping[str, AtlasEntry] = MappingProxyType(
         ),
         "mgu": AtlasEntry(mgu, "gated", 2016, "Zhou et al., Int. J. Autom. Comput. 13: 226", "h [N]"),
         "ugrnn": AtlasEntry(ugrnn, "gated", 2017, "Collins et al., arXiv:1611.09913", "h [N]"),
+        "atr": AtlasEntry(atr, "gated", 2018, "Zhang et al., arXiv:1810.12546", "h [N]"),
+        "ran": AtlasEntry(ran, "gated", 2017, "Lee et al., arXiv:1705.07393", "h [N], c [N]"),
+        "cfn": AtlasEntry(cfn, "gated", 2017, "Laurent and von Brecht, arXiv:1612.06212", "h [N]"),
+        "star": AtlasEntry(star, "gated", 2019, "Turkoglu et al., arXiv:1911.11033", "h [N]"),
+        "light_ru": AtlasEntry(light_ru, "gated", 2024, "Ye et al., Electronics 13: 3204", "h [N]"),
+        "li_gru": AtlasEntry(li_gru, "gated", 2018, "Ravanelli et al., arXiv:1803.10225", "h [N]"),
+        "fastgrnn": AtlasEntry(fastgrnn, "gated", 2018, "Kusupati et al., arXiv:1901.02358", "h [N]"),
+        "mut1": AtlasEntry(mut1, "gated", 2015, "Jozefowicz et al., ICML", "h [N]"),
+        "mut2": AtlasEntry(mut2, "gated", 2015, "Jozefowicz et al., ICML", "h [N]"),
+        "mut3": AtlasEntry(mut3, "gated", 2015, "Jozefowicz et al., ICML", "h [N]"),
+        "sgu": AtlasEntry(sgu, "gated", 2016, "Gao and Glowacka, arXiv:1604.02910", "h [N]"),
+        "dsgu": AtlasEntry(dsgu, "gated", 2016, "Gao and Glowacka, arXiv:1604.02910", "h [N]"),
+        "intersection_rnn": AtlasEntry(
+            intersection_rnn, "gated", 2017, "Collins et al., arXiv:1611.09913", "y [N], h [N]"
+        ),
         "lru": AtlasEntry(lru, "linear", 2023, "Orvieto et al., arXiv:2303.06349", "h [N]"),
         "min_gru": AtlasEntry(min_gru, "linear", 2024, "Feng et al., arXiv:2410.01201", "h [N]"),
         "min_lstm": AtlasEntry(min_lstm, "linear", 2024, "Feng et al., arXiv:2410.01201", "h [N]"),

@@ -1,5 +1,6 @@
 """Variants of the gated recurrent unit, most of them with fewer gates."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 
 from bptt_jax.cells.activations import sigmoid, tanh, weighted_mean
 from bptt_jax.cells.initializers import Initializer, check_initializer, draw_weights
+from bptt_jax.cells.simple import RNNParams
 from bptt_jax.cells.weights import (
     check_hidden_size,
     check_initializers,
@@ -18,6 +20,13 @@ from bptt_jax.cells.weights import (
 from bptt_jax.checks import check_finite, check_floating, check_key, check_positive_int
 from bptt_jax.step import Array, Cell, Step
 
+_glorot = jax.nn.initializers.glorot_uniform()
+_tenths = jax.nn.initializers.normal(0.1)
+
+
+def _hundredths(key: Array, shape: tuple[int, int], dtype: Any) -> Array:
+    return jax.random.uniform(key, shape, dtype, -0.07, 0.07)
+
 
 class GatedParams(NamedTuple):
     """Parameters of most cells of this module: ``recurrent [R N, N]``, ``input [G N, I]``, ``bias [B N]``.
@@ -28,6 +37,43 @@ class GatedParams(NamedTuple):
     recurrent: Array
     input: Array
     bias: Array
+
+
+class RANState(NamedTuple):
+    """State of `ran`: the output ``h [N]`` and the cell ``c [N]``; as a vector, h first."""
+
+    h: Array
+    c: Array
+
+
+class FastGRNNParams(NamedTuple):
+    """Parameters of `fastgrnn`: ``recurrent [N, N]``, ``input [N, I]``, ``bias [2N]`` (z, n), ``zeta, nu []``."""
+
+    recurrent: Array
+    input: Array
+    bias: Array
+    zeta: Array
+    nu: Array
+
+
+class IntersectionParams(NamedTuple):
+    """Parameters of `intersection_rnn`, gates stacked in the order v, n, y, h.
+
+    ``recurrent [4N, N]``, ``input [4N, N]``, ``bias [4N]``, ``projection [N, I]``, ``projection_bias [N]``.
+    """
+
+    recurrent: Array
+    input: Array
+    bias: Array
+    projection: Array
+    projection_bias: Array
+
+
+class IntersectionState(NamedTuple):
+    """State of `intersection_rnn`: the output ``y [N]``, which no later step sees, and ``h [N]``."""
+
+    y: Array
+    h: Array
 
 
 def mgu(
@@ -101,6 +147,491 @@ def ugrnn(
     return _cell(_ugrnn_step, hidden_size, dtype, recurrent_init, input_init, (2, 2, 2), biases)
 
 
+def atr(
+    hidden_size: int,
+    *,
+    recurrent_init: Initializer = orthogonal,
+    input_init: Initializer = fan_in_normal,
+    dtype: Any = None,
+) -> Cell:
+    """The addition-subtraction twin-gated unit (Zhang et al. 2018, arXiv:1810.12546): both gates of one sum.
+
+    ::
+
+        p = U x_t + b                   q = W h_{t-1}
+        i = sigmoid(p + q)              f = sigmoid(p - q)
+        h_t = i * p + f * h_{t-1}
+
+    One matrix each for input and state, as few as `bptt_jax.rnn`. Nothing bounds the state but the gates: for one that
+    stays, h = i p / (1 - f). The weights start as those of `bptt_jax.gru`, b at 0. The Jacobian is
+    ``diag(f) + diag(i (1 - i) p - f (1 - f) h) W``.
+
+    Args:
+      hidden_size: N, of units; the state is D = N numbers.
+      recurrent_init, input_init: initialisers as in `bptt_jax.rnn`, applied gate by gate.
+      dtype: of parameters and state; by default JAX's floating type.
+
+    Returns:
+      A `Cell` with `RNNParams` and a state ``[N]``.
+
+    Raises:
+      TypeError, ValueError: an argument is out of its range; from `init`, an initialiser draws another shape.
+    """
+    like = _cell(_atr_step, hidden_size, dtype, recurrent_init, input_init, (1, 1, 1))
+
+    def init(key: Array, input_size: int) -> RNNParams:
+        return RNNParams(*like.init(key, input_size))
+
+    return Cell(init, like.initial_state, like.step)
+
+
+def ran(
+    hidden_size: int,
+    *,
+    forget_bias: float = 0.0,
+    recurrent_init: Initializer = orthogonal,
+    input_init: Initializer = fan_in_normal,
+    dtype: Any = None,
+) -> Cell:
+    """The recurrent additive network (Lee et al. 2017, arXiv:1705.07393): the cell is a weighted sum of inputs.
+
+    ::
+
+        i = sigmoid(W_i h_{t-1} + U_i x_t + b_i)      f = sigmoid(W_f h_{t-1} + U_f x_t + b_f)
+        c_t = i * (U_c x_t) + f * c_{t-1}             h_t = tanh(c_t)
+
+    `bptt_jax.lstm` without its candidate's recurrence and without output gate; the paper has it with
+    ``h_t = c_t`` too. The content ``U_c x_t`` has no bias. The error carousel is ``dc_t/dc_{t-1} = f``; since h is a
+    function of c, half of the singular values of the Jacobian are 0 from the second step on. The weights start as
+    those of `bptt_jax.gru`.
+
+    Args:
+      hidden_size: N, of units; the state is D = 2N numbers.
+      forget_bias: initial b_f; b_i starts at 0. It may be traced, and is then checked when it runs.
+      recurrent_init, input_init: initialisers as in `bptt_jax.rnn`, applied gate by gate.
+      dtype: of parameters and state; by default JAX's floating type.
+
+    Returns:
+      A `Cell` with `GatedParams`, ``recurrent`` and ``bias`` in the order i, f, ``input`` i, f, c, and a `RANState`.
+
+    Raises:
+      TypeError, ValueError: an argument is out of its range; from `init`, an initialiser draws another shape.
+    """
+    biases = _constants(0.0, check_finite("forget_bias", forget_bias))
+    like = _cell(_ran_step, hidden_size, dtype, recurrent_init, input_init, (2, 3, 2), biases)
+    return Cell(like.init, lambda: RANState(like.initial_state(), like.initial_state()), like.step)
+
+
+def cfn(
+    hidden_size: int,
+    *,
+    forget_bias: float = 1.0,
+    recurrent_init: Initializer = _hundredths,
+    input_init: Initializer = _hundredths,
+    dtype: Any = None,
+) -> Cell:
+    """The chaos-free network (Laurent and von Brecht 2017, arXiv:1612.06212): left alone, it comes to rest.
+
+    ::
+
+        theta = sigmoid(W_theta h_{t-1} + U_theta x_t + b_theta)
+        eta = sigmoid(W_eta h_{t-1} + U_eta x_t + b_eta)
+        h_t = theta * tanh(h_{t-1}) + eta * tanh(U_h x_t)
+
+    The weights start uniform in [-0.07, 0.07], and ``b_theta = 1``, ``b_eta = -1``. Without input every unit shrinks,
+    ``|h_t| < |h_{t-1}|``, and zero is the only attractor; driven by input, the largest exponent may still be positive.
+    The Jacobian is ``diag(theta (1 - tanh(h)^2))`` and what passes through the gates.
+
+    Args:
+      hidden_size: N, of units; the state is D = N numbers.
+      forget_bias: initial b_theta, and -b_eta. It may be traced, and is then checked when it runs.
+      recurrent_init, input_init: initialisers as in `bptt_jax.rnn`, applied gate by gate.
+      dtype: of parameters and state; by default JAX's floating type.
+
+    Returns:
+      A `Cell` with `GatedParams`, ``recurrent`` and ``bias`` in the order theta, eta, ``input`` theta, eta, h, and a
+      state ``[N]``.
+
+    Raises:
+      TypeError, ValueError: an argument is out of its range; from `init`, an initialiser draws another shape.
+    """
+    bias = check_finite("forget_bias", forget_bias)
+    return _cell(_cfn_step, hidden_size, dtype, recurrent_init, input_init, (2, 3, 2), _constants(bias, -bias))
+
+
+def star(
+    hidden_size: int,
+    *,
+    recurrent_init: Initializer = orthogonal,
+    input_init: Initializer = orthogonal,
+    bias_init: Initializer = jax.nn.initializers.zeros,
+    dtype: Any = None,
+) -> Cell:
+    """The stackable recurrent cell (Turkoglu et al. 2019, arXiv:1911.11033), made for deep stacks.
+
+    ::
+
+        k = sigmoid(W_k h_{t-1} + U_k x_t + b_k)
+        z = tanh(U_z x_t + b_z)
+        h_t = tanh((1 - k) * h_{t-1} + k * z)
+
+    The authors' code lets z in by ``sigmoid(a_k + 1)``, a_k being the argument of k; here it is the paper's k. All
+    weights start orthogonal, as there. Its b_k are those of ``chrono(t_max + 1)``, t_max = 784; here they start at 0
+    by default. The Jacobian is ``diag(1 - h_t^2) (diag(1 - k) + diag(k (1 - k) (z - h_{t-1})) W_k)``: the outer tanh
+    damps at every step what the gate keeps.
+
+    Args:
+      hidden_size: N, of units; the state is D = N numbers.
+      recurrent_init, input_init: initialisers as in `bptt_jax.rnn`, applied gate by gate.
+      bias_init: initialiser of the biases k, z, of shape ``(2, N)``; `bptt_jax.cells.initializers.chrono` fits.
+      dtype: of parameters and state; by default JAX's floating type.
+
+    Returns:
+      A `Cell` with `GatedParams`, ``input`` and ``bias`` in the order k, z, ``recurrent`` of k alone, and a state
+      ``[N]``.
+
+    Raises:
+      TypeError, ValueError: an argument is out of its range; from `init`, an initialiser draws another shape.
+    """
+    check_initializer("bias_init", bias_init)
+    return _cell(_star_step, hidden_size, dtype, recurrent_init, input_init, (1, 2, 2), bias_init)
+
+
+def light_ru(
+    hidden_size: int,
+    *,
+    recurrent_init: Initializer = orthogonal,
+    input_init: Initializer = fan_in_normal,
+    dtype: Any = None,
+) -> Cell:
+    """The light recurrent unit (Ye et al. 2024, Electronics 13: 3204): one gate, and a candidate of the input alone.
+
+    ::
+
+        f = sigmoid(W_f h_{t-1} + U_f x_t + b_f)
+        n = tanh(U_n x_t)
+        h_t = (1 - f) * h_{t-1} + f * n
+
+    Between `bptt_jax.cells.mgu`, whose candidate sees the state, and `bptt_jax.cells.min_gru`, whose gate does not.
+    The weights start as those of `bptt_jax.gru`, b_f at 0. The Jacobian is
+    ``diag(1 - f) + diag(f (1 - f) (n - h)) W_f``.
+
+    Args:
+      hidden_size: N, of units; the state is D = N numbers.
+      recurrent_init, input_init: initialisers as in `bptt_jax.rnn`, applied gate by gate.
+      dtype: of parameters and state; by default JAX's floating type.
+
+    Returns:
+      A `Cell` with `GatedParams`, ``input`` in the order f, n, ``recurrent`` and ``bias`` of f alone, and a state
+      ``[N]``.
+
+    Raises:
+      TypeError, ValueError: an argument is out of its range; from `init`, an initialiser draws another shape.
+    """
+    return _cell(_light_ru_step, hidden_size, dtype, recurrent_init, input_init, (1, 2, 1))
+
+
+def li_gru(
+    hidden_size: int,
+    *,
+    recurrent_init: Initializer = orthogonal,
+    input_init: Initializer = _glorot,
+    dtype: Any = None,
+) -> Cell:
+    """The light gated recurrent unit (Ravanelli et al. 2018, arXiv:1803.10225): no reset, and ReLU.
+
+    ::
+
+        z = sigmoid(W_z h_{t-1} + U_z x_t + b_z)
+        n = relu(W_n h_{t-1} + U_n x_t + b_n)
+        h_t = z * h_{t-1} + (1 - z) * n
+
+    The paper normalises ``U_z x_t`` and ``U_n x_t`` over the batch. That mixes sequences while training; of a trained
+    network it is a fixed scale and shift, which U and b take in, so that this is the whole recurrence. Recurrent
+    weights start orthogonal, input weights by Glorot's rule, as in the paper, biases at 0. Nothing bounds the state:
+    where W_n expands, states and gradients can explode.
+
+    Args:
+      hidden_size: N, of units; the state is D = N numbers.
+      recurrent_init, input_init: initialisers as in `bptt_jax.rnn`, applied gate by gate.
+      dtype: of parameters and state; by default JAX's floating type.
+
+    Returns:
+      A `Cell` with `GatedParams`, in the order z, n, and a state ``[N]``.
+
+    Raises:
+      TypeError, ValueError: an argument is out of its range; from `init`, an initialiser draws another shape.
+    """
+    return _cell(_li_gru_step, hidden_size, dtype, recurrent_init, input_init, (2, 2, 2))
+
+
+def fastgrnn(
+    hidden_size: int,
+    *,
+    zeta: float = 1.0,
+    nu: float = -4.0,
+    recurrent_init: Initializer = _tenths,
+    input_init: Initializer = _tenths,
+    dtype: Any = None,
+) -> Cell:
+    """The fast gated network (Kusupati et al. 2018, arXiv:1901.02358): gate and candidate share their weights.
+
+    ::
+
+        a = W h_{t-1} + U x_t
+        z = sigmoid(a + b_z)
+        n = tanh(a + b_n)
+        h_t = (sigmoid(zeta) (1 - z) + sigmoid(nu)) * n + z * h_{t-1}
+
+    with numbers zeta and nu that are learned. W and U are of full rank, where the paper makes them low-rank and sparse
+    to be small. Entries start N(0, 0.01), biases at 1, as in the authors' code. The Jacobian is ``diag(z)`` and what
+    passes through W, twice.
+
+    Args:
+      hidden_size: N, of units; the state is D = N numbers.
+      zeta, nu: initial ones. They may be traced, and are then checked when they run.
+      recurrent_init, input_init: initialisers as in `bptt_jax.rnn`, applied gate by gate.
+      dtype: of parameters and state; by default JAX's floating type.
+
+    Returns:
+      A `Cell` with `FastGRNNParams` and a state ``[N]``.
+
+    Raises:
+      TypeError, ValueError: an argument is out of its range; from `init`, an initialiser draws another shape.
+    """
+    scalars = check_finite("zeta", zeta), check_finite("nu", nu)
+    like = _cell(_fastgrnn_step, hidden_size, dtype, recurrent_init, input_init, (1, 1, 2), _constants(1.0, 1.0))
+
+    def init(key: Array, input_size: int) -> FastGRNNParams:
+        gated = like.init(key, input_size)
+        return FastGRNNParams(*gated, *(jnp.asarray(scalar, gated.bias.dtype) for scalar in scalars))
+
+    return Cell(init, like.initial_state, like.step)
+
+
+def mut1(
+    hidden_size: int,
+    *,
+    recurrent_init: Initializer = orthogonal,
+    input_init: Initializer = fan_in_normal,
+    dtype: Any = None,
+) -> Cell:
+    """The first of three mutants that a search found (Jozefowicz et al. 2015, ICML, "MUT1").
+
+    ::
+
+        z = sigmoid(U_z x_t + b_z)
+        r = sigmoid(W_r h_{t-1} + U_r x_t + b_r)
+        n = tanh(W_n (r * h_{t-1}) + tanh(U_n x_t) + b_n)
+        h_t = (1 - z) * h_{t-1} + z * n
+
+    The update does not see the state. The paper has x_t in the place of ``U_n x_t``, for inputs as wide as the state:
+    that is ``U_n = I``. The paper searched for the scale of the initial weights; here they start as those of
+    `bptt_jax.gru`, biases at 0.
+
+    Args:
+      hidden_size: N, of units; the state is D = N numbers.
+      recurrent_init, input_init: initialisers as in `bptt_jax.rnn`, applied gate by gate.
+      dtype: of parameters and state; by default JAX's floating type.
+
+    Returns:
+      A `Cell` with `GatedParams`, ``input`` and ``bias`` in the order z, r, n, ``recurrent`` r, n, and a state ``[N]``.
+
+    Raises:
+      TypeError, ValueError: an argument is out of its range; from `init`, an initialiser draws another shape.
+    """
+    return _cell(_mut1_step, hidden_size, dtype, recurrent_init, input_init, (2, 3, 3))
+
+
+def mut2(
+    hidden_size: int,
+    *,
+    recurrent_init: Initializer = orthogonal,
+    input_init: Initializer = fan_in_normal,
+    dtype: Any = None,
+) -> Cell:
+    """The second of three mutants that a search found (Jozefowicz et al. 2015, ICML, "MUT2").
+
+    ::
+
+        z = sigmoid(W_z h_{t-1} + U_z x_t + b_z)
+        r = sigmoid(W_r h_{t-1} + U_r x_t + b_r)
+        n = tanh(W_n (r * h_{t-1}) + U_n x_t + b_n)
+        h_t = (1 - z) * h_{t-1} + z * n
+
+    The paper has x_t in the place of ``U_r x_t``, for inputs as wide as the state: that is ``U_r = I``. With weights
+    U_r it is `bptt_jax.gru` with ``reset_after=False`` and z and 1 - z exchanged. The weights start as those of
+    `bptt_jax.gru`, biases at 0.
+
+    Args:
+      hidden_size: N, of units; the state is D = N numbers.
+      recurrent_init, input_init: initialisers as in `bptt_jax.rnn`, applied gate by gate.
+      dtype: of parameters and state; by default JAX's floating type.
+
+    Returns:
+      A `Cell` with `GatedParams`, in the order z, r, n, and a state ``[N]``.
+
+    Raises:
+      TypeError, ValueError: an argument is out of its range; from `init`, an initialiser draws another shape.
+    """
+    return _cell(_mut2_step, hidden_size, dtype, recurrent_init, input_init, (3, 3, 3))
+
+
+def mut3(
+    hidden_size: int,
+    *,
+    recurrent_init: Initializer = orthogonal,
+    input_init: Initializer = fan_in_normal,
+    dtype: Any = None,
+) -> Cell:
+    """The third of three mutants that a search found (Jozefowicz et al. 2015, ICML, "MUT3").
+
+    ::
+
+        z = sigmoid(W_z tanh(h_{t-1}) + U_z x_t + b_z)
+        r = sigmoid(W_r h_{t-1} + U_r x_t + b_r)
+        n = tanh(W_n (r * h_{t-1}) + U_n x_t + b_n)
+        h_t = (1 - z) * h_{t-1} + z * n
+
+    It differs from `bptt_jax.cells.mut2` in what z sees of the state. The weights start as those of `bptt_jax.gru`,
+    biases at 0.
+
+    Args:
+      hidden_size: N, of units; the state is D = N numbers.
+      recurrent_init, input_init: initialisers as in `bptt_jax.rnn`, applied gate by gate.
+      dtype: of parameters and state; by default JAX's floating type.
+
+    Returns:
+      A `Cell` with `GatedParams`, in the order z, r, n, and a state ``[N]``.
+
+    Raises:
+      TypeError, ValueError: an argument is out of its range; from `init`, an initialiser draws another shape.
+    """
+    return _cell(_mut3_step, hidden_size, dtype, recurrent_init, input_init, (3, 3, 3))
+
+
+def sgu(
+    hidden_size: int,
+    *,
+    recurrent_init: Initializer = orthogonal,
+    input_init: Initializer = fan_in_normal,
+    dtype: Any = None,
+) -> Cell:
+    """The simple gated unit (Gao and Glowacka 2016, arXiv:1604.02910): the input multiplies the state.
+
+    ::
+
+        g = tanh(W_g ((U_g x_t + b_g) * h_{t-1}))
+        o = softplus(g * h_{t-1})
+        z = hard_sigmoid(W_z h_{t-1} + U_z x_t + b_z)
+        h_t = (1 - z) * h_{t-1} + z * o
+
+    with the hard sigmoid of Theano, ``clip(a / 5 + 1 / 2, 0, 1)``, whose slope is 0 beyond 2.5. Where z is 0, the
+    Jacobian is exactly the identity. The weights start as those of `bptt_jax.gru`, biases at 0.
+
+    Args:
+      hidden_size: N, of units; the state is D = N numbers.
+      recurrent_init, input_init: initialisers as in `bptt_jax.rnn`, applied gate by gate.
+      dtype: of parameters and state; by default JAX's floating type.
+
+    Returns:
+      A `Cell` with `GatedParams`, in the order g, z, and a state ``[N]``.
+
+    Raises:
+      TypeError, ValueError: an argument is out of its range; from `init`, an initialiser draws another shape.
+    """
+    return _cell(_sgu_step, hidden_size, dtype, recurrent_init, input_init, (2, 2, 2))
+
+
+def dsgu(
+    hidden_size: int,
+    *,
+    recurrent_init: Initializer = orthogonal,
+    input_init: Initializer = fan_in_normal,
+    dtype: Any = None,
+) -> Cell:
+    """The deep simple gated unit (Gao and Glowacka 2016, arXiv:1604.02910): one more matrix than the simple one.
+
+    ::
+
+        g = tanh(W_g ((U_g x_t + b_g) * h_{t-1}))
+        o = sigmoid(W_o (g * h_{t-1}))
+        z = hard_sigmoid(W_z h_{t-1} + U_z x_t + b_z)
+        h_t = (1 - z) * h_{t-1} + z * o
+
+    with the hard sigmoid of `bptt_jax.cells.sgu`. The state stays between 0 and 1 once it is there. The weights start
+    as those of `bptt_jax.gru`, biases at 0.
+
+    Args:
+      hidden_size: N, of units; the state is D = N numbers.
+      recurrent_init, input_init: initialisers as in `bptt_jax.rnn`, applied gate by gate.
+      dtype: of parameters and state; by default JAX's floating type.
+
+    Returns:
+      A `Cell` with `GatedParams`, ``recurrent`` in the order g, o, z, ``input`` and ``bias`` g, z, and a state ``[N]``.
+
+    Raises:
+      TypeError, ValueError: an argument is out of its range; from `init`, an initialiser draws another shape.
+    """
+    return _cell(_dsgu_step, hidden_size, dtype, recurrent_init, input_init, (3, 2, 2))
+
+
+def intersection_rnn(
+    hidden_size: int,
+    *,
+    forget_bias: float = 1.0,
+    recurrent_init: Initializer = orthogonal,
+    input_init: Initializer = fan_in_normal,
+    dtype: Any = None,
+) -> Cell:
+    """The intersection network (Collins et al. 2017, arXiv:1611.09913): one gate through time, one through depth.
+
+    ::
+
+        u = P x_t + b_u
+        v = relu(W_v h_{t-1} + U_v u + b_v)           n = tanh(W_n h_{t-1} + U_n u + b_n)
+        g_y = sigmoid(W_y h_{t-1} + U_y u + b_y)      g_h = sigmoid(W_h h_{t-1} + U_h u + b_h)
+        y_t = g_y * u + (1 - g_y) * v                 h_t = g_h * h_{t-1} + (1 - g_h) * n
+
+    The paper has x_t in the place of u, for inputs as wide as the state, and projects those of the first layer, as is
+    done here in all. The output y goes to the next layer; no later step sees it, so its N columns of the Jacobian are
+    0. The recurrence of h alone is that of `bptt_jax.cells.ugrnn`. The weights start as those of `bptt_jax.gru`.
+
+    Args:
+      hidden_size: N, of units; the state is D = 2N numbers.
+      forget_bias: initial b_y and b_h, 1 in the authors' code; the other biases start at 0. It may be traced, and is
+        then checked when it runs.
+      recurrent_init, input_init: initialisers as in `bptt_jax.rnn`, applied gate by gate.
+      dtype: of parameters and state; by default JAX's floating type.
+
+    Returns:
+      A `Cell` with `IntersectionParams` and an `IntersectionState`.
+
+    Raises:
+      TypeError, ValueError: an argument is out of its range; from `init`, an initialiser draws another shape.
+    """
+    bias = check_finite("forget_bias", forget_bias)
+    like = _cell(
+        _intersection_step,
+        hidden_size,
+        dtype,
+        recurrent_init,
+        input_init,
+        (4, 4, 4),
+        _constants(0.0, 0.0, bias, bias),
+    )
+    zeros = like.initial_state()
+
+    def init(key: Array, input_size: int) -> IntersectionParams:
+        fan_in = check_positive_int("input_size", input_size)
+        k_gates, k_in = jax.random.split(check_key("key", key))
+        projection = draw_gates("input_init", input_init, k_in, 1, zeros.size, fan_in, zeros.dtype)
+        gates = like.init(k_gates, zeros.size)
+        return IntersectionParams(gates.recurrent, gates.input, gates.bias, projection, zeros)
+
+    return Cell(init, lambda: IntersectionState(zeros, zeros), like.step)
+
+
 def _constants(*biases: float | Array) -> Initializer:
     """One to a gate."""
 
@@ -147,3 +678,92 @@ def _mgu_step(params: GatedParams, h: Array, x: Array) -> Array:
 def _ugrnn_step(params: GatedParams, h: Array, x: Array) -> Array:
     g, c = jnp.split(times(params.recurrent, h) + times(params.input, x) + params.bias, 2)
     return weighted_mean(sigmoid(g), tanh(c), h)
+
+
+def _atr_step(params: RNNParams, h: Array, x: Array) -> Array:
+    p, q = times(params.input, x) + params.bias, times(params.recurrent, h)
+    return sigmoid(p + q) * p + sigmoid(p - q) * h
+
+
+def _ran_step(params: GatedParams, state: RANState, x: Array) -> RANState:
+    i_h, f_h = jnp.split(times(params.recurrent, state.h) + params.bias, 2)
+    i_x, f_x, content = jnp.split(times(params.input, x), 3)
+    c = sigmoid(i_h + i_x) * content + sigmoid(f_h + f_x) * state.c
+    return RANState(tanh(c), c)
+
+
+def _cfn_step(params: GatedParams, h: Array, x: Array) -> Array:
+    theta_h, eta_h = jnp.split(times(params.recurrent, h) + params.bias, 2)
+    theta_x, eta_x, h_x = jnp.split(times(params.input, x), 3)
+    return sigmoid(theta_h + theta_x) * tanh(h) + sigmoid(eta_h + eta_x) * tanh(h_x)
+
+
+def _star_step(params: GatedParams, h: Array, x: Array) -> Array:
+    k_x, z_x = jnp.split(times(params.input, x) + params.bias, 2)
+    return tanh(weighted_mean(sigmoid(times(params.recurrent, h) + k_x), h, tanh(z_x)))
+
+
+def _light_ru_step(params: GatedParams, h: Array, x: Array) -> Array:
+    f_x, n_x = jnp.split(times(params.input, x), 2)
+    return weighted_mean(sigmoid(times(params.recurrent, h) + f_x + params.bias), h, tanh(n_x))
+
+
+def _li_gru_step(params: GatedParams, h: Array, x: Array) -> Array:
+    z, n = jnp.split(times(params.recurrent, h) + times(params.input, x) + params.bias, 2)
+    return weighted_mean(sigmoid(z), jax.nn.relu(n), h)
+
+
+def _fastgrnn_step(params: FastGRNNParams, h: Array, x: Array) -> Array:
+    b_z, b_n = jnp.split(params.bias, 2)
+    shared = times(params.recurrent, h) + times(params.input, x)
+    z = sigmoid(shared + b_z)
+    return (sigmoid(params.zeta) * (1 - z) + sigmoid(params.nu)) * tanh(shared + b_n) + z * h
+
+
+def _mut1_step(params: GatedParams, h: Array, x: Array) -> Array:
+    w_r, w_n = jnp.split(params.recurrent, 2)
+    z_x, r_x, n_x = jnp.split(times(params.input, x), 3)
+    b_z, b_r, b_n = jnp.split(params.bias, 3)
+    r = sigmoid(times(w_r, h) + r_x + b_r)
+    return weighted_mean(sigmoid(z_x + b_z), h, tanh(times(w_n, r * h) + tanh(n_x) + b_n))
+
+
+def _mutant_step(seen: Callable[[Array], Array]) -> Step:
+    """The update sees this of the state."""
+
+    def mutant_step(params: GatedParams, h: Array, x: Array) -> Array:
+        w_z, w_r, w_n = jnp.split(params.recurrent, 3)
+        z_x, r_x, n_x = jnp.split(times(params.input, x) + params.bias, 3)
+        r = sigmoid(times(w_r, h) + r_x)
+        return weighted_mean(sigmoid(times(w_z, seen(h)) + z_x), h, tanh(times(w_n, r * h) + n_x))
+
+    return mutant_step
+
+
+_mut2_step, _mut3_step = _mutant_step(lambda h: h), _mutant_step(tanh)
+
+
+def _sgu_step(params: GatedParams, h: Array, x: Array) -> Array:
+    w_g, w_z = jnp.split(params.recurrent, 2)
+    g_x, z_x = jnp.split(times(params.input, x) + params.bias, 2)
+    out = jax.nn.softplus(tanh(times(w_g, g_x * h)) * h)
+    return weighted_mean(_hard_sigmoid(times(w_z, h) + z_x), h, out)
+
+
+def _dsgu_step(params: GatedParams, h: Array, x: Array) -> Array:
+    w_g, w_o, w_z = jnp.split(params.recurrent, 3)
+    g_x, z_x = jnp.split(times(params.input, x) + params.bias, 2)
+    out = sigmoid(times(w_o, tanh(times(w_g, g_x * h)) * h))
+    return weighted_mean(_hard_sigmoid(times(w_z, h) + z_x), h, out)
+
+
+def _hard_sigmoid(a: Array) -> Array:
+    return jnp.clip(0.2 * a + 0.5, 0, 1)
+
+
+def _intersection_step(params: IntersectionParams, state: IntersectionState, x: Array) -> IntersectionState:
+    u = times(params.projection, x) + params.projection_bias
+    gates = times(params.recurrent, state.h) + times(params.input, u) + params.bias
+    v, n, g_y, g_h = jnp.split(gates, 4)
+    y = weighted_mean(sigmoid(g_y), jax.nn.relu(v), u)
+    return IntersectionState(y, weighted_mean(sigmoid(g_h), tanh(n), state.h))

@@ -120,7 +120,8 @@ def chrono(longest: int) -> Initializer:
 
     A gate that keeps a share p of its cell remembers for 1 / (1 - p) steps: ``u = log U[1, longest - 1]`` makes
     these times uniform. For `lstm` (shape ``(4, N)``) ``b_f = u, b_i = -u``; for `gru` (shape ``(3, N)``)
-    ``b_z = u``; for `min_gru` (shape ``(2, N)``), whose gate lets in, ``b_z = -u``; the other biases are 0.
+    ``b_z = u``; for `min_gru`, `mgu` and `star` (shape ``(2, N)``), whose gate lets in, it is ``-u``; the other biases
+    are 0.
 
     Args:
       longest: T_max, at least 3.

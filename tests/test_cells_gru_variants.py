@@ -1,0 +1,85 @@
+"""What the papers say of their cells, and how they begin."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bptt_jax as bptt
+
+cells = bptt.cells
+N, I = 6, 4
+
+
+def begun(cell: bptt.Cell) -> tuple:
+    return jax.jit(lambda key: cell.init(key, I))(jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        (cells.ugrnn(N), (1, 0)),
+        (cells.ugrnn(N, forget_bias=3.0), (3, 0)),
+        (cells.ran(N, forget_bias=2.0), (0, 2)),
+        (cells.cfn(N), (1, -1)),
+        (cells.fastgrnn(N), (1, 1)),
+        (cells.intersection_rnn(N), (0, 0, 1, 1)),
+    ],
+)
+def test_biases(cell, expected):
+    for found, value in zip(begun(cell).bias.reshape(-1, N), expected, strict=True):
+        np.testing.assert_array_equal(found, value)
+
+
+@pytest.mark.parametrize("make", [cells.mgu, cells.star])
+def test_chrono_begins_with_long_memories(make):
+    gate, other = begun(make(N, bias_init=cells.initializers.chrono(1000))).bias.reshape(2, N)
+    assert np.all(gate < 0)
+    np.testing.assert_array_equal(other, 0)
+
+
+def test_star_begins_orthogonal():
+    params = begun(cells.star(N))
+    np.testing.assert_allclose(params.recurrent @ params.recurrent.T, np.eye(N), atol=1e-5)
+    for block in jnp.split(params.input, 2):
+        np.testing.assert_allclose(block.T @ block, np.eye(I), atol=1e-5)
+
+
+def test_cfn_begins_small():
+    params = begun(cells.cfn(40))
+    for weights in (params.recurrent, params.input):
+        assert np.abs(weights).max() <= 0.07
+        assert 0.035 < np.std(weights) < 0.045
+        assert abs(np.mean(weights)) < 0.005
+
+
+def test_cfn_comes_to_rest():
+    """Whatever its weights, every unit shrinks without input."""
+    cell = cells.cfn(N)
+    params = jax.tree.map(lambda a: 3 * jax.random.normal(jax.random.key(1), a.shape), begun(cell))
+    h = jax.random.normal(jax.random.key(2), (20, N))
+    after = jax.vmap(cell.step, (None, 0, None))(params, h, jnp.zeros(I))
+    assert np.all(np.abs(after) < np.abs(h))
+
+
+def test_sgu_with_its_gate_shut_keeps():
+    cell = cells.sgu(N)
+    params = begun(cell)
+    shut = params._replace(bias=params.bias.at[N:].set(-20.0))
+    h, x = jax.random.normal(jax.random.key(2), (N,)), jnp.ones(I)
+    np.testing.assert_array_equal(bptt.jacobians(cell.step, shut, h, x[None])[0], np.eye(N))
+
+
+def test_only_h_of_the_intersection_network_recurs():
+    """As that of `ugrnn` with the same weights, on the projected inputs."""
+    cell = cells.intersection_rnn(N)
+    params = begun(cell)
+    zeros, xs = cell.initial_state(), jax.random.normal(jax.random.key(1), (5, I))
+    states = bptt.unroll(cell.step, params, zeros, xs)
+    blocks = [jnp.split(leaf, 4) for leaf in (params.recurrent, params.input, params.bias)]
+    alone = type(begun(cells.ugrnn(N)))(*(jnp.concatenate([b[3], b[1]]) for b in blocks))
+    projected = xs @ params.projection.T
+    expected = bptt.unroll(cells.ugrnn(N).step, alone, zeros.h, projected)
+    np.testing.assert_allclose(states.h, expected, rtol=1e-5, atol=1e-6)
+    jacobian = bptt.jacobians(cell.step, params, zeros, xs)[-1]
+    np.testing.assert_array_equal(jacobian[:, :N], 0)
