@@ -24,10 +24,12 @@ from bptt_jax.cells.gru_variants import (
 from bptt_jax.cells.isometries import householder, orthogonal, unitary
 from bptt_jax.cells.layers import stack
 from bptt_jax.cells.linear import LRUParams, MinGRUParams, hgrn, lru, min_gru, min_lstm, qrnn, rg_lru, sru
+from bptt_jax.cells.linear_attention import gla, retnet
 from bptt_jax.cells.measurement import CellMeasurement
 from bptt_jax.cells.oscillators import clockwork, cornn, lem, unicornn
 from bptt_jax.cells.simple import RNNParams, indrnn, irnn, leaky_rnn, minimal_rnn, rnn, scrn
 from bptt_jax.cells.stable import antisymmetric, fastrnn, gated_antisymmetric, lipschitz
+from bptt_jax.cells.state_space import lmu, mamba, mamba2, s4d, s5
 from bptt_jax.cells.torch_weights import from_torch
 
 __all__ = [
@@ -54,6 +56,7 @@ __all__ = [
     "from_nnx",
     "from_torch",
     "gated_antisymmetric",
+    "gla",
     "gru",
     "hgrn",
     "householder",
@@ -66,8 +69,11 @@ __all__ = [
     "li_gru",
     "light_ru",
     "lipschitz",
+    "lmu",
     "lru",
     "lstm",
+    "mamba",
+    "mamba2",
     "mgu",
     "min_gru",
     "min_lstm",
@@ -78,8 +84,11 @@ __all__ = [
     "orthogonal",
     "qrnn",
     "ran",
+    "retnet",
     "rg_lru",
     "rnn",
+    "s4d",
+    "s5",
     "scrn",
     "sgu",
     "sru",

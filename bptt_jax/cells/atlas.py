@@ -27,9 +27,11 @@ from bptt_jax.cells.gru_variants import (
 )
 from bptt_jax.cells.isometries import householder, orthogonal, unitary
 from bptt_jax.cells.linear import hgrn, lru, min_gru, min_lstm, qrnn, rg_lru, sru
+from bptt_jax.cells.linear_attention import gla, retnet
 from bptt_jax.cells.oscillators import clockwork, cornn, lem, unicornn
 from bptt_jax.cells.simple import indrnn, irnn, leaky_rnn, minimal_rnn, rnn, scrn
 from bptt_jax.cells.stable import antisymmetric, fastrnn, gated_antisymmetric, lipschitz
+from bptt_jax.cells.state_space import lmu, mamba, mamba2, s4d, s5
 from bptt_jax.step import Cell
 
 Family = Literal["simple", "orthogonal", "oscillatory", "gated", "linear", "matrix", "spiking"]
@@ -110,5 +112,12 @@ ATLAS: Mapping[str, AtlasEntry] = MappingProxyType(
         "qrnn": AtlasEntry(qrnn, "linear", 2017, "Bradbury et al., arXiv:1611.01576", "h [N], past [2N]"),
         "hgrn": AtlasEntry(hgrn, "linear", 2023, "Qin et al., arXiv:2311.04823", "h [N]"),
         "rg_lru": AtlasEntry(rg_lru, "linear", 2024, "De et al., arXiv:2402.19427", "h [N]"),
+        "s4d": AtlasEntry(s4d, "linear", 2022, "Gu et al., arXiv:2206.11893", "h [N, 4]"),
+        "s5": AtlasEntry(s5, "linear", 2023, "Smith et al., arXiv:2208.04933", "h [N]"),
+        "mamba": AtlasEntry(mamba, "linear", 2023, "Gu and Dao, arXiv:2312.00752", "h [N, 8]"),
+        "lmu": AtlasEntry(lmu, "linear", 2019, "Voelker et al., NeurIPS 32", "h [N], m [8]"),
+        "mamba2": AtlasEntry(mamba2, "matrix", 2024, "Dao and Gu, arXiv:2405.21060", "h [2, N/2, 8]"),
+        "retnet": AtlasEntry(retnet, "matrix", 2023, "Sun et al., arXiv:2307.08621", "S [2, 8, N/2]"),
+        "gla": AtlasEntry(gla, "matrix", 2023, "Yang et al., arXiv:2312.06635", "S [2, 8, N/2]"),
     }
 )

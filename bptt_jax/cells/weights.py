@@ -13,6 +13,9 @@ from bptt_jax.checks import check_floating, check_positive_int
 
 fan_in_normal = jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 orthogonal = jax.nn.initializers.orthogonal()
+glorot_normal = jax.nn.initializers.glorot_normal()
+lecun_uniform = jax.nn.initializers.lecun_uniform()
+linear_default = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # of PyTorch's linear layer
 # Numbers in a matrix of weights, of which `_product` makes a transposed copy, or lets the compiler make one.
 _COPIED_UP_TO, _TRANSPOSED_UP_TO = 1 << 15, 1 << 18
 # Bytes that a process can address, on processors of 64 bits. Of much more XLA ends the process, without an error.
@@ -29,6 +32,14 @@ def check_hidden_size(hidden_size: Any, gates: int, dtype: jnp.dtype) -> int:
             f"{size / 1e12:.3g} TB"
         )
     return n
+
+
+def check_heads(n: int, heads: Any) -> int:
+    """Returns the numbers of each head, if `heads` is a positive integer of which the hidden size n is a multiple."""
+    check_positive_int("heads", heads)
+    if n % heads:
+        raise ValueError(f"hidden_size: expected a multiple of heads, {heads}, got {n}")
+    return int(n // heads)
 
 
 def check_complex(name: str, dtype: Any) -> jnp.dtype:

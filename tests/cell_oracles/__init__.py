@@ -18,7 +18,16 @@ import bptt_jax as bptt
 from bptt_jax.step import differentiable_part
 
 N, I, T = 4, 3, 5
-FAMILIES = ("simple", "isometries", "oscillators", "gated", "gru_variants", "linear")
+FAMILIES = (
+    "simple",
+    "isometries",
+    "oscillators",
+    "gated",
+    "gru_variants",
+    "linear",
+    "linear_attention",
+    "state_space",
+)
 
 
 class Oracle(NamedTuple):

@@ -80,7 +80,7 @@ def fla_hgrn(p: Any, h: Any, xs: Any) -> Any:
     """In a frame that turns by theta, real and imaginary part are two real recurrences."""
     import torch
 
-    naive_recurrent_hgrn = fla("ops.hgrn.naive").naive_recurrent_hgrn
+    naive_recurrent_hgrn = imported("fla.ops.hgrn.naive").naive_recurrent_hgrn
     gate, re, im = (xs @ p.input.T + p.bias).tensor_split(3, dim=-1)
     gamma = torch.sigmoid(p.bound)
     f = gamma + (1 - gamma) * torch.sigmoid(gate)
@@ -93,11 +93,11 @@ def fla_hgrn(p: Any, h: Any, xs: Any) -> Any:
     return torch.complex(*found) * turn
 
 
-def fla(name: str) -> Any:
-    """A module of flash-linear-attention, which warns where there is no GPU."""
+def imported(name: str) -> Any:
+    """A peer's module that warns when it is imported, where there is no GPU, say."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return importlib.import_module(f"fla.{name}")
+        return importlib.import_module(name)
 
 
 def griffin(p: Any, h: Any, xs: Any) -> Any:

@@ -1,0 +1,186 @@
+"""Of the state-space models."""
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+import bptt_jax as bptt
+from cell_oracles import N, T, of_torch, restated
+from cell_oracles.linear import imported
+
+
+def softplus(a: Any) -> Any:
+    return np.log1p(np.exp(a))
+
+
+def s4d(p: Any, h: Any, x: Any) -> Any:
+    """Gu et al. 2022, eq. 3 and 6 and section 3, with B = 1; feature by feature."""
+    new = np.zeros_like(h)
+    for feature, u in enumerate(p.input @ x):
+        dt = np.exp(p.log_dt[feature])
+        a = -np.exp(p.log_neg_re[feature]) + 1j * p.im[feature]
+        a_bar = np.exp(dt * a)
+        new[feature] = a_bar * h[feature] + (a_bar - 1) / a * u
+    return new
+
+
+def s4d_bilinear(p: Any, h: Any, x: Any) -> Any:
+    new = np.zeros_like(h)
+    for feature, u in enumerate(p.input @ x):
+        half = np.exp(p.log_dt[feature]) / 2
+        a = -np.exp(p.log_neg_re[feature]) + 1j * p.im[feature]
+        new[feature] = ((1 + half * a) * h[feature] + 2 * half * u) / (1 - half * a)
+    return new
+
+
+def s5(p: Any, h: Any, x: Any) -> Any:
+    """Smith et al. 2023, eq. 2 and 6."""
+    lam, dt = p.re + 1j * p.im, np.exp(p.log_dt)
+    a_bar = np.exp(lam * dt)
+    return a_bar * h + (a_bar - 1) / lam * ((p.input_re + 1j * p.input_im) @ x)
+
+
+def s5_pytorch(discretization: str, p: Any, h: Any, xs: Any) -> Any:
+    import torch
+
+    class Step(torch.nn.Module):
+        def __init__(self, model: Any) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, x: Any, h: Any) -> Any:
+            return self.model.forward_rnn(x, h)[1]
+
+    inputs = xs.shape[1]
+    vectors = torch.eye(N, dtype=torch.complex64)
+    model = imported("s5.s5_model").S5SSM(
+        vectors[0], vectors, vectors, inputs, N, 0.001, 0.1, bcInit="dense", discretization=discretization
+    )
+    given = {
+        "model.Lambda": torch.complex(p.re, p.im),
+        "model.B": torch.stack([p.input_re, p.input_im], dim=-1),
+        "model.log_step": p.log_dt,
+    }
+    given |= {f"model.{name}": 0 * getattr(model, name).to(h.dtype) for name in ("C", "D")}
+    states = []
+    for x in xs:
+        h = torch.func.functional_call(Step(model), given, (x, h))
+        states.append(h)
+    return torch.stack(states)
+
+
+def mamba(p: Any, h: Any, x: Any) -> Any:
+    """Gu and Dao 2023, algorithm 2 and section 3.6, with B by Euler's rule, as in selective_scan_ref; by channels."""
+    size = h.shape[1]
+    u = p.input @ x
+    down, b = p.select[:-size] @ u, p.select[-size:] @ u
+    delta = softplus(p.dt @ down + p.dt_bias)
+    new = np.zeros_like(h)
+    for d in range(len(u)):
+        new[d] = np.exp(delta[d] * -np.exp(p.a_log[d])) * h[d] + delta[d] * b * u[d]
+    return new
+
+
+def mambapy(p: Any, h: Any, xs: Any) -> Any:
+    import torch
+    from mambapy.mamba import MambaBlock, MambaConfig
+
+    class Step(torch.nn.Module):
+        def __init__(self, block: Any) -> None:
+            super().__init__()
+            self.block = block
+
+        def forward(self, u: Any, h: Any) -> Any:
+            return self.block.ssm_step(u, h)[1]
+
+    n, size = h.shape
+    rank = p.dt.shape[1]
+    block = MambaBlock(MambaConfig(d_model=n, n_layers=1, dt_rank=rank, d_state=size, expand_factor=1)).double()
+    given = {
+        "block.x_proj.weight": torch.cat([p.select, torch.zeros(size, n, dtype=h.dtype)]),  # C is a readout
+        "block.dt_proj.weight": p.dt,
+        "block.dt_proj.bias": p.dt_bias,
+        "block.A_log": p.a_log,
+    }
+    states = []
+    for x in xs:
+        h = torch.func.functional_call(Step(block), given, ((p.input @ x)[None], h[None]))[0]
+        states.append(h)
+    return torch.stack(states)
+
+
+def mamba2(p: Any, h: Any, x: Any) -> Any:
+    """Dao and Gu 2024, section 7.1 and its listing 1, head by head."""
+    heads = len(p.a_log)
+    delta = softplus(p.dt @ x + p.dt_bias)
+    b = p.key @ x
+    new = []
+    for head, u in enumerate(np.split(p.input @ x, heads)):
+        new.append(np.exp(-delta[head] * np.exp(p.a_log[head])) * h[head] + np.outer(delta[head] * u, b))
+    return np.stack(new)
+
+
+def fla_mamba2(p: Any, h: Any, xs: Any) -> Any:
+    """As gated linear attention: keys B, values Delta u, the gate of each head Delta A; one step at a time."""
+    import torch
+
+    run = imported("fla.ops.simple_gla.naive").naive_recurrent_simple_gla
+    heads, size = len(p.a_log), len(p.key)
+    state, states = h.mT[None], []
+    for x in xs:
+        delta = torch.nn.functional.softplus(p.dt @ x + p.dt_bias)
+        values = delta[:, None] * (p.input @ x).reshape(heads, -1)
+        keys = (p.key @ x).expand(heads, size)
+        _, state = run(keys[None, None], keys[None, None], values[None, None], (-delta * p.a_log.exp())[None, None],
+                       initial_state=state)  # fmt: skip
+        states.append(state[0].mT)
+    return torch.stack(states)
+
+
+def lmu(order: int, theta: float, p: Any, state: Any, x: Any) -> Any:
+    """Voelker et al. 2019, eq. 1 to 7; the matrix exponential by its series."""
+    a, b = np.zeros((order, order)), np.zeros(order)
+    for i in range(order):
+        b[i] = (2 * i + 1) * (-1) ** i / theta
+        for j in range(order):
+            a[i, j] = (2 * i + 1) * (-1 if i < j else (-1) ** (i - j + 1)) / theta
+    a_bar, integral, term = np.zeros((order, order)), np.zeros((order, order)), np.eye(order)
+    for k in range(60):
+        a_bar = a_bar + term
+        integral = integral + term / (k + 1)
+        term = term @ a / (k + 1)
+    u = p.encode_input @ x + p.encode_hidden @ state.h + p.encode_memory @ state.m
+    m = a_bar @ state.m + integral @ b * u
+    return type(state)(np.tanh(p.input @ x + p.recurrent @ state.h + p.memory @ m), m)
+
+
+bilinear_s4d = partial(bptt.cells.s4d, discretization="bilinear")
+short_lmu = partial(bptt.cells.lmu, order=3, theta=float(T))
+
+ORACLES = {
+    "s4d": [restated(s4d), restated(s4d_bilinear, make=bilinear_s4d, note='discretization="bilinear"')],
+    "s5": [
+        restated(s5),
+        of_torch("s5-pytorch", partial(s5_pytorch, "zoh"), note="B in single precision alone", tolerance=1e-5),
+        of_torch(
+            "s5-pytorch",
+            partial(s5_pytorch, "bilinear"),
+            make=partial(bptt.cells.s5, discretization="bilinear"),
+            note='discretization="bilinear"; B in single precision alone',
+            tolerance=1e-5,
+        ),
+    ],
+    "mamba": [
+        restated(mamba),
+        of_torch("mambapy", mambapy, note="A in single precision alone", tolerance=1e-5),
+    ],
+    "mamba2": [
+        restated(mamba2),
+        of_torch("fla-core", fla_mamba2, note="in single precision alone", tolerance=1e-5),
+    ],
+    "lmu": [
+        restated(partial(lmu, 8, 100.0)),
+        restated(partial(lmu, 3, float(T)), make=short_lmu, note="order=3, theta=5"),
+    ],
+}
