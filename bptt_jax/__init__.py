@@ -21,7 +21,18 @@ from bptt_jax.analysis import (
     temporal_contributions,
     truncation_bias,
 )
-from bptt_jax.cells import from_equinox, from_haiku, from_linen, from_nnx, from_torch, gru, lstm, rnn, stack
+from bptt_jax.cells import (
+    from_equinox,
+    from_haiku,
+    from_keras,
+    from_linen,
+    from_nnx,
+    from_torch,
+    gru,
+    lstm,
+    rnn,
+    stack,
+)
 from bptt_jax.checks import RecompilationWarning
 from bptt_jax.linalg import eigensystem, eigenvalues, jacobian_product, product_log_norms, singular_values
 from bptt_jax.parallel import deer, predict_parallel, unroll_linear
@@ -61,6 +72,7 @@ __all__ = [
     "fixed_points",
     "from_equinox",
     "from_haiku",
+    "from_keras",
     "from_linen",
     "from_nnx",
     "from_torch",

@@ -47,6 +47,7 @@ def test_the_main_functions_have_examples() -> None:
         "from_nnx",  # shown in the README, where their libraries are installed
         "from_linen",
         "from_haiku",
+        "from_keras",  # shown in the guides, likewise
         "plot_gradient_flow",  # shown in the guides
         "plot_norms",  # panels of it
         "plot_singular_values",

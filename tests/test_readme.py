@@ -21,10 +21,15 @@ EXAMPLES = {f"{page.stem} {n}": code for page in PAGES for n, code in enumerate(
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     code = EXAMPLES[name]
-    if re.search(r"^import .*\btorch\b", code, re.MULTILINE):
-        pytest.importorskip("torch")
-    mixed = "MultiSteps" in code  # which divides by a count
-    with jax.numpy_dtype_promotion("standard" if mixed else "strict"):
+    for library in ("torch", "keras"):
+        if re.search(rf"^import .*\b{library}\b", code, re.MULTILINE):
+            pytest.importorskip(library)
+    keras = re.search(r"^import .*\bkeras\b", code, re.MULTILINE)
+    mixed = keras or "MultiSteps" in code  # which divides by a count
+    with (
+        jax.numpy_dtype_promotion("standard" if mixed else "strict"),
+        jax.numpy_rank_promotion("allow" if keras else "raise"),
+    ):
         exec(compile(code, f"example {name}", "exec"), {})
     printed = capsys.readouterr().out
     for promised in re.findall(r"print\(.*\)  # (.*)", code):

@@ -15,6 +15,7 @@ from slices import covering
 from surface import PUBLIC
 
 import bptt_jax as bptt
+from bptt_jax.cells.keras_weights import keras_layer
 
 XS = np.asarray([[0.3, -0.2], [0.1, 0.5], [-0.4, 0.2]])
 KEY = jax.random.key(0)
@@ -62,6 +63,13 @@ def from_torch(w):
     }
     biases = {f"bias_{what}_l1": jnp.concatenate([w[0], w[1], w[0]]) for what in ("ih", "hh")}
     step, params, state0 = bptt.from_torch(weights | biases)
+    return step(params, state0, w[1])
+
+
+def from_keras(w):
+    """By its arrays: Keras itself would have to be there."""
+    arrays = [jnp.concatenate([w, w.T, w], axis=1)] * 2 + [jnp.stack([w.ravel()[jnp.arange(6) % 4]] * 2)]
+    step, params, state0 = keras_layer("layer", "GRU", arrays, {})
     return step(params, state0, w[1])
 
 
@@ -154,6 +162,7 @@ OF_WEIGHTS = {
     "from_nnx": from_nnx,
     "from_linen": from_linen,
     "from_haiku": from_haiku,
+    "from_keras": from_keras,
     "from_torch": from_torch,
     "stack": lambda w: bptt.stack(step, step)((w, w.T), (w[0], w[1]), w[1]),
     **{name: cell(entry.make) for name, entry in bptt.cells.ATLAS.items()},

@@ -22,6 +22,7 @@ from bptt_jax.cells.gru_variants import (
     ugrnn,
 )
 from bptt_jax.cells.isometries import householder, orthogonal, unitary
+from bptt_jax.cells.keras_weights import from_keras
 from bptt_jax.cells.layers import stack
 from bptt_jax.cells.linear import LRUParams, MinGRUParams, hgrn, lru, min_gru, min_lstm, qrnn, rg_lru, sru
 from bptt_jax.cells.linear_attention import gla, retnet
@@ -52,6 +53,7 @@ __all__ = [
     "fastrnn",
     "from_equinox",
     "from_haiku",
+    "from_keras",
     "from_linen",
     "from_nnx",
     "from_torch",
