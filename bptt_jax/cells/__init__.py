@@ -26,6 +26,7 @@ from bptt_jax.cells.keras_weights import from_keras
 from bptt_jax.cells.layers import stack
 from bptt_jax.cells.linear import LRUParams, MinGRUParams, hgrn, lru, min_gru, min_lstm, qrnn, rg_lru, sru
 from bptt_jax.cells.linear_attention import gla, retnet
+from bptt_jax.cells.lstm_variants import layer_norm_lstm, multiplicative_lstm, peephole_lstm, residual_lstm
 from bptt_jax.cells.measurement import CellMeasurement
 from bptt_jax.cells.oscillators import clockwork, cornn, lem, unicornn
 from bptt_jax.cells.simple import RNNParams, indrnn, irnn, leaky_rnn, minimal_rnn, rnn, scrn
@@ -66,6 +67,7 @@ __all__ = [
     "initializers",
     "intersection_rnn",
     "irnn",
+    "layer_norm_lstm",
     "leaky_rnn",
     "lem",
     "li_gru",
@@ -80,12 +82,15 @@ __all__ = [
     "min_gru",
     "min_lstm",
     "minimal_rnn",
+    "multiplicative_lstm",
     "mut1",
     "mut2",
     "mut3",
     "orthogonal",
+    "peephole_lstm",
     "qrnn",
     "ran",
+    "residual_lstm",
     "retnet",
     "rg_lru",
     "rnn",

@@ -28,6 +28,7 @@ from bptt_jax.cells.gru_variants import (
 from bptt_jax.cells.isometries import householder, orthogonal, unitary
 from bptt_jax.cells.linear import hgrn, lru, min_gru, min_lstm, qrnn, rg_lru, sru
 from bptt_jax.cells.linear_attention import gla, retnet
+from bptt_jax.cells.lstm_variants import layer_norm_lstm, multiplicative_lstm, peephole_lstm, residual_lstm
 from bptt_jax.cells.oscillators import clockwork, cornn, lem, unicornn
 from bptt_jax.cells.simple import indrnn, irnn, leaky_rnn, minimal_rnn, rnn, scrn
 from bptt_jax.cells.stable import antisymmetric, fastrnn, gated_antisymmetric, lipschitz
@@ -88,6 +89,16 @@ ATLAS: Mapping[str, AtlasEntry] = MappingProxyType(
         "lstm": AtlasEntry(
             lstm, "gated", 1997, "Hochreiter and Schmidhuber, Neural Comput. 9: 1735", "h [N], c [N]"
         ),
+        "peephole_lstm": AtlasEntry(
+            peephole_lstm, "gated", 2002, "Gers et al., J. Mach. Learn. Res. 3: 115", "h [N], c [N]"
+        ),
+        "layer_norm_lstm": AtlasEntry(
+            layer_norm_lstm, "gated", 2016, "Ba et al., arXiv:1607.06450", "h [N], c [N]"
+        ),
+        "multiplicative_lstm": AtlasEntry(
+            multiplicative_lstm, "gated", 2016, "Krause et al., arXiv:1609.07959", "h [N], c [N]"
+        ),
+        "residual_lstm": AtlasEntry(residual_lstm, "gated", 2017, "Kim et al., arXiv:1701.03360", "h [N], c [N]"),
         "mgu": AtlasEntry(mgu, "gated", 2016, "Zhou et al., Int. J. Autom. Comput. 13: 226", "h [N]"),
         "ugrnn": AtlasEntry(ugrnn, "gated", 2017, "Collins et al., arXiv:1611.09913", "h [N]"),
         "atr": AtlasEntry(atr, "gated", 2018, "Zhang et al., arXiv:1810.12546", "h [N]"),

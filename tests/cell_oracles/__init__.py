@@ -27,6 +27,7 @@ FAMILIES = (
     "linear",
     "linear_attention",
     "state_space",
+    "lstm_variants",
 )
 
 
