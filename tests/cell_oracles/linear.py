@@ -1,14 +1,17 @@
 """Of the cells that are linear in their state, or nearly so."""
 
 import importlib
+import os
 import warnings
 from functools import partial
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 import bptt_jax as bptt
-from cell_oracles import of_torch, restated
+from cell_oracles import I, N, T, of_jax, of_torch, restated, scanned
 
 
 def sigmoid(a: Any) -> Any:
@@ -76,6 +79,42 @@ def rg_lru(p: Any, h: Any, x: Any) -> Any:
     return a * h + np.sqrt(1 - a**2) * (i * u)
 
 
+def memax_lru(p: Any, h: Any, xs: Any) -> Any:
+    import equinox as eqx
+
+    module = imported("memax.equinox.semigroups.lru")
+    names = ("nu_log", "theta_log", "gamma_log", "B_re", "B_im")
+    with jax.numpy_dtype_promotion("standard"):
+        layer = module.LRU(recurrent_size=N, hidden_size=I, key=jax.random.key(0))
+        layer = eqx.tree_at(lambda layer: [getattr(layer, name) for name in names], layer, list(p))
+        algebra = module.LRUSemigroup(N)
+
+        def step(h: Any, x: Any) -> Any:
+            given, _ = layer.forward_map((x, jnp.array(False)))
+            return algebra((jnp.ones_like(h), h), given)[1].astype(h.dtype)
+
+        return scanned(step)(h, xs)
+
+
+def keras_min_gru(p: Any, h: Any, xs: Any) -> Any:
+    """What was in the state comes as a candidate before the sequence, let in as a whole."""
+    os.environ["KERAS_BACKEND"] = "jax"
+    from mingru_keras import MinGRU, core
+
+    layer = MinGRU(N)
+    layer.build((1, T, I))
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        weights, bias, h, xs = (a.astype(jnp.float32) for a in (p.input, p.bias, h, xs))
+        z, candidates = (
+            dense.stateless_call([w.T, b], [], xs)[0]
+            for dense, w, b in zip(
+                (layer.gate, layer.candidate), jnp.split(weights, 2), jnp.split(bias, 2), strict=True
+            )
+        )
+        z, candidates = jnp.concatenate([jnp.ones_like(h)[None], z]), jnp.concatenate([h[None], candidates])
+        return core.Blellochs_method(candidates[None], z[None])[0, 1:].astype(jnp.float64)
+
+
 def fla_hgrn(p: Any, h: Any, xs: Any) -> Any:
     """In a frame that turns by theta, real and imaginary part are two real recurrences."""
     import torch
@@ -134,8 +173,8 @@ def recurrentgemma() -> Any:
 
 
 ORACLES = {
-    "lru": [restated(lru)],
-    "min_gru": [restated(min_gru)],
+    "lru": [restated(lru), of_jax("memax", memax_lru, note="inputs in single precision alone", tolerance=1e-6)],
+    "min_gru": [restated(min_gru), of_jax("mingru-keras", keras_min_gru, tolerance=1e-5)],
     "min_lstm": [restated(min_lstm)],
     "sru": [restated(sru)],
     "qrnn": [restated(qrnn)],

@@ -1,12 +1,19 @@
 """Of the state-space models."""
 
+import os
+import sys
+from contextlib import nullcontext
 from functools import partial
+from types import ModuleType, SimpleNamespace
 from typing import Any
+from unittest import mock
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 import bptt_jax as bptt
-from cell_oracles import N, T, of_torch, restated
+from cell_oracles import N, T, of_jax, of_keras, of_torch, restated
 from cell_oracles.linear import imported
 
 
@@ -155,6 +162,32 @@ def lmu(order: int, theta: float, p: Any, state: Any, x: Any) -> Any:
     return type(state)(np.tanh(p.input @ x + p.recurrent @ state.h + p.memory @ m), m)
 
 
+def keras_lmu(order: int, theta: float, p: Any, state: Any, xs: Any) -> Any:
+    """Its equations are in a dozen functions of TensorFlow, here those of JAX."""
+    os.environ["KERAS_BACKEND"] = "jax"
+    import keras
+
+    module: Any = ModuleType("tensorflow")
+    module.__version__ = "2.20.0"
+    module.nest = SimpleNamespace(flatten=jax.tree.leaves)
+    module.constant, module.reshape, module.pad = jnp.asarray, jnp.reshape, jnp.pad
+    module.concat, module.expand_dims = jnp.concatenate, jnp.expand_dims
+    module.matmul = lambda a, b, name="": a @ b
+    module.linalg = SimpleNamespace(expm=jax.scipy.linalg.expm)
+    module.name_scope = nullcontext
+    with mock.patch.dict(sys.modules, tensorflow=module):
+        layers = imported("keras_lmu.layers")
+    hidden = keras.layers.SimpleRNNCell(N, use_bias=False)
+    cell = layers.LMUCell(
+        1, order, theta, hidden, hidden_to_memory=True, memory_to_memory=True, input_to_hidden=True
+    )
+    kernel = jnp.concatenate([p.encode_input, p.encode_hidden])[:, None]
+    read = jnp.concatenate([p.memory, p.input], axis=1).T
+    weights = [kernel, p.encode_memory[:, None], read, p.recurrent.T]
+    m, h = of_keras(cell, weights, [state.m, state.h], xs)
+    return type(state)(h, m)
+
+
 bilinear_s4d = partial(bptt.cells.s4d, discretization="bilinear")
 short_lmu = partial(bptt.cells.lmu, order=3, theta=float(T))
 
@@ -182,5 +215,6 @@ ORACLES = {
     "lmu": [
         restated(partial(lmu, 8, 100.0)),
         restated(partial(lmu, 3, float(T)), make=short_lmu, note="order=3, theta=5"),
+        of_jax("keras-lmu", partial(keras_lmu, 8, 100.0), note="with JAX for TensorFlow", tolerance=1e-5),
     ],
 }
