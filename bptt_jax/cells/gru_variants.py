@@ -128,7 +128,7 @@ def ugrnn(
         c = tanh(W_c h_{t-1} + U_c x_t + b_c)
         h_t = g * h_{t-1} + (1 - g) * c
 
-    `forget_bias` is 1 in the authors' code, where it is a constant added to b_g; here b_g starts there. The weights
+    `forget_bias` is 1 in TensorFlow's implementation, as a constant added to b_g; here b_g starts there. The weights
     start as those of `bptt_jax.gru`. The Jacobian is ``diag(g)`` and what passes through the weights.
 
     Args:
@@ -201,9 +201,9 @@ def ran(
         c_t = i * (U_c x_t) + f * c_{t-1}             h_t = tanh(c_t)
 
     `bptt_jax.lstm` without its candidate's recurrence and without output gate; the paper has it with
-    ``h_t = c_t`` too. The content ``U_c x_t`` has no bias. The error carousel is ``dc_t/dc_{t-1} = f``; since h is a
-    function of c, half of the singular values of the Jacobian are 0 from the second step on. The weights start as
-    those of `bptt_jax.gru`.
+    ``h_t = c_t`` too. The content ``U_c x_t`` has no bias. The error carousel is ``dc_t/dc_{t-1} = f``; h_t is a
+    function of c_t, so of the 2N singular values of the Jacobian N are 0, and as many exponents -inf. The weights
+    start as those of `bptt_jax.gru`.
 
     Args:
       hidden_size: N, of units; the state is D = 2N numbers.
@@ -239,8 +239,8 @@ def cfn(
         h_t = theta * tanh(h_{t-1}) + eta * tanh(U_h x_t)
 
     The weights start uniform in [-0.07, 0.07], and ``b_theta = 1``, ``b_eta = -1``. Without input every unit shrinks,
-    ``|h_t| < |h_{t-1}|``, and zero is the only attractor; driven by input, the largest exponent may still be positive.
-    The Jacobian is ``diag(theta (1 - tanh(h)^2))`` and what passes through the gates.
+    ``|h_t| < |h_{t-1}|``, whatever the weights, and zero is the only attractor. The Jacobian is
+    ``diag(theta (1 - tanh(h)^2))`` and what passes through the gates.
 
     Args:
       hidden_size: N, of units; the state is D = N numbers.
@@ -384,8 +384,8 @@ def fastgrnn(
         h_t = (sigmoid(zeta) (1 - z) + sigmoid(nu)) * n + z * h_{t-1}
 
     with numbers zeta and nu that are learned. W and U are of full rank, where the paper makes them low-rank and sparse
-    to be small. Entries start N(0, 0.01), biases at 1, as in the authors' code. The Jacobian is ``diag(z)`` and what
-    passes through W, twice.
+    to be small. Entries start N(0, 0.01), biases at 1, zeta at 1, nu at -4, as in the authors' code. The Jacobian is
+    ``diag(z)`` and what passes through W, twice.
 
     Args:
       hidden_size: N, of units; the state is D = N numbers.
@@ -599,8 +599,8 @@ def intersection_rnn(
 
     Args:
       hidden_size: N, of units; the state is D = 2N numbers.
-      forget_bias: initial b_y and b_h, 1 in the authors' code; the other biases start at 0. It may be traced, and is
-        then checked when it runs.
+      forget_bias: initial b_y and b_h, 1 as in TensorFlow's implementation; the other biases start at 0. It may be
+        traced, and is then checked when it runs.
       recurrent_init, input_init: initialisers as in `bptt_jax.rnn`, applied gate by gate.
       dtype: of parameters and state; by default JAX's floating type.
 

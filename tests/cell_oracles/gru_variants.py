@@ -13,7 +13,7 @@ def sigmoid(a: Any) -> Any:
 
 
 def mgu(p: Any, h: Any, x: Any) -> Any:
-    """Zhou et al. 2016, table 1."""
+    """Zhou et al. 2016."""
     w_f, w_n = np.split(p.recurrent, 2)
     u_f, u_n = np.split(p.input, 2)
     b_f, b_n = np.split(p.bias, 2)
@@ -23,7 +23,7 @@ def mgu(p: Any, h: Any, x: Any) -> Any:
 
 
 def ugrnn(p: Any, h: Any, x: Any) -> Any:
-    """Collins et al. 2017, section 1.2."""
+    """Collins et al. 2017."""
     w_g, w_c = np.split(p.recurrent, 2)
     u_g, u_c = np.split(p.input, 2)
     b_g, b_c = np.split(p.bias, 2)
@@ -33,13 +33,13 @@ def ugrnn(p: Any, h: Any, x: Any) -> Any:
 
 
 def atr(p: Any, h: Any, x: Any) -> Any:
-    """Zhang et al. 2018, section 3.1, with a bias."""
+    """Zhang et al. 2018, with a bias."""
     given, held = p.input @ x + p.bias, p.recurrent @ h
     return sigmoid(given + held) * given + sigmoid(given - held) * h
 
 
 def ran(p: Any, state: Any, x: Any) -> Any:
-    """Lee et al. 2017, section 2, with tanh."""
+    """Lee et al. 2017, with tanh."""
     h, c = state
     w_i, w_f = np.split(p.recurrent, 2)
     u_i, u_f, u_c = np.split(p.input, 3)
@@ -51,7 +51,7 @@ def ran(p: Any, state: Any, x: Any) -> Any:
 
 
 def cfn(p: Any, h: Any, x: Any) -> Any:
-    """Laurent and von Brecht 2017, eq. 1 to 3."""
+    """Laurent and von Brecht 2017."""
     w_theta, w_eta = np.split(p.recurrent, 2)
     u_theta, u_eta, u_h = np.split(p.input, 3)
     b_theta, b_eta = np.split(p.bias, 2)
@@ -61,7 +61,7 @@ def cfn(p: Any, h: Any, x: Any) -> Any:
 
 
 def star(p: Any, h: Any, x: Any) -> Any:
-    """Turkoglu et al. 2019, section 3.2."""
+    """Turkoglu et al. 2019."""
     u_k, u_z = np.split(p.input, 2)
     b_k, b_z = np.split(p.bias, 2)
     k = sigmoid(p.recurrent @ h + u_k @ x + b_k)
@@ -76,7 +76,7 @@ def light_ru(p: Any, h: Any, x: Any) -> Any:
 
 
 def li_gru(p: Any, h: Any, x: Any) -> Any:
-    """Ravanelli et al. 2018, section III, its normalisation taken in by U and b."""
+    """Ravanelli et al. 2018, its normalisation taken in by U and b."""
     w_z, w_n = np.split(p.recurrent, 2)
     u_z, u_n = np.split(p.input, 2)
     b_z, b_n = np.split(p.bias, 2)
@@ -85,7 +85,7 @@ def li_gru(p: Any, h: Any, x: Any) -> Any:
 
 
 def fastgrnn(p: Any, h: Any, x: Any) -> Any:
-    """Kusupati et al. 2018, section 3.2."""
+    """Kusupati et al. 2018."""
     b_z, b_n = np.split(p.bias, 2)
     z = sigmoid(p.recurrent @ h + p.input @ x + b_z)
     n = np.tanh(p.recurrent @ h + p.input @ x + b_n)
@@ -93,7 +93,7 @@ def fastgrnn(p: Any, h: Any, x: Any) -> Any:
 
 
 def mut1(p: Any, h: Any, x: Any) -> Any:
-    """Jozefowicz et al. 2015, section 4.4, with weights of the input everywhere."""
+    """Jozefowicz et al. 2015, with weights of the input everywhere."""
     w_r, w_n = np.split(p.recurrent, 2)
     u_z, u_r, u_n = np.split(p.input, 3)
     b_z, b_r, b_n = np.split(p.bias, 3)
@@ -103,7 +103,7 @@ def mut1(p: Any, h: Any, x: Any) -> Any:
 
 
 def mut2(p: Any, h: Any, x: Any) -> Any:
-    """Jozefowicz et al. 2015, section 4.4, with weights of the input everywhere."""
+    """Jozefowicz et al. 2015, with weights of the input everywhere."""
     w_z, w_r, w_n = np.split(p.recurrent, 3)
     u_z, u_r, u_n = np.split(p.input, 3)
     b_z, b_r, b_n = np.split(p.bias, 3)
@@ -113,7 +113,7 @@ def mut2(p: Any, h: Any, x: Any) -> Any:
 
 
 def mut3(p: Any, h: Any, x: Any) -> Any:
-    """Jozefowicz et al. 2015, section 4.4."""
+    """Jozefowicz et al. 2015."""
     w_z, w_r, w_n = np.split(p.recurrent, 3)
     u_z, u_r, u_n = np.split(p.input, 3)
     b_z, b_r, b_n = np.split(p.bias, 3)
@@ -127,7 +127,7 @@ def theano_hard_sigmoid(a: Any) -> Any:
 
 
 def sgu(p: Any, h: Any, x: Any) -> Any:
-    """Gao and Glowacka 2016, section 3."""
+    """Gao and Glowacka 2016."""
     w_g, w_z = np.split(p.recurrent, 2)
     u_g, u_z = np.split(p.input, 2)
     b_g, b_z = np.split(p.bias, 2)
@@ -137,7 +137,7 @@ def sgu(p: Any, h: Any, x: Any) -> Any:
 
 
 def dsgu(p: Any, h: Any, x: Any) -> Any:
-    """Gao and Glowacka 2016, section 3."""
+    """Gao and Glowacka 2016."""
     w_g, w_o, w_z = np.split(p.recurrent, 3)
     u_g, u_z = np.split(p.input, 2)
     b_g, b_z = np.split(p.bias, 2)
@@ -147,7 +147,7 @@ def dsgu(p: Any, h: Any, x: Any) -> Any:
 
 
 def intersection_rnn(p: Any, state: Any, x: Any) -> Any:
-    """Collins et al. 2017, section 1.2, on projected inputs."""
+    """Collins et al. 2017, on projected inputs."""
     h, x = state.h, p.projection @ x + p.projection_bias
     w_v, w_n, w_y, w_h = np.split(p.recurrent, 4)
     u_v, u_n, u_y, u_h = np.split(p.input, 4)
