@@ -217,6 +217,7 @@ OPTIONS_OF_CELLS: dict[str, tuple[Any, str]] = {
     "gain": (1.0, "finite"),
     "gamma": (0.1, "at least zero"),
     "heads": (2, "integer"),
+    "decay_rank": (2, "integer"),
     "input_init": (INIT, "initializer"),
     "key_size": (4, "integer"),
     "lower_bound": (0.5, "fraction"),
@@ -328,6 +329,12 @@ TARGETS: list[Target] = [
     Target(
         "bptt.parallel.DiagonalStep",
         bptt.parallel.DiagonalStep,
+        {"coefficients": coefficients},
+        {"coefficients": "function"},
+    ),
+    Target(
+        "bptt.parallel.DeltaStep",
+        bptt.parallel.DeltaStep,
         {"coefficients": coefficients},
         {"coefficients": "function"},
     ),

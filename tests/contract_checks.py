@@ -727,7 +727,7 @@ def check_parallel_adjoints(case: Case) -> Iterator[Comparison]:
 
 
 def not_diagonal(entry: Entry) -> str | None:
-    return None if entry.diagonal else "step: expected a bptt_jax.parallel.DiagonalStep"
+    return None if entry.linear else "step: expected a bptt_jax.parallel.DiagonalStep"
 
 
 def small(case: Case) -> bool:

@@ -61,7 +61,7 @@ class Entry(NamedTuple):
       dtype: the only one that it is run in; None: single and double precision.
       tolerance: instead of that of its dtype.
       large: too many numbers in the state for what needs many D x D matrices.
-      diagonal: a `DiagonalStep`.
+      linear: a `DiagonalStep` or a `DeltaStep`.
       defective: eigenvalues of the Jacobians are known to the cube root of a rounding.
     """
 
@@ -71,7 +71,7 @@ class Entry(NamedTuple):
     dtype: str | None = None
     tolerance: float | None = None
     large: bool = False
-    diagonal: bool = False
+    linear: bool = False
     defective: bool = False
 
     @property
@@ -546,9 +546,9 @@ STEPS: dict[str, Entry] = {
     "lstm": Entry(cell("lstm", 2)),
     "leaky_rnn": Entry(noisy_leaky_rnn),
     "two layers": Entry(two_layers),
-    "lru": Entry(lru, diagonal=True),
-    "min_gru": Entry(min_gru, diagonal=True),
-    "diagonal": Entry(diagonal, diagonal=True),
+    "lru": Entry(lru, linear=True),
+    "min_gru": Entry(min_gru, linear=True),
+    "diagonal": Entry(diagonal, linear=True),
     "leaky": Entry(with_tanh_params(leaky_step)),
     "relu orthogonal": Entry(relu_orthogonal),
     "complex": Entry(complex_state),
@@ -616,6 +616,9 @@ def _moved(draw: Draw, scale: float, a: Any) -> Any:
     return draw.exactly(np.asarray(a, np.float64) + scale * np.asarray(draw(*a.shape), np.float64))
 
 
+LINEAR = bptt.parallel.DiagonalStep, bptt.parallel.DeltaStep
+
+
 def takes_half(name: str) -> bool:
     try:
         bptt.cells.ATLAS[name].make(4, dtype=jnp.bfloat16)
@@ -625,7 +628,7 @@ def takes_half(name: str) -> bool:
 
 
 CELLS: dict[str, Entry] = {
-    name: Entry(of_atlas(name), diagonal=isinstance(entry.make(4).step, bptt.parallel.DiagonalStep))
+    name: Entry(of_atlas(name), linear=isinstance(entry.make(4).step, LINEAR))
     for name, entry in bptt.cells.ATLAS.items()
     if name not in STEPS
 } | {

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import bptt_jax as bptt
-from bptt_jax.parallel import DiagonalStep
+from bptt_jax.parallel import DeltaStep, DiagonalStep
 from bptt_jax.step import is_differentiable
 
 ATLAS = bptt.cells.ATLAS
@@ -64,7 +64,10 @@ def test_what_a_cell_is(name):
         assert jax.tree.map(lambda a: a.shape, new) == jax.tree.map(lambda a: a.shape, state)
 
 
-@pytest.mark.parametrize("name", [name for name in ATLAS if isinstance(ATLAS[name].make(N).step, DiagonalStep)])
+LINEAR = [name for name in ATLAS if isinstance(ATLAS[name].make(N).step, (DiagonalStep, DeltaStep))]
+
+
+@pytest.mark.parametrize("name", LINEAR)
 def test_parallel_in_time(name, x64):
     """Where a step is linear in its state, the scan over time gives what the steps give one by one."""
     cell = ATLAS[name].make(N, dtype=jnp.float64)

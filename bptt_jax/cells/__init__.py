@@ -3,6 +3,7 @@
 from bptt_jax.cells import initializers
 from bptt_jax.cells.adapters import from_equinox, from_haiku, from_linen, from_nnx
 from bptt_jax.cells.atlas import ATLAS, AtlasEntry
+from bptt_jax.cells.delta import deltanet, gated_deltanet, rwkv7
 from bptt_jax.cells.gated import GRUParams, LSTMParams, LSTMState, gru, lstm
 from bptt_jax.cells.gru_variants import (
     atr,
@@ -27,12 +28,14 @@ from bptt_jax.cells.layers import stack
 from bptt_jax.cells.linear import LRUParams, MinGRUParams, hgrn, lru, min_gru, min_lstm, qrnn, rg_lru, sru
 from bptt_jax.cells.linear_attention import gla, retnet
 from bptt_jax.cells.lstm_variants import layer_norm_lstm, multiplicative_lstm, peephole_lstm, residual_lstm
+from bptt_jax.cells.matrix_memory import hgrn2, linear_transformer, rwkv6
 from bptt_jax.cells.measurement import CellMeasurement
 from bptt_jax.cells.oscillators import clockwork, cornn, lem, unicornn
 from bptt_jax.cells.simple import RNNParams, indrnn, irnn, leaky_rnn, minimal_rnn, rnn, scrn
 from bptt_jax.cells.stable import antisymmetric, fastrnn, gated_antisymmetric, lipschitz
 from bptt_jax.cells.state_space import lmu, mamba, mamba2, s4d, s5
 from bptt_jax.cells.torch_weights import from_torch
+from bptt_jax.cells.xlstm import mlstm, slstm
 
 __all__ = [
     "ATLAS",
@@ -49,6 +52,7 @@ __all__ = [
     "cfn",
     "clockwork",
     "cornn",
+    "deltanet",
     "dsgu",
     "fastgrnn",
     "fastrnn",
@@ -59,9 +63,11 @@ __all__ = [
     "from_nnx",
     "from_torch",
     "gated_antisymmetric",
+    "gated_deltanet",
     "gla",
     "gru",
     "hgrn",
+    "hgrn2",
     "householder",
     "indrnn",
     "initializers",
@@ -72,6 +78,7 @@ __all__ = [
     "lem",
     "li_gru",
     "light_ru",
+    "linear_transformer",
     "lipschitz",
     "lmu",
     "lru",
@@ -82,6 +89,7 @@ __all__ = [
     "min_gru",
     "min_lstm",
     "minimal_rnn",
+    "mlstm",
     "multiplicative_lstm",
     "mut1",
     "mut2",
@@ -94,10 +102,13 @@ __all__ = [
     "retnet",
     "rg_lru",
     "rnn",
+    "rwkv6",
+    "rwkv7",
     "s4d",
     "s5",
     "scrn",
     "sgu",
+    "slstm",
     "sru",
     "stack",
     "star",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
+from bptt_jax.cells.delta import deltanet, gated_deltanet, rwkv7
 from bptt_jax.cells.gated import gru, lstm
 from bptt_jax.cells.gru_variants import (
     atr,
@@ -29,10 +30,12 @@ from bptt_jax.cells.isometries import householder, orthogonal, unitary
 from bptt_jax.cells.linear import hgrn, lru, min_gru, min_lstm, qrnn, rg_lru, sru
 from bptt_jax.cells.linear_attention import gla, retnet
 from bptt_jax.cells.lstm_variants import layer_norm_lstm, multiplicative_lstm, peephole_lstm, residual_lstm
+from bptt_jax.cells.matrix_memory import hgrn2, linear_transformer, rwkv6
 from bptt_jax.cells.oscillators import clockwork, cornn, lem, unicornn
 from bptt_jax.cells.simple import indrnn, irnn, leaky_rnn, minimal_rnn, rnn, scrn
 from bptt_jax.cells.stable import antisymmetric, fastrnn, gated_antisymmetric, lipschitz
 from bptt_jax.cells.state_space import lmu, mamba, mamba2, s4d, s5
+from bptt_jax.cells.xlstm import mlstm, slstm
 from bptt_jax.step import Cell
 
 Family = Literal["simple", "orthogonal", "oscillatory", "gated", "linear", "matrix", "spiking"]
@@ -130,5 +133,19 @@ ATLAS: Mapping[str, AtlasEntry] = MappingProxyType(
         "mamba2": AtlasEntry(mamba2, "matrix", 2024, "Dao and Gu, arXiv:2405.21060", "h [2, N/2, 8]"),
         "retnet": AtlasEntry(retnet, "matrix", 2023, "Sun et al., arXiv:2307.08621", "S [2, 8, N/2]"),
         "gla": AtlasEntry(gla, "matrix", 2023, "Yang et al., arXiv:2312.06635", "S [2, 8, N/2]"),
+        "slstm": AtlasEntry(slstm, "gated", 2024, "Beck et al., arXiv:2405.04517", "h [N], c [N], n [N], m [N]"),
+        "mlstm": AtlasEntry(
+            mlstm, "matrix", 2024, "Beck et al., arXiv:2405.04517", "C [2, N/2, 8], n [2, 8], m [2]"
+        ),
+        "linear_transformer": AtlasEntry(
+            linear_transformer, "matrix", 2020, "Katharopoulos et al., arXiv:2006.16236", "S [2, N/2, 8], z [2, 8]"
+        ),
+        "deltanet": AtlasEntry(deltanet, "matrix", 2021, "Schlag et al., arXiv:2102.11174", "S [2, N/2, 8]"),
+        "rwkv6": AtlasEntry(rwkv6, "matrix", 2024, "Peng et al., arXiv:2404.05892", "S [2, N/2, 8]"),
+        "hgrn2": AtlasEntry(hgrn2, "matrix", 2024, "Qin et al., arXiv:2404.07904", "S [2, N/2, 8]"),
+        "gated_deltanet": AtlasEntry(
+            gated_deltanet, "matrix", 2024, "Yang et al., arXiv:2412.06464", "S [2, N/2, 8]"
+        ),
+        "rwkv7": AtlasEntry(rwkv7, "matrix", 2025, "Peng et al., arXiv:2503.14456", "S [2, N/2, 8]"),
     }
 )

@@ -1,12 +1,17 @@
-"""Recurrences that are linear in the state, unit by unit: in O(log T) rounds instead of T steps."""
+"""Recurrences that are linear in the state, in parallel over time."""
 
+import math
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from bptt_jax import devices
 from bptt_jax.linalg.affine import affine_scan
+from bptt_jax.linalg.rank_one import Factors, multiply, rank_one_scan
+from bptt_jax.recurrence.delta import DeltaStep
 from bptt_jax.recurrence.diagonal import DiagonalStep
 from bptt_jax.step import Array, Input, Instant, Params, PyTree, Recurrence, State, Step, bind, check_step
 
@@ -14,14 +19,20 @@ from bptt_jax.step import Array, Input, Instant, Params, PyTree, Recurrence, Sta
 def unroll_linear(
     step: Step, params: Params, state0: State, xs: PyTree = None, *, length: int | None = None
 ) -> State:
-    """All states of a `DiagonalStep`, as `bptt_jax.unroll` gives them, by one associative scan for each leaf.
+    """All states of a `DiagonalStep` or a `DeltaStep`, as `bptt_jax.unroll` gives them, in parallel over time.
 
-    O(log T) rounds and O(T D) work instead of T steps (Martin, Cundy 2018, arXiv:1709.04057); its derivatives, of
-    any order, cost one such scan each. Memory is O(T D), for gradients too. The scan forms products of the factors:
-    those of ``|a| > 1`` overflow, to infinity or NaN, even where a state near 0 would still have been finite.
+    A `DiagonalStep` by one associative scan for each leaf: O(log T) rounds and O(T D) work instead of T steps
+    (Martin, Cundy 2018, arXiv:1709.04057). A `DeltaStep` of matrices ``[V, K]`` in chunks of about sqrt(T) steps, all
+    of which go on at once, and then from chunk to chunk: some 2 sqrt(T) steps, and K times the work; a CPU, which has
+    no use for that, forms the coefficients of all steps at once and then takes them in order. Derivatives, of any
+    order, cost one such scan each. Memory is O(T D), for gradients too, and for chunks O(T K^2) more.
+
+    Scan and chunks form products of the factors: where these grow they overflow, to infinity or NaN, even where a
+    state near 0 would still have been finite.
 
     Args:
-      step: a `DiagonalStep`, such as the steps of `bptt_jax.cells.lru` and `bptt_jax.cells.min_gru`.
+      step: a `DiagonalStep`, such as the steps of `bptt_jax.cells.lru` and `bptt_jax.cells.min_gru`, or a `DeltaStep`,
+        as that of `bptt_jax.cells.deltanet`.
       params, state0, xs, length: as for `bptt_jax.unroll`.
 
     Returns:
@@ -29,7 +40,7 @@ def unroll_linear(
       that is held.
 
     Raises:
-      TypeError, ValueError: `step` is no `DiagonalStep`, or an argument breaks the contract.
+      TypeError, ValueError: `step` is neither, or an argument breaks the contract.
 
     Example:
       >>> @bptt.parallel.DiagonalStep
@@ -40,39 +51,83 @@ def unroll_linear(
              [1.5 ],
              [1.75]], dtype=float32)
     """
-    if not isinstance(step, DiagonalStep):
+    if not isinstance(step, (DiagonalStep, DeltaStep)):
         raise TypeError(
-            "step: expected a bptt_jax.parallel.DiagonalStep, as lru and min_gru have, got "
-            f"{type(step).__name__}; for steps that are not linear in the state there is bptt_jax.deer"
+            "step: expected a bptt_jax.parallel.DiagonalStep, as lru and min_gru have, or a DeltaStep, as deltanet "
+            f"has, got {type(step).__name__}; for steps that are not linear in the state there is bptt_jax.deer"
         )
     return _states(bind(step, params, state0, xs, length), step=step)
 
 
 @devices.compiled
-def _states(recurrence: Recurrence, *, step: DiagonalStep) -> State:
+def _states(recurrence: Recurrence, *, step: DiagonalStep | DeltaStep) -> State:
     recurrence = check_step(recurrence)
     params, state0, instants = recurrence.params, recurrence.state0, recurrence.instants
 
-    def like_state(coefficients: State) -> State:
-        return jax.tree.map(lambda h, c: jnp.broadcast_to(c, h.shape).astype(h.dtype), state0, coefficients)
-
-    def at(x: Input) -> tuple[State, State]:
-        a, b = step.at(params, state0, x)
-        return like_state(a), like_state(b)
+    def at(x: Input) -> tuple[State, ...]:
+        pairs = zip(step.like(state0).values(), step.at(params, state0, x), strict=True)
+        return tuple(jax.tree.map(_in_full, like, coefficient) for like, coefficient in pairs)
 
     coefficients = jax.vmap(at, axis_size=recurrence.length)(instants.x)
     # Without resets there is no such state, and none is needed.
     reset_state = state0 if recurrence.reset_state is None else recurrence.reset_state
-    return jax.tree.map(partial(_scan, instants), state0, reset_state, *coefficients)
+    scan = _diagonal if isinstance(step, DiagonalStep) else _delta
+    return jax.tree.map(partial(scan, instants), state0, reset_state, *coefficients)
 
 
-def _scan(instants: Instant, h0: Array, reset_state: Array, a: Array, b: Array) -> Array:
-    """``[T, ...]``: the states of one leaf; what a step starts from anew goes into its b."""
+def _in_full(like: Array, coefficient: Array) -> Array:
+    return jnp.broadcast_to(coefficient, like.shape).astype(like.dtype)
+
+
+def _diagonal(instants: Instant, h0: Array, reset_state: Array, a: Array, b: Array) -> Array:
+    """``[T, ...]``: the states of one leaf."""
     shape, flat = b.shape, (a.shape[0], h0.size)
-    a, b, h0, reset_state = a.reshape(flat), b.reshape(flat), h0.ravel(), reset_state.ravel()
+
+    def act(factors: tuple[Array, ...], h: Array) -> Array:
+        return factors[0] * h
+
+    factors, b = _from_start(
+        instants, act, h0.ravel(), reset_state.ravel(), (a.reshape(flat),), b.reshape(flat), held=(1,)
+    )
+    return affine_scan(factors[0], b, begins=instants.reset).reshape(shape)
+
+
+def _delta(instants: Instant, h0: Array, reset_state: Array, a: Array, u: Array, w: Array, b: Array) -> Array:
+    """The same of a leaf ``[..., V, K]``, whose matrices go their ways apart."""
+    steps, each, (values, keys) = b.shape[0], math.prod(h0.shape[:-2]), h0.shape[-2:]
+
+    def of_one(h0: Array, reset_state: Array, b: Array, *factors: Array) -> Array:
+        factors, b = _from_start(instants, multiply, h0, reset_state, factors, b, held=(1, 0, 0))
+        return rank_one_scan(Factors(*factors), b, begins=instants.reset)
+
+    matrices = (h.reshape(each, values, keys) for h in (h0, reset_state))
+    rows = (c.reshape(steps, each, keys) for c in (a, u, w))
+    given = *matrices, b.reshape(steps, each, values, keys), *rows
+    return jax.vmap(of_one, (0, 0, 1, 1, 1, 1), 1)(*given).reshape(b.shape)
+
+
+def _from_start(
+    instants: Instant,
+    act: Callable[[Any, Array], Array],
+    h0: Array,
+    reset_state: Array,
+    factors: tuple[Array, ...],
+    b: Array,
+    *,
+    held: tuple[int, ...],
+) -> tuple[tuple[Array, ...], Array]:
+    """Factors and offsets of a recurrence that starts from 0: what a step starts from, or from anew, goes into b.
+
+    `act` multiplies a state by factors, and those of `held` leave it as it is.
+    """
+
+    def where(which: Array, c: Array, other: Array | int) -> Array:
+        return jnp.where(which.reshape(-1, *[1] * (c.ndim - 1)), c, other)
+
     if instants.reset is not None:
-        b = jnp.where(instants.reset[:, None], a * reset_state[None] + b, b)
+        b = where(~instants.reset, b, act(factors, reset_state[None]) + b)
     if instants.real is not None:
-        a, b = (jnp.where(instants.real[:, None], c, held) for c, held in ((a, 1), (b, 0)))
-    start = a[0] * h0 if instants.reset is None else jnp.where(instants.reset[0], 0, a[0] * h0)
-    return affine_scan(a, b.at[0].add(start), begins=instants.reset).reshape(shape)
+        factors = tuple(where(instants.real, c, h) for c, h in zip(factors, held, strict=True))
+        b = where(instants.real, b, 0)
+    start = act(tuple(c[0] for c in factors), h0)
+    return factors, b.at[0].add(start if instants.reset is None else jnp.where(instants.reset[0], 0, start))

@@ -41,21 +41,33 @@ class DiagonalStep:
         Raises:
           TypeError, ValueError: they are not two of the state's structure, or do not go into its shapes.
         """
-        pair = self.coefficients(params, x)
-        if not (isinstance(pair, tuple) and len(pair) == 2):  # an array of two rows would come apart unnoticed
-            raise TypeError(f"coefficients: expected a pair (a, b), got {type(pair).__name__}")
-        for name, tree in zip("ab", pair, strict=True):
-            check_leaves(f"coefficients, {name}", tree)
-            expected: Any = jax.tree.structure(state)
-            if expected != jax.tree.structure(tree):
-                got = jax.tree.structure(tree)
-                raise ValueError(f"coefficients: expected {name} of the state's structure, {expected}, got {got}")
-            for h, leaf in zip(jax.tree.leaves(state), jax.tree.leaves(tree), strict=True):
-                shape, got = jnp.shape(h), jnp.shape(leaf)
-                if len(got) > len(shape) or any(
-                    m not in (1, n) for m, n in zip(got[::-1], shape[::-1], strict=False)
-                ):
-                    raise ValueError(
-                        f"coefficients: expected {name} of the state's shape, {list(shape)}, got {list(got)}"
-                    )
-        return pair
+        found = self.coefficients(params, x)
+        check_coefficients(found, self.like(state))
+        return found
+
+    def like(self, state: State) -> dict[str, State]:
+        """By the names of the coefficients what their leaves are like when they have been broadcast."""
+        return {"a": state, "b": state}
+
+
+def check_coefficients(found: Any, like: dict[str, State]) -> None:
+    """Checks a step's coefficients, by name what each is like.
+
+    Raises:
+      TypeError, ValueError: they are not as many, of the same structure, with leaves that broadcast to the shapes.
+    """
+    # An array of so many rows would come apart unnoticed.
+    if not (isinstance(found, tuple) and len(found) == len(like)):
+        many = {2: "a pair", 4: "four"}[len(like)]
+        raise TypeError(f"coefficients: expected {many} ({', '.join(like)}), got {type(found).__name__}")
+    for (name, state), tree in zip(like.items(), found, strict=True):
+        check_leaves(f"coefficients, {name}", tree)
+        expected: Any = jax.tree.structure(state)
+        if expected != jax.tree.structure(tree):
+            got = jax.tree.structure(tree)
+            raise ValueError(f"coefficients: expected {name} of the state's structure, {expected}, got {got}")
+        for h, leaf in zip(jax.tree.leaves(state), jax.tree.leaves(tree), strict=True):
+            shape, got = jnp.shape(h), jnp.shape(leaf)
+            if len(got) > len(shape) or any(m not in (1, n) for m, n in zip(got[::-1], shape[::-1], strict=False)):
+                of = "the state's shape" if name in "ab" and len(like) == 2 else "shape"
+                raise ValueError(f"coefficients: expected {name} of {of}, {list(shape)}, got {list(got)}")

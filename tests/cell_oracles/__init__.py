@@ -28,6 +28,8 @@ FAMILIES = (
     "linear_attention",
     "state_space",
     "lstm_variants",
+    "xlstm",
+    "matrix_memory",
 )
 
 
