@@ -580,7 +580,7 @@ def check_omega(case: Case) -> Iterator[Comparison]:
     whole = bptt.remedies.omega_terms(*case.arguments(case.plans[0]), only_loss, args=_args(case, case.plans[0]))
     for steps, arguments, args in case.alone(case.plans[0]):
         alone = bptt.remedies.omega_terms(*arguments, only_loss, args=args)
-        yield Comparison("of the piece", at_steps(whole.terms, steps), alone.terms)
+        yield Comparison("of the piece", from_one(at_steps(whole.terms, steps)), from_one(alone.terms))
 
 
 # --- Exponents: a frame through the Jacobians of every piece, made orthonormal by NumPy after every step.

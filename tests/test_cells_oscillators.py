@@ -100,3 +100,25 @@ def test_initial_weights():
         assert low <= np.min(weights) < low + 0.1 * room
         assert high - 0.1 * room < np.max(weights) <= high
     np.testing.assert_allclose(np.std(clockwork.recurrent), 0.1, rtol=0.05)
+
+
+def test_time_that_passes():
+    """In cfc, beside the input, it multiplies the rate of the gate; alone, an input comes after 1."""
+    cell = bptt.cells.cfc(N, backbone_units=4, dtype=jnp.float32)
+    params, h, x = moved(cell.init(jax.random.key(0), I), 0), jnp.ones(N), jnp.ones(I)
+    faster = jnp.repeat(jnp.asarray([1.0, 1.0, 2.5, 1.0]), N)
+    given = params._replace(heads=faster[:, None] * params.heads, heads_bias=faster * params.heads_bias)
+    np.testing.assert_array_equal(cell.step(params, h, (x, 1.0)), cell.step(params, h, x))
+    np.testing.assert_allclose(cell.step(params, h, (x, 2.5)), cell.step(given, h, x), rtol=1e-5)
+
+
+def test_tau_gru_hears_what_was(x64):
+    """The Jacobian of h_t by h_{t-1-d} is there, by those between it is zero; the buffer shifts."""
+    cell = bptt.cells.tau_gru(N, delay=3, dtype=jnp.float64)
+    step, params, state, xs = example(cell)
+    states = bptt.unroll(step, params, state, xs)
+    np.testing.assert_array_equal(states.past[5], states.h[4:1:-1])
+    blocks = np.asarray(bptt.jacobians(step, params, state, xs))[-1].reshape(4, N, 4, N)
+    assert [bool(np.any(blocks[0, :, k])) for k in range(4)] == [True, False, False, True]
+    for k in range(3):
+        np.testing.assert_array_equal(blocks[k + 1].transpose(1, 0, 2)[k], np.eye(N))

@@ -30,7 +30,7 @@ from bptt_jax.cells.linear_attention import gla, retnet
 from bptt_jax.cells.lstm_variants import layer_norm_lstm, multiplicative_lstm, peephole_lstm, residual_lstm
 from bptt_jax.cells.matrix_memory import hgrn2, linear_transformer, rwkv6
 from bptt_jax.cells.measurement import CellMeasurement
-from bptt_jax.cells.oscillators import clockwork, cornn, lem, unicornn
+from bptt_jax.cells.oscillators import cfc, clockwork, cornn, lem, tau_gru, unicornn
 from bptt_jax.cells.simple import RNNParams, indrnn, irnn, leaky_rnn, minimal_rnn, rnn, scrn
 from bptt_jax.cells.stable import antisymmetric, fastrnn, gated_antisymmetric, lipschitz
 from bptt_jax.cells.state_space import lmu, mamba, mamba2, s4d, s5
@@ -49,6 +49,7 @@ __all__ = [
     "RNNParams",
     "antisymmetric",
     "atr",
+    "cfc",
     "cfn",
     "clockwork",
     "cornn",
@@ -112,6 +113,7 @@ __all__ = [
     "sru",
     "stack",
     "star",
+    "tau_gru",
     "ugrnn",
     "unicornn",
     "unitary",

@@ -31,7 +31,7 @@ from bptt_jax.cells.linear import hgrn, lru, min_gru, min_lstm, qrnn, rg_lru, sr
 from bptt_jax.cells.linear_attention import gla, retnet
 from bptt_jax.cells.lstm_variants import layer_norm_lstm, multiplicative_lstm, peephole_lstm, residual_lstm
 from bptt_jax.cells.matrix_memory import hgrn2, linear_transformer, rwkv6
-from bptt_jax.cells.oscillators import clockwork, cornn, lem, unicornn
+from bptt_jax.cells.oscillators import cfc, clockwork, cornn, lem, tau_gru, unicornn
 from bptt_jax.cells.simple import indrnn, irnn, leaky_rnn, minimal_rnn, rnn, scrn
 from bptt_jax.cells.stable import antisymmetric, fastrnn, gated_antisymmetric, lipschitz
 from bptt_jax.cells.state_space import lmu, mamba, mamba2, s4d, s5
@@ -88,6 +88,10 @@ ATLAS: Mapping[str, AtlasEntry] = MappingProxyType(
         "unicornn": AtlasEntry(unicornn, "oscillatory", 2021, "Rusch and Mishra, arXiv:2103.05487", "h [N], z [N]"),
         "lem": AtlasEntry(lem, "oscillatory", 2022, "Rusch et al., arXiv:2110.04744", "h [N], z [N]"),
         "clockwork": AtlasEntry(clockwork, "oscillatory", 2014, "Koutnik et al., arXiv:1402.3511", "h [N], t []"),
+        "cfc": AtlasEntry(cfc, "oscillatory", 2022, "Hasani et al., Nat. Mach. Intell. 4: 992", "h [N]"),
+        "tau_gru": AtlasEntry(
+            tau_gru, "oscillatory", 2022, "Erichson et al., arXiv:2212.00228", "h [N], past [5, N]"
+        ),
         "gru": AtlasEntry(gru, "gated", 2014, "Cho et al., arXiv:1406.1078", "h [N]"),
         "lstm": AtlasEntry(
             lstm, "gated", 1997, "Hochreiter and Schmidhuber, Neural Comput. 9: 1735", "h [N], c [N]"

@@ -121,9 +121,10 @@ def orthogonal(
     [0, pi / 2] for "cayley" (Helfrich et al.), in [-pi, pi] for "exp" (Henaff et al. 2016); U by default N(0, 2 / I);
     b of modReLU uniform in [-0.01, 0.01], of another activation 0.
 
-    What W costs: a step given `OrthogonalParams` makes W anew, in O(N^3), and its derivative likewise; within a
-    scan over time nothing takes it out of the loop. `OrthogonalStep.plain` makes it once, and the same step takes
-    what it gives::
+    What W costs: a step given `OrthogonalParams` makes W, in O(N^3). XLA takes that out of a loop over time, but not
+    its derivative by the parameters: on CPU a gradient through 100 steps of 128 units, of 32 sequences, takes 3 times
+    as long by "cayley" and 9 times by "exp" as with W made once. `OrthogonalStep.plain` makes it once, and the same
+    step takes what it gives::
 
         weights = cell.step.plain(params)                             # RNNParams
         states = bptt.unroll(cell.step, weights, state0, xs)

@@ -1,4 +1,4 @@
-"""Cells with oscillating units, and with several time scales: cornn, unicornn, lem, clockwork."""
+"""Cells with oscillating units, and with several time scales."""
 
 import math
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from bptt_jax.cells.activations import sigmoid, tanh, weighted_mean
 from bptt_jax.cells.simple import RNNParams
 from bptt_jax.cells.weights import check_hidden_size, times
 from bptt_jax.checks import check_floating, check_key, check_number, check_positive_int
-from bptt_jax.step import Array, Cell, Step
+from bptt_jax.step import Array, Cell, Input, Step
 
 
 class CoRNNParams(NamedTuple):
@@ -46,6 +46,33 @@ class LEMParams(NamedTuple):
     memory: Array
 
 
+class CfCParams(NamedTuple):
+    """Parameters of `cfc`, of a backbone of B units.
+
+    ``recurrent [B, N]``, ``input [B, I]``, ``bias [B]``; ``heads [4N, B]`` and ``heads_bias [4N]`` in the order of the
+    two candidates, the rate and the offset of the gate.
+    """
+
+    recurrent: Array
+    input: Array
+    bias: Array
+    heads: Array
+    heads_bias: Array
+
+
+class TauGRUParams(NamedTuple):
+    """Parameters of `tau_gru`.
+
+    ``recurrent [3N, N]`` in the order u, g, a; ``delayed [N, N]``; ``input [4N, I]`` and ``bias [4N]`` in the order
+    u, g, a, z.
+    """
+
+    recurrent: Array
+    delayed: Array
+    input: Array
+    bias: Array
+
+
 class OscillatorState(NamedTuple):
     """State of `cornn`, `unicornn` and `lem`: ``h [N]``, the y of the papers, and ``z [N]``; as a vector, h first."""
 
@@ -58,6 +85,13 @@ class ClockworkState(NamedTuple):
 
     h: Array
     t: Array
+
+
+class TauGRUState(NamedTuple):
+    """State of `tau_gru`: ``h [N]`` and those before it, ``past [d, N]``, the last first; as a vector, h first."""
+
+    h: Array
+    past: Array
 
 
 def cornn(
@@ -252,6 +286,97 @@ def clockwork(hidden_size: int, *, modules: int = 7, dtype: Any = None) -> Cell:
     )
 
 
+def cfc(hidden_size: int, *, backbone_units: int = 128, dtype: Any = None) -> Cell:
+    """The closed-form continuous-time network (Hasani et al. 2022, Nat. Mach. Intell. 4: 992), with a gate.
+
+    ::
+
+        y = 1.7159 tanh(0.666 (W h_{t-1} + U x_t + b))
+        g = sigmoid((R y + r) dt_t + (Q y + q))
+        h_t = (1 - g) * tanh(F y + f) + g * tanh(G y + e)
+
+    What a liquid time-constant network tends to, without a solver: dt_t is the time that has passed since the last
+    input, beside it, ``x = (x_t, dt_t)``, or 1 where the input comes alone. This is the released code, with one layer
+    of backbone; in the paper the gate is ``sigmoid(-f dt)``, with no part that time does not act on.
+
+    h_{t-1} is heard through the backbone alone: nothing carries it over, and the Jacobian is that of a network
+    without memory of its own.
+
+    All matrices start Glorot uniform, W and U as one; biases uniform within ``1 / sqrt(fan in)``, as in the released
+    code.
+
+    Args:
+      hidden_size: N, of units.
+      backbone_units: B.
+      dtype: of parameters and state; by default JAX's floating type.
+
+    Returns:
+      A `Cell` with `CfCParams` and a state ``[N]``, D = N.
+
+    Raises:
+      TypeError, ValueError: an argument is no positive integer, or `dtype` no floating type.
+    """
+    dtype = check_floating("dtype", dtype)
+    n = check_hidden_size(hidden_size, 1, dtype)
+    units = check_positive_int("backbone_units", backbone_units)
+
+    def init(key: Array, input_size: int) -> CfCParams:
+        inputs = check_positive_int("input_size", input_size)
+        fan_in = n + inputs
+        k_back, k_bias, k_heads, k_biases = jax.random.split(check_key("key", key), 4)
+        backbone = _uniform(k_back, (units, fan_in), math.sqrt(6 / (fan_in + units)), dtype)
+        heads = _uniform(k_heads, (4 * n, units), math.sqrt(6 / (n + units)), dtype)
+        return CfCParams(
+            backbone[:, inputs:],
+            backbone[:, :inputs],
+            _uniform(k_bias, (units,), 1 / math.sqrt(fan_in), dtype),
+            heads,
+            _uniform(k_biases, (4 * n,), 1 / math.sqrt(units), dtype),
+        )
+
+    return Cell(init, lambda: jnp.zeros(n, dtype), _cfc_step)
+
+
+def tau_gru(hidden_size: int, *, delay: int = 5, dtype: Any = None) -> Cell:
+    """The gated unit with weighted feedback of a delayed state (Erichson et al. 2022, arXiv:2212.00228).
+
+    ::
+
+        u = tanh(W_u h_{t-1} + U_u x_t + b_u)         z = tanh(W_z h_{t-1-d} + U_z x_t + b_z)
+        g = sigmoid(W_g h_{t-1} + U_g x_t + b_g)      a = sigmoid(W_a h_{t-1} + U_a x_t + b_a)
+        h_t = (1 - g) * h_{t-1} + g * (u + a * z)
+
+    Euler's method for a differential equation with a delay. The states between are part of the state, zero before the
+    first: the error signal reaches h_{t-1-d} in one step, beside the way through all between.
+
+    Weights and biases start uniform within ``1 / sqrt(N)``, as those of PyTorch's gated units.
+
+    Args:
+      hidden_size: N, of units.
+      delay: d, in steps, at least 1.
+      dtype: of parameters and state; by default JAX's floating type.
+
+    Returns:
+      A `Cell` with `TauGRUParams` and a `TauGRUState`, D = (1 + d) N.
+
+    Raises:
+      TypeError, ValueError: an argument is no positive integer, or `dtype` no floating type.
+    """
+    dtype = check_floating("dtype", dtype)
+    n = check_hidden_size(hidden_size, 3, dtype)
+    delay = check_positive_int("delay", delay)
+
+    def init(key: Array, input_size: int) -> TauGRUParams:
+        fan_in = check_positive_int("input_size", input_size)
+        keys = jax.random.split(check_key("key", key), 4)
+        shapes = (3 * n, n), (n, n), (4 * n, fan_in), (4 * n,)
+        return TauGRUParams(
+            *(_uniform(k, shape, 1 / math.sqrt(n), dtype) for k, shape in zip(keys, shapes, strict=True))
+        )
+
+    return Cell(init, lambda: TauGRUState(jnp.zeros(n, dtype), jnp.zeros((delay, n), dtype)), _tau_gru_step)
+
+
 def _check_positive(name: str, value: Any) -> Any:
     return check_number(name, value, "a finite number above 0", lambda v: (v > 0) & (v < math.inf))
 
@@ -324,3 +449,22 @@ def _clockwork_step(modules: int) -> Step:
         return ClockworkState(jnp.where(t % periods == 0, new, h), t + 1)
 
     return clockwork_step
+
+
+def _cfc_step(params: CfCParams, h: Array, x: Input) -> Array:
+    x, elapsed = x if isinstance(x, tuple) else (x, None)
+    drive = times(params.recurrent, h) + times(params.input, x) + params.bias
+    heads = times(params.heads, 1.7159 * tanh(0.666 * drive)) + params.heads_bias
+    first, second, rate, offset = jnp.split(heads, 4)
+    if elapsed is not None:
+        rate = rate * jnp.asarray(elapsed, h.dtype)
+    return weighted_mean(sigmoid(rate + offset), tanh(first), tanh(second))
+
+
+def _tau_gru_step(params: TauGRUParams, state: TauGRUState, x: Array) -> TauGRUState:
+    h, past = state
+    *of_input, z_x = jnp.split(times(params.input, x) + params.bias, 4)
+    u, g, a = (i + j for i, j in zip(of_input, jnp.split(times(params.recurrent, h), 3), strict=True))
+    z = tanh(times(params.delayed, past[-1]) + z_x)
+    new = weighted_mean(sigmoid(g), h, tanh(u) + sigmoid(a) * z)
+    return TauGRUState(new, jnp.concatenate([h[None], past[:-1]]))

@@ -27,19 +27,19 @@ def mod_relu(a: Any, b: Any) -> Any:
 
 
 def exponential(p: Any, h: Any, x: Any) -> Any:
-    """Lezcano-Casado and Martinez-Rubio 2019, section 3."""
+    """Lezcano-Casado and Martinez-Rubio 2019."""
     return mod_relu(scipy.linalg.expm(skew(p)) @ h + p.input @ x, p.bias)
 
 
 def cayley(p: Any, h: Any, x: Any) -> Any:
-    """Helfrich et al. 2018, eq. 5 with eq. 3, one entry of D being -1."""
+    """Helfrich et al. 2018, one entry of D being -1."""
     a, one = skew(p), np.eye(N)
     w = np.linalg.inv(one + a) @ (one - a) @ np.diag([1] * (N - 1) + [-1])
     return mod_relu(w @ h + p.input @ x, p.bias)
 
 
 def unitary(p: Any, h: Any, x: Any) -> Any:
-    """Arjovsky et al. 2016, eq. 6, as a matrix."""
+    """Arjovsky et al. 2016, as a matrix."""
     fourier = scipy.linalg.dft(N, scale="sqrtn")
     d_1, d_2, d_3 = (np.diag(np.exp(1j * phases)) for phases in p.phases)
     r_1, r_2 = (
@@ -51,7 +51,7 @@ def unitary(p: Any, h: Any, x: Any) -> Any:
 
 
 def householder(p: Any, h: Any, x: Any) -> Any:
-    """Mhammedi et al. 2017, section 3, as a matrix; of the first vector all entries, of the k-th the last N - k + 1."""
+    """Mhammedi et al. 2017, as a matrix; of the first vector all entries, of the k-th the last N - k + 1."""
     w = np.eye(N)
     for k, u in enumerate(p.reflections):
         u = u[k:]
