@@ -59,7 +59,7 @@ def qrnn(p: Any, state: Any, x: Any) -> Any:
 
 
 def hgrn(p: Any, h: Any, x: Any) -> Any:
-    """Qin et al. 2023, eq. 5 to 7, with gamma of the second of two layers."""
+    """Qin et al. 2023, section 3, with gamma of the second of two layers."""
     gamma = np.exp(p.bound) / (1 + np.exp(p.bound))
     w_f, w_re, w_im = np.split(p.input, 3)
     b_f, b_re, b_im = np.split(p.bias, 3)

@@ -40,7 +40,7 @@ def fla_retention(p: Any, s: Any, xs: Any) -> Any:
 
 
 def gla(p: Any, s: Any, x: Any) -> Any:
-    """Yang et al. 2023, eq. 4 and section 4.4, head by head."""
+    """Yang et al. 2023, section 4, head by head."""
     low = p.gate_down @ x
     new = []
     for head in range(len(p.key)):

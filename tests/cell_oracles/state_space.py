@@ -22,7 +22,7 @@ def softplus(a: Any) -> Any:
 
 
 def s4d(p: Any, h: Any, x: Any) -> Any:
-    """Gu et al. 2022, eq. 3 and 6 and section 3, with B = 1; feature by feature."""
+    """Gu et al. 2022, section 3, by zero-order hold and with B = 1; feature by feature."""
     new = np.zeros_like(h)
     for feature, u in enumerate(p.input @ x):
         dt = np.exp(p.log_dt[feature])
@@ -42,7 +42,7 @@ def s4d_bilinear(p: Any, h: Any, x: Any) -> Any:
 
 
 def s5(p: Any, h: Any, x: Any) -> Any:
-    """Smith et al. 2023, eq. 2 and 6."""
+    """Smith et al. 2023, section 3, by zero-order hold."""
     lam, dt = p.re + 1j * p.im, np.exp(p.log_dt)
     a_bar = np.exp(lam * dt)
     return a_bar * h + (a_bar - 1) / lam * ((p.input_re + 1j * p.input_im) @ x)
@@ -118,7 +118,7 @@ def mambapy(p: Any, h: Any, xs: Any) -> Any:
 
 
 def mamba2(p: Any, h: Any, x: Any) -> Any:
-    """Dao and Gu 2024, section 7.1 and its listing 1, head by head."""
+    """Dao and Gu 2024, section 7, head by head."""
     heads = len(p.a_log)
     delta = softplus(p.dt @ x + p.dt_bias)
     b = p.key @ x
@@ -146,7 +146,7 @@ def fla_mamba2(p: Any, h: Any, xs: Any) -> Any:
 
 
 def lmu(order: int, theta: float, p: Any, state: Any, x: Any) -> Any:
-    """Voelker et al. 2019, eq. 1 to 7; the matrix exponential by its series."""
+    """Voelker et al. 2019, section 2; the matrix exponential by its series."""
     a, b = np.zeros((order, order)), np.zeros(order)
     for i in range(order):
         b[i] = (2 * i + 1) * (-1) ** i / theta
