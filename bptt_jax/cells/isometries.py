@@ -305,7 +305,7 @@ def _leaky_relu(a: Array) -> Array:
 def _skew_symmetric(above: Array, n: int) -> Array:
     """[n, n], from what stands above the diagonal, row by row."""
     # By a gather: what is scattered into zeros is, within a shard_map, of another type than they are.
-    index = np.full((n, n), above.size)
+    index = np.full((n, n), above.size, np.int32)
     index[np.triu_indices(n, 1)] = np.arange(above.size)
     sign = jnp.asarray(np.sign(index.T - index), above.dtype)
     return jnp.append(above, jnp.zeros(1, above.dtype))[np.minimum(index, index.T)] * sign
@@ -332,7 +332,7 @@ def _reflect(u: Array, h: Array) -> Array:
 
 @lru_cache
 def _permutation(n: int) -> np.ndarray:
-    return np.random.default_rng(0).permutation(n)
+    return np.random.default_rng(0).permutation(n).astype(np.int32)
 
 
 def _unitary_step(params: UnitaryParams, h: Array, x: Array) -> Array:
