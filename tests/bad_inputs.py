@@ -145,6 +145,11 @@ def initializer(make: Callable[..., Any], **fixed: Any) -> Callable[..., Any]:
     return initialised
 
 
+def surrogate(make: Callable[..., Any], x: Any, **options: Any) -> Any:
+    spike = make(**options)
+    return jax.value_and_grad(lambda x: spike(x).sum())(x)
+
+
 def clip(make: Callable[..., optax.GradientTransformation]) -> Callable[..., Any]:
     """Of gradients by a new transformation."""
 
@@ -208,7 +213,9 @@ OPTIONS_OF_CELLS: dict[str, tuple[Any, str]] = {
     "backbone_units": (4, "integer"),
     "beta": (0.5, "finite"),
     "bias_init": (INIT, "initializer"),
+    "connections": (2, "integer"),
     "context_size": (3, "integer"),
+    "decay": (0.9, "fraction"),
     "decay_rank": (2, "integer"),
     "delay": (2, "integer"),
     "discretization": ("zoh", "choice"),
@@ -221,6 +228,7 @@ OPTIONS_OF_CELLS: dict[str, tuple[Any, str]] = {
     "gamma": (0.1, "at least zero"),
     "heads": (2, "integer"),
     "input_init": (INIT, "initializer"),
+    "input_scale": (0.5, "finite"),
     "key_size": (4, "integer"),
     "lower_bound": (0.5, "fraction"),
     "map": ("exp", "choice"),
@@ -235,12 +243,17 @@ OPTIONS_OF_CELLS: dict[str, tuple[Any, str]] = {
     "rank": (2, "integer"),
     "recurrent_init": (INIT, "initializer"),
     "reflections": (2, "integer"),
+    "reset": ("subtract", "choice"),
     "reset_after": (True, "flag"),
+    "rho": (0.9, "fraction"),
     "scale": (0.5, "finite"),
+    "spectral_radius": (0.9, "above zero"),
     "spectrum": ("lin", "choice"),
+    "spike": (bptt.cells.surrogates.fast_sigmoid(), "activation"),
     "state_size": (4, "integer"),
     "stiffness": (1.0, "at least zero"),
     "theta": (10.0, "above zero"),
+    "threshold": (1.0, "above zero"),
     "zeta": (1.0, "finite"),
 }
 SQUARE_KINDS = {"shape": "square shape", "key": "key", "dtype": "dtype"}
@@ -392,6 +405,19 @@ TARGETS: list[Target] = [
             "shape": "gate shape",
             "dtype": "dtype",
         },
+    ),
+    *(
+        Target(
+            f"bptt.cells.surrogates.{make.__name__}",
+            functools.partial(surrogate, make),
+            {option: 2.0, "x": H},
+            {option: "above zero"},
+        )
+        for make, option in (
+            (bptt.cells.surrogates.fast_sigmoid, "slope"),
+            (bptt.cells.surrogates.triangular, "height"),
+            (bptt.cells.surrogates.arctan, "alpha"),
+        )
     ),
     Target(
         "bptt.stack",

@@ -1,6 +1,6 @@
 """Cells, their initialisers, layers of them, and cells and weights of other libraries."""
 
-from bptt_jax.cells import initializers
+from bptt_jax.cells import initializers, surrogates
 from bptt_jax.cells.adapters import from_equinox, from_haiku, from_linen, from_nnx
 from bptt_jax.cells.atlas import ATLAS, AtlasEntry
 from bptt_jax.cells.delta import deltanet, gated_deltanet, rwkv7
@@ -31,7 +31,9 @@ from bptt_jax.cells.lstm_variants import layer_norm_lstm, multiplicative_lstm, p
 from bptt_jax.cells.matrix_memory import hgrn2, linear_transformer, rwkv6
 from bptt_jax.cells.measurement import CellMeasurement
 from bptt_jax.cells.oscillators import cfc, clockwork, cornn, lem, tau_gru, unicornn
+from bptt_jax.cells.reservoir import echo_state
 from bptt_jax.cells.simple import RNNParams, indrnn, irnn, leaky_rnn, minimal_rnn, rnn, scrn
+from bptt_jax.cells.spiking import alif, lif
 from bptt_jax.cells.stable import antisymmetric, fastrnn, gated_antisymmetric, lipschitz
 from bptt_jax.cells.state_space import lmu, mamba, mamba2, s4d, s5
 from bptt_jax.cells.torch_weights import from_torch
@@ -47,6 +49,7 @@ __all__ = [
     "LSTMState",
     "MinGRUParams",
     "RNNParams",
+    "alif",
     "antisymmetric",
     "atr",
     "cfc",
@@ -55,6 +58,7 @@ __all__ = [
     "cornn",
     "deltanet",
     "dsgu",
+    "echo_state",
     "fastgrnn",
     "fastrnn",
     "from_equinox",
@@ -78,6 +82,7 @@ __all__ = [
     "leaky_rnn",
     "lem",
     "li_gru",
+    "lif",
     "light_ru",
     "linear_transformer",
     "lipschitz",
@@ -113,6 +118,7 @@ __all__ = [
     "sru",
     "stack",
     "star",
+    "surrogates",
     "tau_gru",
     "ugrnn",
     "unicornn",

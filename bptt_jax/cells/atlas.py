@@ -32,13 +32,15 @@ from bptt_jax.cells.linear_attention import gla, retnet
 from bptt_jax.cells.lstm_variants import layer_norm_lstm, multiplicative_lstm, peephole_lstm, residual_lstm
 from bptt_jax.cells.matrix_memory import hgrn2, linear_transformer, rwkv6
 from bptt_jax.cells.oscillators import cfc, clockwork, cornn, lem, tau_gru, unicornn
+from bptt_jax.cells.reservoir import echo_state
 from bptt_jax.cells.simple import indrnn, irnn, leaky_rnn, minimal_rnn, rnn, scrn
+from bptt_jax.cells.spiking import alif, lif
 from bptt_jax.cells.stable import antisymmetric, fastrnn, gated_antisymmetric, lipschitz
 from bptt_jax.cells.state_space import lmu, mamba, mamba2, s4d, s5
 from bptt_jax.cells.xlstm import mlstm, slstm
 from bptt_jax.step import Cell
 
-Family = Literal["simple", "orthogonal", "oscillatory", "gated", "linear", "matrix", "spiking"]
+Family = Literal["simple", "orthogonal", "oscillatory", "gated", "linear", "matrix", "spiking", "reservoir"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class AtlasEntry:
     Attributes:
       make: ``make(hidden_size, *, dtype=None, ...) -> Cell``; all further arguments have defaults.
       family: "simple", "orthogonal", "oscillatory", "gated", "linear" (in the state, unit by unit, or but for
-        a part of the step), "matrix" (states that are matrices, written to by outer products) or "spiking".
+        a part of the step), "matrix" (states that are matrices, written to by outer products), "spiking" or
+        "reservoir" (drawn, not trained).
       year: of its first publication.
       source: who published it, and where.
       state: names and shapes of the leaves of the state, N being the hidden size, as "h [N], c [N]".
@@ -151,5 +154,10 @@ ATLAS: Mapping[str, AtlasEntry] = MappingProxyType(
             gated_deltanet, "matrix", 2024, "Yang et al., arXiv:2412.06464", "S [2, N/2, 8]"
         ),
         "rwkv7": AtlasEntry(rwkv7, "matrix", 2025, "Peng et al., arXiv:2503.14456", "S [2, N/2, 8]"),
+        "lif": AtlasEntry(lif, "spiking", 2019, "Neftci et al., IEEE Signal Process. Mag. 36: 51", "h [N], v [N]"),
+        "alif": AtlasEntry(
+            alif, "spiking", 2018, "Bellec et al., arXiv:1803.09574, Nat. Commun. 11: 3625", "h [N], v [N], a [N]"
+        ),
+        "echo_state": AtlasEntry(echo_state, "reservoir", 2001, "Jaeger, GMD report 148", "h [N]"),
     }
 )

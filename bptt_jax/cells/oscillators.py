@@ -1,8 +1,6 @@
 """Cells with oscillating units, and with several time scales."""
 
 import math
-from collections.abc import Callable
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bptt_jax.cells.activations import sigmoid, tanh, weighted_mean
+from bptt_jax.cells.sharing import shared
 from bptt_jax.cells.simple import RNNParams
 from bptt_jax.cells.weights import check_hidden_size, times
 from bptt_jax.checks import check_floating, check_key, check_number, check_positive_int
@@ -146,7 +145,7 @@ def cornn(
             _uniform(k_bias, (n,), 1 / math.sqrt(fan_in), dtype),
         )
 
-    return Cell(init, lambda: _at_rest(n, dtype), _with_numbers(_cornn_step, *numbers))
+    return Cell(init, lambda: _at_rest(n, dtype), shared(_cornn_step, *numbers))
 
 
 def unicornn(hidden_size: int, *, dt: float = 0.19, stiffness: float = 30.65, dtype: Any = None) -> Cell:
@@ -196,7 +195,7 @@ def unicornn(hidden_size: int, *, dt: float = 0.19, stiffness: float = 30.65, dt
             _uniform(k_control, (n,), 0.1, dtype),
         )
 
-    return Cell(init, lambda: _at_rest(n, dtype), _with_numbers(_unicornn_step, dt, stiffness))
+    return Cell(init, lambda: _at_rest(n, dtype), shared(_unicornn_step, dt, stiffness))
 
 
 def lem(hidden_size: int, *, dt: float = 1.0, dtype: Any = None) -> Cell:
@@ -234,7 +233,7 @@ def lem(hidden_size: int, *, dt: float = 1.0, dtype: Any = None) -> Cell:
             *(_uniform(k, shape, 1 / math.sqrt(n), dtype) for k, shape in zip(keys, shapes, strict=True))
         )
 
-    return Cell(init, lambda: _at_rest(n, dtype), _with_numbers(_lem_step, dt))
+    return Cell(init, lambda: _at_rest(n, dtype), shared(_lem_step, dt))
 
 
 def clockwork(hidden_size: int, *, modules: int = 7, dtype: Any = None) -> Cell:
@@ -387,18 +386,6 @@ def _uniform(key: Array, shape: tuple[int, ...], bound: float, dtype: jnp.dtype)
 
 def _at_rest(n: int, dtype: jnp.dtype) -> OscillatorState:
     return OscillatorState(jnp.zeros(n, dtype), jnp.zeros(n, dtype))
-
-
-def _with_numbers(make: Callable[..., Step], *numbers: Any) -> Step:
-    """One step object for equal numbers; of traced ones, a new one."""
-    if any(isinstance(a, jax.core.Tracer) for a in numbers):
-        return make(*numbers)
-    return _shared(make, *map(float, numbers))
-
-
-@lru_cache
-def _shared(make: Callable[..., Step], *numbers: float) -> Step:
-    return make(*numbers)
 
 
 def _cornn_step(dt: float | Array, gamma: float | Array, epsilon: float | Array) -> Step:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 
 from bptt_jax.cells.activations import sigmoid, tanh, weighted_mean
 from bptt_jax.cells.initializers import Initializer, draw_weights, identity
+from bptt_jax.cells.sharing import shared
 from bptt_jax.cells.weights import (
     check_hidden_size,
     check_initializers,
@@ -139,11 +139,9 @@ def rnn(
             jnp.zeros(n, dtype),
         )
 
-    return Cell(init, lambda: jnp.zeros(n, dtype), _rnn_step(_KEEPING_LESS.get(activation, activation)))
+    return Cell(init, lambda: jnp.zeros(n, dtype), shared(_rnn_step, _KEEPING_LESS.get(activation, activation)))
 
 
-# One step object per activation: cells that differ only in size or initialisation share what JAX has compiled.
-@lru_cache
 def _rnn_step(activation: Callable[[Array], Array]) -> Step:
     def rnn_step(params: RNNParams, h: Array, x: Array) -> Array:
         return activation(times(params.recurrent, h) + times(params.input, x) + params.bias)
@@ -211,13 +209,7 @@ def leaky_rnn(
         dtype=dtype,
     )
     activation = _KEEPING_LESS.get(activation, activation)
-    traced = any(isinstance(a, jax.core.Tracer) for a in (alpha, noise))
-    step = (
-        _leaky_step(activation, alpha, noise)
-        if traced
-        else _shared_leaky_step(activation, float(alpha), float(noise))
-    )
-    return Cell(like.init, like.initial_state, step)
+    return Cell(like.init, like.initial_state, shared(_leaky_step, activation, alpha, noise))
 
 
 def _leaky_step(activation: Callable[[Array], Array], alpha: float | Array, noise: float | Array) -> Step:
@@ -232,9 +224,6 @@ def _leaky_step(activation: Callable[[Array], Array], alpha: float | Array, nois
         return (1 - leak) * h + leak * activation(drive)
 
     return leaky_step
-
-
-_shared_leaky_step = lru_cache(_leaky_step)
 
 
 def irnn(
@@ -322,7 +311,6 @@ def indrnn(
     return Cell(init, lambda: jnp.zeros(n, dtype), _indrnn_step(_KEEPING_LESS.get(activation, activation)))
 
 
-@lru_cache
 def _indrnn_step(activation: Callable[[Array], Array]) -> Step:
     def indrnn_step(params: IndRNNParams, h: Array, x: Array) -> Array:
         return activation(params.recurrent * h + times(params.input, x) + params.bias)
@@ -380,8 +368,7 @@ def scrn(
             draw_gates("input_init", input_init, k_to, 1, m, fan_in, dtype),
         )
 
-    step = _scrn_step(alpha) if isinstance(alpha, jax.core.Tracer) else _shared_scrn_step(float(alpha))
-    return Cell(init, lambda: SCRNState(jnp.zeros(n, dtype), jnp.zeros(m, dtype)), step)
+    return Cell(init, lambda: SCRNState(jnp.zeros(n, dtype), jnp.zeros(m, dtype)), shared(_scrn_step, alpha))
 
 
 def _scrn_step(alpha: float | Array) -> Step:
@@ -392,9 +379,6 @@ def _scrn_step(alpha: float | Array) -> Step:
         return SCRNState(sigmoid(drive), s)
 
     return scrn_step
-
-
-_shared_scrn_step = lru_cache(_scrn_step)
 
 
 def minimal_rnn(

@@ -1,8 +1,6 @@
 """Cells that are steps of differential equations, or near the identity, so that signals can neither grow nor fade."""
 
 import math
-from collections.abc import Callable
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +8,7 @@ import jax.numpy as jnp
 
 from bptt_jax.cells.activations import sigmoid, tanh
 from bptt_jax.cells.initializers import Initializer
+from bptt_jax.cells.sharing import shared
 from bptt_jax.cells.simple import RNNParams
 from bptt_jax.cells.weights import check_hidden_size, check_initializers, draw_gates, fan_in_normal, times
 from bptt_jax.checks import check_floating, check_key, check_number, check_positive_int
@@ -152,7 +151,7 @@ def antisymmetric(
             jnp.zeros(n, dtype),
         )
 
-    return Cell(init, lambda: jnp.zeros(n, dtype), _shared(_antisymmetric_step, epsilon, gamma))
+    return Cell(init, lambda: jnp.zeros(n, dtype), shared(_antisymmetric_step, epsilon, gamma))
 
 
 def _antisymmetric_step(epsilon: float | Array, gamma: float | Array) -> Step:
@@ -207,7 +206,7 @@ def gated_antisymmetric(
             jnp.zeros(2 * n, dtype),
         )
 
-    return Cell(init, lambda: jnp.zeros(n, dtype), _shared(_gated_antisymmetric_step, epsilon, gamma))
+    return Cell(init, lambda: jnp.zeros(n, dtype), shared(_gated_antisymmetric_step, epsilon, gamma))
 
 
 def _gated_antisymmetric_step(epsilon: float | Array, gamma: float | Array) -> Step:
@@ -273,7 +272,7 @@ def lipschitz(
             jnp.zeros(n, dtype),
         )
 
-    return Cell(init, lambda: jnp.zeros(n, dtype), _shared(_lipschitz_step, epsilon, beta, gamma))
+    return Cell(init, lambda: jnp.zeros(n, dtype), shared(_lipschitz_step, epsilon, beta, gamma))
 
 
 def _lipschitz_step(epsilon: float | Array, beta: float | Array, gamma: float | Array) -> Step:
@@ -298,15 +297,3 @@ def _check_diffusion(gamma: Any) -> Any:
 
 def _as(number: float | Array, like: Array) -> Array:
     return jnp.asarray(number, like.dtype)
-
-
-# One step object for equal numbers: cells that differ only in size or initialisation share what JAX has compiled.
-def _shared(make: Callable[..., Step], *numbers: Any) -> Step:
-    if any(isinstance(number, jax.core.Tracer) for number in numbers):
-        return make(*numbers)
-    return _made(make, *map(float, numbers))
-
-
-@lru_cache
-def _made(make: Callable[..., Step], *numbers: float) -> Step:
-    return make(*numbers)

@@ -28,8 +28,9 @@ FAMILIES = (
     "linear_attention",
     "state_space",
     "lstm_variants",
-    "xlstm",
     "matrix_memory",
+    "spiking",
+    "xlstm",
 )
 
 
