@@ -37,7 +37,7 @@ def crowd():
     return [
         measurement(
             f"cell_number_{i}",
-            families[i % 7],
+            families[i % len(families)],
             horizon=np.inf if i % 5 == 0 else float(np.exp(draw.normal(4, 0.7))),
             cost=float(np.exp(draw.normal(0.5, 0.4))),
         )

@@ -1,6 +1,7 @@
 """Cells with oscillating units, and with several time scales."""
 
 import math
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
