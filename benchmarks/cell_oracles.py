@@ -35,7 +35,7 @@ def main() -> int:
     with jax.enable_x64(True):
         for name in a.names or list(oracles)[: 2 if a.quick else None]:
             for oracle in oracles[name]:
-                if oracle.kind != "numpy" and not oracle.version:
+                if oracle.peer != "NumPy" and not oracle.version:
                     missing.add(oracle.peer)
                     continue
                 found = cell_oracles.compare(name, oracle)
