@@ -78,3 +78,19 @@ def test_deer_has_qrnn_and_sru_in_few_iterations():
         expected = bptt.unroll(cell.step, params, cell.initial_state(), xs)
         for a, b in zip(jax.tree.leaves(found.states), jax.tree.leaves(expected), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_options_may_be_traced():
+    """And are then checked when it runs."""
+
+    @jax.jit
+    def begun(bias, bound):
+        forgetful, bounded = bptt.cells.min_lstm(1, forget_bias=bias), bptt.cells.hgrn(1, lower_bound=bound)
+        return forgetful.init(KEY, 1).bias, bounded.init(KEY, 1).bound
+
+    biases, bound = begun(3.0, 0.75)
+    np.testing.assert_allclose(biases, [3, 0, 0])
+    np.testing.assert_allclose(bound, [np.log(3)], rtol=1e-5)
+    for bias, bound in ((np.inf, 0.5), (0.0, 1.5)):
+        with pytest.raises(Exception, match=r"(forget_bias|lower_bound): expected"):
+            jax.block_until_ready(begun(bias, bound))

@@ -129,5 +129,11 @@ def test_heads_divide_the_hidden_size(name):
 
 
 def test_steps_from_longest_to_shortest():
+    """Those that are traced are checked when it runs."""
+    begin = jax.jit(lambda lowest, highest: bptt.cells.s5(1, dt_min=lowest, dt_max=highest).init(KEY, 1).log_dt)
+    np.testing.assert_allclose(begin(0.5, 0.5), np.log(0.5), rtol=1e-5)
+    for lowest, highest in ((0.2, 0.1), (0.1, np.inf), (0.0, 0.1)):
+        with pytest.raises(Exception, match=r"dt_(min|max): expected"):
+            jax.block_until_ready(begin(lowest, highest))
     with pytest.raises(ValueError, match="dt_min: expected a number above 0, up to dt_max"):
         bptt.cells.s5(4, dt_min=0.2)

@@ -347,7 +347,7 @@ def hgrn(
         c = silu(W_re x_t + b_re) + i silu(W_im x_t + b_im)
         h_t = f * exp(i theta) * h_{t-1} + (1 - f) * c
 
-    with complex h and a bound gamma below which no gate forgets, higher from layer to layer: a cumulative softmax over
+    with complex h and a bound gamma below which no gate falls, higher from layer to layer: a cumulative softmax over
     them. Here it is ``sigmoid(bound)``, as the second of two layers has it; initially `lower_bound`, 1/2 there. The
     output gate and the norm are a readout. theta starts at ``10000^(-2 k / N)`` for unit k, as released; weights at
     N(0, 1 / I), biases at 0. Each unit's Jacobian is a rotation by theta times f: the error signal never grows, and
