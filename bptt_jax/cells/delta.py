@@ -169,8 +169,8 @@ def rwkv7(hidden_size: int, *, heads: int = 2, key_size: int = 8, rank: int = 4,
     and B' a tenth of orthogonal; d over the keys of all heads from -6 to 0, and in each head besides from -2 to 3; d'
     near 0; xi near 0.7, alpha 1.02.
 
-    Where a is 1, the Jacobian removes what lies along r, as far as w keeps it; its singular values may exceed 1,
-    though not by much, since w is at least ``exp(-e^{-1/2})``, 0.55.
+    w is between ``exp(-e^{-1/2})``, 0.55, and 1. The eigenvalues of a step's Jacobian do not exceed 1 in modulus; where
+    a differs among keys, its singular values may, up to 1.15: the error signal can grow for a while.
 
     Args:
       hidden_size: N, of values in all heads.
