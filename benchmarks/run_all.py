@@ -35,6 +35,7 @@ SCRIPTS = (
     "first_result",
     "compile_time",
     "growth",
+    "atlas",
 )
 
 

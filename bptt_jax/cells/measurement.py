@@ -32,7 +32,8 @@ class CellMeasurement(Result):
       leaf_names: paths of the L floating leaves of the state.
       growth_rate: of the error signal, nats per step backwards, as in `bptt_jax.gradient_flow`.
       growth_rate_error: its standard error.
-      horizon: steps until a thousandth is left: the median; inf where the signal does not fall.
+      horizon: steps until a thousandth is left: the median; inf where the signal does not fall, or by no more than
+        rounding, which is beyond 1e6 steps.
       horizon_low: of all seeds and sequences the tenth percentile.
       horizon_high: and the ninetieth.
       exponent: the largest Lyapunov exponent, nats per step.

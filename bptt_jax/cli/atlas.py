@@ -34,7 +34,8 @@ MEANINGS = {
     "growth rate": "Of the error signal on its way back from the last step, in nats per step: mean over seeds and "
     "sequences ± standard error from the scatter of the seeds.",
     "horizon": "Steps until a thousandth of the error signal is left: the median, and in brackets the 10th and the "
-    "90th percentile. Beyond the sequence it is extrapolated by the growth rate; inf where the signal does not shrink.",
+    "90th percentile. Beyond the sequence it is extrapolated by the growth rate; inf where the signal does not shrink, "
+    "or by rounding alone (beyond 1e6 steps).",
     "exponent": "The largest Lyapunov exponent of the driven recurrence, in nats per step, ± its standard error.",
     "living": "Directions that live as long as the sequence, those of exponents above -1/T, of D, all the numbers of "
     "the state: mean over the seeds. ≥ where all of those that were followed live, and there are more.",
@@ -141,4 +142,4 @@ def _line(cells: Any) -> str:
 
 
 def _steps(value: Any) -> str:
-    return f"{value:.0f}" if not value >= 1e6 or np.isinf(value) else f"{value:.1e}"
+    return f"{value:.0f}"

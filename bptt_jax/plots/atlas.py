@@ -24,7 +24,6 @@ _FAMILIES = {
 _MARK = 6.0  # points
 _RINGS, _AROUND = 24, 16  # places that are tried for a name: distances, and directions
 _STEP = 5.0  # points from one ring to the next
-_FURTHEST = 1e7  # steps; what reaches further is drawn there
 
 
 def plot_atlas(
@@ -59,7 +58,7 @@ def plot_atlas(
     ax = new_axes(ax, (11.0, 8.0))
     costs = np.array([float(m.gradient_time) for m in shown])
     horizons = np.array([float(m.horizon) for m in shown])
-    endless = horizons >= _FURTHEST
+    endless = np.isinf(horizons)
     last = max(10.0, float(np.max(horizons[~endless], initial=10.0)))
     edge, band = 2.2 * last, 4.5 * last
     heights = np.where(endless, band, horizons)
