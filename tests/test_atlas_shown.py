@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from typing import get_args
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,6 +13,7 @@ from matplotlib.colors import to_rgb
 
 import bptt_jax as bptt
 from bptt_jax.cells import ATLAS, CellMeasurement
+from bptt_jax.cells.atlas import Family
 from bptt_jax.cli import atlas as job
 from bptt_jax.cli.main import main
 from bptt_jax.experiments import atlas
@@ -94,7 +96,10 @@ def test_the_same_places_every_time(figure) -> None:
 def test_families_are_told_apart_in_grey(figure) -> None:
     (ax,) = figure.axes
     of = [line for line in ax.lines if line.get_label()[0] != "_"]
-    assert len({line.get_marker() for line in of}) == len({to_rgb(line.get_color()) for line in of}) == 7
+    assert set(_FAMILIES) == set(get_args(Family))
+    assert (
+        len({line.get_marker() for line in of}) == len({to_rgb(line.get_color()) for line in of}) == len(_FAMILIES)
+    )
 
 
 def test_into_given_axes_and_what_has_no_number_is_named() -> None:

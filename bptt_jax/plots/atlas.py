@@ -19,7 +19,7 @@ _FAMILIES = {
     "linear": (LINES[2][0], "v"),
     "matrix": (LINES[5][0], "P"),
     "spiking": ("0.5", "X"),
-    "reservoir": ("0.25", "*"),
+    "reservoir": ("0.35", "*"),
 }
 _MARK = 6.0  # points
 _RINGS, _AROUND = 24, 16  # places that are tried for a name: distances, and directions
