@@ -218,6 +218,7 @@ OPTIONS_OF_CELLS: dict[str, tuple[Any, str]] = {
     "decay": (0.9, "fraction"),
     "decay_rank": (2, "integer"),
     "delay": (2, "integer"),
+    "depth": (2, "integer"),
     "discretization": ("zoh", "choice"),
     "dt": (0.1, "above zero"),
     "dt_max": (0.1, "above zero"),
@@ -230,6 +231,7 @@ OPTIONS_OF_CELLS: dict[str, tuple[Any, str]] = {
     "input_init": (INIT, "initializer"),
     "input_scale": (0.5, "finite"),
     "key_size": (4, "integer"),
+    "longest": (5, "integer"),
     "lower_bound": (0.5, "fraction"),
     "map": ("exp", "choice"),
     "max_phase": (1.0, "above zero"),
@@ -254,6 +256,7 @@ OPTIONS_OF_CELLS: dict[str, tuple[Any, str]] = {
     "stiffness": (1.0, "at least zero"),
     "theta": (10.0, "above zero"),
     "threshold": (1.0, "above zero"),
+    "transform_bias": (-2.0, "finite"),
     "zeta": (1.0, "finite"),
 }
 SQUARE_KINDS = {"shape": "square shape", "key": "key", "dtype": "dtype"}

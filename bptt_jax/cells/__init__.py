@@ -3,6 +3,7 @@
 from bptt_jax.cells import initializers, surrogates
 from bptt_jax.cells.adapters import from_equinox, from_haiku, from_linen, from_nnx
 from bptt_jax.cells.atlas import ATLAS, AtlasEntry
+from bptt_jax.cells.bistable import brc, nbrc
 from bptt_jax.cells.delta import deltanet, gated_deltanet, rwkv7
 from bptt_jax.cells.gated import GRUParams, LSTMParams, LSTMState, gru, lstm
 from bptt_jax.cells.gru_variants import (
@@ -22,12 +23,23 @@ from bptt_jax.cells.gru_variants import (
     star,
     ugrnn,
 )
+from bptt_jax.cells.highway import rhn
 from bptt_jax.cells.isometries import householder, orthogonal, unitary
 from bptt_jax.cells.keras_weights import from_keras
 from bptt_jax.cells.layers import stack
 from bptt_jax.cells.linear import LRUParams, MinGRUParams, hgrn, lru, min_gru, min_lstm, qrnn, rg_lru, sru
 from bptt_jax.cells.linear_attention import gla, retnet
-from bptt_jax.cells.lstm_variants import layer_norm_lstm, multiplicative_lstm, peephole_lstm, residual_lstm
+from bptt_jax.cells.lstm_variants import (
+    coupled_lstm,
+    janet,
+    layer_norm_lstm,
+    multiplicative_lstm,
+    nas,
+    original_lstm,
+    peephole_lstm,
+    residual_lstm,
+    wmc_lstm,
+)
 from bptt_jax.cells.matrix_memory import hgrn2, linear_transformer, rwkv6
 from bptt_jax.cells.measurement import CellMeasurement
 from bptt_jax.cells.oscillators import cfc, clockwork, cornn, lem, tau_gru, unicornn
@@ -52,10 +64,12 @@ __all__ = [
     "alif",
     "antisymmetric",
     "atr",
+    "brc",
     "cfc",
     "cfn",
     "clockwork",
     "cornn",
+    "coupled_lstm",
     "deltanet",
     "dsgu",
     "echo_state",
@@ -78,6 +92,7 @@ __all__ = [
     "initializers",
     "intersection_rnn",
     "irnn",
+    "janet",
     "layer_norm_lstm",
     "leaky_rnn",
     "lem",
@@ -100,6 +115,9 @@ __all__ = [
     "mut1",
     "mut2",
     "mut3",
+    "nas",
+    "nbrc",
+    "original_lstm",
     "orthogonal",
     "peephole_lstm",
     "qrnn",
@@ -107,6 +125,7 @@ __all__ = [
     "residual_lstm",
     "retnet",
     "rg_lru",
+    "rhn",
     "rnn",
     "rwkv6",
     "rwkv7",
@@ -123,4 +142,5 @@ __all__ = [
     "ugrnn",
     "unicornn",
     "unitary",
+    "wmc_lstm",
 ]

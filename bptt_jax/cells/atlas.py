@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
+from bptt_jax.cells.bistable import brc, nbrc
 from bptt_jax.cells.delta import deltanet, gated_deltanet, rwkv7
 from bptt_jax.cells.gated import gru, lstm
 from bptt_jax.cells.gru_variants import (
@@ -26,10 +27,21 @@ from bptt_jax.cells.gru_variants import (
     star,
     ugrnn,
 )
+from bptt_jax.cells.highway import rhn
 from bptt_jax.cells.isometries import householder, orthogonal, unitary
 from bptt_jax.cells.linear import hgrn, lru, min_gru, min_lstm, qrnn, rg_lru, sru
 from bptt_jax.cells.linear_attention import gla, retnet
-from bptt_jax.cells.lstm_variants import layer_norm_lstm, multiplicative_lstm, peephole_lstm, residual_lstm
+from bptt_jax.cells.lstm_variants import (
+    coupled_lstm,
+    janet,
+    layer_norm_lstm,
+    multiplicative_lstm,
+    nas,
+    original_lstm,
+    peephole_lstm,
+    residual_lstm,
+    wmc_lstm,
+)
 from bptt_jax.cells.matrix_memory import hgrn2, linear_transformer, rwkv6
 from bptt_jax.cells.oscillators import cfc, clockwork, cornn, lem, tau_gru, unicornn
 from bptt_jax.cells.reservoir import echo_state
@@ -109,6 +121,16 @@ ATLAS: Mapping[str, AtlasEntry] = MappingProxyType(
             multiplicative_lstm, "gated", 2016, "Krause et al., arXiv:1609.07959", "h [N], c [N]"
         ),
         "residual_lstm": AtlasEntry(residual_lstm, "gated", 2017, "Kim et al., arXiv:1701.03360", "h [N], c [N]"),
+        "original_lstm": AtlasEntry(
+            original_lstm, "gated", 1997, "Hochreiter and Schmidhuber, Neural Comput. 9: 1735", "h [N], c [N]"
+        ),
+        "coupled_lstm": AtlasEntry(coupled_lstm, "gated", 2017, "Greff et al., arXiv:1503.04069", "h [N], c [N]"),
+        "nas": AtlasEntry(nas, "gated", 2017, "Zoph and Le, arXiv:1611.01578", "h [N], c [N]"),
+        "janet": AtlasEntry(janet, "gated", 2018, "van der Westhuizen and Lasenby, arXiv:1804.04849", "h [N]"),
+        "wmc_lstm": AtlasEntry(wmc_lstm, "gated", 2021, "Landi et al., arXiv:2109.00020", "h [N], c [N]"),
+        "rhn": AtlasEntry(rhn, "gated", 2017, "Zilly et al., arXiv:1607.03474", "h [N]"),
+        "brc": AtlasEntry(brc, "gated", 2021, "Vecoven et al., PLOS ONE 16: e0252676", "h [N]"),
+        "nbrc": AtlasEntry(nbrc, "gated", 2021, "Vecoven et al., PLOS ONE 16: e0252676", "h [N]"),
         "mgu": AtlasEntry(mgu, "gated", 2016, "Zhou et al., Int. J. Autom. Comput. 13: 226", "h [N]"),
         "ugrnn": AtlasEntry(ugrnn, "gated", 2017, "Collins et al., arXiv:1611.09913", "h [N]"),
         "atr": AtlasEntry(atr, "gated", 2018, "Zhang et al., arXiv:1810.12546", "h [N]"),

@@ -16,16 +16,14 @@ from bptt_jax.cells.weights import (
     fan_in_normal,
     orthogonal,
     times,
+    within,
 )
 from bptt_jax.checks import check_finite, check_floating, check_key, check_positive_int
 from bptt_jax.step import Array, Cell, Step
 
 _glorot = jax.nn.initializers.glorot_uniform()
 _tenths = jax.nn.initializers.normal(0.1)
-
-
-def _hundredths(key: Array, shape: tuple[int, int], dtype: Any) -> Array:
-    return jax.random.uniform(key, shape, dtype, -0.07, 0.07)
+_hundredths = within(0.07)
 
 
 class GatedParams(NamedTuple):
@@ -109,7 +107,7 @@ def mgu(
       TypeError, ValueError: an argument is out of its range; from `init`, an initialiser draws another shape.
     """
     check_initializer("bias_init", bias_init)
-    return _cell(_mgu_step, hidden_size, dtype, recurrent_init, input_init, (2, 2, 2), bias_init)
+    return gated_cell(_mgu_step, hidden_size, dtype, recurrent_init, input_init, (2, 2, 2), bias_init)
 
 
 def ugrnn(
@@ -143,8 +141,8 @@ def ugrnn(
     Raises:
       TypeError, ValueError: an argument is out of its range; from `init`, an initialiser draws another shape.
     """
-    biases = _constants(check_finite("forget_bias", forget_bias), 0.0)
-    return _cell(_ugrnn_step, hidden_size, dtype, recurrent_init, input_init, (2, 2, 2), biases)
+    biases = constants(check_finite("forget_bias", forget_bias), 0.0)
+    return gated_cell(_ugrnn_step, hidden_size, dtype, recurrent_init, input_init, (2, 2, 2), biases)
 
 
 def atr(
@@ -177,7 +175,7 @@ def atr(
     Raises:
       TypeError, ValueError: an argument is out of its range; from `init`, an initialiser draws another shape.
     """
-    like = _cell(_atr_step, hidden_size, dtype, recurrent_init, input_init, (1, 1, 1))
+    like = gated_cell(_atr_step, hidden_size, dtype, recurrent_init, input_init, (1, 1, 1))
 
     def init(key: Array, input_size: int) -> RNNParams:
         return RNNParams(*like.init(key, input_size))
@@ -217,8 +215,8 @@ def ran(
     Raises:
       TypeError, ValueError: an argument is out of its range; from `init`, an initialiser draws another shape.
     """
-    biases = _constants(0.0, check_finite("forget_bias", forget_bias))
-    like = _cell(_ran_step, hidden_size, dtype, recurrent_init, input_init, (2, 3, 2), biases)
+    biases = constants(0.0, check_finite("forget_bias", forget_bias))
+    like = gated_cell(_ran_step, hidden_size, dtype, recurrent_init, input_init, (2, 3, 2), biases)
     return Cell(like.init, lambda: RANState(like.initial_state(), like.initial_state()), like.step)
 
 
@@ -256,7 +254,7 @@ def cfn(
       TypeError, ValueError: an argument is out of its range; from `init`, an initialiser draws another shape.
     """
     bias = check_finite("forget_bias", forget_bias)
-    return _cell(_cfn_step, hidden_size, dtype, recurrent_init, input_init, (2, 3, 2), _constants(bias, -bias))
+    return gated_cell(_cfn_step, hidden_size, dtype, recurrent_init, input_init, (2, 3, 2), constants(bias, -bias))
 
 
 def star(
@@ -294,7 +292,7 @@ def star(
       TypeError, ValueError: an argument is out of its range; from `init`, an initialiser draws another shape.
     """
     check_initializer("bias_init", bias_init)
-    return _cell(_star_step, hidden_size, dtype, recurrent_init, input_init, (1, 2, 2), bias_init)
+    return gated_cell(_star_step, hidden_size, dtype, recurrent_init, input_init, (1, 2, 2), bias_init)
 
 
 def light_ru(
@@ -328,7 +326,7 @@ def light_ru(
     Raises:
       TypeError, ValueError: an argument is out of its range; from `init`, an initialiser draws another shape.
     """
-    return _cell(_light_ru_step, hidden_size, dtype, recurrent_init, input_init, (1, 2, 1))
+    return gated_cell(_light_ru_step, hidden_size, dtype, recurrent_init, input_init, (1, 2, 1))
 
 
 def li_gru(
@@ -362,7 +360,7 @@ def li_gru(
     Raises:
       TypeError, ValueError: an argument is out of its range; from `init`, an initialiser draws another shape.
     """
-    return _cell(_li_gru_step, hidden_size, dtype, recurrent_init, input_init, (2, 2, 2))
+    return gated_cell(_li_gru_step, hidden_size, dtype, recurrent_init, input_init, (2, 2, 2))
 
 
 def fastgrnn(
@@ -400,7 +398,9 @@ def fastgrnn(
       TypeError, ValueError: an argument is out of its range; from `init`, an initialiser draws another shape.
     """
     scalars = check_finite("zeta", zeta), check_finite("nu", nu)
-    like = _cell(_fastgrnn_step, hidden_size, dtype, recurrent_init, input_init, (1, 1, 2), _constants(1.0, 1.0))
+    like = gated_cell(
+        _fastgrnn_step, hidden_size, dtype, recurrent_init, input_init, (1, 1, 2), constants(1.0, 1.0)
+    )
 
     def init(key: Array, input_size: int) -> FastGRNNParams:
         gated = like.init(key, input_size)
@@ -440,7 +440,7 @@ def mut1(
     Raises:
       TypeError, ValueError: an argument is out of its range; from `init`, an initialiser draws another shape.
     """
-    return _cell(_mut1_step, hidden_size, dtype, recurrent_init, input_init, (2, 3, 3))
+    return gated_cell(_mut1_step, hidden_size, dtype, recurrent_init, input_init, (2, 3, 3))
 
 
 def mut2(
@@ -474,7 +474,7 @@ def mut2(
     Raises:
       TypeError, ValueError: an argument is out of its range; from `init`, an initialiser draws another shape.
     """
-    return _cell(_mut2_step, hidden_size, dtype, recurrent_init, input_init, (3, 3, 3))
+    return gated_cell(_mut2_step, hidden_size, dtype, recurrent_init, input_init, (3, 3, 3))
 
 
 def mut3(
@@ -507,7 +507,7 @@ def mut3(
     Raises:
       TypeError, ValueError: an argument is out of its range; from `init`, an initialiser draws another shape.
     """
-    return _cell(_mut3_step, hidden_size, dtype, recurrent_init, input_init, (3, 3, 3))
+    return gated_cell(_mut3_step, hidden_size, dtype, recurrent_init, input_init, (3, 3, 3))
 
 
 def sgu(
@@ -540,7 +540,7 @@ def sgu(
     Raises:
       TypeError, ValueError: an argument is out of its range; from `init`, an initialiser draws another shape.
     """
-    return _cell(_sgu_step, hidden_size, dtype, recurrent_init, input_init, (2, 2, 2))
+    return gated_cell(_sgu_step, hidden_size, dtype, recurrent_init, input_init, (2, 2, 2))
 
 
 def dsgu(
@@ -573,7 +573,7 @@ def dsgu(
     Raises:
       TypeError, ValueError: an argument is out of its range; from `init`, an initialiser draws another shape.
     """
-    return _cell(_dsgu_step, hidden_size, dtype, recurrent_init, input_init, (3, 2, 2))
+    return gated_cell(_dsgu_step, hidden_size, dtype, recurrent_init, input_init, (3, 2, 2))
 
 
 def intersection_rnn(
@@ -611,14 +611,14 @@ def intersection_rnn(
       TypeError, ValueError: an argument is out of its range; from `init`, an initialiser draws another shape.
     """
     bias = check_finite("forget_bias", forget_bias)
-    like = _cell(
+    like = gated_cell(
         _intersection_step,
         hidden_size,
         dtype,
         recurrent_init,
         input_init,
         (4, 4, 4),
-        _constants(0.0, 0.0, bias, bias),
+        constants(0.0, 0.0, bias, bias),
     )
     zeros = like.initial_state()
 
@@ -632,7 +632,7 @@ def intersection_rnn(
     return Cell(init, lambda: IntersectionState(zeros, zeros), like.step)
 
 
-def _constants(*biases: float | Array) -> Initializer:
+def constants(*biases: float | Array) -> Initializer:
     """One to a gate."""
 
     def init(key: Array, shape: tuple[int, int], dtype: Any) -> Array:
@@ -642,7 +642,7 @@ def _constants(*biases: float | Array) -> Initializer:
     return init
 
 
-def _cell(
+def gated_cell(
     step: Step,
     hidden_size: int,
     dtype: Any,

@@ -1,24 +1,29 @@
 """Variants of the long short-term memory."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from bptt_jax.cells.activations import sigmoid, tanh
+from bptt_jax.cells.activations import sigmoid, tanh, weighted_mean
 from bptt_jax.cells.gated import LSTMParams, LSTMState, lstm
-from bptt_jax.cells.initializers import Initializer
-from bptt_jax.cells.weights import draw_gates, fan_in_normal, orthogonal, times
+from bptt_jax.cells.gru_variants import GatedParams, constants, gated_cell
+from bptt_jax.cells.initializers import Initializer, chrono
+from bptt_jax.cells.weights import draw_gates, fan_in_normal, orthogonal, times, within
+from bptt_jax.checks import check_finite
 from bptt_jax.step import Array, Cell
 
 # Of the layer normalisation, beneath the root, as in the authors' code: the variance of a state of zeros is zero.
 _LEAST_VARIANCE = 1e-5
+_tenth = within(0.1)
 
 
 class PeepholeLSTMParams(NamedTuple):
-    """Parameters of `peephole_lstm`, gates stacked in the order i, f, g, o.
+    """Parameters of `peephole_lstm`, gates stacked in the order i, f, g, o, and of `coupled_lstm`, which has no f.
 
-    ``recurrent [4N, N]``, ``input [4N, I]``, ``bias [4N]``, ``peephole [3N]`` in the order i, f, o.
+    ``recurrent [4N, N]``, ``input [4N, I]``, ``bias [4N]``, ``peephole [3N]`` in the order i, f, o; without f
+    ``[3N, N]``, ``[3N, I]``, ``[3N]`` and ``[2N]``.
     """
 
     recurrent: Array
@@ -72,6 +77,57 @@ class MultiplicativeLSTMParams(NamedTuple):
     input_factor: Array
 
 
+class WorkingMemoryLSTMParams(NamedTuple):
+    """Parameters of `wmc_lstm`, gates stacked in the order i, f, g, o.
+
+    ``recurrent [4N, N]``, ``input [4N, I]``, ``bias [4N]``, ``memory [3N, N]`` in the order i, f, o.
+    """
+
+    recurrent: Array
+    input: Array
+    bias: Array
+    memory: Array
+
+
+def original_lstm(
+    hidden_size: int,
+    *,
+    recurrent_init: Initializer = _tenth,
+    input_init: Initializer = _tenth,
+    dtype: Any = None,
+) -> Cell:
+    """The long short-term memory as it was first, which cannot forget (Hochreiter, Schmidhuber 1997).
+
+    ::
+
+        i = sigmoid(W_i h_{t-1} + U_i x_t + b_i)
+        g = tanh(W_g h_{t-1} + U_g x_t + b_g)
+        o = sigmoid(W_o h_{t-1} + U_o x_t + b_o)
+        c_t = c_{t-1} + i * g
+        h_t = o * tanh(c_t)
+
+    Neural Comput. 9: 1735. Its ``4 sigmoid(a) - 2`` for g is ``2 tanh(a / 2)`` and its ``2 sigmoid(c) - 1`` is
+    ``tanh(c / 2)``: the same cell, with the weights of g and the cell halved. Weights start uniform between -0.1 and
+    0.1, as in most of its experiments, biases at 0; it gives some gates negative ones, to begin closed.
+
+    The carousel ``dc_t/dc_{t-1} = I`` is all that remains of the Jacobian where it is cut at the gates, as the paper
+    does. Here nothing is cut: along c the signal neither grows nor fades, and what passes through h adds to it.
+
+    Args:
+      hidden_size: N, of units.
+      recurrent_init, input_init: initialisers as in `bptt_jax.rnn`, applied gate by gate.
+      dtype: of parameters and state; by default JAX's floating type.
+
+    Returns:
+      A `Cell` with `GatedParams`, in the order i, g, o, and a state ``h [N], c [N]``, D = 2N.
+
+    Raises:
+      TypeError, ValueError: an argument is out of its range; from `init`, an initialiser draws another shape.
+    """
+    like = gated_cell(_original_step, hidden_size, dtype, recurrent_init, input_init, (3, 3, 3))
+    return Cell(like.init, _with_cell(like), like.step)
+
+
 def peephole_lstm(
     hidden_size: int,
     *,
@@ -114,6 +170,48 @@ def peephole_lstm(
         return PeepholeLSTMParams(*drawn, jnp.zeros_like(drawn.bias, shape=3 * hidden_size))
 
     return Cell(init, like.initial_state, _peephole_step)
+
+
+def coupled_lstm(
+    hidden_size: int,
+    *,
+    forget_bias: float = 1.0,
+    recurrent_init: Initializer = orthogonal,
+    input_init: Initializer = fan_in_normal,
+    dtype: Any = None,
+) -> Cell:
+    """The long short-term memory with one gate to let in and to forget (CIFG; Greff et al. 2017, arXiv:1503.04069).
+
+    ::
+
+        i = sigmoid(W_i h_{t-1} + U_i x_t + p_i * c_{t-1} + b_i)
+        g = tanh(W_g h_{t-1} + U_g x_t + b_g)
+        c_t = (1 - i) * c_{t-1} + i * g
+        o = sigmoid(W_o h_{t-1} + U_o x_t + p_o * c_t + b_o)
+        h_t = o * tanh(c_t)
+
+    With the peepholes that all variants of the paper have but the one without; TensorFlow's cell of that name has
+    them if asked. They start at 0, b_i at ``-forget_bias``, the weights as in `bptt_jax.lstm`. The cell is a mean of
+    what it was and g: it stays between -1 and 1, and ``dc_t/dc_{t-1}`` begins near ``sigmoid(forget_bias)``.
+
+    Args:
+      hidden_size: N, of units.
+      forget_bias, recurrent_init, input_init, dtype: as for `bptt_jax.lstm`.
+
+    Returns:
+      A `Cell` with `PeepholeLSTMParams`, in the order i, g, o, and a state ``h [N], c [N]``, D = 2N.
+
+    Raises:
+      TypeError, ValueError: an argument is out of its range; from `init`, an initialiser draws another shape.
+    """
+    biases = constants(-check_finite("forget_bias", forget_bias), 0.0, 0.0)
+    like = gated_cell(_coupled_step, hidden_size, dtype, recurrent_init, input_init, (3, 3, 3), biases)
+
+    def init(key: Array, input_size: int) -> PeepholeLSTMParams:
+        drawn: GatedParams = like.init(key, input_size)
+        return PeepholeLSTMParams(*drawn, jnp.zeros_like(drawn.bias, shape=2 * hidden_size))
+
+    return Cell(init, _with_cell(like), like.step)
 
 
 def layer_norm_lstm(
@@ -250,6 +348,136 @@ def multiplicative_lstm(
     return Cell(init, like.initial_state, _multiplicative_step)
 
 
+def wmc_lstm(
+    hidden_size: int,
+    *,
+    forget_bias: float = 1.0,
+    recurrent_init: Initializer = orthogonal,
+    input_init: Initializer = fan_in_normal,
+    dtype: Any = None,
+) -> Cell:
+    """The long short-term memory with working memory connections (Landi et al. 2021, arXiv:2109.00020).
+
+    ::
+
+        i = sigmoid(W_i h_{t-1} + U_i x_t + tanh(M_i c_{t-1}) + b_i)
+        f = sigmoid(W_f h_{t-1} + U_f x_t + tanh(M_f c_{t-1}) + b_f)
+        g = tanh(W_g h_{t-1} + U_g x_t + b_g)
+        c_t = f * c_{t-1} + i * g
+        o = sigmoid(W_o h_{t-1} + U_o x_t + tanh(M_o c_t) + b_o)
+        h_t = o * tanh(c_t)
+
+    Peepholes that are whole matrices, and bounded. M is drawn by `recurrent_init`, all else starts as in
+    `bptt_jax.lstm`. ``dc_t/dc_{t-1}`` is diagonal no more: the cells write to one another.
+
+    Args:
+      hidden_size: N, of units.
+      forget_bias, recurrent_init, input_init, dtype: as for `bptt_jax.lstm`.
+
+    Returns:
+      A `Cell` with `WorkingMemoryLSTMParams` and a state ``h [N], c [N]``, D = 2N.
+
+    Raises:
+      TypeError, ValueError: an argument is out of its range; from `init`, an initialiser draws another shape.
+    """
+    like = lstm(
+        hidden_size, forget_bias=forget_bias, recurrent_init=recurrent_init, input_init=input_init, dtype=dtype
+    )
+
+    def init(key: Array, input_size: int) -> WorkingMemoryLSTMParams:
+        drawn: LSTMParams = like.init(key, input_size)
+        k_memory, n, kind = jax.random.fold_in(key, 1), hidden_size, drawn.bias.dtype
+        memory = draw_gates("recurrent_init", recurrent_init, k_memory, 3, n, n, kind)
+        return WorkingMemoryLSTMParams(*drawn, memory)
+
+    return Cell(init, like.initial_state, _working_memory_step)
+
+
+def janet(
+    hidden_size: int,
+    *,
+    longest: int | None = None,
+    recurrent_init: Initializer = orthogonal,
+    input_init: Initializer = fan_in_normal,
+    dtype: Any = None,
+) -> Cell:
+    """Just another network: the LSTM with its forget gate alone (van der Westhuizen, Lasenby 2018, arXiv:1804.04849).
+
+    ::
+
+        s = W_f h_{t-1} + U_f x_t + b_f
+        g = tanh(W_g h_{t-1} + U_g x_t + b_g)
+        h_t = sigmoid(s) * h_{t-1} + (1 - sigmoid(s - 1)) * g
+
+    The 1 is the paper's beta: more is let in than is forgotten, so that the state may leave [-1, 1]. The paper's cell
+    c is h. With `longest`, b_f starts as `bptt_jax.cells.initializers.chrono` has it, ``log U[1, longest - 1]``, as in
+    the paper; without, at 1, as in the authors' code; b_g at 0, the weights as in `bptt_jax.lstm`. The Jacobian is
+    ``diag(sigmoid(s))`` and what passes through the weights.
+
+    Args:
+      hidden_size: N, of units; the state is D = N numbers.
+      longest: T_max, the longest memory in steps, at least 3.
+      recurrent_init, input_init: initialisers as in `bptt_jax.rnn`, applied gate by gate.
+      dtype: of parameters and state; by default JAX's floating type.
+
+    Returns:
+      A `Cell` with `GatedParams`, in the order f, g, and a state ``[N]``.
+
+    Raises:
+      TypeError, ValueError: an argument is out of its range; from `init`, an initialiser draws another shape.
+    """
+    biases = constants(1.0, 0.0) if longest is None else _kept_for(longest)
+    return gated_cell(_janet_step, hidden_size, dtype, recurrent_init, input_init, (2, 2, 2), biases)
+
+
+def nas(
+    hidden_size: int,
+    *,
+    recurrent_init: Initializer = orthogonal,
+    input_init: Initializer = fan_in_normal,
+    dtype: Any = None,
+) -> Cell:
+    """The cell that a neural architecture search found (Zoph, Le 2017, arXiv:1611.01578).
+
+    ::
+
+        a_k = W_k h_{t-1} + b_k,   u_k = U_k x_t,   k = 0 ... 7
+        l_0 = tanh(sigmoid(u_0 + a_0) * relu(u_1 + a_1))
+        l_1 = tanh(sigmoid(u_2 + a_2) + relu(u_3 * a_3))
+        l_2 = tanh(tanh(u_4 + a_4) * sigmoid(u_5 + a_5))
+        l_3 = sigmoid(tanh(u_6 + a_6) + sigmoid(u_7 + a_7))
+        c_t = tanh(l_0 + c_{t-1}) * l_1
+        h_t = tanh(c_t * tanh(l_2 + l_3))
+
+    In the form of TensorFlow's NASCell, a product in the fourth pair and biases at the recurrent side included. The
+    weights start as in `bptt_jax.lstm`, the biases at 0. No carousel: ``dc_t/dc_{t-1} = sech^2(l_0 + c_{t-1}) * l_1``
+    is below 1, and tanh(1/2) = 0.46 where all is zero.
+
+    Args:
+      hidden_size: N, of units.
+      recurrent_init, input_init: initialisers as in `bptt_jax.rnn`, applied gate by gate.
+      dtype: of parameters and state; by default JAX's floating type.
+
+    Returns:
+      A `Cell` with `GatedParams`, of 8 blocks, and a state ``h [N], c [N]``, D = 2N.
+
+    Raises:
+      TypeError, ValueError: an argument is out of its range; from `init`, an initialiser draws another shape.
+    """
+    like = gated_cell(_nas_step, hidden_size, dtype, recurrent_init, input_init, (8, 8, 8))
+    return Cell(like.init, _with_cell(like), like.step)
+
+
+def _with_cell(like: Cell) -> Callable[[], LSTMState]:
+    return lambda: LSTMState(like.initial_state(), like.initial_state())
+
+
+def _kept_for(longest: int) -> Initializer:
+    """Of `chrono` for a gate that keeps, where it has two gates for one that lets in."""
+    let_in = chrono(longest)
+    return lambda key, shape, dtype: -let_in(key, shape, dtype)
+
+
 def _two_more(
     key: Array, n: int, fan_in: int, recurrent_init: Initializer, input_init: Initializer, dtype: jnp.dtype
 ) -> tuple[Array, Array]:
@@ -301,3 +529,40 @@ def _layer_norm_step(params: LayerNormLSTMParams, state: LSTMState, x: Array) ->
     i, f, g, o = jnp.split(of_state + of_input + params.bias, 4)
     c = sigmoid(f) * state.c + sigmoid(i) * tanh(g)
     return LSTMState(sigmoid(o) * tanh(params.cell_gain * _normalized(c) + params.cell_bias), c)
+
+
+def _original_step(params: GatedParams, state: LSTMState, x: Array) -> LSTMState:
+    i, g, o = jnp.split(times(params.recurrent, state.h) + times(params.input, x) + params.bias, 3)
+    c = state.c + sigmoid(i) * tanh(g)
+    return LSTMState(sigmoid(o) * tanh(c), c)
+
+
+def _coupled_step(params: PeepholeLSTMParams, state: LSTMState, x: Array) -> LSTMState:
+    i, g, o = jnp.split(times(params.recurrent, state.h) + times(params.input, x) + params.bias, 3)
+    p_i, p_o = jnp.split(params.peephole, 2)
+    c = weighted_mean(sigmoid(i + p_i * state.c), state.c, tanh(g))
+    return LSTMState(sigmoid(o + p_o * c) * tanh(c), c)
+
+
+def _working_memory_step(params: WorkingMemoryLSTMParams, state: LSTMState, x: Array) -> LSTMState:
+    i, f, g, o = jnp.split(times(params.recurrent, state.h) + times(params.input, x) + params.bias, 4)
+    before, after = jnp.split(params.memory, [2 * state.h.size])
+    m_i, m_f = jnp.split(tanh(times(before, state.c)), 2)
+    c = sigmoid(f + m_f) * state.c + sigmoid(i + m_i) * tanh(g)
+    return LSTMState(sigmoid(o + tanh(times(after, c))) * tanh(c), c)
+
+
+def _janet_step(params: GatedParams, h: Array, x: Array) -> Array:
+    s, g = jnp.split(times(params.recurrent, h) + times(params.input, x) + params.bias, 2)
+    return sigmoid(s) * h + sigmoid(1 - s) * tanh(g)  # 1 - sigmoid(s - 1)
+
+
+def _nas_step(params: GatedParams, state: LSTMState, x: Array) -> LSTMState:
+    a = jnp.split(times(params.recurrent, state.h) + params.bias, 8)
+    u = jnp.split(times(params.input, x), 8)
+    l_0 = tanh(sigmoid(u[0] + a[0]) * jax.nn.relu(u[1] + a[1]))
+    l_1 = tanh(sigmoid(u[2] + a[2]) + jax.nn.relu(u[3] * a[3]))
+    l_2 = tanh(tanh(u[4] + a[4]) * sigmoid(u[5] + a[5]))
+    l_3 = sigmoid(tanh(u[6] + a[6]) + sigmoid(u[7] + a[7]))
+    c = tanh(l_0 + state.c) * l_1
+    return LSTMState(tanh(c * tanh(l_2 + l_3)), c)

@@ -50,6 +50,15 @@ def check_complex(name: str, dtype: Any) -> jnp.dtype:
     return real
 
 
+def within(bound: float) -> Initializer:
+    """Uniform between ``-bound`` and ``bound``."""
+
+    def init(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
 def check_initializers(recurrent_init: Initializer, input_init: Initializer) -> None:
     check_initializer("recurrent_init", recurrent_init)
     check_initializer("input_init", input_init)

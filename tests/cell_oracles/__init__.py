@@ -31,6 +31,8 @@ FAMILIES = (
     "matrix_memory",
     "spiking",
     "xlstm",
+    "bistable",
+    "highway",
 )
 
 

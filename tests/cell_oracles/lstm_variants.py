@@ -2,10 +2,11 @@
 
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 import bptt_jax as bptt
-from cell_oracles import of_torch, of_torchrecurrent, restated
+from cell_oracles import I, N, of_torch, of_torchrecurrent, restated
 
 
 def sigmoid(a: Any) -> Any:
@@ -32,6 +33,74 @@ def peephole_cell(p: Any, state: Any, x: Any) -> Any:
 def peephole_lstm(p: Any, state: Any, x: Any) -> Any:
     c, o = peephole_cell(p, state, x)
     return type(state)(o * np.tanh(c), c)
+
+
+def original_lstm(p: Any, state: Any, x: Any) -> Any:
+    """Hochreiter and Schmidhuber 1997, section 4, in the paper's own units: twice our cell, twice our weights of g."""
+    h, c = state.h, 2 * state.c
+    (w_i, u_i, b_i), (w_g, u_g, b_g), (w_o, u_o, b_o) = gates(p)
+    y_in = sigmoid(w_i @ h + u_i @ x + b_i)
+    y_out = sigmoid(w_o @ h + u_o @ x + b_o)
+    c = c + y_in * (4 * sigmoid(2 * (w_g @ h + u_g @ x + b_g)) - 2)
+    return type(state)(y_out * (2 * sigmoid(c) - 1), c / 2)
+
+
+def coupled_lstm(p: Any, state: Any, x: Any) -> Any:
+    """Greff et al. 2017, section 2, with f = 1 - i."""
+    h, c = state
+    p_i, p_o = np.split(p.peephole, 2)
+    (w_i, u_i, b_i), (w_z, u_z, b_z), (w_o, u_o, b_o) = gates(p)
+    z = np.tanh(u_z @ x + w_z @ h + b_z)
+    i = sigmoid(u_i @ x + w_i @ h + p_i * c + b_i)
+    f = 1 - i
+    c = z * i + c * f
+    return type(state)(np.tanh(c) * sigmoid(u_o @ x + w_o @ h + p_o * c + b_o), c)
+
+
+def wmc_lstm(p: Any, state: Any, x: Any) -> Any:
+    """Landi et al. 2021, section 3."""
+    h, c = state
+    m_i, m_f, m_o = np.split(p.memory, 3)
+    (w_i, u_i, b_i), (w_f, u_f, b_f), (w_g, u_g, b_g), (w_o, u_o, b_o) = gates(p)
+    i = sigmoid(u_i @ x + w_i @ h + np.tanh(m_i @ c) + b_i)
+    f = sigmoid(u_f @ x + w_f @ h + np.tanh(m_f @ c) + b_f)
+    c = f * c + i * np.tanh(u_g @ x + w_g @ h + b_g)
+    return type(state)(sigmoid(u_o @ x + w_o @ h + np.tanh(m_o @ c) + b_o) * np.tanh(c), c)
+
+
+def janet(p: Any, h: Any, x: Any) -> Any:
+    """Van der Westhuizen and Lasenby 2018, section 3, with beta = 1."""
+    (w_f, u_f, b_f), (w_c, u_c, b_c) = gates(p)
+    s = w_f @ h + u_f @ x + b_f
+    return sigmoid(s) * h + (1 - sigmoid(s - 1)) * np.tanh(w_c @ h + u_c @ x + b_c)
+
+
+def nas(p: Any, state: Any, x: Any) -> Any:
+    """TensorFlow's NASCell, node by node."""
+    a = [w @ state.h + b for w, _, b in gates(p)]
+    u = [u @ x for _, u, _ in gates(p)]
+
+    def relu(v: Any) -> Any:
+        return np.maximum(v, 0)
+
+    first = [
+        sigmoid(u[0] + a[0]),
+        relu(u[1] + a[1]),
+        sigmoid(u[2] + a[2]),
+        relu(u[3] * a[3]),
+        np.tanh(u[4] + a[4]),
+        sigmoid(u[5] + a[5]),
+        np.tanh(u[6] + a[6]),
+        sigmoid(u[7] + a[7]),
+    ]
+    second = [
+        np.tanh(first[0] * first[1]),
+        np.tanh(first[2] + first[3]),
+        np.tanh(first[4] * first[5]),
+        sigmoid(first[6] + first[7]),
+    ]
+    c = np.tanh(second[0] + state.c) * second[1]
+    return type(state)(np.tanh(c * np.tanh(second[2] + second[3])), c)
 
 
 def residual_lstm(p: Any, state: Any, x: Any) -> Any:
@@ -104,7 +173,43 @@ def multiplicative(p: Any) -> dict[str, Any]:
     }
 
 
+def memories(p: Any) -> dict[str, Any]:
+    return in_order(p) | {"weight_mh": p.memory}
+
+
+def torch_janet(p: Any, h: Any, xs: Any) -> Any:
+    """Its h and c are one."""
+    import torch
+    import torchrecurrent
+
+    cell = torchrecurrent.JANETCell(I, N, dtype=torch.float64)
+    states = []
+    for x in xs:
+        h = torch.func.functional_call(cell, in_order(p), (x, (h, h)))[0]
+        states.append(h)
+    return torch.stack(states)
+
+
+def without_the_product(p: Any) -> Any:
+    """Node 3 of the first layer is dead, as a sum and as a product."""
+    rows = slice(3 * N, 4 * N)
+    return p._replace(input=p.input.at[rows].set(0), bias=p.bias.at[rows].set(jnp.full(N, -9, p.bias.dtype)))
+
+
 ORACLES = {
+    "original_lstm": [restated(original_lstm), of_torchrecurrent("OriginalLSTMCell", in_order)],
+    "coupled_lstm": [restated(coupled_lstm)],
+    "wmc_lstm": [restated(wmc_lstm), of_torchrecurrent("WMCLSTMCell", memories)],
+    "janet": [restated(janet), of_torch("torchrecurrent", torch_janet)],
+    "nas": [
+        restated(nas),
+        of_torchrecurrent(
+            "NASCell",
+            in_order,
+            prepare=without_the_product,
+            note="has a sum where TensorFlow's cell has the product: without that node",
+        ),
+    ],
     "peephole_lstm": [restated(peephole_lstm), of_torchrecurrent("PeepholeLSTMCell", peepholes)],
     "layer_norm_lstm": [
         restated(layer_norm_lstm),
