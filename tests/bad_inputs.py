@@ -838,6 +838,9 @@ _COMMANDS = {
             ":b",
         ),
         "--checkpoint": ("absent", "/dev/null", "/"),
+        "--weights": ("absent.npz", "weights", "/", ""),
+        "--data": ("absent.npz",),
+        "--prefix": ("rnn",),
     },
     "train adding": {
         **dict.fromkeys(("--hidden", "--length", "--batch", "--updates", "--seeds", "--chunk"), _WHAT),

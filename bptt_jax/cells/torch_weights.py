@@ -236,7 +236,7 @@ def _check(
     where: str, place: _Place, weights: Mapping[str, Any], nonlinearity: Nonlinearity | None
 ) -> dict[str, Array]:
     """The weights of one layer, if they fit together and to the nonlinearity."""
-    w = {what: _array(f"{where}{what} of layer {place.layer}", value) for what, value in weights.items()}
+    w = {what: as_array(f"{where}{what} of layer {place.layer}", value) for what, value in weights.items()}
     for what in ("weight_ih", "weight_hh"):
         if what not in w:
             raise ValueError(f"module_or_state_dict: expected {where}{what} of layer {place.layer}, got none")
@@ -293,7 +293,7 @@ def _projected_lstm_step(params: ProjectedLSTMParams, state: LSTMState, x: Array
     return LSTMState(times(params.projection, sigmoid(o) * tanh(c)), c)
 
 
-def _array(name: str, value: Any) -> Array:
+def as_array(name: str, value: Any) -> Array:
     """A copy: memory that is shared with a tensor would change with it."""
     if hasattr(value, "detach"):
         if value.is_meta:

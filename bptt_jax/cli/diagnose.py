@@ -1,5 +1,5 @@
-"""The job of ``bptt-jax diagnose``: gradient flows side by side, of several recurrences on real text, or of a
-trained network and the untrained one that it was."""
+"""The job of ``bptt-jax diagnose``: gradient flows side by side, of several recurrences on real text, of a trained
+network and the untrained one that it was, or of weights that another library has trained."""
 
 import importlib
 import importlib.util
@@ -25,7 +25,8 @@ from bptt_jax.analysis.flow import gradient_flow
 from bptt_jax.analysis.flow_results import GradientFlow
 from bptt_jax.cells.gated import gru, lstm
 from bptt_jax.cells.simple import leaky_rnn, rnn
-from bptt_jax.cli import train
+from bptt_jax.cli import train, weights
+from bptt_jax.cli.data import measured
 from bptt_jax.cli.report import BadArgument, one_line, provenance
 from bptt_jax.experiments.network import LossArgs, Readout, apply_readout
 from bptt_jax.experiments.text import Corpus, corpus, english_text, read_text, windows
@@ -43,7 +44,8 @@ _GROUP = 4
 
 @dataclass(frozen=True)
 class Settings:
-    """All that the outcome depends on; with a checkpoint, `loss` names the task of the run."""
+    """All that the outcome depends on; with a checkpoint, `loss` names the task of the run; with weights, what they
+    or their data say is None."""
 
     checkpoint: str | None
     text: str | None
@@ -51,13 +53,17 @@ class Settings:
     cells: tuple[str, ...]
     gain: tuple[float, ...]
     alpha: float | None
-    hidden: int
-    length: int
+    hidden: int | None
+    length: int | None
     batch: int
-    loss: str
+    loss: str | None
     step: str | None
     float64: bool
     seed: int
+    weights: str | None = None
+    prefix: str = ""
+    readout: str | None = None
+    data: str | None = None
 
 
 class Recurrence(NamedTuple):
@@ -81,12 +87,14 @@ class Recurrence(NamedTuple):
 
 class Data(NamedTuple):
     """``inputs [B, T, I]`` and ``targets [B, T]``, codes of the next characters of a text; of a task its own inputs,
-    and its targets with their masks. `vocabulary`: the text's characters, in the order of their codes.
+    and its targets with their masks. `vocabulary`: the text's characters, in the order of their codes. `found`: what
+    was found in files, and what was assumed of it, a sentence each.
     """
 
     vocabulary: str | None
     inputs: PyTree
     targets: PyTree
+    found: tuple[str, ...] = ()
 
     def part(self, first: int, count: int) -> "tuple[PyTree, PyTree]":
         """Inputs and targets of so many sequences."""
@@ -105,15 +113,12 @@ def prepare(settings: Settings) -> tuple[Data, list[Recurrence]]:
     """
     if settings.checkpoint is not None:
         return _trained(settings, Path(settings.checkpoint))
-    try:
-        source = english_text() if settings.text is None else read_text(settings.text)
-        codes = corpus(source)
-        data = _data(settings, codes)
-    except (OSError, ValueError) as error:
-        message = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.strerror else error
-        raise BadArgument(f"--text: {message}" if settings.text is not None else f"{message}; see --text") from None
+    if settings.weights is not None:
+        return _of_weights(settings, settings.weights)
+    data, codes = _text(settings)
     keys = iter(jax.random.split(jax.random.key(settings.seed + 1), 64))
     size, symbols = data.inputs.shape[-1], len(codes.vocabulary)
+    assert settings.loss is not None
     loss = _text_loss(apply_readout, settings.loss)
     recurrences = [
         _recurrence(name, gated, cell.step, cell.init(key, size), cell.initial_state(), loss, symbols, key)
@@ -174,6 +179,8 @@ def title(settings: Settings, data: Data) -> str:
     """Of the figure."""
     if settings.checkpoint is not None:
         return f"{settings.batch} sequences of the task {settings.loss}, T = {_steps(data.inputs)}"
+    if settings.data is not None:
+        return f"{data.batch} sequences of {Path(settings.data).name}, T = {_steps(data.inputs)}"
     where = "at the last step" if settings.loss == "last" else "of all steps"
     return f"{settings.batch} sequences of {settings.length} characters, cross-entropy {where}"
 
@@ -186,6 +193,7 @@ def record(
         {
             "settings": asdict(settings),
             "vocabulary": data.vocabulary,
+            "found": list(data.found),
             **provenance(),
             "units": "log norms in nats, rates in nats per step backwards, horizons in steps",
             "recurrences": {name: _numbers(flow, gated[name]) for name, flow in flows.items()},
@@ -193,13 +201,23 @@ def record(
     )
 
 
+def _text(settings: Settings) -> tuple[Data, Corpus]:
+    try:
+        codes = corpus(english_text() if settings.text is None else read_text(settings.text))
+        return _data(settings, codes), codes
+    except (OSError, ValueError) as error:
+        message = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.strerror else error
+        raise BadArgument(f"--text: {message}" if settings.text is not None else f"{message}; see --text") from None
+
+
 def _data(settings: Settings, text: Corpus) -> Data:
-    symbols = len(text.vocabulary)
+    symbols, length = len(text.vocabulary), settings.length
+    assert length is not None
 
     @jax.jit
     def draw(key: Array, codes: Array) -> tuple[Array, Array]:
         k_windows, k_embed = jax.random.split(key)
-        inputs, targets = windows(k_windows, codes, settings.batch, settings.length)
+        inputs, targets = windows(k_windows, codes, settings.batch, length)
         if settings.embed is None:
             return jax.nn.one_hot(inputs, symbols), targets
         # Entries of variance 1: a vector of them drives each unit as strongly as its lecun-normal weights expect.
@@ -210,6 +228,7 @@ def _data(settings: Settings, text: Corpus) -> Data:
 
 def _cells(settings: Settings) -> list[tuple[str, bool, Cell]]:
     made: list[tuple[str, bool, Cell]] = []
+    assert settings.hidden is not None
     try:
         for name in settings.cells:
             if name == "rnn":
@@ -304,6 +323,46 @@ def _trained(settings: Settings, folder: Path) -> tuple[Data, list[Recurrence]]:
                 )
             )
     return Data(None, inputs, (targets, mask)), recurrences
+
+
+def _of_weights(settings: Settings, file: str) -> tuple[Data, list[Recurrence]]:
+    """A recurrence in a file of weights, on the user's data or on text."""
+    saved = weights.read(file)
+    found = weights.recurrence(saved, settings.prefix, float64=settings.float64)
+    first = found.params[0] if type(found.params) is tuple else found.params
+    inputs, units = first.input.shape[1], weights.top(found.state0).shape[0]
+    notes = [f"{file}: {found.where or 'the recurrence'} is {weights.describe(found)}"]
+    key, dtype = jax.random.key(settings.seed + 1), weights.top(found.state0).dtype
+    if settings.data is None:
+        text = settings.text
+        data, codes = _text(settings)
+        symbols = len(codes.vocabulary)
+        if symbols != inputs:
+            data, _ = _text(replace(settings, embed=inputs))
+        how = "one-hot" if symbols == inputs else "embedded at random, for the file does not say how"
+        notes.append(f"{'English text' if text is None else text}: {symbols} characters, {how}, read out at random")
+        loss = _text_loss(lambda of, state: apply_readout(of, weights.top(state)), settings.loss or "last")
+        drawn = jax.random.normal(jax.random.fold_in(key, 1), (symbols, units), dtype) / math.sqrt(units)
+        readout = Readout(drawn, jnp.zeros(symbols, dtype))
+        data = data._replace(inputs=jnp.asarray(data.inputs, dtype))
+    else:
+        own = measured(
+            settings.data,
+            batch=settings.batch,
+            which=settings.loss,
+            input_size=inputs,
+            output=weights.top,
+            state0=found.state0,
+            readouts=weights.readouts(saved, units),
+            readout=settings.readout,
+            key=key,
+        )
+        data, loss, readout = Data(None, own.inputs, own.targets), own.loss, own.readout
+        notes.append(own.said)
+    name = f"{found.where.rstrip('./') or Path(file).stem} ({found.kind})"
+    gated = found.kind != "rnn"
+    made = Recurrence(name, gated, found.step, found.params, found.state0, loss, readout)
+    return data._replace(found=tuple(notes)), [made]
 
 
 def _group(data: Data) -> int:

@@ -31,6 +31,7 @@ examples:
   bptt-jax diagnose --cells rnn --gain 0.9 1 1.1 --text novel.txt --loss all
   bptt-jax diagnose --step my_cell.py:make --hidden 128 --out results
   bptt-jax diagnose --checkpoint train-adding --batch 8 --html
+  bptt-jax diagnose --weights model.safetensors --prefix encoder.rnn --data validation.npz
 
 A FACTORY(input_size) returns (step, params, state0), or (step, params, state0, readout), where
 step(params, state, x) -> state is pure and readout(state) gives one logit for each character of the text.
@@ -165,7 +166,8 @@ def _add_diagnose(jobs: Any) -> None:
         help="measure the gradient flow of recurrences on text, side by side",
         description="Measures, for several recurrences at their initialisation on real text, how the gradient of "
         "the next character's cross-entropy flows back through time; or, with --checkpoint, for a trained network "
-        "on its task. Writes flow.png and flow.json, with --html a page too.",
+        "on its task; or, with --weights, for one that PyTorch or Keras has trained, on data of "
+        "yours. Writes flow.png and flow.json, with --html a page too.",
         epilog=_DIAGNOSE_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -182,6 +184,20 @@ def _add_diagnose(jobs: Any) -> None:
     add("--step", metavar="FILE_OR_MODULE:FACTORY", help="a recurrent step of your own")
     add(
         "--checkpoint", metavar="FOLDER", help="of bptt-jax train: its networks, untrained and trained, on its task"
+    )
+    add(
+        "--weights",
+        metavar="FILE",
+        help="trained with PyTorch or Keras: .safetensors, .npz, .keras, .h5, .pt (no code of a file is executed)",
+    )
+    add("--prefix", metavar="NAME", help="of the recurrent layer in --weights, where there are several")
+    add(
+        "--data", metavar="FILE.npz", help="for --weights: inputs [B, T, I]; mask, resets, targets, loss if need be"
+    )
+    add(
+        "--readout",
+        metavar="NAME",
+        help="of the linear layer in --weights for the targets, where there are several",
     )
     add("--float64", action="store_true", help="compute in double precision")
     add("--seed", type=_seed, default=0, help="of texts and weights (0)")
@@ -315,6 +331,8 @@ def _diagnose(arguments: argparse.Namespace) -> int:
     if settings.float64:
         jax.config.update("jax_enable_x64", True)
     data, recurrences = diagnose.prepare(settings)
+    for sentence in data.found:
+        print(visible(sentence), flush=True)
     gated = {r.name: r.gated for r in recurrences}
     flows = {}
     log = Console(stderr=True)
@@ -356,6 +374,20 @@ def _diagnose(arguments: argparse.Namespace) -> int:
 
 def _diagnose_settings(arguments: argparse.Namespace) -> diagnose.Settings:
     given = {k: v for k, v in vars(arguments).items() if k not in ("command", "out", "html")}
+    if arguments.weights is None:
+        if wrong := [f"--{k}" for k in ("prefix", "data", "readout") if given[k] is not None]:
+            raise BadArgument(f"{wrong[0]}: expected --weights with it, got none")
+    else:
+        own = ["cells", "gain", "alpha", "hidden", "embed", "step", "checkpoint"]
+        own += ["readout"] if arguments.data is None else ["text", "length"]
+        if wrong := [f"--{k}" for k in own if given[k] is not None]:
+            what = "the weights have" if arguments.data is None else "the weights and their data have"
+            raise BadArgument(f"--weights: {what} settings of their own; drop {', '.join(wrong)}")
+        on_text = (
+            {"length": given["length"] or 200, "loss": given["loss"] or "last"} if given["data"] is None else {}
+        )
+        return diagnose.Settings(**given | on_text | {"cells": (), "gain": (), "prefix": given["prefix"] or ""})
+    given["prefix"] = ""
     if arguments.checkpoint is not None:
         others = ("cells", "gain", "alpha", "hidden", "length", "loss", "embed", "step", "float64")
         if wrong := [f"--{k}" for k in others if given[k]]:
@@ -426,7 +458,8 @@ def _dynamics(arguments: argparse.Namespace) -> int:
     of_source = {
         k: getattr(arguments, k) for k in ("checkpoint", "step", "text", "length", "batch", "float64", "seed")
     }
-    unset = dict.fromkeys(("cells", "gain", "alpha", "hidden", "embed", "loss"))
+    others = ("cells", "gain", "alpha", "hidden", "embed", "loss", "weights", "prefix", "readout", "data")
+    unset = dict.fromkeys(others)
     own = ("starts", "perturbation", "input", "vectors", "tol", "margin", "dt")
     settings = dynamics.Settings(
         source=_diagnose_settings(argparse.Namespace(**of_source | unset)),

@@ -1,0 +1,351 @@
+"""bptt-jax diagnose --weights: what is found in files of other libraries, on which data, and what is refused."""
+
+import io
+import json
+import os
+import pickle
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+
+import jax
+import numpy as np
+import pytest
+from test_command import SETTINGS
+from test_keras_weights import keras, lenient, needs_keras  # noqa: F401  (a fixture)
+from test_torch_weights import N, needs_torch, saved, torch
+
+import bptt_jax as bptt
+from bptt_jax.cli import diagnose, weights
+from bptt_jax.cli.main import main
+from bptt_jax.cli.report import BadArgument
+
+T, B = 6, 3
+RNG = np.random.default_rng(0)
+INPUTS = RNG.standard_normal((B, T, 3)).astype(np.float32)
+MASK = np.arange(T) < np.asarray([[T], [2], [4]])
+READOUT = {"out.weight": RNG.standard_normal((2, N)).astype(np.float32), "out.bias": np.ones(2, np.float32)}
+
+
+def settings(file: Path, data: Path | None = None, **options: Any) -> diagnose.Settings:
+    given = {"weights": str(file), "data": None if data is None else str(data), "cells": (), "gain": ()}
+    return replace(SETTINGS, **{"hidden": None, "loss": None} | given | options)
+
+
+def npz(folder: Path, name: str, **arrays: Any) -> Path:
+    np.savez(folder / name, **arrays)
+    return folder / name
+
+
+def losses(data: diagnose.Data, found: diagnose.Recurrence) -> np.ndarray:
+    """Of every sequence."""
+    values = []
+    for b in range(data.batch):
+        xs, targets = jax.tree.map(lambda a, b=b: a[b], (data.inputs, data.targets))
+        states = bptt.unroll(found.step, found.params, found.state0, xs)
+        values.append(found.loss(found.readout_weights, states, targets))
+    return np.asarray(values)
+
+
+def outputs(state: dict[str, Any], b: int) -> np.ndarray:
+    """Of the readout, at every real step of a sequence."""
+    step, params, state0 = bptt.from_torch(state)
+    h = np.asarray(weights.top(bptt.unroll(step, params, state0, INPUTS[b][MASK[b]])))
+    return h @ READOUT["out.weight"].T + READOUT["out.bias"]
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = npz(tmp_path, "model.npz", **saved(3, layers=2, prefix="encoder.rnn."), **READOUT)
+    data = npz(tmp_path, "own.npz", inputs=INPUTS, mask=MASK, targets=np.asarray([0, 1, 1]))
+    assert main(["diagnose", "--weights", str(model), "--data", str(data), "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "encoder.rnn. is gru, 2 layers, 3 inputs, 4 units, float32" in printed
+    assert "3 sequences of 6 steps; cross-entropy at the last step, read out by out" in printed
+    content = json.loads((tmp_path / "flow.json").read_text())
+    assert list(content["recurrences"]) == ["encoder.rnn (gru)"]
+    assert len(content["found"]) == 2
+    expected = []
+    for b, target in enumerate([0, 1, 1]):
+        logits = outputs(saved(3, layers=2), b)[-1]
+        expected.append(np.log(np.sum(np.exp(logits))) - logits[target])
+    mean = content["recurrences"]["encoder.rnn (gru)"]["loss"]["mean"]
+    assert mean == pytest.approx(np.mean(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("which", [None, "last"])
+def test_losses_on_own_data(which: str | None, tmp_path: Path) -> None:
+    """Over real steps alone, at the last real one, of targets at every step and at one."""
+    model = npz(tmp_path, "model.npz", **saved(4), **READOUT)
+    targets = RNG.standard_normal((B, T, 2)).astype(np.float32)
+    data = npz(tmp_path, "own.npz", inputs=INPUTS, mask=MASK, targets=targets)
+    made, (found,) = diagnose.prepare(settings(model, data, loss=which))
+    expected = []
+    for b in range(B):
+        errors = np.mean((outputs(saved(4), b) - targets[b][MASK[b]]) ** 2, axis=1)
+        expected.append(errors[-1] if which == "last" else errors.mean())
+    np.testing.assert_allclose(losses(made, found), expected, rtol=2e-5)
+    assert ("of all steps" in made.found[1]) == (which is None)
+
+
+def test_one_sequence_without_targets_and_resets(tmp_path: Path) -> None:
+    model = npz(tmp_path, "model.npz", **saved(1))
+    resets = np.arange(T) == 3
+    data = npz(tmp_path, "own.npz", inputs=INPUTS[0], resets=resets)
+    made, (found,) = diagnose.prepare(settings(model, data))
+    assert "tanh is assumed" in made.found[0]
+    assert "a random projection of the output at the last step" in made.found[1]
+    later = npz(tmp_path, "later.npz", inputs=INPUTS[0][3:])
+    again, (alone,) = diagnose.prepare(settings(model, later))
+    np.testing.assert_allclose(losses(made, found), losses(again, alone), rtol=1e-6)
+
+
+def test_on_text(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("abracadabra " * 30)
+    wide = {
+        name: np.ones((a.shape[0], 6), a.dtype) if "ih" in name and a.ndim == 2 else a
+        for name, a in saved(3).items()
+    }
+    for state, how, width in ((saved(3), "embedded at random", 3), (wide, "one-hot", 6)):
+        data, (found,) = diagnose.prepare(
+            settings(npz(tmp_path, "model.npz", **state), text=str(text), loss="last", batch=2)
+        )
+        assert how in data.found[1]
+        assert data.inputs.shape == (2, 20, width)
+        assert np.all(np.isfinite(losses(data, found)))
+
+
+def test_double_precision(tmp_path: Path, x64: None) -> None:
+    model = npz(tmp_path, "model.npz", **saved(4), **READOUT)
+    data = npz(tmp_path, "own.npz", inputs=INPUTS, targets=np.zeros((B, 2)))
+    made, (found,) = diagnose.prepare(settings(model, data, float64=True))
+    dtypes = {a.dtype for a in jax.tree.leaves((found.params, found.state0, found.readout_weights, made.inputs))}
+    assert dtypes == {np.dtype(np.float64)}
+
+
+TWO = saved(3, prefix="a.") | saved(4, prefix="b.")
+GOOD = {"inputs": INPUTS, "targets": np.zeros((B, 2))}
+
+
+@pytest.mark.parametrize(
+    ("state", "own", "options", "message"),
+    [
+        (TWO, GOOD, {}, "--prefix: expected that of one of 'a.', 'b.', got ''"),
+        (TWO, GOOD, {"prefix": "c"}, "got 'c'"),
+        ({"w": np.ones((2, 2))}, GOOD, {}, "--weights: expected a recurrent layer, as of PyTorch or Keras, got w"),
+        ({"w": np.asarray([print], object)}, GOOD, {}, "cannot be read as .npz: ValueError: Object arrays"),
+        (saved(3), {"inputs": INPUTS[..., :2]}, {}, "--data: inputs: expected numbers [T, 3] or [B, T, 3]"),
+        (saved(3), {"inputs": INPUTS.astype(str)}, {}, "--data: inputs: expected numbers"),
+        (saved(3), {"xs": INPUTS}, {}, "expected arrays inputs and, if need be, mask, resets, targets, loss, got xs"),
+        (saved(3), {"inputs": np.asarray([print], object)}, {}, "--data: "),
+        (saved(3), {"inputs": INPUTS, "mask": np.ones((B, T))}, {}, "--data: mask: expected booleans [3, 6]"),
+        (saved(3), {"inputs": INPUTS, "resets": MASK[:, 1:]}, {}, "--data: resets: expected booleans [3, 6]"),
+        (saved(3), {"inputs": INPUTS, "loss": "mse"}, {}, "--data: targets: expected them beside a loss"),
+        (saved(3), GOOD, {}, "--weights: expected a linear layer from 4 units to 2"),
+        (saved(3) | READOUT, GOOD | {"loss": "hinge"}, {}, 'expected "mse", or of integer targets "cross-entropy"'),
+        (saved(3) | READOUT, GOOD | {"loss": "cross-entropy"}, {}, "got 'cross-entropy' with float64"),
+        (saved(3) | READOUT, GOOD | {"targets": np.zeros((B, 3))}, {}, "from 4 units to 3"),
+        (saved(3) | READOUT, GOOD | {"targets": np.zeros((B, 5, 2))}, {}, "expected [B, O] or [B, T, O] with B = 3"),
+        (saved(3) | READOUT, GOOD | {"targets": np.zeros((2, 2))}, {}, "expected numbers for each of 3 sequences"),
+        (saved(3) | READOUT, GOOD | {"targets": np.asarray([0, 1, -1])}, {}, "expected classes from 0 on, got -1"),
+        (saved(3) | READOUT, GOOD | {"targets": np.asarray([0, 1, 2])}, {}, "to at least 3"),
+        (saved(3) | READOUT, GOOD, {"loss": "all"}, "--loss: expected last"),
+        (saved(3) | READOUT, GOOD, {"readout": "head"}, "--readout: expected a linear layer"),
+        (saved(3) | READOUT, {"inputs": INPUTS}, {"readout": "out"}, "--readout: expected targets in --data"),
+        (saved(3) | READOUT | {"b.weight": READOUT["out.weight"]}, GOOD, {}, "--readout: expected a linear layer"),
+    ],
+)  # fmt: skip
+def test_refusals(state: Any, own: Any, options: Any, message: str, tmp_path: Path) -> None:
+    model, data = npz(tmp_path, "model.npz", **state), npz(tmp_path, "own.npz", **own)
+    with pytest.raises(BadArgument) as refused:
+        diagnose.prepare(settings(model, data, **options))
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--weights", "a.npz", "--hidden", "3"], "the weights have settings of their own; drop --hidden"),
+        (["--weights", "a.npz", "--readout", "out"], "drop --readout"),
+        (["--weights", "a.npz", "--data", "b.npz", "--length", "3"], "drop --length"),
+        (["--data", "b.npz"], "--data: expected --weights with it"),
+        (["--weights", "a.txt"], "--weights: expected a file .safetensors, .npz"),
+        (["--weights", "absent.npz"], "--weights: absent.npz: No such file or directory"),
+    ],
+)
+def test_refused_options(arguments: list[str], message: str, capsys: Any, tmp_path: Path) -> None:
+    assert main(["diagnose", *arguments, "--out", str(tmp_path)]) == 2
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert errors.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- Files of other libraries.
+
+
+class Hostile:
+    """Writes a file where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def test_no_pickle_is_read_from_npz(tmp_path: Path) -> None:
+    written = tmp_path / "written"
+    hostile = npz(tmp_path, "model.npz", weight_hh=np.asarray([Hostile(written)], object))
+    with pytest.raises(BadArgument, match="Object arrays cannot be loaded"):
+        weights.read(str(hostile))
+    bare = io.BytesIO()
+    np.save(bare, np.asarray([Hostile(written)], object), allow_pickle=True)
+    (tmp_path / "bare.npz").write_bytes(pickle.dumps(Hostile(written)))
+    with pytest.raises(BadArgument):
+        weights.read(str(tmp_path / "bare.npz"))
+    assert not written.exists()
+    pickle.loads(pickle.dumps(Hostile(written)))  # it would have
+    assert written.exists()
+
+
+@needs_torch
+def test_hostile_and_whole_models_of_torch(tmp_path: Path) -> None:
+    written = tmp_path / "written"
+    torch.save({"state_dict": saved(3), "extra": Hostile(written)}, tmp_path / "hostile.pt")
+    torch.save(torch.nn.LSTM(2, 3), tmp_path / "module.pt")
+    (tmp_path / "bare.pth").write_bytes(pickle.dumps(Hostile(written)))
+    for name in ("hostile.pt", "module.pt", "bare.pth"):
+        with pytest.raises(BadArgument, match=r"holds more than weights.*save model.state_dict"):
+            weights.read(str(tmp_path / name))
+    (tmp_path / "damaged.pt").write_bytes(b"PK\x03\x04 nothing")
+    with pytest.raises(BadArgument, match=r"cannot be read as \.pt"):
+        weights.read(str(tmp_path / "damaged.pt"))
+    assert not written.exists()
+
+
+@needs_torch
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_files_of_torch(suffix: str, dtype: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.ModuleDict({"encoder": torch.nn.LSTM(3, N, 2), "out": torch.nn.Linear(N, 2)})
+    model = model.to(getattr(torch, dtype))
+    path = tmp_path / f"model{suffix}"
+    if suffix == ".pt":
+        torch.save({"epoch": 3, "state_dict": model.state_dict()}, path)
+    else:
+        pytest.importorskip("safetensors.torch").save_file(model.state_dict(), path)
+    found = weights.recurrence(weights.read(str(path)), "", float64=False)
+    assert weights.describe(found) == f"lstm, 2 layers, 3 inputs, 4 units, {dtype}"
+    _, params, _ = bptt.from_torch(model)
+    for a, b in zip(jax.tree.leaves(found.params), jax.tree.leaves(params), strict=True):
+        np.testing.assert_array_equal(np.asarray(a, np.float32), np.asarray(b, np.float32))
+    (read,) = weights.readouts(weights.read(str(path)), N).items()
+    assert read[0].endswith("out")
+    np.testing.assert_array_equal(read[1][0].astype(np.float32), model["out"].weight.detach().float().numpy())
+
+
+@needs_torch
+def test_both_directions_in_a_file(tmp_path: Path) -> None:
+    module = torch.nn.GRU(3, N, bidirectional=True)
+    torch.save(module.state_dict(), tmp_path / "model.pt")
+    found = weights.recurrence(weights.read(str(tmp_path / "model.pt")), "", float64=False)
+    assert "of its two directions the one that runs forwards" in weights.describe(found)
+    np.testing.assert_array_equal(found.params.recurrent, module.weight_hh_l0.detach().numpy())
+
+
+@needs_keras
+@pytest.mark.parametrize("suffix", [".keras", ".h5", ".weights.h5"])
+def test_files_of_keras(suffix: str, tmp_path: Path) -> None:
+    pytest.importorskip("h5py")
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    cells = [layers.LSTMCell(5, name="second"), layers.GRUCell(N, reset_after=False, name="first")]
+    network = keras.Sequential(
+        [
+            keras.Input((T, 3)),
+            layers.SimpleRNN(6, activation="relu", return_sequences=True),
+            layers.Dropout(0.5),
+            layers.LSTM(7, return_sequences=True),
+            layers.Dense(2),
+            layers.RNN(cells, name="stacked"),
+            layers.Dense(1),
+        ]
+    )
+    path = tmp_path / f"model{suffix}"
+    (network.save_weights if suffix == ".weights.h5" else network.save)(path)
+    saved_by_keras = weights.read(str(path))
+    if suffix == ".weights.h5":  # which does not say what follows what, nor which activations
+        found = weights.recurrence(saved_by_keras, "layers/lstm", float64=False)
+        assert "activations are assumed" in weights.describe(found)
+        expected = bptt.from_keras(network.layers[2])
+    else:
+        folders = weights._keras_places(saved_by_keras)
+        assert len(folders) == 2
+        (where,) = [folder for folder in folders if "stacked" in folder or "/cells/" in folder]
+        found = weights.recurrence(saved_by_keras, where, float64=False)
+        assert weights.describe(found) == "gru over lstm, 2 layers, 2 inputs, 5 and 4 units, float32"
+        expected = bptt.from_keras(network.layers[4])
+        (other,) = set(folders) - {where}
+        lower = weights.recurrence(saved_by_keras, other, float64=False)
+        steps = [bptt.from_keras(network.layers[k])[0] for k in (0, 2)]
+        assert lower.step == weights.keras_stack([(step, None, None) for step in steps])[0]
+        assert weights.describe(lower) == "lstm over rnn, 2 layers, 3 inputs, 6 and 7 units, float32"
+        assert [w.shape for w, _ in weights.readouts(saved_by_keras, N).values()] == [(1, N)]
+    assert found.step == expected[0]
+    for a, b in zip(jax.tree.leaves(found[-2:]), jax.tree.leaves(expected[1:]), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_links_of_hdf5_are_not_followed(tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["secret"] = np.ones((2, 2))
+    with h5py.File(tmp_path / "model.h5", "w") as file:
+        file["kernel"] = h5py.ExternalLink("other.h5", "secret")
+    with pytest.raises(BadArgument, match="kernel is a link"):
+        weights.read(str(tmp_path / "model.h5"))
+    with h5py.File(tmp_path / "outside.h5", "w") as file:
+        file.create_dataset("kernel", (2, 2), np.float32, external=[(str(tmp_path / "other.h5"), 0, 16)])
+    with pytest.raises(BadArgument, match="kernel lies in another file"):
+        weights.read(str(tmp_path / "outside.h5"))
+
+
+def test_settings_of_keras_are_data_alone(tmp_path: Path) -> None:
+    """A Lambda layer's code in an archive stays text."""
+    h5py = pytest.importorskip("h5py")
+    written, arrays = tmp_path / "written", io.BytesIO()
+    with h5py.File(arrays, "w") as file:
+        for k, a in enumerate((np.ones((3, 16)), np.ones((4, 16)), np.ones(16))):
+            file[f"layers/lstm/cell/vars/{k}"] = a
+    code = {"class_name": "__lambda__", "config": {"value": f"open({str(written)!r}, 'w')"}}
+    with zipfile.ZipFile(tmp_path / "model.keras", "w") as archive:
+        archive.writestr("config.json", json.dumps({"class_name": "Lambda", "config": {"function": code}}))
+        archive.writestr("model.weights.h5", arrays.getvalue())
+    found = weights.recurrence(weights.read(str(tmp_path / "model.keras")), "", float64=False)
+    assert type(found.params) is bptt.cells.LSTMParams
+    assert not written.exists()
+    (tmp_path / "damaged.keras").write_bytes(b"PK\x03\x04 nothing")
+    with pytest.raises(BadArgument, match=r"cannot be read as \.keras"):
+        weights.read(str(tmp_path / "damaged.keras"))
+
+
+@needs_torch
+def test_their_own_loss(tmp_path: Path) -> None:
+    """The loss of the command is PyTorch's, of packed batches."""
+    torch.manual_seed(0)
+    rnn, out = torch.nn.GRU(3, N), torch.nn.Linear(N, 2)
+    torch.save(torch.nn.ModuleDict({"rnn": rnn, "out": out}).state_dict(), tmp_path / "model.pt")
+    packed = torch.nn.utils.rnn.pack_padded_sequence(
+        torch.from_numpy(INPUTS), MASK.sum(axis=1), batch_first=True, enforce_sorted=False
+    )
+    targets = torch.tensor([0, 1, 0])
+    with torch.no_grad():
+        theirs = torch.nn.functional.cross_entropy(out(rnn(packed)[1][0]), targets, reduction="none")
+    data = npz(tmp_path, "own.npz", inputs=INPUTS, mask=MASK, targets=targets.numpy())
+    made, (found,) = diagnose.prepare(settings(tmp_path / "model.pt", data))
+    np.testing.assert_allclose(losses(made, found), theirs.numpy(), rtol=1e-5)
