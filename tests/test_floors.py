@@ -31,8 +31,10 @@ LAZY = {
     "equinox",
     "flax",
     "haiku",
+    "h5py",
     "matplotlib",
     "rich",
+    "safetensors",
     "sklearn",
     "pydoc_data",
     "orbax",
@@ -41,6 +43,7 @@ LAZY = {
     "fcntl",
     "scipy",
     "threadpoolctl",
+    "torch",
 }  # dear to import, or not everywhere there
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): ast.parse(path.read_text(encoding="utf-8"))

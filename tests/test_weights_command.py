@@ -105,10 +105,7 @@ def test_one_sequence_without_targets_and_resets(tmp_path: Path) -> None:
 def test_on_text(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("abracadabra " * 30)
-    wide = {
-        name: np.ones((a.shape[0], 6), a.dtype) if "ih" in name and a.ndim == 2 else a
-        for name, a in saved(3).items()
-    }
+    wide = saved(3) | {"weight_ih_l0": np.ones((3 * N, 6), np.float32)}
     for state, how, width in ((saved(3), "embedded at random", 3), (wide, "one-hot", 6)):
         data, (found,) = diagnose.prepare(
             settings(npz(tmp_path, "model.npz", **state), text=str(text), loss="last", batch=2)
