@@ -627,11 +627,15 @@ def takes_half(name: str) -> bool:
     return True
 
 
+def is_linear(name: str) -> bool:
+    return isinstance(bptt.cells.ATLAS[name].make(4).step, LINEAR)
+
+
 CELLS: dict[str, Entry] = {
-    name: Entry(of_atlas(name), linear=isinstance(entry.make(4).step, LINEAR))
-    for name, entry in bptt.cells.ATLAS.items()
-    if name not in STEPS
+    name: Entry(of_atlas(name), linear=is_linear(name)) for name in bptt.cells.ATLAS if name not in STEPS
 } | {
-    f"{name} in bfloat16": Entry(of_atlas(name), dtype="bfloat16") for name in bptt.cells.ATLAS if takes_half(name)
+    f"{name} in bfloat16": Entry(of_atlas(name), dtype="bfloat16", linear=is_linear(name))
+    for name in bptt.cells.ATLAS
+    if takes_half(name)
 }
 REGISTRY = STEPS | CELLS
