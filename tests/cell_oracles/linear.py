@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import bptt_jax as bptt
-from cell_oracles import I, N, T, of_jax, of_torch, restated, scanned
+from cell_oracles import I, N, T, of_jax, of_torch, of_torchrecurrent, restated, scanned
 
 
 def sigmoid(a: Any) -> Any:
@@ -96,6 +96,13 @@ def memax_lru(p: Any, h: Any, xs: Any) -> Any:
         return scanned(step)(h, xs)
 
 
+def strongly_typed(p: Any) -> dict[str, Any]:
+    import torch
+
+    (w_z, w_h), (b_z, b_h) = torch.chunk(p.input, 2), torch.chunk(p.bias, 2)
+    return {"weight_ih": torch.cat([w_h, -w_z]), "bias_ih": torch.cat([b_h, -b_z])}
+
+
 def keras_min_gru(p: Any, h: Any, xs: Any) -> Any:
     """What was in the state comes as a candidate before the sequence, let in as a whole."""
     os.environ["KERAS_BACKEND"] = "jax"
@@ -174,7 +181,15 @@ def recurrentgemma() -> Any:
 
 ORACLES = {
     "lru": [restated(lru), of_jax("memax", memax_lru, note="inputs in single precision alone", tolerance=1e-6)],
-    "min_gru": [restated(min_gru), of_jax("mingru-keras", keras_min_gru, tolerance=1e-5)],
+    "min_gru": [
+        restated(min_gru),
+        of_jax("mingru-keras", keras_min_gru, tolerance=1e-5),
+        of_torchrecurrent(
+            "TRNNCell",
+            strongly_typed,
+            note="the strongly typed network (Balduzzi and Ghifary 2016), which is this cell with 1 - z for its gate",
+        ),
+    ],
     "min_lstm": [restated(min_lstm)],
     "sru": [restated(sru)],
     "qrnn": [restated(qrnn)],

@@ -1,14 +1,16 @@
 """Of the simple cells, and of those made stable."""
 
 import os
+import sys
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import jax
 import numpy as np
 
 import bptt_jax as bptt
-from cell_oracles import I, N, of_jax, of_keras, of_torch, of_torchrecurrent, restated, scanned
+from cell_oracles import I, N, Oracle, of_jax, of_keras, of_torch, of_torchrecurrent, restated, scanned
 
 
 def sigmoid(a: Any) -> Any:
@@ -77,6 +79,14 @@ def lipschitz(p: Any, h: Any, x: Any) -> Any:
     return h + 0.03 * a @ h + 0.03 * np.tanh(w @ h + p.input @ x + p.bias)
 
 
+def reservoirpy_leaky(leak: float, p: Any, h: Any, x: Any) -> Any:
+    from reservoirpy.nodes import Reservoir
+
+    peer = Reservoir(W=p.recurrent, Win=p.input, bias=p.bias, lr=leak)
+    peer.initialize(x)
+    return peer._step({"out": h}, x)["out"]
+
+
 def torch_rnn(nonlinearity: str, p: Any, h: Any, xs: Any) -> Any:
     import torch
 
@@ -141,6 +151,48 @@ def relu_rnn(n: int, dtype: Any) -> bptt.Cell:
     return bptt.rnn(n, activation=jax.nn.relu, dtype=dtype)
 
 
+def edgeml_fastrnn(p: Any, h: Any, xs: Any) -> Any:
+    """The authors' own; its kernel for GPUs is not needed."""
+    import torch
+
+    sys.modules.setdefault("fastgrnn_cuda", ModuleType("fastgrnn_cuda"))
+    from edgeml_pytorch.graph.rnn import FastRNNCell
+
+    given = {
+        "W": p.input.T,
+        "U": p.recurrent.T,
+        "bias_update": p.bias[None],
+        "alpha": p.alpha.reshape(1, 1),
+        "beta": p.beta.reshape(1, 1),
+    }
+    cell, h, states = FastRNNCell(I, N).double(), h[None], []
+    for x in xs:
+        h = torch.func.functional_call(cell, given, (x[None], h))
+        states.append(h[0])
+    return torch.stack(states)
+
+
+def rnn_jax_lipschitz(p: Any, h: Any, xs: Any) -> Any:
+    """The module alone: the package around it wants Python 3.12."""
+    import equinox as eqx
+    import rnn_jax
+
+    package = ModuleType("rnn_jax.cells")
+    package.__path__ = [f"{rnn_jax.__path__[0]}/cells"]
+    sys.modules.setdefault("rnn_jax.cells", package)
+    from rnn_jax.cells.lipschitz import LipschitzRNNCell
+
+    cell = eqx.filter_eval_shape(LipschitzRNNCell, I, N, 0.75, 0.0, 0.75, 0.0, 0.03, 1.0, key=jax.random.key(0))
+    given = p.linear, p.recurrent, p.input, p.bias
+    cell = eqx.tree_at(lambda c: (c.M_a, c.M_w, c.W_in, c.b), cell, given)
+
+    def step(h: Any, x: Any) -> Any:
+        drive = cell(x, (h, h))[0][1]
+        return cell(x, (h, drive))[1]
+
+    return scanned(step)(h, xs)
+
+
 def of_rnn(p: Any) -> dict[str, Any]:
     return {"weight_hh": p.recurrent, "weight_ih": p.input, "bias_ih": p.bias}
 
@@ -157,7 +209,7 @@ ORACLES = {
         of_jax("dm-haiku", haiku_rnn, make=relu_rnn, note="its activation is ReLU"),
         of_jax("keras", keras_rnn, tolerance=1e-5),
     ],
-    "leaky_rnn": [restated(leaky_rnn)],
+    "leaky_rnn": [restated(leaky_rnn), Oracle("reservoirpy", "numpy", partial(reservoirpy_leaky, 0.2))],
     "irnn": [restated(irnn), of_torch("torch", partial(torch_rnn, "relu"))],
     "indrnn": [
         restated(indrnn),
@@ -195,6 +247,7 @@ ORACLES = {
             lambda p: of_rnn(p) | {"alpha": p.alpha, "beta": p.beta},
             note="starts with alpha = 3, beta = -3; the authors' code with the opposite",
         ),
+        of_torch("edgeml-pytorch", edgeml_fastrnn),
     ],
     "antisymmetric": [restated(antisymmetric), of_torchrecurrent("AntisymmetricRNNCell", of_rnn, stepped)],
     "gated_antisymmetric": [
@@ -206,5 +259,13 @@ ORACLES = {
             note="its recurrent bias is in the candidate alone, against its docstring; here it is zero",
         ),
     ],
-    "lipschitz": [restated(lipschitz)],
+    "lipschitz": [
+        restated(lipschitz),
+        of_jax(
+            "rnn-jax",
+            rnn_jax_lipschitz,
+            make=partial(bptt.cells.lipschitz, gamma=0.0),
+            note="takes the tanh of the step before, and gamma for gamma h; called twice, with gamma = 0",
+        ),
+    ],
 }

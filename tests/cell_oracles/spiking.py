@@ -13,6 +13,7 @@ import numpy as np
 
 import bptt_jax as bptt
 from cell_oracles import N, Oracle, of_jax, of_torch, restated, scanned
+from cell_oracles.simple import reservoirpy_leaky
 
 
 def softly(x: Any) -> Any:
@@ -108,14 +109,6 @@ def spyx_alif(p: Any, state: Any, xs: Any) -> Any:
         return scanned(step)(state, xs)
 
 
-def reservoirpy(lr: float, p: Any, h: Any, x: Any) -> Any:
-    from reservoirpy.nodes import Reservoir
-
-    peer = Reservoir(W=p.recurrent, Win=p.input, bias=p.bias, lr=lr)
-    peer.initialize(x)
-    return peer._step({"out": h}, x)["out"]
-
-
 SOFT = {"spike": softly}
 ORACLES = {
     "lif": [
@@ -141,6 +134,8 @@ ORACLES = {
     "echo_state": [
         restated(echo_state),
         restated(leaky_echo_state, make=partial(bptt.cells.echo_state, alpha=0.3), note="with a leak of 0.3"),
-        Oracle("reservoirpy", "numpy", partial(reservoirpy, 0.3), make=partial(bptt.cells.echo_state, alpha=0.3)),
+        Oracle(
+            "reservoirpy", "numpy", partial(reservoirpy_leaky, 0.3), make=partial(bptt.cells.echo_state, alpha=0.3)
+        ),
     ],
 }
