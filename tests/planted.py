@@ -917,6 +917,45 @@ MUTATIONS = {
     "bptt_jax/cells/simple.py": [
         ("jnp.asarray(gain, dtype) * draw_gates(", "draw_gates(", "test_cells.py::test_gain_and_the_circular_law"),
         ("jnp.sqrt(2 / leak)", "jnp.sqrt(leak)", "test_cells.py::test_noise_of_a_leaky_network"),
+        ("+ kept * state.s", "+ state.s", "test_cells_simple.py::test_the_context_of_scrn_forgets_by_alpha"),
+    ],
+    "bptt_jax/cells/stable.py": [
+        (
+            "jnp.asarray(-3, dtype)",
+            "jnp.asarray(-2, dtype)",
+            "test_cells_simple.py::test_the_shares_of_fastrnn_begin_at_one",
+        ),
+        (
+            "(1 - 2 * _as(beta, h)) * m.T",
+            "(1 - _as(beta, h)) * m.T",
+            "test_cells_simple.py::test_beta_of_lipschitz_leads_from_symmetric_to_antisymmetric",
+        ),
+    ],
+    "bptt_jax/cells/spiking.py": [
+        (
+            "v + current - threshold * h if",
+            "v + current - h if",
+            "test_cells_spiking.py::test_the_jacobian_of_lif_is_that_of_its_surrogate",
+        ),
+        (
+            "kept * state.a + state.h",
+            "kept * state.a",
+            "test_cells_spiking.py::test_each_spike_raises_the_threshold_of_alif",
+        ),
+    ],
+    "bptt_jax/cells/surrogates.py": [
+        (
+            "jnp.heaviside(x, 0)",
+            "jnp.heaviside(x, 1)",
+            "test_cells_spiking.py::test_a_spike_has_the_surrogate_as_its_derivative",
+        ),
+    ],
+    "bptt_jax/cells/reservoir.py": [
+        (
+            "(r - c) * (r + c)",
+            "r * r",
+            "test_cells_spiking.py::test_the_effective_radius_of_a_reservoir_is_exact",
+        ),
     ],
     "bptt_jax/cells/weights.py": [
         (
