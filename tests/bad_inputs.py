@@ -537,6 +537,7 @@ TARGETS: list[Target] = [
             "nonlinearity": "optional choice",
         },
     ),
+    Target("bptt.from_torchrecurrent", bptt.from_torchrecurrent, {"module": None}, {"module": "anything"}),
     Target("bptt.from_keras", bptt.from_keras, {"layer": None}, {"layer": "anything"}),
     Target("bptt.plot_gradient_flow", bptt.plot_gradient_flow, {"flows": None}, {"flows": "anything"}),
     Target("bptt.plots.plot_norms", bptt.plots.plot_norms, {"flows": None}, {"flows": "anything"}),

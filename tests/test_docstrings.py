@@ -48,6 +48,7 @@ def test_the_main_functions_have_examples() -> None:
         "from_linen",
         "from_haiku",
         "from_keras",  # shown in the guides, likewise
+        "from_torchrecurrent",
         "plot_gradient_flow",  # shown in the guides
         "plot_norms",  # panels of it
         "plot_singular_values",

@@ -49,6 +49,7 @@ from bptt_jax.cells.spiking import alif, lif
 from bptt_jax.cells.stable import antisymmetric, fastrnn, gated_antisymmetric, lipschitz
 from bptt_jax.cells.state_space import lmu, mamba, mamba2, s4d, s5
 from bptt_jax.cells.torch_weights import from_torch
+from bptt_jax.cells.torchrecurrent_weights import from_torchrecurrent
 from bptt_jax.cells.xlstm import mlstm, slstm
 
 __all__ = [
@@ -81,6 +82,7 @@ __all__ = [
     "from_linen",
     "from_nnx",
     "from_torch",
+    "from_torchrecurrent",
     "gated_antisymmetric",
     "gated_deltanet",
     "gla",

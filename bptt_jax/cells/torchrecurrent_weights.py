@@ -1,0 +1,273 @@
+"""Cells of torchrecurrent as those of the atlas, with their weights."""
+
+import sys
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bptt_jax.cells import gru_variants, lstm_variants, oscillators, simple, stable
+from bptt_jax.cells.bistable import brc, nbrc
+from bptt_jax.cells.layers import stack
+from bptt_jax.cells.torch_weights import as_array
+from bptt_jax.checks import type_name
+from bptt_jax.step import Array, Cell, Params, State, Step
+
+if TYPE_CHECKING:
+    import torch
+
+Weights = Mapping[str, Array]
+_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "Tanh": jnp.tanh,
+    "ReLU": jax.nn.relu,
+    "Sigmoid": jax.nn.sigmoid,
+    "Identity": jax.nn.identity,
+}
+
+
+class _Entry(NamedTuple):
+    """Which of our cells it is, its parameters by our names, and the options by the module's."""
+
+    make: Callable[..., Cell]
+    fields: Callable[[Weights], dict[str, Array]]
+    options: Callable[[Any], dict[str, Any]] = lambda module: {}
+
+
+def from_torchrecurrent(module: "torch.nn.Module") -> tuple[Step, Params, State]:
+    """A cell of torchrecurrent, or layers of one, as the cell of the atlas that it is, with its weights.
+
+    Whether the two are the same is tried on the spot: one step of each, from a state and an input at random, in the
+    module's own precision. So an option that the cell here has not is refused, and so is a second bias where the
+    equations keep it apart, as in ATR (``recurrent_bias=False`` leaves it out), but where it is zero.
+
+    Args:
+      module: such a cell, as ``torchrecurrent.MGUCell(3, 4)``, or layers, as ``torchrecurrent.MGU(3, 4)``.
+
+    Returns:
+      ``(step, params, state0)``, of the cell in `bptt_jax.cells`; of L > 1 layers `params` and `state0` are tuples of
+      L, and `step` is their `stack`. The state is zero. Copies, in the weights' own dtype (double becomes single
+      unless JAX has it switched on).
+
+    Raises:
+      TypeError: it is no module of torchrecurrent.
+      ValueError: its class is not in the table, whose names the message has; or it differs from the cell here.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(module, torch.nn.Module):
+        raise TypeError(f"module: expected a cell of torchrecurrent, got {type_name(module)}")
+    cells = [inner for inner in module.modules() if type(inner).__module__.startswith("torchrecurrent.cells.")]
+    cells = [inner for inner in cells if type(inner).__name__.endswith("Cell")]
+    name = type_name(module)
+    if not cells:
+        raise TypeError(f"module: expected a cell of torchrecurrent, or layers of one, got {name}")
+    unknown = {type_name(inner) for inner in cells} - set(_TABLE)
+    if unknown:
+        raise ValueError(f"module: expected one of {', '.join(_TABLE)}, got {', '.join(sorted(unknown))}")
+    made = [_converted(torch, cell) for cell in cells]
+    if len(made) == 1:
+        return made[0]
+    steps, params, states = zip(*made, strict=True)
+    return _stack(*steps, output=_output), params, states
+
+
+_stack = lru_cache(stack)  # equal for equal layers, so that what JAX has compiled is found again
+
+
+def _output(state: State) -> Array:
+    return jax.tree.leaves(state)[0]
+
+
+def _converted(torch: Any, module: Any) -> tuple[Step, Params, State]:
+    entry = _TABLE[type_name(module)]
+    w = {name: as_array(name, value) for name, value in module.named_parameters()}
+    w |= {name: as_array(name, value) for name, value in module.named_buffers() if value.is_floating_point()}
+    dtype, (rows, inputs) = w["weight_ih"].dtype, w["weight_ih"].shape
+    for name in ("bias_ih", "bias_hh", "bias_mh"):
+        w.setdefault(name, jnp.zeros(1 if name == "bias_mh" else rows, dtype))
+    n = int(module.hidden_size)
+    cell = entry.make(n, dtype=dtype, **entry.options(module))
+    template: Any = jax.eval_shape(lambda: cell.init(jax.random.key(0), inputs))
+    fields = entry.fields({**w, "n": jnp.zeros(n)})
+    given = {field: jnp.reshape(fields[field], getattr(template, field).shape) for field in template._fields}
+    params = template._replace(**given)
+    state0 = cell.initial_state()
+    _compare(torch, module, cell.step, params, state0, inputs)
+    return cell.step, params, state0
+
+
+def _compare(torch: Any, module: Any, step: Step, params: Params, state0: State, inputs: int) -> None:
+    leaves, treedef = jax.tree.flatten(state0)
+    rng, dtype = np.random.default_rng(0), leaves[0].dtype
+    x, *h = (0.5 * rng.standard_normal(shape) for shape in ((inputs,), *(leaf.shape for leaf in leaves)))
+    ours = jax.tree.leaves(
+        step(params, jax.tree.unflatten(treedef, [jnp.asarray(a, dtype) for a in h]), jnp.asarray(x, dtype))
+    )
+    like = next(module.parameters())
+    with torch.no_grad():
+        given = [torch.as_tensor(a).to(like) for a in (x, *h)]
+        theirs = module(given[0], given[1] if len(h) == 1 else tuple(given[1:]))
+    theirs = [np.asarray(a.double().cpu()) for a in (theirs if isinstance(theirs, tuple) else (theirs,))]
+    bound = 1e3 * float(jnp.finfo(dtype).eps)
+    for a, b in zip(ours, theirs, strict=True):
+        if not np.max(np.abs(np.asarray(a, np.float64) - b)) <= bound * max(1.0, np.max(np.abs(b))):
+            raise ValueError(
+                f"module: expected what the cell here has, got a {type_name(module)} that differs from it, by an "
+                "option or by a bias of which it has one less"
+            )
+
+
+# --- The table. `bias_ih` and `bias_hh` are added where the two stand side by side.
+
+
+def _rolled(a: Array, n: int) -> Array:
+    """Two gates, which torchrecurrent has the other way round."""
+    return jnp.roll(a, n, axis=0)
+
+
+def _plus(bias: Array, more: Array, at: int = 0) -> Array:
+    """A bias with a shorter one added, from a place on."""
+    count = min(more.shape[0], bias.shape[0] - at)
+    return bias.at[at : at + count].add(more[:count])
+
+
+def _in_order(w: Weights) -> dict[str, Array]:
+    rows = w["weight_hh"].shape[0]
+    return {"recurrent": w["weight_hh"], "input": w["weight_ih"], "bias": _plus(w["bias_ih"][:rows], w["bias_hh"])}
+
+
+def _exchanged(w: Weights) -> dict[str, Array]:
+    n = w["n"].shape[0]
+    of_input = _rolled(w["bias_ih"], n)
+    return {
+        "recurrent": _rolled(w["weight_hh"], n),
+        "input": _rolled(w["weight_ih"], n),
+        "bias": _plus(of_input, _rolled(w["bias_hh"], n)),
+    }
+
+
+def _and(fields: Callable[[Weights], dict[str, Array]], **names: str) -> Callable[[Weights], dict[str, Array]]:
+    """Further fields, that are theirs as they are."""
+    return lambda w: fields(w) | {ours: w[theirs] for ours, theirs in names.items()}
+
+
+def _ran(w: Weights) -> dict[str, Array]:
+    return _in_order(w) | {"input": _rolled(w["weight_ih"], -w["n"].shape[0])}
+
+
+def _light_ru(w: Weights) -> dict[str, Array]:
+    n = w["n"].shape[0]
+    return {
+        "recurrent": w["weight_hh"],
+        "input": _rolled(w["weight_ih"], n),
+        "bias": w["bias_ih"][n:] + w["bias_hh"][:n],
+    }
+
+
+def _gated_antisymmetric(w: Weights) -> dict[str, Array]:
+    """Its recurrent bias stands in the candidate alone."""
+    n = w["n"].shape[0]
+    return {"recurrent": w["weight_hh"], "input": w["weight_ih"], "bias": _plus(w["bias_ih"], w["bias_hh"], n)}
+
+
+def _fastgrnn(w: Weights) -> dict[str, Array]:
+    of_both = {"bias": w["bias_ih"] + w["bias_hh"], "zeta": w["zeta"], "nu": w["nu"]}
+    return {"recurrent": w["weight_hh"], "input": w["weight_ih"], **of_both}
+
+
+def _mut1(w: Weights) -> dict[str, Array]:
+    n = w["n"].shape[0]
+    beside, inner = w["bias_ih"], w["bias_hh"]
+    bias = jnp.concatenate([beside[:n], beside[n : 2 * n] + inner[:n], inner[n : 2 * n]])
+    return {"recurrent": w["weight_hh"], "input": w["weight_ih"], "bias": bias}
+
+
+def _minimal(w: Weights) -> dict[str, Array]:
+    n = w["n"].shape[0]
+    return {
+        "recurrent": w["weight_hh"],
+        "latent": w["weight_mm"],
+        "bias": w["bias_hh"][:n],
+        "input": w["weight_ih"],
+        "input_bias": w["bias_ih"],
+    }
+
+
+def _independent(w: Weights) -> dict[str, Array]:
+    return {"recurrent": w["vector_u"], "input": w["weight_ih"], "bias": w["bias_ih"] + w["bias_hh"]}
+
+
+def _cornn(w: Weights) -> dict[str, Array]:
+    both = jnp.concatenate([w["weight_hh"], w["weight_ch"]], axis=1)
+    return {"recurrent": both, "input": w["weight_ih"], "bias": w["bias_ih"] + w["bias_hh"] + w.get("bias_ch", 0)}
+
+
+def _unicornn(w: Weights) -> dict[str, Array]:
+    return {
+        "recurrent": w["weight_hh"],
+        "input": w["weight_ih"],
+        "bias": w["bias_ih"] + w["bias_hh"],
+        "control": w["weight_ch"],
+    }
+
+
+def _multiplicative(w: Weights) -> dict[str, Array]:
+    n = w["n"].shape[0]
+    return {
+        "recurrent": w["weight_mh"],
+        "input": w["weight_ih"][n:],
+        "bias": _plus(w["bias_ih"][n:], w["bias_mh"]),
+        "state_factor": w["weight_hh"],
+        "input_factor": w["weight_ih"][:n],
+    }
+
+
+def _antisymmetric(module: Any) -> dict[str, Any]:
+    return {"epsilon": float(module.epsilon), "gamma": float(module.gamma)}
+
+
+_TABLE: dict[str, _Entry] = {
+    "ATRCell": _Entry(gru_variants.atr, _in_order),
+    "AntisymmetricRNNCell": _Entry(stable.antisymmetric, _in_order, _antisymmetric),
+    "BRCell": _Entry(brc, _in_order),
+    "CFNCell": _Entry(gru_variants.cfn, _in_order),
+    "FastGRNNCell": _Entry(gru_variants.fastgrnn, _fastgrnn),
+    "FastRNNCell": _Entry(stable.fastrnn, _and(_in_order, alpha="alpha", beta="beta")),
+    "GatedAntisymmetricRNNCell": _Entry(stable.gated_antisymmetric, _gated_antisymmetric, _antisymmetric),
+    "IndRNNCell": _Entry(
+        simple.indrnn,
+        _independent,
+        lambda module: {"activation": _ACTIVATIONS.get(type_name(module.act), jnp.tanh)},
+    ),
+    "LiGRUCell": _Entry(gru_variants.li_gru, _in_order),
+    "LightRUCell": _Entry(gru_variants.light_ru, _light_ru),
+    "MGUCell": _Entry(gru_variants.mgu, _in_order),
+    "MUT1Cell": _Entry(gru_variants.mut1, _mut1),
+    "MUT2Cell": _Entry(gru_variants.mut2, _in_order),
+    "MUT3Cell": _Entry(gru_variants.mut3, _in_order),
+    "MinimalRNNCell": _Entry(simple.minimal_rnn, _minimal),
+    "MultiplicativeLSTMCell": _Entry(lstm_variants.multiplicative_lstm, _multiplicative),
+    "NBRCell": _Entry(nbrc, _in_order),
+    "OriginalLSTMCell": _Entry(lstm_variants.original_lstm, _in_order),
+    "PeepholeLSTMCell": _Entry(lstm_variants.peephole_lstm, _and(_in_order, peephole="weight_ph")),
+    "RANCell": _Entry(gru_variants.ran, _ran),
+    "ResLSTMCell": _Entry(
+        lstm_variants.residual_lstm,
+        _and(_in_order, peephole="weight_ph", projection="weight_proj", shortcut="weight_res"),
+    ),
+    "STARCell": _Entry(gru_variants.star, _exchanged),
+    "UGRNNCell": _Entry(gru_variants.ugrnn, _exchanged),
+    "UnICORNNCell": _Entry(
+        oscillators.unicornn,
+        _unicornn,
+        lambda module: {"dt": float(module.dt), "stiffness": float(module.alpha)},
+    ),
+    "WMCLSTMCell": _Entry(lstm_variants.wmc_lstm, _and(_in_order, memory="weight_mh")),
+    "coRNNCell": _Entry(
+        oscillators.cornn,
+        _cornn,
+        lambda module: {"dt": float(module.dt), "gamma": float(module.gamma), "epsilon": float(module.epsilon)},
+    ),
+}

@@ -1,0 +1,95 @@
+"""Cells of torchrecurrent, with their weights, against its own states, where it is installed."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bptt_jax as bptt
+from bptt_jax.cells.torchrecurrent_weights import _TABLE
+
+try:
+    import torch
+    import torchrecurrent
+except ModuleNotFoundError:
+    torch = None
+needs_torchrecurrent = pytest.mark.skipif(torch is None, reason="needs torchrecurrent")
+
+N, I, T = 4, 3, 5
+# Whose second bias stands apart from the first, so that ours, which has one, cannot be the same cell.
+APART = {
+    "ATRCell",
+    "BRCell",
+    "CFNCell",
+    "LightRUCell",
+    "MUT1Cell",
+    "MultiplicativeLSTMCell",
+    "NBRCell",
+    "WMCLSTMCell",
+}
+
+
+def module_of(name: str, *, biases: str) -> Any:
+    """With weights at random, and with biases at random whose name holds `biases`."""
+    torch.manual_seed(0)
+    options = {"nonlinearity": "sigmoid"} if name == "FastGRNNCell" else {}
+    module = getattr(torchrecurrent, name)(I, N, **options)
+    with torch.no_grad():
+        for parameter_name, parameter in module.named_parameters():
+            if biases in parameter_name and parameter.ndim == 1 and "bias" in parameter_name:
+                parameter.normal_()
+    return module
+
+
+def leaves_of(states: Any) -> list[np.ndarray]:
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(states)]
+
+
+@needs_torchrecurrent
+@pytest.mark.parametrize("name", _TABLE)
+def test_states(name: str) -> None:
+    module = module_of(name, biases="none" if name in APART else "bias")
+    step, params, state0 = bptt.from_torchrecurrent(module)
+    xs = np.random.default_rng(0).standard_normal((T, I)).astype(np.float32)
+    ours = leaves_of(bptt.unroll(step, params, state0, xs))
+    h: Any = None
+    theirs = []
+    with torch.no_grad():
+        for x in torch.from_numpy(xs):
+            h = module(x) if h is None else module(x, h)
+            theirs.append([a.numpy() for a in (h if isinstance(h, tuple) else (h,))])
+    for a, b in zip(ours, map(np.stack, zip(*theirs, strict=True)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=3e-6)
+
+
+@needs_torchrecurrent
+def test_what_differs_is_refused() -> None:
+    for name in APART:
+        with pytest.raises(ValueError, match=f"got a {name} that differs from it"):
+            bptt.from_torchrecurrent(module_of(name, biases="bias"))
+    with pytest.raises(ValueError, match="got a MGUCell that differs"):
+        bptt.from_torchrecurrent(torchrecurrent.MGUCell(I, N, nonlinearity="relu"))
+    with pytest.raises(ValueError, match=r"expected one of ATRCell, .*, got SCRNCell"):
+        bptt.from_torchrecurrent(torchrecurrent.SCRNCell(I, N))
+    with pytest.raises(TypeError, match="got Linear"):
+        bptt.from_torchrecurrent(torch.nn.Linear(I, N))
+
+
+@needs_torchrecurrent
+def test_layers() -> None:
+    torch.manual_seed(0)
+    module = torchrecurrent.OriginalLSTM(I, N, num_layers=2)
+    xs = np.random.default_rng(0).standard_normal((T, 1, I)).astype(np.float32)
+    with torch.no_grad():
+        theirs = module(torch.from_numpy(xs))[0][:, 0].numpy()
+    step, params, state0 = bptt.from_torchrecurrent(module)
+    states = bptt.unroll(step, params, state0, jnp.asarray(xs[:, 0]))
+    np.testing.assert_allclose(states[-1].h, theirs, atol=3e-6)
+
+
+@pytest.mark.parametrize("given", [None, 3, {"weight_hh": np.ones((4, 4))}])
+def test_what_is_no_module(given: Any) -> None:
+    with pytest.raises(TypeError, match="module: expected a cell of torchrecurrent, got"):
+        bptt.from_torchrecurrent(given)
