@@ -236,7 +236,8 @@ def layer_norm_lstm(
 
     N does not change when h_{t-1} is multiplied: the derivative with respect to the state is as much larger as the
     state is smaller, at zeros ``1e-5 ** -0.5``, some 316, times W. So the adjoint at the first of a sequence's
-    states is large without meaning anything. The cell's own part of the Jacobian is ``sigmoid(a_f)``, as ever.
+    states is large without meaning anything, and while inputs are zero too, all states stay zero and it grows so at
+    every step, in float16 beyond all numbers within two. The cell's own part of the Jacobian is ``sigmoid(a_f)``.
 
     Args:
       hidden_size: N, of units.
