@@ -624,13 +624,14 @@ MUTATIONS = {
         ("arrived.zero_where(~resets)", "arrived", "test_contract.py -k parallel_adjoints"),
     ],
     "bptt_jax/parallel/diagonal.py": [
-        ("a * reset_state[None] + b", "b", "test_contract.py -k unroll_linear"),
+        ("act(factors, reset_state[None]) + b", "b", "test_contract.py -k unroll_linear"),
         (
-            "jnp.where(instants.reset[0], 0, a[0] * h0)",
-            "a[0] * h0",
+            "jnp.where(instants.reset[0], 0, start)",
+            "start",
             "test_diagonal.py::test_a_reset_before_the_first_step_leaves_the_start",
         ),
-        ("((a, 1), (b, 0))", "((a, 0), (b, 0))", "test_contract.py -k unroll_linear"),
+        ("held=(1,)", "held=(0,)", "test_contract.py -k unroll_linear"),
+        ("held=(1, 0, 0)", "held=(0, 0, 0)", "test_delta.py::test_equal_to_unroll"),
     ],
     "bptt_jax/parallel/newton.py": [
         ("(residual < 0.5 * before) & (count", "(residual < 0) & (count", "test_prediction.py::test_it_predicts"),
@@ -682,6 +683,18 @@ MUTATIONS = {
             "None if begins is None else _before(begins, not reverse)",
             "begins",
             "test_affine.py::test_where_it_begins_anew",
+        ),
+    ],
+    "bptt_jax/linalg/rank_one.py": [
+        (
+            "(factors.a, factors.w, factors.u)",
+            "(factors.a, factors.u, factors.w)",
+            "test_delta.py::test_derivatives_of_the_scan",
+        ),
+        (
+            "maps = product, state, begun | anew",
+            "maps = product, state, anew",
+            "test_delta.py::test_what_overflowed_ends_at_a_beginning",
         ),
     ],
     "bptt_jax/linalg/products.py": [
@@ -955,6 +968,23 @@ MUTATIONS = {
             "(r - c) * (r + c)",
             "r * r",
             "test_cells_spiking.py::test_the_effective_radius_of_a_reservoir_is_exact",
+        ),
+    ],
+    "bptt_jax/cells/delta.py": [
+        (
+            "return alpha, alpha * u, w, b",
+            "return alpha, u, w, b",
+            "test_cells_matrix.py::test_what_the_delta_rule_takes_from_an_error_signal",
+        ),
+    ],
+    "bptt_jax/cells/matrix_memory.py": [
+        ("jnp.exp(-jnp.exp(decay))", "jnp.exp(-decay)", "test_cells_matrix.py::test_rwkv_begins_as_released"),
+    ],
+    "bptt_jax/cells/xlstm.py": [
+        (
+            "new = jnp.maximum(kept, i)",
+            "new = kept",
+            "test_cells_matrix.py::test_exponential_gates_do_not_overflow",
         ),
     ],
     "bptt_jax/cells/weights.py": [
