@@ -885,8 +885,8 @@ MUTATIONS = {
     ],
     "bptt_jax/cells/gated.py": [
         (
-            "tanh(n_x + r * (n_h + params.recurrent_bias))",
-            "tanh(n_x + r * n_h + params.recurrent_bias)",
+            "tanh(n_x + r * (n_h + cast(Array, params.recurrent_bias)))",
+            "tanh(n_x + r * n_h + cast(Array, params.recurrent_bias))",
             "test_cell_oracles.py::test_states_and_gradients",
         ),
         (
