@@ -19,7 +19,14 @@ def seconds(run: Callable[[], Any]) -> float:
 def interleaved_medians(
     candidates: Mapping[str, Callable[[], Any]], repeats: int, at_least: float = 2.0
 ) -> dict[str, float]:
-    """Median seconds of each candidate; they take turns, after one call each that does not count.
+    """Median seconds of each candidate, of `interleaved`."""
+    return {name: statistics.median(t) for name, t in interleaved(candidates, repeats, at_least).items()}
+
+
+def interleaved(
+    candidates: Mapping[str, Callable[[], Any]], repeats: int, at_least: float
+) -> dict[str, list[float]]:
+    """Seconds of each candidate; they take turns, after one call each that does not count.
 
     The order is drawn anew every round, so that what one leaves behind (spinning threads, a cold cache) hits all of
     them. Short ones are repeated more often than asked, until all together have taken `at_least` so many seconds.
@@ -33,4 +40,4 @@ def interleaved_medians(
         draw.shuffle(order)
         for name in order:
             times[name].append(seconds(candidates[name]))
-    return {name: statistics.median(t) for name, t in times.items()}
+    return times
