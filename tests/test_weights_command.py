@@ -261,7 +261,8 @@ def test_files_of_keras(suffix: str, tmp_path: Path) -> None:
     pytest.importorskip("h5py")
     keras.utils.set_random_seed(0)
     layers = keras.layers
-    cells = [layers.LSTMCell(5, name="second"), layers.GRUCell(N, reset_after=False, name="first")]
+    # The first is called as the cell inside of the LSTM, and comes second by the alphabet.
+    cells = [layers.LSTMCell(5, name="lstm_cell"), layers.GRUCell(N, reset_after=False, name="first")]
     network = keras.Sequential(
         [
             keras.Input((T, 3)),
@@ -329,6 +330,20 @@ def test_settings_of_keras_are_data_alone(tmp_path: Path) -> None:
     (tmp_path / "damaged.keras").write_bytes(b"PK\x03\x04 nothing")
     with pytest.raises(BadArgument, match=r"cannot be read as \.keras"):
         weights.read(str(tmp_path / "damaged.keras"))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"class_name": "StackedRNNCells", "config": {}},
+        {"class_name": "Sequential", "config": {"layers": [3]}},
+        {"class_name": "StackedRNNCells", "config": {"name": "a", "cells": None}},
+    ],
+)
+def test_damaged_settings(damage: Any) -> None:
+    folder = {f"layers/lstm/cell/vars/{k}": a for k, a in enumerate((np.ones((3, 16)), np.ones((4, 16))))}
+    with pytest.raises(BadArgument, match="--weights: its settings are damaged"):
+        weights.recurrence(weights.Saved(folder, {}, damage), "", float64=False)
 
 
 @needs_torch

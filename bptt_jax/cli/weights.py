@@ -99,7 +99,10 @@ def recurrence(saved: Saved, prefix: str, *, float64: bool) -> Found:
       BadArgument: there is none, or more than one, or it is of a kind that is not known.
     """
     arrays = {k: a.astype(np.float64) for k, a in saved.arrays.items()} if float64 else saved.arrays
-    places = {name: _of_torch for name in recurrent_prefixes(arrays)} | _keras_places(saved)
+    try:
+        places = {name: _of_torch for name in recurrent_prefixes(arrays)} | _keras_places(saved)
+    except (AttributeError, LookupError, TypeError) as error:
+        raise BadArgument(f"--weights: its settings are damaged: {one_line(error)}") from None
     chosen = [name for name in places if name in (prefix, f"{prefix}.", f"{prefix}/")]
     chosen = chosen or [name for name in places if name.startswith(prefix)]
     if len(chosen) == 1:
