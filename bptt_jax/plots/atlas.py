@@ -85,7 +85,7 @@ def plot_atlas(
     _decimals(ax)
     finish(ax)
     size = text_size(ax)
-    ax.legend(frameon=False, fontsize=size, loc="upper center", bbox_to_anchor=(0.5, -0.07), ncols=len(_FAMILIES))
+    ax.legend(frameon=False, fontsize=size, loc="upper center", bbox_to_anchor=(0.5, -0.07), ncols=4)
     left_out = [m.name for m in measurements if m not in shown]
     if left_out:
         ax.annotate(f"without a number: {', '.join(left_out)}", (0.01, 0.01), xycoords="axes fraction",
