@@ -145,7 +145,7 @@ def recurrence(kind: str, size: int, length: int) -> tuple[Any, ...]:
 def times(kind: str, size: int, length: int, batch: int, s: dict[str, Any]) -> dict[str, Any]:
     """Time of the sequential evaluation over that of the parallel one: above 1 the parallel one is faster."""
     step, params, h0, xs = recurrence(kind, size, length)
-    linear = isinstance(step, bptt.parallel.DiagonalStep)
+    linear = isinstance(step, (bptt.parallel.DiagonalStep, bptt.parallel.DeltaStep))
     inputs = jax.random.normal(jax.random.key(2), (batch, length, 2)) if batch > 1 else xs
 
     def parallel(params: Any, xs: Any) -> Any:

@@ -191,6 +191,14 @@ def test_the_size_of_nearest_count() -> None:
         atlas.equal_size(in_heads, 3, 10, 3)
 
 
+def test_what_is_linear_in_its_state_is_called_so() -> None:
+    """Unit by unit, or by the delta rule; of the others the largest exponents decide."""
+    growing = np.asarray([[0.1, 1e-3]])
+    verdicts = {name: "linear" for name in ("lru", "retnet", "deltanet", "rwkv7")} | {"gru": "sequential"}
+    for name, expected in verdicts.items():
+        assert atlas.parallel_in_time(ATLAS[name].make(4), growing, np.zeros((2, 60, 3)), 60) == expected
+
+
 def test_families_and_cells_are_chosen_in_the_order_of_the_atlas() -> None:
     assert atlas.chosen() == tuple(ATLAS)
     assert atlas.chosen(cells=["lstm", "rnn"]) == tuple(n for n in ATLAS if n in ("lstm", "rnn"))

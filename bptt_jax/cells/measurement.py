@@ -28,7 +28,7 @@ class CellMeasurement(Result):
       size: D, real numbers of the state.
       followed: how many Lyapunov exponents were measured, the largest ones; below D, `living` and `log_condition`
         are lower bounds where all of them count.
-      parallel: over time: "linear" in the state, unit by unit, for `bptt_jax.unroll_linear`; else the verdict of
+      parallel: over time: "linear" in the state, for `bptt_jax.unroll_linear`; else the verdict of
         `bptt_jax.predict_parallel` on `bptt_jax.deer`.
       leaf_names: paths of the L floating leaves of the state.
       growth_rate: of the error signal, nats per step backwards, as in `bptt_jax.gradient_flow`.

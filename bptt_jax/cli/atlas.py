@@ -44,7 +44,7 @@ MEANINGS = {
     "signal by leaf": "Which share of the error signal's square is in which part of the state: mean over all lags.",
     "forward, gradient, memory": "Time of the loss, time of loss and gradient, and memory of the gradient, step by "
     "step over a batch, relative to rnn of the width that was asked for; the fastest of interleaved calls.",
-    "in parallel": "linear: linear in the state, unit by unit, for bptt_jax.unroll_linear. Else what "
+    "in parallel": "linear: linear in the state, for bptt_jax.unroll_linear. Else what "
     "bptt_jax.predict_parallel says of bptt_jax.deer: parallel, sequential or undecided.",
     "learned lag": "The longest lag that was learned within one budget of updates.",
 }

@@ -25,7 +25,7 @@ from bptt_jax.experiments.timing import interleaved
 from bptt_jax.files import read_file, write_json
 from bptt_jax.leaves import to_jsonable
 from bptt_jax.parallel.prediction import ParallelPrediction
-from bptt_jax.recurrence.diagonal import DiagonalStep
+from bptt_jax.recurrence.delta import LinearStep
 from bptt_jax.step import Array, Cell, PyTree, state_size
 from bptt_jax.step import Sequence as Masked
 
@@ -287,19 +287,21 @@ class _Bench:
             parameters=job.parameters,
             size=state_size(job.cell.initial_state()),
             followed=job.followed,
-            parallel=self._parallel(job.cell, living),
+            parallel=parallel_in_time(job.cell, living, self.data.inputs, self.task.length),
             leaf_names=flows.leaves.names,
             **{name: _number(value) for name, value in numbers.items()},
         )
 
-    def _parallel(self, cell: Cell, living: np.ndarray) -> Parallel:
-        if isinstance(cell.step, DiagonalStep):
-            return "linear"
-        longest, size = self.task.length, state_size(cell.initial_state())
-        if isinstance(self.data.inputs, Masked) and self.data.inputs.mask is not None:
-            longest = int(np.sum(self.data.inputs.mask[0]))
-        sizes = (jnp.full(len(living), n) for n in (self.task.length, longest, size))
-        return ParallelPrediction(*jnp.asarray(living).T, *sizes).verdict
+
+def parallel_in_time(cell: Cell, living: np.ndarray, inputs: PyTree, length: int) -> Parallel:
+    """What there is to evaluate a cell in parallel over time, from its `living_rates` ``[S, 2]``."""
+    if isinstance(cell.step, LinearStep):
+        return "linear"
+    longest, size = length, state_size(cell.initial_state())
+    if isinstance(inputs, Masked) and inputs.mask is not None:
+        longest = int(np.sum(inputs.mask[0]))
+    sizes = (jnp.full(len(living), n) for n in (length, longest, size))
+    return ParallelPrediction(*jnp.asarray(living).T, *sizes).verdict
 
 
 def _number(value: Any) -> Any:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from bptt_jax import devices
 from bptt_jax.linalg.affine import affine_scan
 from bptt_jax.linalg.rank_one import Factors, multiply, rank_one_scan
-from bptt_jax.recurrence.delta import DeltaStep
+from bptt_jax.recurrence.delta import LinearStep
 from bptt_jax.recurrence.diagonal import DiagonalStep
 from bptt_jax.step import Array, Input, Instant, Params, PyTree, Recurrence, State, Step, bind, check_step
 
@@ -52,7 +52,7 @@ def unroll_linear(
              [1.5 ],
              [1.75]], dtype=float32)
     """
-    if not isinstance(step, (DiagonalStep, DeltaStep)):
+    if not isinstance(step, LinearStep):
         raise TypeError(
             "step: expected a bptt_jax.parallel.DiagonalStep, as lru and min_gru have, or a DeltaStep, as deltanet "
             f"has, got {type(step).__name__}; for steps that are not linear in the state there is bptt_jax.deer"
@@ -61,7 +61,7 @@ def unroll_linear(
 
 
 @devices.compiled
-def _states(recurrence: Recurrence, *, step: DiagonalStep | DeltaStep) -> State:
+def _states(recurrence: Recurrence, *, step: LinearStep) -> State:
     recurrence = check_step(recurrence)
     params, state0, instants = recurrence.params, recurrence.state0, recurrence.instants
 

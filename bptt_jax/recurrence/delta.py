@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from bptt_jax.checks import check_function
-from bptt_jax.recurrence.diagonal import check_coefficients
+from bptt_jax.recurrence.diagonal import DiagonalStep, check_coefficients
 from bptt_jax.step import Array, Input, Params, State
 
 
@@ -60,6 +60,9 @@ class DeltaStep:
         """By the names of the coefficients what their leaves are like when they have been broadcast."""
         rows = jax.tree.map(lambda h: jax.ShapeDtypeStruct(_row(h), jnp.result_type(h)), state)
         return {"a": rows, "u": rows, "w": rows, "b": state}
+
+
+LinearStep = DiagonalStep | DeltaStep
 
 
 def _row(h: Array) -> tuple[int, ...]:
