@@ -308,7 +308,7 @@ def indrnn(
             jnp.zeros(n, dtype),
         )
 
-    return Cell(init, lambda: jnp.zeros(n, dtype), _indrnn_step(_KEEPING_LESS.get(activation, activation)))
+    return Cell(init, lambda: jnp.zeros(n, dtype), shared(_indrnn_step, _KEEPING_LESS.get(activation, activation)))
 
 
 def _indrnn_step(activation: Callable[[Array], Array]) -> Step:
