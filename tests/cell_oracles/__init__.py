@@ -4,8 +4,10 @@ An oracle is somebody else's library, or the paper's equations in NumPy. Those o
 name, as ``ORACLES``: of every cell a list, the first of which is the NumPy one.
 """
 
+import contextlib
 import importlib
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import metadata
 from typing import Any, Literal, NamedTuple
@@ -79,6 +81,35 @@ def scanned(step: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
         return (new := step(state, x), new)
 
     return lambda state, xs: jax.lax.scan(body, state, xs)[1]
+
+
+def sigmoid(a: Any) -> Any:
+    return 1 / (1 + np.exp(-a))
+
+
+def imported(name: str) -> Any:
+    """A peer's module that warns when it is imported, where there is no GPU, say."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return importlib.import_module(name)
+
+
+@contextlib.contextmanager
+def in_double() -> Iterator[None]:
+    """What PyTorch code would round to single precision stays in double."""
+    import torch
+
+    method, dtype = torch.Tensor.float, torch.float32
+    torch.Tensor.float, torch.float32 = torch.Tensor.double, torch.float64
+    try:
+        yield
+    finally:
+        torch.Tensor.float, torch.float32 = method, dtype
+
+
+def in_order(p: Any) -> dict[str, Any]:
+    """Our weights by PyTorch's names, where the gates are in the same order."""
+    return {"weight_hh": p.recurrent, "weight_ih": p.input, "bias_ih": p.bias}
 
 
 def of_keras(cell: Any, weights: list[Any], state: Any, xs: Any) -> list[Any]:

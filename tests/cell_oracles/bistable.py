@@ -4,11 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from cell_oracles import of_torchrecurrent, restated
-
-
-def sigmoid(a: Any) -> Any:
-    return 1 / (1 + np.exp(-a))
+from cell_oracles import of_torchrecurrent, restated, sigmoid
 
 
 def of_the_paper(p: Any, seen_by_a: Any, seen_by_c: Any, h: Any, x: Any) -> Any:

@@ -5,11 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from cell_oracles import I, N, of_jax, of_torch, of_torchrecurrent, restated
-
-
-def sigmoid(a: Any) -> Any:
-    return 1 / (1 + np.exp(-a))
+from cell_oracles import I, N, in_order, of_jax, of_torch, of_torchrecurrent, restated, sigmoid
 
 
 def mgu(p: Any, h: Any, x: Any) -> Any:
@@ -196,10 +192,6 @@ def memax_mgu(p: Any, h: Any, xs: Any) -> Any:
         (w_f, w_n, *(jax.numpy.pad(u, ((0, 0), (0, N - I))) for u in (u_f, u_n)), b_f, b_n),
     )
     return jax.lax.scan(lambda h, x: (new := cell(h, jax.numpy.pad(x, (0, N - I))), new), h, xs)[1]
-
-
-def in_order(p: Any) -> dict[str, Any]:
-    return {"weight_hh": p.recurrent, "weight_ih": p.input, "bias_ih": p.bias}
 
 
 def exchanged(p: Any) -> dict[str, Any]:

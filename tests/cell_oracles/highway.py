@@ -4,11 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from cell_oracles import restated
-
-
-def sigmoid(a: Any) -> Any:
-    return 1 / (1 + np.exp(-a))
+from cell_oracles import restated, sigmoid
 
 
 def rhn(p: Any, h: Any, x: Any) -> Any:

@@ -9,7 +9,7 @@ import scipy.linalg
 import bptt_jax as bptt
 from cell_oracles import N, of_torch, restated
 
-scorn = partial(bptt.cells.orthogonal, map="cayley", negative=1)
+scornn = partial(bptt.cells.orthogonal, map="cayley", negative=1)
 
 
 def skew(p: Any) -> Any:
@@ -112,9 +112,9 @@ def torch_householder(p: Any, h: Any, xs: Any) -> Any:
 ORACLES = {
     "orthogonal": [
         restated(exponential),
-        restated(cayley, make=scorn, note="by the Cayley transform"),
+        restated(cayley, make=scornn, note="by the Cayley transform"),
         of_torch("geotorch", geotorch_exponential),
-        of_torch("geotorch", geotorch_cayley, make=scorn, note="by the Cayley transform"),
+        of_torch("geotorch", geotorch_cayley, make=scornn, note="by the Cayley transform"),
     ],
     "unitary": [restated(unitary)],
     "householder": [

@@ -1,22 +1,27 @@
 """Of the cells that are linear in their state, or nearly so."""
 
-import importlib
 import os
-import warnings
 from functools import partial
 from typing import Any
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import bptt_jax as bptt
-from cell_oracles import I, N, T, of_jax, of_torch, of_torchrecurrent, restated, scanned
-
-
-def sigmoid(a: Any) -> Any:
-    return 1 / (1 + np.exp(-a))
+from cell_oracles import (
+    I,
+    N,
+    T,
+    imported,
+    in_double,
+    of_jax,
+    of_torch,
+    of_torchrecurrent,
+    restated,
+    scanned,
+    sigmoid,
+)
 
 
 def lru(p: Any, h: Any, x: Any) -> Any:
@@ -140,20 +145,6 @@ def fla_hgrn(p: Any, h: Any, xs: Any) -> Any:
     with in_double():
         found, _ = naive_recurrent_hgrn(inputs, log_gates)
     return torch.complex(*found[:, 1:]) * turn
-
-
-def imported(name: str) -> Any:
-    """A peer's module that warns when it is imported, where there is no GPU, say."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return importlib.import_module(name)
-
-
-def in_double() -> Any:
-    """A context in which what PyTorch code would round to single precision stays in double."""
-    import torch
-
-    return mock.patch.object(torch.Tensor, "float", torch.Tensor.double)
 
 
 def griffin(p: Any, h: Any, xs: Any) -> Any:

@@ -4,8 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from cell_oracles import of_torch, restated
-from cell_oracles.linear import imported, in_double
+from cell_oracles import imported, in_double, of_torch, restated
 
 
 def retnet(p: Any, s: Any, x: Any) -> Any:

@@ -6,11 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import bptt_jax as bptt
-from cell_oracles import I, N, of_torch, of_torchrecurrent, restated
-
-
-def sigmoid(a: Any) -> Any:
-    return 1 / (1 + np.exp(-a))
+from cell_oracles import I, N, in_order, of_torch, of_torchrecurrent, restated, sigmoid
 
 
 def gates(p: Any) -> list[tuple[Any, Any, Any]]:
@@ -148,10 +144,6 @@ def torch_layer_norm(p: Any, state: Any, xs: Any) -> Any:
         state = type(state)(h, c)
         states.append(state)
     return bptt.cells.LSTMState(*map(torch.stack, zip(*states, strict=True)))
-
-
-def in_order(p: Any) -> dict[str, Any]:
-    return {"weight_hh": p.recurrent, "weight_ih": p.input, "bias_ih": p.bias}
 
 
 def peepholes(p: Any) -> dict[str, Any]:

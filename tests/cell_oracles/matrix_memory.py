@@ -10,11 +10,7 @@ from typing import Any
 import numpy as np
 
 import bptt_jax as bptt
-from cell_oracles import of_jax, of_torch, restated
-
-
-def sigmoid(a: Any) -> Any:
-    return 1 / (1 + np.exp(-a))
+from cell_oracles import of_jax, of_torch, restated, sigmoid
 
 
 def unit(k: Any) -> Any:

@@ -5,11 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from cell_oracles import I, N, of_torch, of_torchrecurrent, restated
-
-
-def sigmoid(a: Any) -> Any:
-    return 1 / (1 + np.exp(-a))
+from cell_oracles import I, N, of_torch, of_torchrecurrent, restated, sigmoid
 
 
 def cornn(p: Any, state: Any, x: Any, dt: float = 0.042, gamma: float = 2.7, epsilon: float = 4.7) -> Any:

@@ -10,11 +10,19 @@ import jax
 import numpy as np
 
 import bptt_jax as bptt
-from cell_oracles import I, N, Oracle, of_jax, of_keras, of_torch, of_torchrecurrent, restated, scanned
-
-
-def sigmoid(a: Any) -> Any:
-    return 1 / (1 + np.exp(-a))
+from cell_oracles import (
+    I,
+    N,
+    Oracle,
+    in_order,
+    of_jax,
+    of_keras,
+    of_torch,
+    of_torchrecurrent,
+    restated,
+    scanned,
+    sigmoid,
+)
 
 
 def rnn(p: Any, h: Any, x: Any) -> Any:
@@ -193,10 +201,6 @@ def rnn_jax_lipschitz(p: Any, h: Any, xs: Any) -> Any:
     return scanned(step)(h, xs)
 
 
-def of_rnn(p: Any) -> dict[str, Any]:
-    return {"weight_hh": p.recurrent, "weight_ih": p.input, "bias_ih": p.bias}
-
-
 def stepped() -> dict[str, Any]:
     return {"epsilon": 0.1, "gamma": 0.01}
 
@@ -244,17 +248,17 @@ ORACLES = {
         restated(fastrnn),
         of_torchrecurrent(
             "FastRNNCell",
-            lambda p: of_rnn(p) | {"alpha": p.alpha, "beta": p.beta},
+            lambda p: in_order(p) | {"alpha": p.alpha, "beta": p.beta},
             note="starts with alpha = 3, beta = -3; the authors' code with the opposite",
         ),
         of_torch("edgeml-pytorch", edgeml_fastrnn),
     ],
-    "antisymmetric": [restated(antisymmetric), of_torchrecurrent("AntisymmetricRNNCell", of_rnn, stepped)],
+    "antisymmetric": [restated(antisymmetric), of_torchrecurrent("AntisymmetricRNNCell", in_order, stepped)],
     "gated_antisymmetric": [
         restated(gated_antisymmetric),
         of_torchrecurrent(
             "GatedAntisymmetricRNNCell",
-            of_rnn,
+            in_order,
             stepped,
             note="its recurrent bias is in the candidate alone, against its docstring; here it is zero",
         ),

@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import bptt_jax as bptt
-from cell_oracles import N, T, of_jax, of_keras, of_torch, restated
-from cell_oracles.linear import imported, in_double
+from cell_oracles import N, T, imported, in_double, of_jax, of_keras, of_torch, restated
 
 
 def softplus(a: Any) -> Any:
