@@ -977,7 +977,7 @@ MUTATIONS = {
             "test_cells_matrix.py::test_what_the_delta_rule_takes_from_an_error_signal",
         ),
     ],
-    "bptt_jax/cells/matrix_memory.py": [
+    "bptt_jax/cells/linear_attention.py": [
         ("jnp.exp(-jnp.exp(decay))", "jnp.exp(-decay)", "test_cells_matrix.py::test_rwkv_begins_as_released"),
     ],
     "bptt_jax/cells/xlstm.py": [

@@ -28,7 +28,7 @@ from bptt_jax.cells.isometries import householder, orthogonal, unitary
 from bptt_jax.cells.keras_weights import from_keras
 from bptt_jax.cells.layers import stack
 from bptt_jax.cells.linear import LRUParams, MinGRUParams, hgrn, lru, min_gru, min_lstm, qrnn, rg_lru, sru
-from bptt_jax.cells.linear_attention import gla, retnet
+from bptt_jax.cells.linear_attention import gla, hgrn2, linear_transformer, retnet, rwkv6
 from bptt_jax.cells.lstm_variants import (
     coupled_lstm,
     janet,
@@ -40,7 +40,6 @@ from bptt_jax.cells.lstm_variants import (
     residual_lstm,
     wmc_lstm,
 )
-from bptt_jax.cells.matrix_memory import hgrn2, linear_transformer, rwkv6
 from bptt_jax.cells.measurement import CellMeasurement
 from bptt_jax.cells.oscillators import cfc, clockwork, cornn, lem, tau_gru, unicornn
 from bptt_jax.cells.reservoir import echo_state

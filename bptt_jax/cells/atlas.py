@@ -30,7 +30,7 @@ from bptt_jax.cells.gru_variants import (
 from bptt_jax.cells.highway import rhn
 from bptt_jax.cells.isometries import householder, orthogonal, unitary
 from bptt_jax.cells.linear import hgrn, lru, min_gru, min_lstm, qrnn, rg_lru, sru
-from bptt_jax.cells.linear_attention import gla, retnet
+from bptt_jax.cells.linear_attention import gla, hgrn2, linear_transformer, retnet, rwkv6
 from bptt_jax.cells.lstm_variants import (
     coupled_lstm,
     janet,
@@ -42,7 +42,6 @@ from bptt_jax.cells.lstm_variants import (
     residual_lstm,
     wmc_lstm,
 )
-from bptt_jax.cells.matrix_memory import hgrn2, linear_transformer, rwkv6
 from bptt_jax.cells.oscillators import cfc, clockwork, cornn, lem, tau_gru, unicornn
 from bptt_jax.cells.reservoir import echo_state
 from bptt_jax.cells.simple import indrnn, irnn, leaky_rnn, minimal_rnn, rnn, scrn
@@ -160,8 +159,8 @@ ATLAS: Mapping[str, AtlasEntry] = MappingProxyType(
         "mamba": AtlasEntry(mamba, "linear", 2023, "Gu and Dao, arXiv:2312.00752", "h [N, 8]"),
         "lmu": AtlasEntry(lmu, "linear", 2019, "Voelker et al., NeurIPS 32", "h [N], m [8]"),
         "mamba2": AtlasEntry(mamba2, "matrix", 2024, "Dao and Gu, arXiv:2405.21060", "h [2, N/2, 8]"),
-        "retnet": AtlasEntry(retnet, "matrix", 2023, "Sun et al., arXiv:2307.08621", "S [2, 8, N/2]"),
-        "gla": AtlasEntry(gla, "matrix", 2023, "Yang et al., arXiv:2312.06635", "S [2, 8, N/2]"),
+        "retnet": AtlasEntry(retnet, "matrix", 2023, "Sun et al., arXiv:2307.08621", "S [2, N/2, 8]"),
+        "gla": AtlasEntry(gla, "matrix", 2023, "Yang et al., arXiv:2312.06635", "S [2, N/2, 8]"),
         "slstm": AtlasEntry(slstm, "gated", 2024, "Beck et al., arXiv:2405.04517", "h [N], c [N], n [N], m [N]"),
         "mlstm": AtlasEntry(
             mlstm, "matrix", 2024, "Beck et al., arXiv:2405.04517", "C [2, N/2, 8], n [2, 8], m [2]"

@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from bptt_jax.cells.activations import sigmoid, tanh
-from bptt_jax.cells.heads import check_sizes, draw_heads, outer, project
-from bptt_jax.cells.matrix_memory import draw_orthogonal
+from bptt_jax.cells.heads import check_sizes, draw_heads, draw_orthogonal, outer, project
 from bptt_jax.cells.weights import times
 from bptt_jax.checks import check_floating, check_key, check_positive_int
 from bptt_jax.recurrence.delta import DeltaStep

@@ -1,8 +1,10 @@
 """What cells share whose states are matrices ``[heads, values, keys]``."""
 
+import math
 from typing import Any, NamedTuple
 
-from bptt_jax.cells.weights import check_heads, draw_gates, fan_in_normal, times
+from bptt_jax.cells.initializers import Initializer
+from bptt_jax.cells.weights import check_heads, draw_gates, fan_in_normal, orthogonal, times
 from bptt_jax.checks import check_positive_int
 from bptt_jax.step import Array
 
@@ -37,7 +39,12 @@ def draw_heads(
     size: int,
     fan_in: int,
     dtype: Any,
-    init: Any = fan_in_normal,
+    init: Initializer = fan_in_normal,
 ) -> Array:
     """``[heads, size, fan_in]``, of all heads at once."""
-    return draw_gates("init", init, key, 1, heads * size, fan_in, dtype).reshape(heads, size, fan_in)
+    return draw_gates("input_init", init, key, 1, heads * size, fan_in, dtype).reshape(heads, size, fan_in)
+
+
+def draw_orthogonal(key: Array, heads: int, size: int, fan_in: int, dtype: Any) -> Array:
+    """``[heads, size, fan_in]``, of all heads at once, with a gain where they are more than the inputs, as RWKV."""
+    return math.sqrt(max(heads * size / fan_in, 1)) * draw_heads(key, heads, size, fan_in, dtype, orthogonal)

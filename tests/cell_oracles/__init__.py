@@ -30,7 +30,7 @@ FAMILIES = (
     "linear_attention",
     "state_space",
     "lstm_variants",
-    "matrix_memory",
+    "delta",
     "spiking",
     "xlstm",
     "bistable",
