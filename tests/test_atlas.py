@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from slices import covering
 
 import bptt_jax as bptt
 from bptt_jax.parallel import DeltaStep, DiagonalStep
@@ -67,7 +68,7 @@ def test_what_a_cell_is(name):
 LINEAR = [name for name in ATLAS if isinstance(ATLAS[name].make(N).step, (DiagonalStep, DeltaStep))]
 
 
-@pytest.mark.parametrize("name", LINEAR)
+@pytest.mark.parametrize("name", covering(LINEAR, "linear_transformer", "s4d", "gated_deltanet"))
 def test_parallel_in_time(name, x64):
     """Where a step is linear in its state, the scan over time gives what the steps give one by one."""
     cell = ATLAS[name].make(N, dtype=jnp.float64)

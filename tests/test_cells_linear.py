@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from slices import covering
 
 import bptt_jax as bptt
 
@@ -18,7 +19,7 @@ def test_an_open_gate_of_rg_lru_decays_as_published():
     np.testing.assert_allclose(decay.mean(), 0.9495, atol=0.003)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16])
+@pytest.mark.parametrize("dtype", covering([jnp.float32, jnp.float16], jnp.float16))
 def test_a_closed_gate_of_rg_lru_has_a_gradient(dtype):
     """Where r is 0 in its dtype, so that nothing is let in: the square root of 1 - a^2 has no slope there."""
     cell = bptt.cells.rg_lru(2, dtype=dtype)
