@@ -291,7 +291,7 @@ def test_files_of_keras(suffix: str, tmp_path: Path) -> None:
         (other,) = set(folders) - {where}
         lower = weights.recurrence(saved_by_keras, other, float64=False)
         steps = [bptt.from_keras(network.layers[k])[0] for k in (0, 2)]
-        assert lower.step == weights.keras_stack([(step, None, None) for step in steps])[0]
+        assert lower.step == weights.stacked([(step, None, None) for step in steps])[0]
         assert weights.describe(lower) == "lstm over rnn, 2 layers, 3 inputs, 6 and 7 units, float32"
         assert [w.shape for w, _ in weights.readouts(saved_by_keras, N).values()] == [(1, N)]
     assert found.step == expected[0]

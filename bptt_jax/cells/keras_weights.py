@@ -5,14 +5,14 @@ Keras is never imported here: a layer is there only where it has been already, w
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from bptt_jax.cells.gated import GRUParams, LSTMParams, LSTMState, gru, lstm
-from bptt_jax.cells.layers import stack
+from bptt_jax.cells.layers import stacked
 from bptt_jax.cells.simple import RNNParams, rnn
 from bptt_jax.checks import check_leaves, type_name
 from bptt_jax.step import Array, Params, State, Step
@@ -100,7 +100,7 @@ def from_keras(layer: "keras.layers.Layer") -> tuple[Step, Params, State]:
         variables = [inner.kernel, inner.recurrent_kernel, *([inner.bias] if inner.use_bias else [])]
         arrays = [keras.ops.convert_to_numpy(variable.value) for variable in variables]
         made.append(keras_layer(f"layer: {inner.name}", kind, arrays, inner.get_config()))
-    return keras_stack(made)
+    return stacked(made)
 
 
 def keras_layer(
@@ -146,17 +146,6 @@ def keras_layer(
     outer, inner = map(_swap, bias[0]) if bias else (nothing, nothing)
     r, z, new = jnp.split(inner, 3)
     return step, GRUParams(*swapped, outer + jnp.concatenate([r, z, jnp.zeros_like(new)]), new), state0
-
-
-def keras_stack(made: Sequence[tuple[Step, Params, State]]) -> tuple[Step, Params, State]:
-    """Layers as one, where there are several."""
-    if len(made) == 1:
-        return made[0]
-    steps, params, states = zip(*made, strict=True)
-    return _stack(*steps), params, states
-
-
-_stack = lru_cache(stack)  # equal for equal layers, so that what JAX has compiled is found again
 
 
 def _check_activation(name: str, option: str, given: Any, known: Mapping[str, Any], kind: str) -> None:

@@ -1,6 +1,7 @@
 """Layers of steps as one step."""
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import jax
 
@@ -69,6 +70,19 @@ def stack(*steps: Step, output: Output | Sequence[Output] | None = None) -> Step
         return state._make(new) if hasattr(state, "_make") else type(state)(new)
 
     return stacked_step
+
+
+def stacked(
+    layers: Sequence[tuple[Step, Params, State]], output: Output | None = None
+) -> tuple[Step, Params, State]:
+    """Layers with parameters and states as one, where there are several: the same step for equal ones."""
+    if len(layers) == 1:
+        return layers[0]
+    steps, params, states = zip(*layers, strict=True)
+    return _stack(*steps, output=output), params, states
+
+
+_stack = lru_cache(stack)  # so that what JAX has compiled is found again
 
 
 def _outputs(output: Output | Sequence[Output] | None, layers: int) -> Sequence[Output]:

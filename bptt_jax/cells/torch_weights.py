@@ -7,7 +7,6 @@ import itertools
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
@@ -16,7 +15,7 @@ import numpy as np
 
 from bptt_jax.cells.activations import sigmoid, tanh
 from bptt_jax.cells.gated import GRUParams, LSTMParams, LSTMState, gru, lstm
-from bptt_jax.cells.layers import stack
+from bptt_jax.cells.layers import stacked
 from bptt_jax.cells.simple import RNNParams, rnn
 from bptt_jax.cells.weights import times
 from bptt_jax.checks import check_choice, check_leaves, type_name
@@ -116,14 +115,7 @@ def from_torch(
     nonlinearity = nonlinearity or found.nonlinearity
     places = _places(where, found.weights, layer, direction)
     checked = [_check(where, place, found.weights[place], nonlinearity) for place in places]
-    made = [_layer(w, nonlinearity) for w in checked]
-    if len(made) == 1:
-        return made[0]
-    steps, params, states = zip(*made, strict=True)
-    return _stack(*steps), params, states
-
-
-_stack = lru_cache(stack)  # equal for equal layers, so that what JAX has compiled is found again
+    return stacked([_layer(w, nonlinearity) for w in checked])
 
 
 def recurrent_prefixes(names: Iterable[str]) -> list[str]:

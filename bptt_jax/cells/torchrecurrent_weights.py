@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -11,7 +10,7 @@ import numpy as np
 
 from bptt_jax.cells import gru_variants, lstm_variants, oscillators, simple, stable
 from bptt_jax.cells.bistable import brc, nbrc
-from bptt_jax.cells.layers import stack
+from bptt_jax.cells.layers import stacked
 from bptt_jax.cells.torch_weights import as_array
 from bptt_jax.checks import type_name
 from bptt_jax.step import Array, Cell, Params, State, Step
@@ -66,14 +65,7 @@ def from_torchrecurrent(module: "torch.nn.Module") -> tuple[Step, Params, State]
     unknown = {type_name(inner) for inner in cells} - set(_TABLE)
     if unknown:
         raise ValueError(f"module: expected one of {', '.join(_TABLE)}, got {', '.join(sorted(unknown))}")
-    made = [_converted(torch, cell) for cell in cells]
-    if len(made) == 1:
-        return made[0]
-    steps, params, states = zip(*made, strict=True)
-    return _stack(*steps, output=_output), params, states
-
-
-_stack = lru_cache(stack)  # equal for equal layers, so that what JAX has compiled is found again
+    return stacked([_converted(torch, cell) for cell in cells], _output)
 
 
 def _output(state: State) -> Array:

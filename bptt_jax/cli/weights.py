@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from bptt_jax.cells.gated import GRUParams, LSTMParams
-from bptt_jax.cells.keras_weights import GATES, Kind, keras_layer, keras_stack
+from bptt_jax.cells.keras_weights import GATES, Kind, keras_layer
+from bptt_jax.cells.layers import stacked
 from bptt_jax.cells.simple import RNNParams
 from bptt_jax.cells.torch_weights import ProjectedLSTMParams, as_array, from_torch, recurrent_prefixes
 from bptt_jax.cli.report import BadArgument, one_line
@@ -286,7 +287,7 @@ def _keras_places(saved: Saved) -> dict[str, Callable[[Mapping[str, Any], str], 
                 config = {"reset_after": len(shapes) < 3 or len(shapes[2]) == 2}
             made.append(keras_layer(folder, kind, [arrays[part] for part in cells[folder]], config))
             kinds.append(_NAMES[type(made[-1][1])])
-        return Found(folders[0], " over ".join(dict.fromkeys(reversed(kinds))), assumed, *keras_stack(made))
+        return Found(folders[0], " over ".join(dict.fromkeys(reversed(kinds))), assumed, *stacked(made))
 
     chains = [[folder] for folder in cells]
     for outer, names in _chains(saved.settings):
