@@ -187,6 +187,16 @@ def check_positive(name: str, value: Any) -> Any:
     return check_number(name, value, "a number above 0", lambda v: v > 0)
 
 
+def check_positive_finite(name: str, value: Any) -> Any:
+    """Returns `value` if it is one finite number above 0."""
+    return check_number(name, value, "a finite number above 0", lambda v: (v > 0) & (v < float("inf")))
+
+
+def check_nonnegative_finite(name: str, value: Any) -> Any:
+    """Returns `value` if it is one finite number of at least 0."""
+    return check_number(name, value, "a finite number of at least 0", lambda v: (v >= 0) & (v < float("inf")))
+
+
 def check_finite(name: str, value: Any) -> Any:
     """Returns `value` if it is one finite number."""
     return check_number(name, value, "a finite number", lambda v: abs(v) < float("inf"))

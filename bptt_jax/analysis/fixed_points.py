@@ -20,6 +20,7 @@ from bptt_jax.checks import (
     check_function,
     check_key,
     check_leaves,
+    check_nonnegative_finite,
     check_number,
     check_positive,
     check_positive_int,
@@ -199,7 +200,7 @@ def sample_starts(
     check_leaves("states", states)
     num, axes = check_positive_int("num", num), check_positive_int("axes", axes)
     key = check_key("key", key)
-    noise = check_number("noise", noise, "a finite number of at least 0", lambda v: (v >= 0) & (v < jnp.inf))
+    noise = check_nonnegative_finite("noise", noise)
     shapes = {jnp.shape(leaf)[:axes] for leaf in jax.tree.leaves(states)}
     if len(shapes) != 1 or len(next(iter(shapes))) != axes or 0 in next(iter(shapes)):
         raise ValueError(

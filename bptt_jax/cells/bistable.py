@@ -2,19 +2,16 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from bptt_jax.cells.activations import sigmoid, tanh, weighted_mean
 from bptt_jax.cells.gru_variants import GatedParams, gated_cell
 from bptt_jax.cells.initializers import Initializer
-from bptt_jax.cells.weights import times
+from bptt_jax.cells.weights import glorot_uniform, times
 from bptt_jax.step import Array, Cell
 
-_glorot = jax.nn.initializers.glorot_uniform()
 
-
-def brc(hidden_size: int, *, input_init: Initializer = _glorot, dtype: Any = None) -> Cell:
+def brc(hidden_size: int, *, input_init: Initializer = glorot_uniform, dtype: Any = None) -> Cell:
     """The bistable recurrent cell (Vecoven et al. 2021, PLOS ONE 16: e0252676): units that remember each by itself.
 
     ::
@@ -53,8 +50,8 @@ def brc(hidden_size: int, *, input_init: Initializer = _glorot, dtype: Any = Non
 def nbrc(
     hidden_size: int,
     *,
-    recurrent_init: Initializer = _glorot,
-    input_init: Initializer = _glorot,
+    recurrent_init: Initializer = glorot_uniform,
+    input_init: Initializer = glorot_uniform,
     dtype: Any = None,
 ) -> Cell:
     """The neuromodulated bistable cell (Vecoven et al. 2021, PLOS ONE 16: e0252676): units that set each other's gates.

@@ -14,6 +14,7 @@ from bptt_jax.cells.weights import (
     check_initializers,
     draw_gates,
     fan_in_normal,
+    glorot_uniform,
     orthogonal,
     times,
     within,
@@ -21,7 +22,6 @@ from bptt_jax.cells.weights import (
 from bptt_jax.checks import check_finite, check_floating, check_key, check_positive_int
 from bptt_jax.step import Array, Cell, Step
 
-_glorot = jax.nn.initializers.glorot_uniform()
 _tenths = jax.nn.initializers.normal(0.1)
 _hundredths = within(0.07)
 
@@ -333,7 +333,7 @@ def li_gru(
     hidden_size: int,
     *,
     recurrent_init: Initializer = orthogonal,
-    input_init: Initializer = _glorot,
+    input_init: Initializer = glorot_uniform,
     dtype: Any = None,
 ) -> Cell:
     """The light gated recurrent unit (Ravanelli et al. 2018, arXiv:1803.10225): no reset, and ReLU.

@@ -13,7 +13,15 @@ from jax.scipy.linalg import expm
 
 from bptt_jax.cells.initializers import Initializer, check_initializer
 from bptt_jax.cells.simple import RNNParams
-from bptt_jax.cells.weights import check_hidden_size, draw_gates, times
+from bptt_jax.cells.weights import (
+    at_least_single,
+    check_complex,
+    check_hidden_size,
+    draw_gates,
+    draw_within,
+    glorot_uniform,
+    times,
+)
 from bptt_jax.checks import (
     check_choice,
     check_floating,
@@ -27,7 +35,6 @@ from bptt_jax.step import Array, Cell, Step
 
 _expm = divided_by_compiler(expm)  # within it JAX would ask, and find no answer
 _he_normal = jax.nn.initializers.variance_scaling(2.0, "fan_in", "normal")
-_glorot_uniform = jax.nn.initializers.glorot_uniform()
 
 
 class OrthogonalParams(NamedTuple):
@@ -81,7 +88,7 @@ class OrthogonalStep:
     def plain(self, params: OrthogonalParams) -> RNNParams:
         """The weights themselves: W ``[N, N]`` instead of A."""
         n = params.bias.size
-        a = _skew_symmetric(params.skew.astype(_wide(params.skew.dtype)), n)
+        a = _skew_symmetric(params.skew.astype(at_least_single(params.skew.dtype)), n)
         if self.map == "exp":
             weights = _expm(a)
         else:
@@ -158,7 +165,7 @@ def orthogonal(
     def init(key: Array, input_size: int) -> OrthogonalParams:
         fan_in = check_positive_int("input_size", input_size)
         k_skew, k_in, k_bias = jax.random.split(check_key("key", key), 3)
-        wide = _wide(dtype)
+        wide = at_least_single(dtype)
         if map == "cayley":
             # (1 - i s) / (1 + i s) = exp(-i theta) for s = tan(theta / 2)
             entries = jnp.tan(jax.random.uniform(k_skew, (n // 2,), wide, 0, math.pi / 2) / 2)
@@ -167,7 +174,7 @@ def orthogonal(
         rows, columns = np.triu_indices(n, 1)
         of_blocks = np.flatnonzero((rows % 2 == 0) & (columns == rows + 1))
         skew = jnp.zeros(len(rows), wide).at[of_blocks].set(entries)
-        bias = jnp.zeros(n, dtype) if activation is not None else _uniform(k_bias, (n,), 0.01, dtype)
+        bias = jnp.zeros(n, dtype) if activation is not None else draw_within(k_bias, (n,), 0.01, dtype)
         return OrthogonalParams(
             skew.astype(dtype), draw_gates("input_init", input_init, k_in, 1, n, fan_in, dtype), bias
         )
@@ -209,16 +216,14 @@ def unitary(hidden_size: int, *, dtype: Any = None) -> Cell:
       TypeError, ValueError: `hidden_size` is no positive integer; `dtype` has no complex partner.
     """
     n = check_positive_int("hidden_size", hidden_size)
-    real = check_floating("dtype", dtype)
-    if real not in (jnp.float32, jnp.float64):
-        raise TypeError(f"dtype: expected float32 or float64, whose complex numbers there are, got {real}")
+    real = check_complex("dtype", dtype)
 
     def init(key: Array, input_size: int) -> UnitaryParams:
         fan_in = check_positive_int("input_size", input_size)
         k_phases, k_reflections, k_in = jax.random.split(check_key("key", key), 3)
-        v_re, v_im = _uniform(k_reflections, (2, 2, n), 1.0, real)
-        input_re, input_im = _uniform(k_in, (2, n, fan_in), math.sqrt(6 / (n + fan_in)), real)
-        phases = _uniform(k_phases, (3, n), math.pi, real)
+        v_re, v_im = draw_within(k_reflections, (2, 2, n), 1.0, real)
+        input_re, input_im = draw_within(k_in, (2, n, fan_in), math.sqrt(6 / (n + fan_in)), real)
+        phases = draw_within(k_phases, (3, n), math.pi, real)
         return UnitaryParams(phases, v_re, v_im, input_re, input_im, jnp.zeros(n, real))
 
     return Cell(init, lambda: jax.lax.complex(jnp.zeros(n, real), jnp.zeros(n, real)), _unitary_step)
@@ -229,7 +234,7 @@ def householder(
     *,
     reflections: int = 16,
     activation: Callable[[Array], Array] | None = None,
-    input_init: Initializer = _glorot_uniform,
+    input_init: Initializer = glorot_uniform,
     dtype: Any = None,
 ) -> Cell:
     """The orthogonal network of Householder reflections, oRNN (Mhammedi et al. 2017, arXiv:1612.00188).
@@ -287,15 +292,6 @@ def _check_count(name: str, value: Any, n: int) -> int:
     if not 0 <= value <= n:
         raise ValueError(f"{name}: expected an integer from 0 to {n}, got {value}")
     return int(value)
-
-
-def _uniform(key: Array, shape: tuple[int, ...], bound: float, dtype: jnp.dtype) -> Array:
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-
-def _wide(dtype: jnp.dtype) -> jnp.dtype:
-    """Of at least single precision: LAPACK, behind the solves, knows no half."""
-    return dtype if dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
 
 
 def _leaky_relu(a: Array) -> Array:

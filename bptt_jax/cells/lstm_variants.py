@@ -10,7 +10,7 @@ from bptt_jax.cells.activations import sigmoid, tanh, weighted_mean
 from bptt_jax.cells.gated import LSTMParams, LSTMState, lstm
 from bptt_jax.cells.gru_variants import GatedParams, constants, gated_cell
 from bptt_jax.cells.initializers import Initializer, chrono
-from bptt_jax.cells.weights import draw_gates, fan_in_normal, orthogonal, times, within
+from bptt_jax.cells.weights import at_least_single, draw_gates, fan_in_normal, orthogonal, times, within
 from bptt_jax.checks import check_finite
 from bptt_jax.step import Array, Cell
 
@@ -519,7 +519,7 @@ def _multiplicative_step(params: MultiplicativeLSTMParams, state: LSTMState, x: 
 
 def _normalized(v: Array) -> Array:
     # In single precision at least: squares of half precision overflow above 256.
-    wide = v.astype(v.dtype if v.dtype.itemsize >= 4 else jnp.float32)
+    wide = v.astype(at_least_single(v.dtype))
     centred = wide - jnp.mean(wide)
     return (centred * jax.lax.rsqrt(jnp.mean(centred * centred) + _LEAST_VARIANCE)).astype(v.dtype)
 

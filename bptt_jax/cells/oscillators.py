@@ -11,8 +11,14 @@ import numpy as np
 from bptt_jax.cells.activations import sigmoid, tanh, weighted_mean
 from bptt_jax.cells.sharing import shared
 from bptt_jax.cells.simple import RNNParams
-from bptt_jax.cells.weights import check_hidden_size, times
-from bptt_jax.checks import check_floating, check_key, check_number, check_positive_int
+from bptt_jax.cells.weights import check_hidden_size, draw_within, times
+from bptt_jax.checks import (
+    check_floating,
+    check_key,
+    check_nonnegative_finite,
+    check_positive_finite,
+    check_positive_int,
+)
 from bptt_jax.step import Array, Cell, Input, Step
 
 
@@ -135,15 +141,19 @@ def cornn(
     """
     dtype = check_floating("dtype", dtype)
     n = check_hidden_size(hidden_size, 2, dtype)
-    numbers = _check_positive("dt", dt), _check_positive("gamma", gamma), _check_positive("epsilon", epsilon)
+    numbers = (
+        check_positive_finite("dt", dt),
+        check_positive_finite("gamma", gamma),
+        check_positive_finite("epsilon", epsilon),
+    )
 
     def init(key: Array, input_size: int) -> CoRNNParams:
         fan_in = check_positive_int("input_size", input_size)
         k_rec, k_in, k_bias = jax.random.split(check_key("key", key), 3)
         return CoRNNParams(
-            _uniform(k_rec, (n, 2 * n), 1 / math.sqrt(2 * n), dtype),
-            _uniform(k_in, (n, fan_in), 1 / math.sqrt(fan_in), dtype),
-            _uniform(k_bias, (n,), 1 / math.sqrt(fan_in), dtype),
+            draw_within(k_rec, (n, 2 * n), 1 / math.sqrt(2 * n), dtype),
+            draw_within(k_in, (n, fan_in), 1 / math.sqrt(fan_in), dtype),
+            draw_within(k_bias, (n,), 1 / math.sqrt(fan_in), dtype),
         )
 
     return Cell(init, lambda: _at_rest(n, dtype), shared(_cornn_step, *numbers))
@@ -181,19 +191,17 @@ def unicornn(hidden_size: int, *, dt: float = 0.19, stiffness: float = 30.65, dt
     """
     dtype = check_floating("dtype", dtype)
     n = check_positive_int("hidden_size", hidden_size)
-    dt = _check_positive("dt", dt)
-    stiffness = check_number(
-        "stiffness", stiffness, "a finite number of at least 0", lambda v: (v >= 0) & (v < math.inf)
-    )
+    dt = check_positive_finite("dt", dt)
+    stiffness = check_nonnegative_finite("stiffness", stiffness)
 
     def init(key: Array, input_size: int) -> UnICORNNParams:
         fan_in = check_positive_int("input_size", input_size)
         k_rec, k_in, k_control = jax.random.split(check_key("key", key), 3)
         return UnICORNNParams(
             jax.random.uniform(k_rec, (n,), dtype),
-            _uniform(k_in, (n, fan_in), math.sqrt(6 / (65 * fan_in)), dtype),
+            draw_within(k_in, (n, fan_in), math.sqrt(6 / (65 * fan_in)), dtype),
             jnp.zeros(n, dtype),
-            _uniform(k_control, (n,), 0.1, dtype),
+            draw_within(k_control, (n,), 0.1, dtype),
         )
 
     return Cell(init, lambda: _at_rest(n, dtype), shared(_unicornn_step, dt, stiffness))
@@ -224,14 +232,14 @@ def lem(hidden_size: int, *, dt: float = 1.0, dtype: Any = None) -> Cell:
     """
     dtype = check_floating("dtype", dtype)
     n = check_hidden_size(hidden_size, 3, dtype)
-    dt = _check_positive("dt", dt)
+    dt = check_positive_finite("dt", dt)
 
     def init(key: Array, input_size: int) -> LEMParams:
         fan_in = check_positive_int("input_size", input_size)
         keys = jax.random.split(check_key("key", key), 4)
         shapes = (3 * n, n), (4 * n, fan_in), (4 * n,), (n, n)
         return LEMParams(
-            *(_uniform(k, shape, 1 / math.sqrt(n), dtype) for k, shape in zip(keys, shapes, strict=True))
+            *(draw_within(k, shape, 1 / math.sqrt(n), dtype) for k, shape in zip(keys, shapes, strict=True))
         )
 
     return Cell(init, lambda: _at_rest(n, dtype), shared(_lem_step, dt))
@@ -324,14 +332,14 @@ def cfc(hidden_size: int, *, backbone_units: int = 128, dtype: Any = None) -> Ce
         inputs = check_positive_int("input_size", input_size)
         fan_in = n + inputs
         k_back, k_bias, k_heads, k_biases = jax.random.split(check_key("key", key), 4)
-        backbone = _uniform(k_back, (units, fan_in), math.sqrt(6 / (fan_in + units)), dtype)
-        heads = _uniform(k_heads, (4 * n, units), math.sqrt(6 / (n + units)), dtype)
+        backbone = draw_within(k_back, (units, fan_in), math.sqrt(6 / (fan_in + units)), dtype)
+        heads = draw_within(k_heads, (4 * n, units), math.sqrt(6 / (n + units)), dtype)
         return CfCParams(
             backbone[:, inputs:],
             backbone[:, :inputs],
-            _uniform(k_bias, (units,), 1 / math.sqrt(fan_in), dtype),
+            draw_within(k_bias, (units,), 1 / math.sqrt(fan_in), dtype),
             heads,
-            _uniform(k_biases, (4 * n,), 1 / math.sqrt(units), dtype),
+            draw_within(k_biases, (4 * n,), 1 / math.sqrt(units), dtype),
         )
 
     return Cell(init, lambda: jnp.zeros(n, dtype), _cfc_step)
@@ -371,18 +379,10 @@ def tau_gru(hidden_size: int, *, delay: int = 5, dtype: Any = None) -> Cell:
         keys = jax.random.split(check_key("key", key), 4)
         shapes = (3 * n, n), (n, n), (4 * n, fan_in), (4 * n,)
         return TauGRUParams(
-            *(_uniform(k, shape, 1 / math.sqrt(n), dtype) for k, shape in zip(keys, shapes, strict=True))
+            *(draw_within(k, shape, 1 / math.sqrt(n), dtype) for k, shape in zip(keys, shapes, strict=True))
         )
 
     return Cell(init, lambda: TauGRUState(jnp.zeros(n, dtype), jnp.zeros((delay, n), dtype)), _tau_gru_step)
-
-
-def _check_positive(name: str, value: Any) -> Any:
-    return check_number(name, value, "a finite number above 0", lambda v: (v > 0) & (v < math.inf))
-
-
-def _uniform(key: Array, shape: tuple[int, ...], bound: float, dtype: jnp.dtype) -> Array:
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 def _at_rest(n: int, dtype: jnp.dtype) -> OscillatorState:

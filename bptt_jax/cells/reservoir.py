@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from bptt_jax.cells.initializers import sparse
 from bptt_jax.cells.simple import RNNParams, leaky_rnn
-from bptt_jax.cells.weights import draw_gates
+from bptt_jax.cells.weights import at_least_single, draw_gates
 from bptt_jax.checks import check_finite, check_floating, check_key, check_number, check_positive_int
 from bptt_jax.linalg import spectra
 from bptt_jax.step import Array, Cell
@@ -70,7 +70,7 @@ def echo_state(
     )
     drawn = sparse(check_positive_int("connections", connections), spectral_radius=1.0)
     input_scale = check_finite("input_scale", input_scale)
-    wide = dtype if dtype.itemsize >= 4 else jnp.dtype(jnp.float32)  # which LAPACK knows
+    wide = at_least_single(dtype)
 
     def init(key: Array, input_size: int) -> RNNParams:
         fan_in = check_positive_int("input_size", input_size)

@@ -1,6 +1,5 @@
 """The simple recurrent network and what differs from it by one idea: a leak, an identity, a diagonal, a slow half."""
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -23,6 +22,7 @@ from bptt_jax.checks import (
     check_floating,
     check_function,
     check_key,
+    check_nonnegative_finite,
     check_number,
     check_positive_int,
     check_share,
@@ -199,7 +199,7 @@ def leaky_rnn(
       (5, 4)
     """
     alpha = check_number("alpha", alpha, "a number above 0 and at most 1", lambda v: (v > 0) & (v <= 1))
-    noise = check_number("noise", noise, "a finite number of at least 0", lambda v: (v >= 0) & (v < math.inf))
+    noise = check_nonnegative_finite("noise", noise)
     like = rnn(
         hidden_size,
         activation=activation,

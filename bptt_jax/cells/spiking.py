@@ -17,7 +17,7 @@ from bptt_jax.checks import (
     check_floating,
     check_function,
     check_key,
-    check_positive,
+    check_positive_finite,
     check_positive_int,
     check_share,
 )
@@ -148,7 +148,7 @@ def alif(
 def _check_settings(decay: Any, threshold: Any, reset: Any, spike: Any) -> tuple[Any, ...]:
     return (
         check_share("decay", decay),
-        check_positive("threshold", threshold),
+        check_positive_finite("threshold", threshold),
         check_choice("reset", reset, "subtract", "zero"),
         check_function("spike", spike, "spike(array) -> array"),
     )

@@ -1,6 +1,5 @@
 """Cells that are steps of differential equations, or near the identity, so that signals can neither grow nor fade."""
 
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -10,8 +9,22 @@ from bptt_jax.cells.activations import sigmoid, tanh
 from bptt_jax.cells.initializers import Initializer
 from bptt_jax.cells.sharing import shared
 from bptt_jax.cells.simple import RNNParams
-from bptt_jax.cells.weights import check_hidden_size, check_initializers, draw_gates, fan_in_normal, times
-from bptt_jax.checks import check_floating, check_key, check_number, check_positive_int
+from bptt_jax.cells.weights import (
+    check_hidden_size,
+    check_initializers,
+    draw_gates,
+    fan_in_normal,
+    glorot_normal,
+    times,
+)
+from bptt_jax.checks import (
+    check_floating,
+    check_key,
+    check_nonnegative_finite,
+    check_number,
+    check_positive_finite,
+    check_positive_int,
+)
 from bptt_jax.step import Array, Cell, Step
 
 _small = jax.nn.initializers.normal(0.1)
@@ -139,7 +152,7 @@ def antisymmetric(
     """
     dtype = check_floating("dtype", dtype)
     n = check_hidden_size(hidden_size, 1, dtype)
-    epsilon, gamma = _check_step(epsilon), _check_diffusion(gamma)
+    epsilon, gamma = check_positive_finite("epsilon", epsilon), check_nonnegative_finite("gamma", gamma)
     check_initializers(recurrent_init, input_init)
 
     def init(key: Array, input_size: int) -> RNNParams:
@@ -194,7 +207,7 @@ def gated_antisymmetric(
     """
     dtype = check_floating("dtype", dtype)
     n = check_hidden_size(hidden_size, 1, dtype)
-    epsilon, gamma = _check_step(epsilon), _check_diffusion(gamma)
+    epsilon, gamma = check_positive_finite("epsilon", epsilon), check_nonnegative_finite("gamma", gamma)
     check_initializers(recurrent_init, input_init)
 
     def init(key: Array, input_size: int) -> GatedAntisymmetricParams:
@@ -258,9 +271,9 @@ def lipschitz(
     """
     dtype = check_floating("dtype", dtype)
     n = check_hidden_size(hidden_size, 2, dtype)
-    epsilon, gamma = _check_step(epsilon), _check_diffusion(gamma)
+    epsilon, gamma = check_positive_finite("epsilon", epsilon), check_nonnegative_finite("gamma", gamma)
     beta = check_number("beta", beta, "a number from 0 to 1", lambda v: (v >= 0) & (v <= 1))
-    small, glorot = jax.nn.initializers.normal(1 / n), jax.nn.initializers.glorot_normal()
+    small = jax.nn.initializers.normal(1 / n)
 
     def init(key: Array, input_size: int) -> LipschitzParams:
         fan_in = check_positive_int("input_size", input_size)
@@ -268,7 +281,7 @@ def lipschitz(
         return LipschitzParams(
             draw_gates("linear", small, k_lin, 1, n, n, dtype),
             draw_gates("recurrent", small, k_rec, 1, n, n, dtype),
-            draw_gates("input", glorot, k_in, 1, n, fan_in, dtype),
+            draw_gates("input", glorot_normal, k_in, 1, n, fan_in, dtype),
             jnp.zeros(n, dtype),
         )
 
@@ -285,14 +298,6 @@ def _lipschitz_step(epsilon: float | Array, beta: float | Array, gamma: float | 
         return h + _as(epsilon, h) * (turn(params.linear, h) + tanh(drive))
 
     return lipschitz_step
-
-
-def _check_step(epsilon: Any) -> Any:
-    return check_number("epsilon", epsilon, "a finite number above 0", lambda v: (v > 0) & (v < math.inf))
-
-
-def _check_diffusion(gamma: Any) -> Any:
-    return check_number("gamma", gamma, "a finite number of at least 0", lambda v: (v >= 0) & (v < math.inf))
 
 
 def _as(number: float | Array, like: Array) -> Array:

@@ -12,6 +12,7 @@ import scipy.linalg
 from bptt_jax.cells.activations import tanh
 from bptt_jax.cells.initializers import Initializer, check_initializer
 from bptt_jax.cells.weights import (
+    at_least_single,
     check_complex,
     check_heads,
     check_hidden_size,
@@ -27,7 +28,7 @@ from bptt_jax.checks import (
     check_floating,
     check_key,
     check_number,
-    check_positive,
+    check_positive_finite,
     check_positive_int,
 )
 from bptt_jax.recurrence.diagonal import DiagonalStep
@@ -385,7 +386,7 @@ def lmu(
     """
     floating = check_floating("dtype", dtype)
     n, m = check_hidden_size(hidden_size, 1, floating), check_positive_int("order", order)
-    step = _lmu_step(m, float(check_positive("theta", theta)))
+    step = _lmu_step(m, float(check_positive_finite("theta", theta)))
     check_initializer("input_init", input_init)
 
     def init(key: Array, input_size: int) -> LMUParams:
@@ -405,7 +406,7 @@ def lmu(
 
 
 def _check_dt(dt_min: Any, dt_max: Any) -> tuple[Any, Any]:
-    dt_max = check_number("dt_max", dt_max, "a number above 0", lambda dt: (dt > 0) & (dt < math.inf))
+    dt_max = check_positive_finite("dt_max", dt_max)
     return check_number(
         "dt_min", dt_min, "a number above 0, up to dt_max", lambda dt: (dt > 0) & (dt <= dt_max)
     ), dt_max
@@ -418,8 +419,7 @@ def _draw_log_dt(key: Array, n: int, dt_min: Any, dt_max: Any, dtype: jnp.dtype)
 
 def _draw_dt_bias(key: Array, n: int, dt_min: Any, dt_max: Any, dtype: jnp.dtype) -> Array:
     """Of which the softplus is log-uniform."""
-    wide = dtype if dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
-    dt = jnp.maximum(jnp.exp(_draw_log_dt(key, n, dt_min, dt_max, wide)), _SMALLEST_DT)
+    dt = jnp.maximum(jnp.exp(_draw_log_dt(key, n, dt_min, dt_max, at_least_single(dtype))), _SMALLEST_DT)
     return (dt + jnp.log(-jnp.expm1(-dt))).astype(dtype)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bptt_jax.checks import check_number
+from bptt_jax.checks import check_positive_finite
 from bptt_jax.step import Array
 
 __all__ = ["arctan", "fast_sigmoid", "triangular"]
@@ -90,8 +90,7 @@ def arctan(alpha: float = 2.0) -> Spike:
 def _known(name: str, value: Any) -> float:
     if isinstance(value, jax.core.Tracer):
         raise TypeError(f"{name}: expected a number known before compilation, got a traced one")
-    expected = "a finite number above 0"
-    return float(check_number(name, value, expected, lambda v: (v > 0) & (v < math.inf)))
+    return float(check_positive_finite(name, value))
 
 
 def _spike(derivative: Callable[[Array], Array]) -> Spike:

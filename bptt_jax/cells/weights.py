@@ -13,7 +13,7 @@ from bptt_jax.checks import check_floating, check_positive_int
 
 fan_in_normal = jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 orthogonal = jax.nn.initializers.orthogonal()
-glorot_normal = jax.nn.initializers.glorot_normal()
+glorot_normal, glorot_uniform = jax.nn.initializers.glorot_normal(), jax.nn.initializers.glorot_uniform()
 lecun_uniform = jax.nn.initializers.lecun_uniform()
 linear_default = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # of PyTorch's linear layer
 # Numbers in a matrix of weights, of which `_product` makes a transposed copy, or lets the compiler make one.
@@ -53,10 +53,17 @@ def check_complex(name: str, dtype: Any) -> jnp.dtype:
 def within(bound: float) -> Initializer:
     """Uniform between ``-bound`` and ``bound``."""
 
-    def init(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
+    return lambda key, shape, dtype: draw_within(key, shape, bound, dtype)
 
-    return init
+
+def draw_within(key: Array, shape: tuple[int, ...], bound: float, dtype: Any) -> Array:
+    """Numbers uniform between ``-bound`` and ``bound``."""
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def at_least_single(dtype: jnp.dtype) -> jnp.dtype:
+    """The dtype, or single for half precision, which LAPACK does not know."""
+    return dtype if dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
 
 
 def check_initializers(recurrent_init: Initializer, input_init: Initializer) -> None:
@@ -68,7 +75,7 @@ def draw_gates(
     name: str, init: Initializer, key: Array, gates: int, n: int, fan_in: int, dtype: jnp.dtype
 ) -> Array:
     """`gates` matrices [n, fan_in], each initialised on its own, stacked to [gates * n, fan_in]."""
-    wide = dtype if dtype.itemsize >= 4 else jnp.float32  # LAPACK, behind orthogonal, knows no half precision
+    wide = at_least_single(dtype)  # for orthogonal
     keys = jax.random.split(key, gates)
     return jnp.concatenate([draw_weights(name, init, k, (fan_in, n), wide).astype(dtype).T for k in keys])
 
