@@ -934,8 +934,8 @@ MUTATIONS = {
     ],
     "bptt_jax/cells/stable.py": [
         (
-            "jnp.asarray(-3, dtype)",
-            "jnp.asarray(-2, dtype)",
+            "jnp.full((), -3, drawn.bias.dtype)",
+            "jnp.full((), -2, drawn.bias.dtype)",
             "test_cells_simple.py::test_the_shares_of_fastrnn_begin_at_one",
         ),
         (

@@ -1,4 +1,4 @@
-"""What the papers say of their cells, and how they begin."""
+"""What the papers say of the variants of the GRU and of the additive cells, and how they begin."""
 
 import jax
 import numpy as np

@@ -2,27 +2,12 @@
 
 from bptt_jax.cells import initializers, surrogates
 from bptt_jax.cells.adapters import from_equinox, from_haiku, from_linen, from_nnx
+from bptt_jax.cells.additive import atr, cfn, light_ru, ran, star
 from bptt_jax.cells.atlas import ATLAS, AtlasEntry
 from bptt_jax.cells.bistable import brc, nbrc
 from bptt_jax.cells.delta import deltanet, gated_deltanet, rwkv7
 from bptt_jax.cells.gated import GRUParams, LSTMParams, LSTMState, gru, lstm
-from bptt_jax.cells.gru_variants import (
-    atr,
-    cfn,
-    dsgu,
-    fastgrnn,
-    intersection_rnn,
-    li_gru,
-    light_ru,
-    mgu,
-    mut1,
-    mut2,
-    mut3,
-    ran,
-    sgu,
-    star,
-    ugrnn,
-)
+from bptt_jax.cells.gru_variants import dsgu, fastgrnn, intersection_rnn, li_gru, mgu, sgu, ugrnn
 from bptt_jax.cells.highway import rhn
 from bptt_jax.cells.isometries import householder, orthogonal, unitary
 from bptt_jax.cells.keras_weights import from_keras
@@ -34,7 +19,6 @@ from bptt_jax.cells.lstm_variants import (
     janet,
     layer_norm_lstm,
     multiplicative_lstm,
-    nas,
     original_lstm,
     peephole_lstm,
     residual_lstm,
@@ -43,6 +27,7 @@ from bptt_jax.cells.lstm_variants import (
 from bptt_jax.cells.measurement import CellMeasurement
 from bptt_jax.cells.oscillators import cfc, clockwork, cornn, lem, tau_gru, unicornn
 from bptt_jax.cells.reservoir import echo_state
+from bptt_jax.cells.searched import mut1, mut2, mut3, nas
 from bptt_jax.cells.simple import RNNParams, indrnn, irnn, leaky_rnn, minimal_rnn, rnn, scrn
 from bptt_jax.cells.spiking import alif, lif
 from bptt_jax.cells.stable import antisymmetric, fastrnn, gated_antisymmetric, lipschitz

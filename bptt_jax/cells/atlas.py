@@ -7,26 +7,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
+from bptt_jax.cells.additive import atr, cfn, light_ru, ran, star
 from bptt_jax.cells.bistable import brc, nbrc
 from bptt_jax.cells.delta import deltanet, gated_deltanet, rwkv7
 from bptt_jax.cells.gated import gru, lstm
-from bptt_jax.cells.gru_variants import (
-    atr,
-    cfn,
-    dsgu,
-    fastgrnn,
-    intersection_rnn,
-    li_gru,
-    light_ru,
-    mgu,
-    mut1,
-    mut2,
-    mut3,
-    ran,
-    sgu,
-    star,
-    ugrnn,
-)
+from bptt_jax.cells.gru_variants import dsgu, fastgrnn, intersection_rnn, li_gru, mgu, sgu, ugrnn
 from bptt_jax.cells.highway import rhn
 from bptt_jax.cells.isometries import householder, orthogonal, unitary
 from bptt_jax.cells.linear import hgrn, lru, min_gru, min_lstm, qrnn, rg_lru, sru
@@ -36,7 +21,6 @@ from bptt_jax.cells.lstm_variants import (
     janet,
     layer_norm_lstm,
     multiplicative_lstm,
-    nas,
     original_lstm,
     peephole_lstm,
     residual_lstm,
@@ -44,6 +28,7 @@ from bptt_jax.cells.lstm_variants import (
 )
 from bptt_jax.cells.oscillators import cfc, clockwork, cornn, lem, tau_gru, unicornn
 from bptt_jax.cells.reservoir import echo_state
+from bptt_jax.cells.searched import mut1, mut2, mut3, nas
 from bptt_jax.cells.simple import indrnn, irnn, leaky_rnn, minimal_rnn, rnn, scrn
 from bptt_jax.cells.spiking import alif, lif
 from bptt_jax.cells.stable import antisymmetric, fastrnn, gated_antisymmetric, lipschitz

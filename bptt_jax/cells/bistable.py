@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from bptt_jax.cells.activations import sigmoid, tanh, weighted_mean
-from bptt_jax.cells.gru_variants import GatedParams, gated_cell
+from bptt_jax.cells.gating import GatedParams, gated_cell
 from bptt_jax.cells.initializers import Initializer
 from bptt_jax.cells.weights import glorot_uniform, times
 from bptt_jax.step import Array, Cell

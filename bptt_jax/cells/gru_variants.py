@@ -1,47 +1,24 @@
 """Variants of the gated recurrent unit, most of them with fewer gates."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from bptt_jax.cells.activations import sigmoid, tanh, weighted_mean
-from bptt_jax.cells.initializers import Initializer, check_initializer, draw_weights
-from bptt_jax.cells.simple import RNNParams
+from bptt_jax.cells.gating import GatedParams, constants, gated_cell
+from bptt_jax.cells.initializers import Initializer, check_initializer
 from bptt_jax.cells.weights import (
-    check_hidden_size,
-    check_initializers,
     draw_gates,
     fan_in_normal,
     glorot_uniform,
     orthogonal,
     times,
-    within,
 )
-from bptt_jax.checks import check_finite, check_floating, check_key, check_positive_int
-from bptt_jax.step import Array, Cell, Step
+from bptt_jax.checks import check_finite, check_key, check_positive_int
+from bptt_jax.step import Array, Cell
 
 _tenths = jax.nn.initializers.normal(0.1)
-_hundredths = within(0.07)
-
-
-class GatedParams(NamedTuple):
-    """Parameters of most cells of this module: ``recurrent [R N, N]``, ``input [G N, I]``, ``bias [B N]``.
-
-    Blocks are stacked in the order that the cell says; where it says nothing else, R = G = B.
-    """
-
-    recurrent: Array
-    input: Array
-    bias: Array
-
-
-class RANState(NamedTuple):
-    """State of `ran`: the output ``h [N]`` and the cell ``c [N]``; as a vector, h first."""
-
-    h: Array
-    c: Array
 
 
 class FastGRNNParams(NamedTuple):
@@ -145,190 +122,6 @@ def ugrnn(
     return gated_cell(_ugrnn_step, hidden_size, dtype, recurrent_init, input_init, (2, 2, 2), biases)
 
 
-def atr(
-    hidden_size: int,
-    *,
-    recurrent_init: Initializer = orthogonal,
-    input_init: Initializer = fan_in_normal,
-    dtype: Any = None,
-) -> Cell:
-    """The addition-subtraction twin-gated unit (Zhang et al. 2018, arXiv:1810.12546): both gates of one sum.
-
-    ::
-
-        p = U x_t + b                   q = W h_{t-1}
-        i = sigmoid(p + q)              f = sigmoid(p - q)
-        h_t = i * p + f * h_{t-1}
-
-    One matrix each for input and state, as few as `bptt_jax.rnn`. Nothing bounds the state but the gates: for one that
-    stays, h = i p / (1 - f). The weights start as those of `bptt_jax.gru`, b at 0. The Jacobian is
-    ``diag(f) + diag(i (1 - i) p - f (1 - f) h) W``.
-
-    Args:
-      hidden_size: N, of units; the state is D = N numbers.
-      recurrent_init, input_init: initialisers as in `bptt_jax.rnn`, applied gate by gate.
-      dtype: of parameters and state; by default JAX's floating type.
-
-    Returns:
-      A `Cell` with `RNNParams` and a state ``[N]``.
-
-    Raises:
-      TypeError, ValueError: an argument is out of its range; from `init`, an initialiser draws another shape.
-    """
-    like = gated_cell(_atr_step, hidden_size, dtype, recurrent_init, input_init, (1, 1, 1))
-
-    def init(key: Array, input_size: int) -> RNNParams:
-        return RNNParams(*like.init(key, input_size))
-
-    return Cell(init, like.initial_state, like.step)
-
-
-def ran(
-    hidden_size: int,
-    *,
-    forget_bias: float = 0.0,
-    recurrent_init: Initializer = orthogonal,
-    input_init: Initializer = fan_in_normal,
-    dtype: Any = None,
-) -> Cell:
-    """The recurrent additive network (Lee et al. 2017, arXiv:1705.07393): the cell is a weighted sum of inputs.
-
-    ::
-
-        i = sigmoid(W_i h_{t-1} + U_i x_t + b_i)      f = sigmoid(W_f h_{t-1} + U_f x_t + b_f)
-        c_t = i * (U_c x_t) + f * c_{t-1}             h_t = tanh(c_t)
-
-    `bptt_jax.lstm` without its candidate's recurrence and without output gate; the paper has it with
-    ``h_t = c_t`` too. The content ``U_c x_t`` has no bias. The error carousel is ``dc_t/dc_{t-1} = f``; h_t is a
-    function of c_t, so of the 2N singular values of the Jacobian N are 0, and as many exponents -inf. The weights
-    start as those of `bptt_jax.gru`.
-
-    Args:
-      hidden_size: N, of units; the state is D = 2N numbers.
-      forget_bias: initial b_f; b_i starts at 0. It may be traced, and is then checked when it runs.
-      recurrent_init, input_init: initialisers as in `bptt_jax.rnn`, applied gate by gate.
-      dtype: of parameters and state; by default JAX's floating type.
-
-    Returns:
-      A `Cell` with `GatedParams`, ``recurrent`` and ``bias`` in the order i, f, ``input`` i, f, c, and a `RANState`.
-
-    Raises:
-      TypeError, ValueError: an argument is out of its range; from `init`, an initialiser draws another shape.
-    """
-    biases = constants(0.0, check_finite("forget_bias", forget_bias))
-    like = gated_cell(_ran_step, hidden_size, dtype, recurrent_init, input_init, (2, 3, 2), biases)
-    return Cell(like.init, lambda: RANState(like.initial_state(), like.initial_state()), like.step)
-
-
-def cfn(
-    hidden_size: int,
-    *,
-    forget_bias: float = 1.0,
-    recurrent_init: Initializer = _hundredths,
-    input_init: Initializer = _hundredths,
-    dtype: Any = None,
-) -> Cell:
-    """The chaos-free network (Laurent and von Brecht 2017, arXiv:1612.06212): left alone, it comes to rest.
-
-    ::
-
-        theta = sigmoid(W_theta h_{t-1} + U_theta x_t + b_theta)
-        eta = sigmoid(W_eta h_{t-1} + U_eta x_t + b_eta)
-        h_t = theta * tanh(h_{t-1}) + eta * tanh(U_h x_t)
-
-    The weights start uniform in [-0.07, 0.07], and ``b_theta = 1``, ``b_eta = -1``. Without input every unit shrinks,
-    ``|h_t| < |h_{t-1}|``, whatever the weights, and zero is the only attractor. The Jacobian is
-    ``diag(theta (1 - tanh(h)^2))`` and what passes through the gates.
-
-    Args:
-      hidden_size: N, of units; the state is D = N numbers.
-      forget_bias: initial b_theta, and -b_eta. It may be traced, and is then checked when it runs.
-      recurrent_init, input_init: initialisers as in `bptt_jax.rnn`, applied gate by gate.
-      dtype: of parameters and state; by default JAX's floating type.
-
-    Returns:
-      A `Cell` with `GatedParams`, ``recurrent`` and ``bias`` in the order theta, eta, ``input`` theta, eta, h, and a
-      state ``[N]``.
-
-    Raises:
-      TypeError, ValueError: an argument is out of its range; from `init`, an initialiser draws another shape.
-    """
-    bias = check_finite("forget_bias", forget_bias)
-    return gated_cell(_cfn_step, hidden_size, dtype, recurrent_init, input_init, (2, 3, 2), constants(bias, -bias))
-
-
-def star(
-    hidden_size: int,
-    *,
-    recurrent_init: Initializer = orthogonal,
-    input_init: Initializer = orthogonal,
-    bias_init: Initializer = jax.nn.initializers.zeros,
-    dtype: Any = None,
-) -> Cell:
-    """The stackable recurrent cell (Turkoglu et al. 2019, arXiv:1911.11033), made for deep stacks.
-
-    ::
-
-        k = sigmoid(W_k h_{t-1} + U_k x_t + b_k)
-        z = tanh(U_z x_t + b_z)
-        h_t = tanh((1 - k) * h_{t-1} + k * z)
-
-    The authors' code lets z in by ``sigmoid(a_k + 1)``, a_k being the argument of k; here it is the paper's k. All
-    weights start orthogonal, as there. Its b_k are those of ``chrono(t_max + 1)``, t_max = 784; here they start at 0
-    by default. The Jacobian is ``diag(1 - h_t^2) (diag(1 - k) + diag(k (1 - k) (z - h_{t-1})) W_k)``: the outer tanh
-    damps at every step what the gate keeps.
-
-    Args:
-      hidden_size: N, of units; the state is D = N numbers.
-      recurrent_init, input_init: initialisers as in `bptt_jax.rnn`, applied gate by gate.
-      bias_init: initialiser of the biases k, z, of shape ``(2, N)``; `bptt_jax.cells.initializers.chrono` fits.
-      dtype: of parameters and state; by default JAX's floating type.
-
-    Returns:
-      A `Cell` with `GatedParams`, ``input`` and ``bias`` in the order k, z, ``recurrent`` of k alone, and a state
-      ``[N]``.
-
-    Raises:
-      TypeError, ValueError: an argument is out of its range; from `init`, an initialiser draws another shape.
-    """
-    check_initializer("bias_init", bias_init)
-    return gated_cell(_star_step, hidden_size, dtype, recurrent_init, input_init, (1, 2, 2), bias_init)
-
-
-def light_ru(
-    hidden_size: int,
-    *,
-    recurrent_init: Initializer = orthogonal,
-    input_init: Initializer = fan_in_normal,
-    dtype: Any = None,
-) -> Cell:
-    """The light recurrent unit (Ye et al. 2024, Electronics 13: 3204): one gate, and a candidate of the input alone.
-
-    ::
-
-        f = sigmoid(W_f h_{t-1} + U_f x_t + b_f)
-        n = tanh(U_n x_t)
-        h_t = (1 - f) * h_{t-1} + f * n
-
-    Between `bptt_jax.cells.mgu`, whose candidate sees the state, and `bptt_jax.cells.min_gru`, whose gate does not.
-    The weights start as those of `bptt_jax.gru`, b_f at 0. The Jacobian is
-    ``diag(1 - f) + diag(f (1 - f) (n - h)) W_f``.
-
-    Args:
-      hidden_size: N, of units; the state is D = N numbers.
-      recurrent_init, input_init: initialisers as in `bptt_jax.rnn`, applied gate by gate.
-      dtype: of parameters and state; by default JAX's floating type.
-
-    Returns:
-      A `Cell` with `GatedParams`, ``input`` in the order f, n, ``recurrent`` and ``bias`` of f alone, and a state
-      ``[N]``.
-
-    Raises:
-      TypeError, ValueError: an argument is out of its range; from `init`, an initialiser draws another shape.
-    """
-    return gated_cell(_light_ru_step, hidden_size, dtype, recurrent_init, input_init, (1, 2, 1))
-
-
 def li_gru(
     hidden_size: int,
     *,
@@ -407,107 +200,6 @@ def fastgrnn(
         return FastGRNNParams(*gated, *(jnp.asarray(scalar, gated.bias.dtype) for scalar in scalars))
 
     return Cell(init, like.initial_state, like.step)
-
-
-def mut1(
-    hidden_size: int,
-    *,
-    recurrent_init: Initializer = orthogonal,
-    input_init: Initializer = fan_in_normal,
-    dtype: Any = None,
-) -> Cell:
-    """The first of three mutants that a search found (Jozefowicz et al. 2015, ICML, "MUT1").
-
-    ::
-
-        z = sigmoid(U_z x_t + b_z)
-        r = sigmoid(W_r h_{t-1} + U_r x_t + b_r)
-        n = tanh(W_n (r * h_{t-1}) + tanh(U_n x_t) + b_n)
-        h_t = (1 - z) * h_{t-1} + z * n
-
-    The update does not see the state. The paper has x_t in the place of ``U_n x_t``, for inputs as wide as the state:
-    that is ``U_n = I``. The paper searched for the scale of the initial weights; here they start as those of
-    `bptt_jax.gru`, biases at 0.
-
-    Args:
-      hidden_size: N, of units; the state is D = N numbers.
-      recurrent_init, input_init: initialisers as in `bptt_jax.rnn`, applied gate by gate.
-      dtype: of parameters and state; by default JAX's floating type.
-
-    Returns:
-      A `Cell` with `GatedParams`, ``input`` and ``bias`` in the order z, r, n, ``recurrent`` r, n, and a state ``[N]``.
-
-    Raises:
-      TypeError, ValueError: an argument is out of its range; from `init`, an initialiser draws another shape.
-    """
-    return gated_cell(_mut1_step, hidden_size, dtype, recurrent_init, input_init, (2, 3, 3))
-
-
-def mut2(
-    hidden_size: int,
-    *,
-    recurrent_init: Initializer = orthogonal,
-    input_init: Initializer = fan_in_normal,
-    dtype: Any = None,
-) -> Cell:
-    """The second of three mutants that a search found (Jozefowicz et al. 2015, ICML, "MUT2").
-
-    ::
-
-        z = sigmoid(W_z h_{t-1} + U_z x_t + b_z)
-        r = sigmoid(W_r h_{t-1} + U_r x_t + b_r)
-        n = tanh(W_n (r * h_{t-1}) + U_n x_t + b_n)
-        h_t = (1 - z) * h_{t-1} + z * n
-
-    The paper has x_t in the place of ``U_r x_t``, for inputs as wide as the state: that is ``U_r = I``. With weights
-    U_r it is `bptt_jax.gru` with ``reset_after=False`` and z and 1 - z exchanged. The weights start as those of
-    `bptt_jax.gru`, biases at 0.
-
-    Args:
-      hidden_size: N, of units; the state is D = N numbers.
-      recurrent_init, input_init: initialisers as in `bptt_jax.rnn`, applied gate by gate.
-      dtype: of parameters and state; by default JAX's floating type.
-
-    Returns:
-      A `Cell` with `GatedParams`, in the order z, r, n, and a state ``[N]``.
-
-    Raises:
-      TypeError, ValueError: an argument is out of its range; from `init`, an initialiser draws another shape.
-    """
-    return gated_cell(_mut2_step, hidden_size, dtype, recurrent_init, input_init, (3, 3, 3))
-
-
-def mut3(
-    hidden_size: int,
-    *,
-    recurrent_init: Initializer = orthogonal,
-    input_init: Initializer = fan_in_normal,
-    dtype: Any = None,
-) -> Cell:
-    """The third of three mutants that a search found (Jozefowicz et al. 2015, ICML, "MUT3").
-
-    ::
-
-        z = sigmoid(W_z tanh(h_{t-1}) + U_z x_t + b_z)
-        r = sigmoid(W_r h_{t-1} + U_r x_t + b_r)
-        n = tanh(W_n (r * h_{t-1}) + U_n x_t + b_n)
-        h_t = (1 - z) * h_{t-1} + z * n
-
-    It differs from `bptt_jax.cells.mut2` in what z sees of the state. The weights start as those of `bptt_jax.gru`,
-    biases at 0.
-
-    Args:
-      hidden_size: N, of units; the state is D = N numbers.
-      recurrent_init, input_init: initialisers as in `bptt_jax.rnn`, applied gate by gate.
-      dtype: of parameters and state; by default JAX's floating type.
-
-    Returns:
-      A `Cell` with `GatedParams`, in the order z, r, n, and a state ``[N]``.
-
-    Raises:
-      TypeError, ValueError: an argument is out of its range; from `init`, an initialiser draws another shape.
-    """
-    return gated_cell(_mut3_step, hidden_size, dtype, recurrent_init, input_init, (3, 3, 3))
 
 
 def sgu(
@@ -632,42 +324,6 @@ def intersection_rnn(
     return Cell(init, lambda: IntersectionState(zeros, zeros), like.step)
 
 
-def constants(*biases: float | Array) -> Initializer:
-    """One to a gate."""
-
-    def init(key: Array, shape: tuple[int, int], dtype: Any) -> Array:
-        del key
-        return jnp.broadcast_to(jnp.stack([jnp.asarray(b, dtype) for b in biases])[:, None], shape)
-
-    return init
-
-
-def gated_cell(
-    step: Step,
-    hidden_size: int,
-    dtype: Any,
-    recurrent_init: Initializer,
-    input_init: Initializer,
-    blocks: tuple[int, int, int],
-    bias_init: Initializer = jax.nn.initializers.zeros,
-) -> Cell:
-    """With `GatedParams` of so many blocks, and a state ``[N]``."""
-    dtype = check_floating("dtype", dtype)
-    n = check_hidden_size(hidden_size, blocks[0], dtype)
-    check_initializers(recurrent_init, input_init)
-
-    def init(key: Array, input_size: int) -> GatedParams:
-        fan_in = check_positive_int("input_size", input_size)
-        k_rec, k_in, k_bias = jax.random.split(check_key("key", key), 3)
-        return GatedParams(
-            draw_gates("recurrent_init", recurrent_init, k_rec, blocks[0], n, n, dtype),
-            draw_gates("input_init", input_init, k_in, blocks[1], n, fan_in, dtype),
-            draw_weights("bias_init", bias_init, k_bias, (blocks[2], n), dtype).ravel(),
-        )
-
-    return Cell(init, lambda: jnp.zeros(n, dtype), step)
-
-
 def _mgu_step(params: GatedParams, h: Array, x: Array) -> Array:
     w_f, w_n = jnp.split(params.recurrent, 2)
     f_x, n_x = jnp.split(times(params.input, x) + params.bias, 2)
@@ -680,34 +336,6 @@ def _ugrnn_step(params: GatedParams, h: Array, x: Array) -> Array:
     return weighted_mean(sigmoid(g), tanh(c), h)
 
 
-def _atr_step(params: RNNParams, h: Array, x: Array) -> Array:
-    p, q = times(params.input, x) + params.bias, times(params.recurrent, h)
-    return sigmoid(p + q) * p + sigmoid(p - q) * h
-
-
-def _ran_step(params: GatedParams, state: RANState, x: Array) -> RANState:
-    i_h, f_h = jnp.split(times(params.recurrent, state.h) + params.bias, 2)
-    i_x, f_x, content = jnp.split(times(params.input, x), 3)
-    c = sigmoid(i_h + i_x) * content + sigmoid(f_h + f_x) * state.c
-    return RANState(tanh(c), c)
-
-
-def _cfn_step(params: GatedParams, h: Array, x: Array) -> Array:
-    theta_h, eta_h = jnp.split(times(params.recurrent, h) + params.bias, 2)
-    theta_x, eta_x, h_x = jnp.split(times(params.input, x), 3)
-    return sigmoid(theta_h + theta_x) * tanh(h) + sigmoid(eta_h + eta_x) * tanh(h_x)
-
-
-def _star_step(params: GatedParams, h: Array, x: Array) -> Array:
-    k_x, z_x = jnp.split(times(params.input, x) + params.bias, 2)
-    return tanh(weighted_mean(sigmoid(times(params.recurrent, h) + k_x), h, tanh(z_x)))
-
-
-def _light_ru_step(params: GatedParams, h: Array, x: Array) -> Array:
-    f_x, n_x = jnp.split(times(params.input, x), 2)
-    return weighted_mean(sigmoid(times(params.recurrent, h) + f_x + params.bias), h, tanh(n_x))
-
-
 def _li_gru_step(params: GatedParams, h: Array, x: Array) -> Array:
     z, n = jnp.split(times(params.recurrent, h) + times(params.input, x) + params.bias, 2)
     return weighted_mean(sigmoid(z), jax.nn.relu(n), h)
@@ -718,29 +346,6 @@ def _fastgrnn_step(params: FastGRNNParams, h: Array, x: Array) -> Array:
     shared = times(params.recurrent, h) + times(params.input, x)
     z = sigmoid(shared + b_z)
     return (sigmoid(params.zeta) * (1 - z) + sigmoid(params.nu)) * tanh(shared + b_n) + z * h
-
-
-def _mut1_step(params: GatedParams, h: Array, x: Array) -> Array:
-    w_r, w_n = jnp.split(params.recurrent, 2)
-    z_x, r_x, n_x = jnp.split(times(params.input, x), 3)
-    b_z, b_r, b_n = jnp.split(params.bias, 3)
-    r = sigmoid(times(w_r, h) + r_x + b_r)
-    return weighted_mean(sigmoid(z_x + b_z), h, tanh(times(w_n, r * h) + tanh(n_x) + b_n))
-
-
-def _mutant_step(seen: Callable[[Array], Array]) -> Step:
-    """The update sees this of the state."""
-
-    def mutant_step(params: GatedParams, h: Array, x: Array) -> Array:
-        w_z, w_r, w_n = jnp.split(params.recurrent, 3)
-        z_x, r_x, n_x = jnp.split(times(params.input, x) + params.bias, 3)
-        r = sigmoid(times(w_r, h) + r_x)
-        return weighted_mean(sigmoid(times(w_z, seen(h)) + z_x), h, tanh(times(w_n, r * h) + n_x))
-
-    return mutant_step
-
-
-_mut2_step, _mut3_step = _mutant_step(lambda h: h), _mutant_step(tanh)
 
 
 def _sgu_step(params: GatedParams, h: Array, x: Array) -> Array:

@@ -1,6 +1,5 @@
 """Variants of the long short-term memory."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +7,7 @@ import jax.numpy as jnp
 
 from bptt_jax.cells.activations import sigmoid, tanh, weighted_mean
 from bptt_jax.cells.gated import LSTMParams, LSTMState, lstm
-from bptt_jax.cells.gru_variants import GatedParams, constants, gated_cell
+from bptt_jax.cells.gating import GatedParams, constants, gated_cell, with_cell
 from bptt_jax.cells.initializers import Initializer, chrono
 from bptt_jax.cells.weights import at_least_single, draw_gates, fan_in_normal, orthogonal, times, within
 from bptt_jax.checks import check_finite
@@ -125,7 +124,7 @@ def original_lstm(
       TypeError, ValueError: an argument is out of its range; from `init`, an initialiser draws another shape.
     """
     like = gated_cell(_original_step, hidden_size, dtype, recurrent_init, input_init, (3, 3, 3))
-    return Cell(like.init, _with_cell(like), like.step)
+    return Cell(like.init, with_cell(like), like.step)
 
 
 def peephole_lstm(
@@ -211,7 +210,7 @@ def coupled_lstm(
         drawn: GatedParams = like.init(key, input_size)
         return PeepholeLSTMParams(*drawn, jnp.zeros_like(drawn.bias, shape=2 * hidden_size))
 
-    return Cell(init, _with_cell(like), like.step)
+    return Cell(init, with_cell(like), like.step)
 
 
 def layer_norm_lstm(
@@ -431,48 +430,6 @@ def janet(
     return gated_cell(_janet_step, hidden_size, dtype, recurrent_init, input_init, (2, 2, 2), biases)
 
 
-def nas(
-    hidden_size: int,
-    *,
-    recurrent_init: Initializer = orthogonal,
-    input_init: Initializer = fan_in_normal,
-    dtype: Any = None,
-) -> Cell:
-    """The cell that a neural architecture search found (Zoph, Le 2017, arXiv:1611.01578).
-
-    ::
-
-        a_k = W_k h_{t-1} + b_k,   u_k = U_k x_t,   k = 0 ... 7
-        l_0 = tanh(sigmoid(u_0 + a_0) * relu(u_1 + a_1))
-        l_1 = tanh(sigmoid(u_2 + a_2) + relu(u_3 * a_3))
-        l_2 = tanh(tanh(u_4 + a_4) * sigmoid(u_5 + a_5))
-        l_3 = sigmoid(tanh(u_6 + a_6) + sigmoid(u_7 + a_7))
-        c_t = tanh(l_0 + c_{t-1}) * l_1
-        h_t = tanh(c_t * tanh(l_2 + l_3))
-
-    In the form of TensorFlow's NASCell, a product in the fourth pair and biases at the recurrent side included. The
-    weights start as in `bptt_jax.lstm`, the biases at 0. No carousel: ``dc_t/dc_{t-1} = sech^2(l_0 + c_{t-1}) * l_1``
-    is below 1, and tanh(1/2) = 0.46 where all is zero.
-
-    Args:
-      hidden_size: N, of units.
-      recurrent_init, input_init: initialisers as in `bptt_jax.rnn`, applied gate by gate.
-      dtype: of parameters and state; by default JAX's floating type.
-
-    Returns:
-      A `Cell` with `GatedParams`, of 8 blocks, and a state ``h [N], c [N]``, D = 2N.
-
-    Raises:
-      TypeError, ValueError: an argument is out of its range; from `init`, an initialiser draws another shape.
-    """
-    like = gated_cell(_nas_step, hidden_size, dtype, recurrent_init, input_init, (8, 8, 8))
-    return Cell(like.init, _with_cell(like), like.step)
-
-
-def _with_cell(like: Cell) -> Callable[[], LSTMState]:
-    return lambda: LSTMState(like.initial_state(), like.initial_state())
-
-
 def _kept_for(longest: int) -> Initializer:
     """Of `chrono` for a gate that keeps, where it has two gates for one that lets in."""
     let_in = chrono(longest)
@@ -556,14 +513,3 @@ def _working_memory_step(params: WorkingMemoryLSTMParams, state: LSTMState, x: A
 def _janet_step(params: GatedParams, h: Array, x: Array) -> Array:
     s, g = jnp.split(times(params.recurrent, h) + times(params.input, x) + params.bias, 2)
     return sigmoid(s) * h + sigmoid(1 - s) * tanh(g)  # 1 - sigmoid(s - 1)
-
-
-def _nas_step(params: GatedParams, state: LSTMState, x: Array) -> LSTMState:
-    a = jnp.split(times(params.recurrent, state.h) + params.bias, 8)
-    u = jnp.split(times(params.input, x), 8)
-    l_0 = tanh(sigmoid(u[0] + a[0]) * jax.nn.relu(u[1] + a[1]))
-    l_1 = tanh(sigmoid(u[2] + a[2]) + jax.nn.relu(u[3] * a[3]))
-    l_2 = tanh(tanh(u[4] + a[4]) * sigmoid(u[5] + a[5]))
-    l_3 = sigmoid(tanh(u[6] + a[6]) + sigmoid(u[7] + a[7]))
-    c = tanh(l_0 + state.c) * l_1
-    return LSTMState(tanh(c * tanh(l_2 + l_3)), c)

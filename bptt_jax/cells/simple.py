@@ -34,7 +34,7 @@ _faint, _below_one = jax.nn.initializers.normal(0.001), jax.nn.initializers.unif
 
 
 class RNNParams(NamedTuple):
-    """Parameters of `rnn`, `leaky_rnn`, `irnn` and `atr`: ``recurrent [N, N]``, ``input [N, I]``, ``bias [N]``."""
+    """Parameters of `rnn` and of cells with the same weights: ``recurrent [N, N]``, ``input [N, I]``, ``bias [N]``."""
 
     recurrent: Array
     input: Array

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 
 from bptt_jax.cells.activations import sigmoid, tanh
+from bptt_jax.cells.gating import GatedParams, constants, gated_cell
 from bptt_jax.cells.initializers import Initializer
 from bptt_jax.cells.sharing import shared
-from bptt_jax.cells.simple import RNNParams
+from bptt_jax.cells.simple import RNNParams, rnn
 from bptt_jax.cells.weights import (
     check_hidden_size,
-    check_initializers,
     draw_gates,
     fan_in_normal,
     glorot_normal,
@@ -39,15 +39,6 @@ class FastRNNParams(NamedTuple):
     bias: Array
     alpha: Array
     beta: Array
-
-
-class GatedAntisymmetricParams(NamedTuple):
-    """Parameters of `gated_antisymmetric`: ``recurrent [N, N]``; gate and candidate stacked in the order z, h,
-    ``input [2N, I]``, ``bias [2N]``."""
-
-    recurrent: Array
-    input: Array
-    bias: Array
 
 
 class LipschitzParams(NamedTuple):
@@ -91,22 +82,13 @@ def fastrnn(
     Raises:
       TypeError, ValueError: an argument is out of its range; from `init`, an initialiser draws another shape.
     """
-    dtype = check_floating("dtype", dtype)
-    n = check_hidden_size(hidden_size, 1, dtype)
-    check_initializers(recurrent_init, input_init)
+    like = gated_cell(_fastrnn_step, hidden_size, dtype, recurrent_init, input_init, (1, 1, 1), constants(1.0))
 
     def init(key: Array, input_size: int) -> FastRNNParams:
-        fan_in = check_positive_int("input_size", input_size)
-        k_rec, k_in = jax.random.split(check_key("key", key))
-        return FastRNNParams(
-            draw_gates("recurrent_init", recurrent_init, k_rec, 1, n, n, dtype),
-            draw_gates("input_init", input_init, k_in, 1, n, fan_in, dtype),
-            jnp.ones(n, dtype),
-            jnp.asarray(-3, dtype),
-            jnp.asarray(3, dtype),
-        )
+        drawn: GatedParams = like.init(key, input_size)
+        return FastRNNParams(*drawn, jnp.full((), -3, drawn.bias.dtype), jnp.full((), 3, drawn.bias.dtype))
 
-    return Cell(init, lambda: jnp.zeros(n, dtype), _fastrnn_step)
+    return Cell(init, like.initial_state, like.step)
 
 
 def _fastrnn_step(params: FastRNNParams, h: Array, x: Array) -> Array:
@@ -150,21 +132,9 @@ def antisymmetric(
     Raises:
       TypeError, ValueError: an argument is out of its range; from `init`, an initialiser draws another shape.
     """
-    dtype = check_floating("dtype", dtype)
-    n = check_hidden_size(hidden_size, 1, dtype)
     epsilon, gamma = check_positive_finite("epsilon", epsilon), check_nonnegative_finite("gamma", gamma)
-    check_initializers(recurrent_init, input_init)
-
-    def init(key: Array, input_size: int) -> RNNParams:
-        fan_in = check_positive_int("input_size", input_size)
-        k_rec, k_in = jax.random.split(check_key("key", key))
-        return RNNParams(
-            draw_gates("recurrent_init", recurrent_init, k_rec, 1, n, n, dtype),
-            draw_gates("input_init", input_init, k_in, 1, n, fan_in, dtype),
-            jnp.zeros(n, dtype),
-        )
-
-    return Cell(init, lambda: jnp.zeros(n, dtype), shared(_antisymmetric_step, epsilon, gamma))
+    like = rnn(hidden_size, recurrent_init=recurrent_init, input_init=input_init, dtype=dtype)
+    return Cell(like.init, like.initial_state, shared(_antisymmetric_step, epsilon, gamma))
 
 
 def _antisymmetric_step(epsilon: float | Array, gamma: float | Array) -> Step:
@@ -200,30 +170,18 @@ def gated_antisymmetric(
       epsilon, gamma, recurrent_init, input_init, dtype: as for `antisymmetric`.
 
     Returns:
-      A `Cell` with `GatedAntisymmetricParams` and a state ``[N]``.
+      A `Cell` with `GatedParams`, ``input`` and ``bias`` in the order z, h, ``recurrent`` of both, and a state ``[N]``.
 
     Raises:
       TypeError, ValueError: an argument is out of its range; from `init`, an initialiser draws another shape.
     """
-    dtype = check_floating("dtype", dtype)
-    n = check_hidden_size(hidden_size, 1, dtype)
     epsilon, gamma = check_positive_finite("epsilon", epsilon), check_nonnegative_finite("gamma", gamma)
-    check_initializers(recurrent_init, input_init)
-
-    def init(key: Array, input_size: int) -> GatedAntisymmetricParams:
-        fan_in = check_positive_int("input_size", input_size)
-        k_rec, k_in = jax.random.split(check_key("key", key))
-        return GatedAntisymmetricParams(
-            draw_gates("recurrent_init", recurrent_init, k_rec, 1, n, n, dtype),
-            draw_gates("input_init", input_init, k_in, 2, n, fan_in, dtype),
-            jnp.zeros(2 * n, dtype),
-        )
-
-    return Cell(init, lambda: jnp.zeros(n, dtype), shared(_gated_antisymmetric_step, epsilon, gamma))
+    step = shared(_gated_antisymmetric_step, epsilon, gamma)
+    return gated_cell(step, hidden_size, dtype, recurrent_init, input_init, (1, 2, 2))
 
 
 def _gated_antisymmetric_step(epsilon: float | Array, gamma: float | Array) -> Step:
-    def gated_antisymmetric_step(params: GatedAntisymmetricParams, h: Array, x: Array) -> Array:
+    def gated_antisymmetric_step(params: GatedParams, h: Array, x: Array) -> Array:
         w = params.recurrent
         turned = times(w - w.T, h) - _as(gamma, h) * h
         gate, candidate = jnp.split(times(params.input, x) + params.bias, 2)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bptt_jax.cells import gru_variants, lstm_variants, oscillators, simple, stable
+from bptt_jax.cells import additive, gru_variants, lstm_variants, oscillators, searched, simple, stable
 from bptt_jax.cells.bistable import brc, nbrc
 from bptt_jax.cells.layers import stacked
 from bptt_jax.cells.torch_weights import as_array
@@ -221,10 +221,10 @@ def _antisymmetric(module: Any) -> dict[str, Any]:
 
 
 _TABLE: dict[str, _Entry] = {
-    "ATRCell": _Entry(gru_variants.atr, _in_order),
+    "ATRCell": _Entry(additive.atr, _in_order),
     "AntisymmetricRNNCell": _Entry(stable.antisymmetric, _in_order, _antisymmetric),
     "BRCell": _Entry(brc, _in_order),
-    "CFNCell": _Entry(gru_variants.cfn, _in_order),
+    "CFNCell": _Entry(additive.cfn, _in_order),
     "FastGRNNCell": _Entry(gru_variants.fastgrnn, _fastgrnn),
     "FastRNNCell": _Entry(stable.fastrnn, _and(_in_order, alpha="alpha", beta="beta")),
     "GatedAntisymmetricRNNCell": _Entry(stable.gated_antisymmetric, _gated_antisymmetric, _antisymmetric),
@@ -234,22 +234,22 @@ _TABLE: dict[str, _Entry] = {
         lambda module: {"activation": _ACTIVATIONS.get(type_name(module.act), jnp.tanh)},
     ),
     "LiGRUCell": _Entry(gru_variants.li_gru, _in_order),
-    "LightRUCell": _Entry(gru_variants.light_ru, _light_ru),
+    "LightRUCell": _Entry(additive.light_ru, _light_ru),
     "MGUCell": _Entry(gru_variants.mgu, _in_order),
-    "MUT1Cell": _Entry(gru_variants.mut1, _mut1),
-    "MUT2Cell": _Entry(gru_variants.mut2, _in_order),
-    "MUT3Cell": _Entry(gru_variants.mut3, _in_order),
+    "MUT1Cell": _Entry(searched.mut1, _mut1),
+    "MUT2Cell": _Entry(searched.mut2, _in_order),
+    "MUT3Cell": _Entry(searched.mut3, _in_order),
     "MinimalRNNCell": _Entry(simple.minimal_rnn, _minimal),
     "MultiplicativeLSTMCell": _Entry(lstm_variants.multiplicative_lstm, _multiplicative),
     "NBRCell": _Entry(nbrc, _in_order),
     "OriginalLSTMCell": _Entry(lstm_variants.original_lstm, _in_order),
     "PeepholeLSTMCell": _Entry(lstm_variants.peephole_lstm, _and(_in_order, peephole="weight_ph")),
-    "RANCell": _Entry(gru_variants.ran, _ran),
+    "RANCell": _Entry(additive.ran, _ran),
     "ResLSTMCell": _Entry(
         lstm_variants.residual_lstm,
         _and(_in_order, peephole="weight_ph", projection="weight_proj", shortcut="weight_res"),
     ),
-    "STARCell": _Entry(gru_variants.star, _exchanged),
+    "STARCell": _Entry(additive.star, _exchanged),
     "UGRNNCell": _Entry(gru_variants.ugrnn, _exchanged),
     "UnICORNNCell": _Entry(
         oscillators.unicornn,

@@ -26,6 +26,8 @@ FAMILIES = (
     "oscillators",
     "gated",
     "gru_variants",
+    "additive",
+    "searched",
     "linear",
     "linear_attention",
     "state_space",
@@ -110,6 +112,17 @@ def in_double() -> Iterator[None]:
 def in_order(p: Any) -> dict[str, Any]:
     """Our weights by PyTorch's names, where the gates are in the same order."""
     return {"weight_hh": p.recurrent, "weight_ih": p.input, "bias_ih": p.bias}
+
+
+def exchanged(p: Any) -> dict[str, Any]:
+    """The same of two gates that torchrecurrent has the other way round."""
+    return {"weight_hh": p.recurrent.roll(N, 0), "weight_ih": p.input.roll(N, 0), "bias_ih": p.bias.roll(N)}
+
+
+def gates(p: Any) -> list[tuple[Any, Any, Any]]:
+    """Weights and bias, gate by gate."""
+    count = len(p.bias) // p.recurrent.shape[1]
+    return list(zip(*(np.split(a, count) for a in (p.recurrent, p.input, p.bias)), strict=True))
 
 
 def of_keras(cell: Any, weights: list[Any], state: Any, xs: Any) -> list[Any]:

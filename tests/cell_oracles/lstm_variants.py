@@ -2,17 +2,10 @@
 
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 import bptt_jax as bptt
-from cell_oracles import I, N, in_order, of_torch, of_torchrecurrent, restated, sigmoid
-
-
-def gates(p: Any) -> list[tuple[Any, Any, Any]]:
-    """Weights and bias, gate by gate."""
-    count = len(p.bias) // p.recurrent.shape[1]
-    return list(zip(*(np.split(a, count) for a in (p.recurrent, p.input, p.bias)), strict=True))
+from cell_oracles import I, N, gates, in_order, of_torch, of_torchrecurrent, restated, sigmoid
 
 
 def peephole_cell(p: Any, state: Any, x: Any) -> Any:
@@ -69,34 +62,6 @@ def janet(p: Any, h: Any, x: Any) -> Any:
     (w_f, u_f, b_f), (w_c, u_c, b_c) = gates(p)
     s = w_f @ h + u_f @ x + b_f
     return sigmoid(s) * h + (1 - sigmoid(s - 1)) * np.tanh(w_c @ h + u_c @ x + b_c)
-
-
-def nas(p: Any, state: Any, x: Any) -> Any:
-    """TensorFlow's NASCell, node by node."""
-    a = [w @ state.h + b for w, _, b in gates(p)]
-    u = [u @ x for _, u, _ in gates(p)]
-
-    def relu(v: Any) -> Any:
-        return np.maximum(v, 0)
-
-    first = [
-        sigmoid(u[0] + a[0]),
-        relu(u[1] + a[1]),
-        sigmoid(u[2] + a[2]),
-        relu(u[3] * a[3]),
-        np.tanh(u[4] + a[4]),
-        sigmoid(u[5] + a[5]),
-        np.tanh(u[6] + a[6]),
-        sigmoid(u[7] + a[7]),
-    ]
-    second = [
-        np.tanh(first[0] * first[1]),
-        np.tanh(first[2] + first[3]),
-        np.tanh(first[4] * first[5]),
-        sigmoid(first[6] + first[7]),
-    ]
-    c = np.tanh(second[0] + state.c) * second[1]
-    return type(state)(np.tanh(c * np.tanh(second[2] + second[3])), c)
 
 
 def residual_lstm(p: Any, state: Any, x: Any) -> Any:
@@ -182,26 +147,11 @@ def torch_janet(p: Any, h: Any, xs: Any) -> Any:
     return torch.stack(states)
 
 
-def without_the_product(p: Any) -> Any:
-    """Node 3 of the first layer is dead, as a sum and as a product."""
-    rows = slice(3 * N, 4 * N)
-    return p._replace(input=p.input.at[rows].set(0), bias=p.bias.at[rows].set(jnp.full(N, -9, p.bias.dtype)))
-
-
 ORACLES = {
     "original_lstm": [restated(original_lstm), of_torchrecurrent("OriginalLSTMCell", in_order)],
     "coupled_lstm": [restated(coupled_lstm)],
     "wmc_lstm": [restated(wmc_lstm), of_torchrecurrent("WMCLSTMCell", memories)],
     "janet": [restated(janet), of_torch("torchrecurrent", torch_janet)],
-    "nas": [
-        restated(nas),
-        of_torchrecurrent(
-            "NASCell",
-            in_order,
-            prepare=without_the_product,
-            note="has a sum where TensorFlow's cell has the product: without that node",
-        ),
-    ],
     "peephole_lstm": [restated(peephole_lstm), of_torchrecurrent("PeepholeLSTMCell", peepholes)],
     "layer_norm_lstm": [
         restated(layer_norm_lstm),
