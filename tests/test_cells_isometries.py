@@ -130,3 +130,21 @@ def test_arguments():
     assert bptt.cells.orthogonal(1).step(
         bptt.cells.orthogonal(1).init(jax.random.key(0), I), jnp.ones(1), jnp.ones(I)
     ).shape == (1,)
+
+
+@pytest.mark.parametrize("name", ["orthogonal", "unitary"])
+def test_mod_relu_at_any_scale(name):
+    """NaN stays NaN; the direction of the smallest numbers has a derivative, though their square is 0."""
+    cell = getattr(bptt.cells, name)(2)
+    params, h = cell.init(jax.random.key(0), I), cell.initial_state()
+    assert np.all(np.isnan(cell.step(params, h, jnp.full(I, jnp.nan))))
+
+    def size(params, h, x):
+        return jnp.sum(jnp.abs(cell.step(params, h, x)))
+
+    biased = params._replace(bias=jnp.full(2, 0.5))
+    slopes = jax.jit(jax.grad(size, argnums=(0, 1, 2)))
+    for of in (params, biased):
+        found, expected = (slopes(of, h, jnp.full(I, scale)) for scale in (1e-25, 1.0))
+        assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(found))
+        np.testing.assert_allclose(found[2], expected[2], rtol=1e-4)

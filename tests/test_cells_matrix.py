@@ -116,3 +116,22 @@ def test_the_jacobian_of_rwkv7_has_no_eigenvalue_beyond_1(x64):
     jacobians = bptt.jacobians(cell.step, p, cell.initial_state(), rng.standard_normal((300, 4)))
     assert np.max(np.abs(np.linalg.eigvals(jacobians))) < 1 + 1e-9
     assert 1.01 < np.max(np.linalg.norm(jacobians, 2, axis=(1, 2))) < 2 / np.sqrt(3)
+
+
+@pytest.mark.parametrize(("dtype", "gate"), [("float32", -300.0), ("float32", -60.0), ("float16", -9.0)])
+def test_slstm_where_what_comes_in_first_vanishes(dtype, gate):
+    """h = o z after a first step, however far the input gate is closed; and after it what the gates make of it."""
+    cell, p = drawn("slstm", 1, 1, dtype=dtype)
+    p = p._replace(bias=jnp.asarray([gate, 1, 0.5, 0], dtype), input=jnp.zeros_like(p.input))
+    one = jnp.ones(1, dtype)
+
+    def read(p, x):
+        first = cell.step(p, cell.initial_state(), x)
+        return jnp.sum(cell.step(p, first, x).h)
+
+    value, slopes = jax.jit(jax.value_and_grad(read))(p, one)
+    np.testing.assert_allclose(np.float32(value), 0.5 * np.tanh(0.5), rtol=3e-3)
+    np.testing.assert_allclose(
+        np.float32(slopes.bias[2:]), [0.5 / np.cosh(0.5) ** 2, 0.25 * np.tanh(0.5)], rtol=5e-3
+    )
+    np.testing.assert_allclose(np.float32(slopes.bias[:2]), 0, atol=1e-3)

@@ -137,3 +137,18 @@ def test_steps_from_longest_to_shortest():
             jax.block_until_ready(begin(lowest, highest))
     with pytest.raises(ValueError, match="dt_min: expected a number above 0, up to dt_max"):
         bptt.cells.s5(4, dt_min=0.2)
+
+
+def test_s5_may_integrate():
+    """Of an eigenvalue 0, and next to it, the input's factor is dt, with a slope: dt^2 / 2."""
+    cell = bptt.cells.s5(1)
+    one = jnp.ones((1, 1))
+    nothing = jax.tree.map(jnp.zeros_like, cell.init(KEY, 1))._replace(input_re=one, log_dt=jnp.log(0.5 * one[0]))
+
+    def step(params):
+        return cell.step(params, cell.initial_state(), one[0]).real[0]
+
+    for re in (0.0, -1e-25, -1e-3):
+        value, slopes = jax.jit(jax.value_and_grad(step))(nothing._replace(re=jnp.full(1, re)))
+        np.testing.assert_allclose([value, slopes.re[0]], [0.5, 0.125], rtol=1e-3)
+        assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in slopes)

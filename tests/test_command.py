@@ -15,6 +15,7 @@ import pytest
 
 from bptt_jax.cli import diagnose
 from bptt_jax.cli.main import main
+from bptt_jax.cli.report import BadArgument
 
 SMALL = ["diagnose", "--hidden", "8", "--length", "20", "--batch", "2"]
 STEP = """
@@ -350,3 +351,14 @@ def test_interrupted_leaves_nothing(tmp_path) -> None:
     assert "Traceback" not in rest
     assert [p.name for p in tmp_path.iterdir()] == ["flow.json"]
     assert (tmp_path / "flow.json").read_text() == "before"
+
+
+def test_as_many_recurrences_as_are_asked_for() -> None:
+    gains = tuple(np.linspace(0.5, 2, 70))
+    cells = ("rnn", "lru", "slstm", "gated_deltanet")
+    _, made = diagnose.prepare(replace(SETTINGS, cells=cells, gain=gains, hidden=2))
+    assert [r.name for r in made[-4:]] == ["rnn (gain 2)", *cells[1:]]
+    assert len(made) == 73
+    assert [r.gated for r in made[-4:]] == [False, None, True, None]
+    with pytest.raises(BadArgument, match="gated_deltanet: hidden_size: expected a multiple of heads, 2, got 3"):
+        diagnose.prepare(replace(SETTINGS, cells=cells, hidden=3))

@@ -242,6 +242,13 @@ def test_every_task_is_there(name) -> None:
         ({"cell": "rnn", "noise": 0.0}, "--alpha, --noise: they are of leaky_rnn, not of rnn"),
         ({"cell": "leaky_rnn", "chrono": True}, "--chrono: leaky_rnn has no gates"),
         ({"cell": "rnn", "chrono": True}, "--chrono: rnn has no gates"),
+        ({"cell": "mamba", "chrono": True}, "--chrono: mamba has no gates whose biases can be set"),
+        (
+            {"cell": "mamba", "init": "identity"},
+            "--init: mamba draws its recurrent weights, if it has any, in a way",
+        ),
+        ({"cell": "gla", "hidden": 3}, "hidden_size: expected a multiple of heads, 2, got 3"),
+        ({"cell": "transformer"}, "--cell: expected rnn, "),
         ({"length": 2, "chrono": True}, "longest: expected at least 3, got 2"),
         ({"hidden": 10**9}, "hidden_size: expected recurrent weights that a memory can hold, got 1000000000 units"),
     ],
@@ -249,6 +256,16 @@ def test_every_task_is_there(name) -> None:
 def test_bad_settings(options, message) -> None:
     with pytest.raises(BadArgument, match=message):
         train.prepare(replace(SETTINGS, **options))
+
+
+@pytest.mark.parametrize("name", ["lru", "slstm", "clockwork", "gated_deltanet"])
+def test_cells_of_the_atlas(name) -> None:
+    """Complex, of several leaves, with a counter, with matrices: with a loss, through the clip on its way back too."""
+    job = train.prepare(replace(SETTINGS, cell=name, hidden=4, clip_adjoints=1.0))
+    data = job.network.task.sample(jax.random.key(1), 1)
+    inputs, target = jax.tree.map(lambda a: a[0], data)
+    loss = jax.eval_shape(job.network.loss, job.network.init(jax.random.key(0)), inputs, target)
+    assert loss.shape == ()
 
 
 def test_what_no_memory_holds_is_told_in_one_line(tmp_path, capsys, monkeypatch) -> None:

@@ -312,8 +312,11 @@ def _mod_relu(a: Array, bias: Array) -> Array:
     size = jnp.abs(a)
     still = size == 0
     # Of 0 it is 0; its slope, next to 0, is 1 (or, in the complex plane, unbounded) where the bias is not negative.
-    passes = jnp.where(still, bias >= 0, size + bias > 0)
-    turned = a + bias.astype(a.dtype) * (a / jnp.where(still, 1, size).astype(a.dtype))
+    passes = jnp.where(still, bias >= 0, ~(size + bias <= 0))  # and so does NaN
+    # The direction of a alone, at any scale: the square of a small one would vanish in the derivative.
+    a_scaled = a / jax.lax.stop_gradient(jnp.where(still, 1, size)).astype(a.dtype)
+    direction = a_scaled / jnp.where(still, 1, jnp.abs(a_scaled)).astype(a.dtype)
+    turned = a + bias.astype(a.dtype) * direction
     return jnp.where(passes, jnp.where(still, a, turned), 0)
 
 

@@ -482,5 +482,7 @@ def _rg_lru_step(params: RGLRUParams, x: Array) -> tuple[Array, Array]:
     r, i = jnp.split(sigmoid(times(params.gates, u) + params.bias), 2)
     log_a = -_RG_LRU_POWER * r * jax.nn.softplus(params.decay)
     # The square root has no finite slope at 0, which is 1 - a^2 where the gate r is 0 in its dtype.
-    kept_out = jnp.maximum(-jnp.expm1(2 * log_a), float(jnp.finfo(log_a.dtype).tiny))
-    return jnp.exp(log_a), jnp.sqrt(kept_out) * i * u
+    square = -jnp.expm1(2 * log_a)
+    is_open = square > float(jnp.finfo(log_a.dtype).tiny)
+    admitted = jnp.where(is_open, jnp.sqrt(jnp.where(is_open, square, 1)), 0)
+    return jnp.exp(log_a), admitted * i * u

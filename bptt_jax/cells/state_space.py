@@ -436,7 +436,10 @@ def _discretized(method: str, log_dt: Array, re: Array, im: Array) -> tuple[Arra
     dt = jnp.exp(log_dt)
     z = jax.lax.complex(dt * re, dt * im)
     if method == "zoh":
-        return jnp.exp(z), jnp.expm1(z) / jax.lax.complex(re, im)
+        # (e^z - 1) / z has a derivative that cancels next to 0, and divides by the square of z.
+        small = jnp.square(z.real) + jnp.square(z.imag) < float(jnp.finfo(dt.dtype).eps) ** (2 / 3)
+        far = jnp.where(small, 1, z)
+        return jnp.exp(z), dt.astype(z.dtype) * jnp.where(small, 1 + z / 2 * (1 + z / 3), jnp.expm1(far) / far)
     return (1 + z / 2) / (1 - z / 2), dt.astype(z.dtype) / (1 - z / 2)
 
 

@@ -75,8 +75,9 @@ def slstm(
 
     Of the paper's two forget gates, sigmoid and exponential, it has the first, as the released code. m keeps the
     exponentials at most 1; h does not depend on it. All four start at 0, as in the released code, which where all n
-    are 0 sets ``m_t = i`` besides: the same h, from other c and n. Convolution, normalisation by groups and output
-    projection of the published block are no part of the recurrence.
+    are 0 sets ``m_t = i`` besides: the same h, from other c and n. So do here the units of n = 0 whose i' would vanish
+    beside m, as with i below -43 (float16: -4): without it, h would be 0 / 0. Convolution, normalisation by groups and
+    output projection of the published block are no part of the recurrence.
 
     The weights W act within heads. They start at 0, U at N(0, 2 / (5 I)), the biases of a head's forget gates fall
     from 5 to -7 as ``5 - 12 (j / (N/H - 1))^0.3`` (the released code's first block), the others at 0.
@@ -176,9 +177,8 @@ def mlstm(hidden_size: int, *, heads: int = 2, key_size: int = 8, dtype: Any = N
     return Cell(init, initial_state, _mlstm_step)
 
 
-def _stabilised(i: Array, f: Array, m: Array) -> tuple[Array, Array, Array]:
-    """``i', f', m_t``."""
-    kept = jax.nn.log_sigmoid(f) + m
+def _stabilised(i: Array, kept: Array) -> tuple[Array, Array, Array]:
+    """``i', f', m_t``, with ``kept`` the forget gate's logarithm and m_{t-1}."""
     new = jnp.maximum(kept, i)
     return jnp.exp(i - new), jnp.exp(kept - new), new
 
@@ -187,7 +187,11 @@ def _slstm_step(params: SLSTMParams, state: SLSTMState, x: Array) -> SLSTMState:
     heads = state.h.reshape(params.recurrent.shape[0], -1)
     recurrent = jnp.einsum("hgij,hj->ghi", params.recurrent, heads).ravel()
     i, f, z, o = jnp.split(recurrent + times(params.input, x) + params.bias, 4)
-    i, f, m = _stabilised(i, f, state.m)
+    kept = jax.nn.log_sigmoid(f) + state.m
+    # So that n, once it is above 0, and its square, by which derivatives divide, are so in floats too.
+    least = 0.5 * math.log(float(jnp.finfo(i.dtype).tiny))
+    kept = jnp.where((state.n == 0) & (i - kept < least), -jnp.inf, kept)
+    i, f, m = _stabilised(i, kept)
     c, n = f * state.c + i * tanh(z), f * state.n + i
     return SLSTMState(sigmoid(o) * c / n, c, n, m)
 
@@ -196,6 +200,6 @@ def _mlstm_step(params: MLSTMParams, state: MLSTMState, x: Array) -> MLSTMState:
     k = project(params.key, x) / math.sqrt(params.key.shape[1])
     v = project(params.value, x)
     gates = project(params.gates, x) + params.bias
-    i, f, m = _stabilised(gates[0], gates[1], state.m)
+    i, f, m = _stabilised(gates[0], jax.nn.log_sigmoid(gates[1]) + state.m)
     written = outer(i[:, None] * v, k)
     return MLSTMState(f[:, None, None] * state.C + written, f[:, None] * state.n + i[:, None] * k, m)

@@ -23,8 +23,8 @@ import optax
 
 from bptt_jax.analysis.flow import gradient_flow
 from bptt_jax.analysis.flow_results import GradientFlow
-from bptt_jax.cells.gated import gru, lstm
-from bptt_jax.cells.simple import leaky_rnn, rnn
+from bptt_jax.cells.atlas import ATLAS
+from bptt_jax.cells.simple import leaky_rnn
 from bptt_jax.cli import train, weights
 from bptt_jax.cli.data import measured
 from bptt_jax.cli.report import BadArgument, one_line, provenance
@@ -116,20 +116,21 @@ def prepare(settings: Settings) -> tuple[Data, list[Recurrence]]:
     if settings.weights is not None:
         return _of_weights(settings, settings.weights)
     data, codes = _text(settings)
-    keys = iter(jax.random.split(jax.random.key(settings.seed + 1), 64))
+    cells = _cells(settings)
+    keys = jax.random.split(jax.random.key(settings.seed + 1), len(cells) + 1)
     size, symbols = data.inputs.shape[-1], len(codes.vocabulary)
     assert settings.loss is not None
     loss = _text_loss(apply_readout, settings.loss)
     recurrences = [
         _recurrence(name, gated, cell.step, cell.init(key, size), cell.initial_state(), loss, symbols, key)
-        for (name, gated, cell), key in zip(_cells(settings), keys, strict=False)
+        for (name, gated, cell), key in zip(cells, keys[:-1], strict=True)
     ]
     if settings.step is not None:
         step, params, state0, readout = _load(settings.step, size)
         name = settings.step.rpartition(":")[2]
         if name in {r.name for r in recurrences}:
             name = settings.step
-        made = _recurrence(name, None, step, params, state0, loss, symbols, next(keys))
+        made = _recurrence(name, None, step, params, state0, loss, symbols, keys[-1])
         if readout is not None:
             made = made._replace(
                 loss=_text_loss(lambda _, state: readout(state), settings.loss), readout_weights=()
@@ -226,23 +227,19 @@ def _data(settings: Settings, text: Corpus) -> Data:
     return Data(text.vocabulary, *draw(jax.random.key(settings.seed), text.codes))
 
 
-def _cells(settings: Settings) -> list[tuple[str, bool, Cell]]:
-    made: list[tuple[str, bool, Cell]] = []
+def _cells(settings: Settings) -> list[tuple[str, bool | None, Cell]]:
+    made: list[tuple[str, bool | None, Cell]] = []
     assert settings.hidden is not None
-    try:
-        for name in settings.cells:
-            if name == "rnn":
-                made += [(f"rnn (gain {g:.12g})", False, rnn(settings.hidden, gain=g)) for g in settings.gain]
-            elif name == "leaky_rnn":
-                leak = 0.2 if settings.alpha is None else settings.alpha
-                leaky = partial(leaky_rnn, settings.hidden, alpha=leak)
-                made += [(f"leaky_rnn (gain {g:.12g})", False, leaky(gain=g)) for g in settings.gain]
-            elif name == "gru":
-                made.append(("gru", True, gru(settings.hidden)))
-            else:
-                made.append(("lstm", True, lstm(settings.hidden)))
-    except ValueError as error:
-        raise BadArgument(str(error)) from None
+    alpha = 0.2 if settings.alpha is None else settings.alpha
+    for name in settings.cells:
+        make = partial(leaky_rnn, alpha=alpha) if name == "leaky_rnn" else ATLAS[name].make
+        variants: list[tuple[str, dict[str, float]]] = [(name, {})]
+        if name in ("rnn", "leaky_rnn"):
+            variants = [(f"{name} (gain {g:.12g})", {"gain": g}) for g in settings.gain]
+        try:
+            made += [(of, train.has_gates(name), make(settings.hidden, **options)) for of, options in variants]
+        except ValueError as error:
+            raise BadArgument(f"{name}: {error}") from None
     return made
 
 
@@ -314,7 +311,7 @@ def _trained(settings: Settings, folder: Path) -> tuple[Data, list[Recurrence]]:
             recurrences.append(
                 Recurrence(
                     f"{run.cell}, {name}{of_seed}",
-                    run.cell in train.GATED,
+                    train.has_gates(run.cell),
                     net.cell.step,
                     params.cell,
                     net.cell.initial_state(),

@@ -172,7 +172,13 @@ def _add_diagnose(jobs: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = job.add_argument
-    add("--cells", nargs="+", choices=train.CELLS, help="default: rnn gru lstm; with --step none")
+    add(
+        "--cells",
+        nargs="+",
+        choices=train.CELLS,
+        metavar="CELL",
+        help="of the atlas, by name (rnn gru lstm; with --step none)",
+    )
     add("--gain", nargs="+", type=_positive_float, help="recurrent gains of rnn and leaky_rnn (0.5 2)")
     add("--alpha", type=_share, help="leak of leaky_rnn: the time step over the time constant (0.2)")
     add("--hidden", type=_positive_int, help="units (64)")
@@ -222,13 +228,13 @@ def _add_train(jobs: Any) -> None:
         help="time steps, or of the memory tasks the delay (100; temporal order and decision 50)",
     )
     add("--text", metavar="FILE", help="of characters: UTF-8 text (default: Python's help texts)")
-    add("--cell", choices=train.CELLS, default="lstm", help="recurrence (default: lstm)")
+    add("--cell", choices=train.CELLS, default="lstm", metavar="CELL", help="of the atlas, by name (default: lstm)")
     add("--hidden", type=_positive_int, default=64, help="units (64)")
     add("--activation", choices=train.ACTIVATIONS, help="activation of rnn and leaky_rnn (default: tanh)")
     add("--gain", type=_positive_float, help="factor of the recurrent weights of rnn and leaky_rnn (default: 1)")
     add("--alpha", type=_share, help="leak of leaky_rnn: the time step over the time constant (default: 0.2)")
     add("--noise", type=_nonnegative_float, help="of leaky_rnn, in the input of its units (default: 0)")
-    add("--init", choices=train.RECURRENT, help="recurrent weights (rnns: normal; gru, lstm: orthogonal)")
+    add("--init", choices=train.RECURRENT, help="recurrent weights, of cells that take them")
     add("--chrono", action="store_true", help="gate biases for memories as long as the whole sequence")
     add("--optimizer", choices=train.OPTIMIZERS, default="adam", help="optimiser (default: adam)")
     add("--rate", type=_positive_float, default=1e-3, help="learning rate (0.001)")

@@ -1,6 +1,7 @@
 """The job of ``bptt-jax train``: network, task and optimiser from plain settings, and a folder for the run."""
 
 import hashlib
+import inspect
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -12,9 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bptt_jax.cells.gated import gru, lstm
+from bptt_jax.cells.atlas import ATLAS
 from bptt_jax.cells.initializers import chrono, identity, sparse
-from bptt_jax.cells.simple import leaky_rnn, rnn
 from bptt_jax.cli.report import BadArgument, provenance
 from bptt_jax.experiments import loop, tasks
 from bptt_jax.experiments.network import Network, network
@@ -39,8 +39,7 @@ LENGTHS = {
     "flipflop": 100,
     "context-decision": 50,
 }
-CELLS = ("rnn", "leaky_rnn", "gru", "lstm")
-GATED = ("gru", "lstm")
+CELLS = tuple(ATLAS)
 OPTIMIZERS = {"sgd": optax.sgd, "adam": optax.adam, "rmsprop": optax.rmsprop}
 ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "sigmoid": jax.nn.sigmoid}
 RECURRENT = {
@@ -269,31 +268,35 @@ def _omega(net: Network, weight: float) -> loop.Penalty:
     return lambda params, data: weight * omega_penalty(net.omega_terms(params, data), version="code")
 
 
+def has_gates(cell: str) -> bool | None:
+    """Whether the step of a cell of the atlas has a forget or update gate; None if that is not known."""
+    return {"gated": True, "simple": False}.get(ATLAS[cell].family)
+
+
 def _cell(settings: Settings, task: tasks.Task) -> Cell:
-    recurrent: dict[str, Any] = {} if settings.init is None else {"recurrent_init": RECURRENT[settings.init]}
-    gates: dict[str, Any] = {"bias_init": chrono(task.length)} if settings.chrono else {}
-    simple = settings.cell not in GATED
-    if simple and settings.chrono:
-        raise BadArgument(f"--chrono: {settings.cell} has no gates")
-    if not simple and (settings.gain, settings.activation) != (None, None):
+    if settings.cell not in ATLAS:
+        raise BadArgument(f"--cell: expected {', '.join(CELLS)}, got {settings.cell}")
+    make = ATLAS[settings.cell].make
+    if settings.cell not in ("rnn", "leaky_rnn") and (settings.gain, settings.activation) != (None, None):
         raise BadArgument(f"--gain, --activation: they are of rnn and leaky_rnn, not of {settings.cell}")
     if settings.cell != "leaky_rnn" and (settings.alpha, settings.noise) != (None, None):
         raise BadArgument(f"--alpha, --noise: they are of leaky_rnn, not of {settings.cell}")
-    units: dict[str, Any] = {"activation": ACTIVATIONS[settings.activation or "tanh"], "gain": settings.gain or 1.0}
-    leak: dict[str, Any] = {
-        k: v for k, v in (("alpha", settings.alpha), ("noise", settings.noise)) if v is not None
+    taken = inspect.signature(make).parameters
+    if settings.init is not None and "recurrent_init" not in taken:
+        raise BadArgument(
+            f"--init: {settings.cell} draws its recurrent weights, if it has any, in a way of its own"
+        )
+    if settings.chrono and "bias_init" not in taken:
+        raise BadArgument(f"--chrono: {settings.cell} has no gates whose biases can be set")
+    given: dict[str, Any] = {
+        "activation": None if settings.activation is None else ACTIVATIONS[settings.activation],
+        "gain": settings.gain,
+        "alpha": settings.alpha,
+        "noise": settings.noise,
+        "recurrent_init": None if settings.init is None else RECURRENT[settings.init],
+        "bias_init": chrono(task.length) if settings.chrono else None,
     }
-    match settings.cell:
-        case "rnn":
-            cell = rnn(settings.hidden, **units, **recurrent)
-        case "leaky_rnn":
-            cell = leaky_rnn(settings.hidden, **leak, **units, **recurrent)
-        case "gru":
-            cell = gru(settings.hidden, **recurrent, **gates)
-        case "lstm":
-            cell = lstm(settings.hidden, **recurrent, **gates)
-        case _:
-            raise BadArgument(f"--cell: expected {', '.join(CELLS)}, got {settings.cell}")
+    cell = make(settings.hidden, **{k: v for k, v in given.items() if v is not None})
     if settings.clip_adjoints is None:
         return cell
     return cell._replace(step=clip_adjoints(cell.step, max_norm=settings.clip_adjoints))
