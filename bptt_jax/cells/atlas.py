@@ -45,10 +45,11 @@ class AtlasEntry:
 
     Attributes:
       make: ``make(hidden_size, *, dtype=None, ...) -> Cell``; all further arguments have defaults.
-      family: "simple", "orthogonal", "oscillatory", "gated", "linear" (in the state, unit by unit, or but for
-        a part of the step), "matrix" (states that are matrices, written to by outer products), "spiking" or
+      family: "simple" (the simple network, and one idea beside it), "orthogonal" (recurrent weights that are, or
+        unitary), "oscillatory" (or of several time scales), "gated", "linear" (in the state, unit by unit, or but for a
+        part of the step), "matrix" (for each head a matrix, written to by outer products), "spiking" or
         "reservoir" (drawn, not trained).
-      year: of its first publication.
+      year: of its publication; of a preprint that is cited as such, its own.
       source: who published it, and where.
       state: names and shapes of the leaves of the state, N being the hidden size, as "h [N], c [N]".
     """
@@ -112,6 +113,7 @@ ATLAS: Mapping[str, AtlasEntry] = MappingProxyType(
         "nas": AtlasEntry(nas, "gated", 2017, "Zoph and Le, arXiv:1611.01578", "h [N], c [N]"),
         "janet": AtlasEntry(janet, "gated", 2018, "van der Westhuizen and Lasenby, arXiv:1804.04849", "h [N]"),
         "wmc_lstm": AtlasEntry(wmc_lstm, "gated", 2021, "Landi et al., arXiv:2109.00020", "h [N], c [N]"),
+        "slstm": AtlasEntry(slstm, "gated", 2024, "Beck et al., arXiv:2405.04517", "h [N], c [N], n [N], m [N]"),
         "rhn": AtlasEntry(rhn, "gated", 2017, "Zilly et al., arXiv:1607.03474", "h [N]"),
         "brc": AtlasEntry(brc, "gated", 2021, "Vecoven et al., PLOS ONE 16: e0252676", "h [N]"),
         "nbrc": AtlasEntry(nbrc, "gated", 2021, "Vecoven et al., PLOS ONE 16: e0252676", "h [N]"),
@@ -146,7 +148,6 @@ ATLAS: Mapping[str, AtlasEntry] = MappingProxyType(
         "mamba2": AtlasEntry(mamba2, "matrix", 2024, "Dao and Gu, arXiv:2405.21060", "h [2, N/2, 8]"),
         "retnet": AtlasEntry(retnet, "matrix", 2023, "Sun et al., arXiv:2307.08621", "S [2, N/2, 8]"),
         "gla": AtlasEntry(gla, "matrix", 2023, "Yang et al., arXiv:2312.06635", "S [2, N/2, 8]"),
-        "slstm": AtlasEntry(slstm, "gated", 2024, "Beck et al., arXiv:2405.04517", "h [N], c [N], n [N], m [N]"),
         "mlstm": AtlasEntry(
             mlstm, "matrix", 2024, "Beck et al., arXiv:2405.04517", "C [2, N/2, 8], n [2, 8], m [2]"
         ),

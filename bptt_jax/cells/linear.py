@@ -16,6 +16,8 @@ from bptt_jax.checks import check_finite, check_floating, check_key, check_posit
 from bptt_jax.recurrence.diagonal import DiagonalStep
 from bptt_jax.step import Array, Cell
 
+_RG_LRU_POWER = 8  # the paper's c, of its appendix A
+
 
 class LRUParams(NamedTuple):
     """Parameters of `lru`, all real: ``nu_log, theta_log, gamma_log [N]``, ``input_re, input_im [N, I]``."""
@@ -34,7 +36,7 @@ class MinGRUParams(NamedTuple):
     bias: Array
 
 
-class GatesParams(NamedTuple):
+class MinLSTMParams(NamedTuple):
     """Parameters of `min_lstm`: gates and candidate stacked in the order f, i, h: ``input [3N, I]``, ``bias [3N]``."""
 
     input: Array
@@ -223,8 +225,8 @@ def min_lstm(
 
     This is the plain form with normalised gates; the paper's variant for evaluation in log space makes the candidate
     positive. ``f / (f + i)`` is formed from the logarithms of the gates, so that it is right where both are 0 in
-    their dtype. The Jacobian is its diagonal: the error signal never grows. Weights start at N(0, 1 / I), biases at 0
-    but b_f, of which the paper finds that more learns faster.
+    their dtype. It is the diagonal of the Jacobian: the error signal never grows. Weights start at N(0, 1 / I), biases
+    at 0 but b_f, of which the paper finds that more learns faster.
 
     Args:
       hidden_size: N, of units.
@@ -233,7 +235,7 @@ def min_lstm(
       dtype: of parameters and state; by default JAX's floating type.
 
     Returns:
-      A `Cell` with `GatesParams`, a state ``[N]`` and a `DiagonalStep`.
+      A `Cell` with `MinLSTMParams`, a state ``[N]`` and a `DiagonalStep`.
 
     Raises:
       TypeError, ValueError: an argument is out of its range; from `init`, an initialiser draws another shape.
@@ -243,10 +245,10 @@ def min_lstm(
     forget_bias = check_finite("forget_bias", forget_bias)
     check_initializer("input_init", input_init)
 
-    def init(key: Array, input_size: int) -> GatesParams:
+    def init(key: Array, input_size: int) -> MinLSTMParams:
         fan_in = check_positive_int("input_size", input_size)
         weights = draw_gates("input_init", input_init, check_key("key", key), 3, n, fan_in, floating)
-        return GatesParams(weights, jnp.zeros(3 * n, floating).at[:n].set(jnp.asarray(forget_bias, floating)))
+        return MinLSTMParams(weights, jnp.zeros(3 * n, floating).at[:n].set(jnp.asarray(forget_bias, floating)))
 
     return Cell(init, lambda: jnp.zeros(n, floating), _min_lstm_step)
 
@@ -264,8 +266,8 @@ def sru(hidden_size: int, *, input_init: Initializer = fan_in_normal, dtype: Any
     is that of `min_gru`. The Jacobian is diagonal all the same, ``f + f (1 - f) v_f (c_{t-1} - W x_t)``:
     `bptt_jax.deer` with ``jacobian="diagonal"`` is Newton's iteration in full.
 
-    Initial values as released: W_f and v_f uniform, of variance 1 / (2 I) and 1 / 2, W of variance 1 / I, b_f at 0.
-    The distribution of the weights is that of `input_init`, by default normal.
+    As released, W starts with variance 1 / I, W_f with 1 / (2 I), v_f uniform with variance 1 / 2, b_f at 0. There all
+    weights are uniform; here W and W_f have the distribution of `input_init`, by default normal.
 
     Args:
       hidden_size: N, of units.
@@ -432,9 +434,6 @@ def rg_lru(hidden_size: int, *, input_init: Initializer = fan_in_normal, dtype: 
     return Cell(init, lambda: jnp.zeros(n, floating), _rg_lru_step)
 
 
-_RG_LRU_POWER = 8  # c in the paper, of its appendix A
-
-
 # One object each: cells that differ only in size or initialisation share what JAX has compiled.
 @DiagonalStep
 def _lru_step(params: LRUParams, x: Array) -> tuple[Array, Array]:
@@ -451,7 +450,7 @@ def _min_gru_step(params: MinGRUParams, x: Array) -> tuple[Array, Array]:
 
 
 @DiagonalStep
-def _min_lstm_step(params: GatesParams, x: Array) -> tuple[Array, Array]:
+def _min_lstm_step(params: MinLSTMParams, x: Array) -> tuple[Array, Array]:
     f, i, candidate = jnp.split(times(params.input, x) + params.bias, 3)
     log_ratio = jax.nn.softplus(-f) - jax.nn.softplus(-i)  # of the gates, i to f
     return sigmoid(-log_ratio), sigmoid(log_ratio) * candidate

@@ -95,7 +95,8 @@ def original_lstm(
     input_init: Initializer = _tenth,
     dtype: Any = None,
 ) -> Cell:
-    """The long short-term memory as it was first, which cannot forget (Hochreiter, Schmidhuber 1997).
+    """The long short-term memory as it was first, which cannot forget (Hochreiter and Schmidhuber 1997, Neural Comput.
+    9: 1735).
 
     ::
 
@@ -105,9 +106,9 @@ def original_lstm(
         c_t = c_{t-1} + i * g
         h_t = o * tanh(c_t)
 
-    Neural Comput. 9: 1735. Its ``4 sigmoid(a) - 2`` for g is ``2 tanh(a / 2)`` and its ``2 sigmoid(c) - 1`` is
-    ``tanh(c / 2)``: the same cell, with the weights of g and the cell halved. Weights start uniform between -0.1 and
-    0.1, as in most of its experiments, biases at 0; it gives some gates negative ones, to begin closed.
+    The paper's ``4 sigmoid(a) - 2`` for g is ``2 tanh(a / 2)`` and its ``2 sigmoid(c) - 1`` is ``tanh(c / 2)``: the
+    same cell, with the weights of g and the cell halved. Weights start uniform between -0.1 and 0.1, as in most of its
+    experiments, biases at 0; it gives some gates negative ones, to begin closed.
 
     The carousel ``dc_t/dc_{t-1} = I`` is all that remains of the Jacobian where it is cut at the gates, as the paper
     does. Here nothing is cut: along c the signal neither grows nor fades, and what passes through h adds to it.
