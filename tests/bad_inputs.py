@@ -216,7 +216,6 @@ OPTIONS_OF_CELLS: dict[str, tuple[Any, str]] = {
     "connections": (2, "integer"),
     "context_size": (3, "integer"),
     "decay": (0.9, "fraction"),
-    "decay_rank": (2, "integer"),
     "delay": (2, "integer"),
     "depth": (2, "integer"),
     "discretization": ("zoh", "choice"),

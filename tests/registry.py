@@ -15,6 +15,7 @@ import numpy as np
 from jax.scipy.special import logsumexp
 
 import bptt_jax as bptt
+from bptt_jax.recurrence.delta import LinearStep
 
 LONGEST = 13  # inputs that an entry has
 
@@ -616,9 +617,6 @@ def _moved(draw: Draw, scale: float, a: Any) -> Any:
     return draw.exactly(np.asarray(a, np.float64) + scale * np.asarray(draw(*a.shape), np.float64))
 
 
-LINEAR = bptt.parallel.DiagonalStep, bptt.parallel.DeltaStep
-
-
 def takes_half(name: str) -> bool:
     try:
         bptt.cells.ATLAS[name].make(4, dtype=jnp.bfloat16)
@@ -628,7 +626,7 @@ def takes_half(name: str) -> bool:
 
 
 def is_linear(name: str) -> bool:
-    return isinstance(bptt.cells.ATLAS[name].make(4).step, LINEAR)
+    return isinstance(bptt.cells.ATLAS[name].make(4).step, LinearStep)
 
 
 CELLS: dict[str, Entry] = {

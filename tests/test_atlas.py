@@ -10,7 +10,7 @@ import pytest
 from slices import covering
 
 import bptt_jax as bptt
-from bptt_jax.parallel import DeltaStep, DiagonalStep
+from bptt_jax.recurrence.delta import LinearStep
 from bptt_jax.step import is_differentiable
 
 ATLAS = bptt.cells.ATLAS
@@ -65,7 +65,7 @@ def test_what_a_cell_is(name):
         assert jax.tree.map(lambda a: a.shape, new) == jax.tree.map(lambda a: a.shape, state)
 
 
-LINEAR = [name for name in ATLAS if isinstance(ATLAS[name].make(N).step, (DiagonalStep, DeltaStep))]
+LINEAR = [name for name in ATLAS if isinstance(ATLAS[name].make(N).step, LinearStep)]
 
 
 @pytest.mark.parametrize("name", covering(LINEAR, "linear_transformer", "s4d", "gated_deltanet"))

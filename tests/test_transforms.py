@@ -193,11 +193,8 @@ OF_MATRICES = {
     "suffix_products": lambda w: bptt.linalg.suffix_products(jnp.stack([w, w + 1, w])),
 }
 FUNCTIONS = OF_WEIGHTS | OF_MATRICES
-ALWAYS = set(FUNCTIONS) - set(bptt.cells.ATLAS) | {
-    "rnn",
-    "lstm",
-    "lru",
-}  # all cells are compared in test_cell_oracles.py
+# All cells are compared in test_cell_oracles.py.
+ALWAYS = set(FUNCTIONS) - set(bptt.cells.ATLAS) | {"rnn", "lstm", "lru"}
 
 
 def test_every_public_function_is_here():

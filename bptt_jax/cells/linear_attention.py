@@ -264,7 +264,7 @@ def hgrn2(
     return Cell(init, lambda: jnp.zeros((h, values, keys), floating), _hgrn2_step)
 
 
-def rwkv6(hidden_size: int, *, heads: int = 2, key_size: int = 8, decay_rank: int = 4, dtype: Any = None) -> Cell:
+def rwkv6(hidden_size: int, *, heads: int = 2, key_size: int = 8, rank: int = 4, dtype: Any = None) -> Cell:
     """The memory of RWKV-6, "Finch", whose decay depends on the input (Peng et al. 2024, arXiv:2404.05892, eq. 16 to
     20).
 
@@ -289,7 +289,7 @@ def rwkv6(hidden_size: int, *, heads: int = 2, key_size: int = 8, decay_rank: in
       hidden_size: N, of values in all heads.
       heads: H, a divisor of N.
       key_size: K, of each head.
-      decay_rank: R, of the decay's dependence on the input.
+      rank: R, of the decay's dependence on the input.
       dtype: of parameters and state; by default JAX's floating type.
 
     Returns:
@@ -300,7 +300,7 @@ def rwkv6(hidden_size: int, *, heads: int = 2, key_size: int = 8, decay_rank: in
     """
     floating = check_floating("dtype", dtype)
     h, values, keys = check_sizes(hidden_size, heads, key_size)
-    rank = check_positive_int("decay_rank", decay_rank)
+    rank = check_positive_int("rank", rank)
 
     def init(key: Array, input_size: int) -> RWKV6Params:
         fan_in = check_positive_int("input_size", input_size)

@@ -20,7 +20,7 @@ _NAMES = ("inputs", "mask", "resets", "targets", "loss")
 _LOSSES = ("mse", "cross-entropy")
 
 
-class Measured(NamedTuple):
+class OwnData(NamedTuple):
     """Sequences, the loss of one of them, and a sentence on both.
 
     Attributes:
@@ -38,7 +38,7 @@ class Measured(NamedTuple):
     said: str
 
 
-def measured(
+def own_data(
     name: str,
     *,
     batch: int,
@@ -49,7 +49,7 @@ def measured(
     readouts: dict[str, tuple[np.ndarray, np.ndarray]],
     readout: str | None,
     key: Array,
-) -> Measured:
+) -> OwnData:
     """What ``--data`` asks for.
 
     Args:
@@ -103,7 +103,7 @@ def measured(
         of = _loss(output, _projection, which or "last")
         where = "at the last step" if (which or "last") == "last" else "of all steps"
         said += f"; without targets, the loss is a random projection of the output {where}"
-        return Measured(xs, (jnp.zeros((count, steps)), mask), of, Readout(weights, jnp.zeros(1, dtype)), said)
+        return OwnData(xs, (jnp.zeros((count, steps)), mask), of, Readout(weights, jnp.zeros(1, dtype)), said)
     targets = arrays["targets"]
     if targets.shape[:1] != (total,) or targets.dtype.kind not in "fiub":
         got = f"{targets.dtype} {list(targets.shape)}"
@@ -139,7 +139,7 @@ def measured(
     said += f"; {kind} {'at the last step' if which == 'last' else 'of all steps'}, read out by {called}"
     if "loss" not in arrays:
         said += f", since the targets are {targets.dtype}"
-    return Measured(xs, (wanted, mask), of, Readout(jnp.asarray(weights, dtype), jnp.asarray(bias, dtype)), said)
+    return OwnData(xs, (wanted, mask), of, Readout(jnp.asarray(weights, dtype), jnp.asarray(bias, dtype)), said)
 
 
 def _read(name: str) -> dict[str, np.ndarray]:

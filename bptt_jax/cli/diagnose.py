@@ -26,7 +26,7 @@ from bptt_jax.analysis.flow_results import GradientFlow
 from bptt_jax.cells.atlas import ATLAS
 from bptt_jax.cells.simple import leaky_rnn
 from bptt_jax.cli import train, weights
-from bptt_jax.cli.data import measured
+from bptt_jax.cli.data import own_data
 from bptt_jax.cli.report import BadArgument, one_line, provenance
 from bptt_jax.experiments.network import LossArgs, Readout, apply_readout
 from bptt_jax.experiments.text import Corpus, corpus, english_text, read_text, windows
@@ -343,7 +343,7 @@ def _of_weights(settings: Settings, file: str) -> tuple[Data, list[Recurrence]]:
         readout = Readout(drawn, jnp.zeros(symbols, dtype))
         data = data._replace(inputs=jnp.asarray(data.inputs, dtype))
     else:
-        own = measured(
+        own = own_data(
             settings.data,
             batch=settings.batch,
             which=settings.loss,

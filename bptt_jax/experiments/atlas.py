@@ -183,7 +183,7 @@ def measure(
             if learn is not None:
                 lags = {n: learn(name, n) for n in {m.hidden for m in of_cell.values()}}
                 of_cell = {k: replace(m, learned=_number(lags[m.hidden])) for k, m in of_cell.items()}
-        except (Exception, SystemExit) as error:  # of a cell: the others are measured all the same
+        except Exception as error:  # of a cell: the others are measured all the same
             failed[name] = f"{type(error).__name__}: {' '.join(str(error).split()):.300}"
             continue
         there[name] = of_cell
