@@ -17,9 +17,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from measure import Claim, interleaved_medians, parser, print_claims, print_rows, relative_error, save
+from measure import Claim, parser, print_claims, print_rows, relative_error, save
 
 import bptt_jax as bptt
+from bptt_jax.experiments.timing import interleaved_medians
 
 INPUT_SIZE = 32
 FULL: dict[str, Any] = {

@@ -16,20 +16,10 @@ import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
-from measure import (
-    Claim,
-    Rows,
-    compiled,
-    interleaved_medians,
-    parser,
-    print_claims,
-    print_table,
-    relative_error,
-    save,
-    write,
-)
+from measure import Claim, Rows, compiled, parser, print_claims, print_table, relative_error, save, write
 
 import bptt_jax as bptt
+from bptt_jax.experiments.timing import interleaved_medians
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

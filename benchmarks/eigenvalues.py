@@ -26,9 +26,10 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from measure import compiled, parser, print_rows, save, seconds, write
+from measure import compiled, parser, print_rows, save, write
 
 import bptt_jax as bptt
+from bptt_jax.experiments.timing import seconds
 from bptt_jax.recurrence.jacobians import jacobians_at
 from bptt_jax.step import prepend
 

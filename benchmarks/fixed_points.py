@@ -15,12 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import peers
-from measure import Claim, compiled, interleaved_medians, parser, print_claims, print_rows, save
+from measure import Claim, compiled, parser, print_claims, print_rows, save
 
 import bptt_jax as bptt
 from bptt_jax.experiments.loop import train
 from bptt_jax.experiments.network import network
 from bptt_jax.experiments.tasks import flipflop, with_keys
+from bptt_jax.experiments.timing import interleaved_medians
 
 FULL: dict[str, Any] = {
     "hidden": 64,

@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
-from measure import compiled, interleaved_medians, parser, print_table, save, write
+from measure import compiled, parser, print_table, save, write
 
 import bptt_jax as bptt
+from bptt_jax.experiments.timing import interleaved_medians
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -13,20 +13,11 @@ from typing import Any
 
 import jax
 import peers
-from measure import (
-    Claim,
-    Rows,
-    compiled,
-    interleaved_medians,
-    parser,
-    print_claims,
-    print_table,
-    relative_error,
-    save,
-)
+from measure import Claim, Rows, compiled, parser, print_claims, print_table, relative_error, save
 from peers import closed_jacobians
 
 import bptt_jax as bptt
+from bptt_jax.experiments.timing import interleaved_medians
 from bptt_jax.recurrence.jacobians import jacobians_at
 from bptt_jax.step import prepend
 

@@ -21,9 +21,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import peers
-from measure import Claim, Rows, compiled, interleaved_medians, parser, print_claims, print_rows, save
+from measure import Claim, Rows, compiled, parser, print_claims, print_rows, save
 
 import bptt_jax as bptt
+from bptt_jax.experiments.timing import interleaved_medians
 from bptt_jax.linalg.scattered import scattered
 
 FULL: dict[str, Any] = {

@@ -26,8 +26,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bptt_jax.experiments.timing import interleaved_medians as interleaved_medians
-from bptt_jax.experiments.timing import seconds as seconds
 from bptt_jax.files import atomic_path, write_json
 
 RESULTS = Path(__file__).parent / "results"

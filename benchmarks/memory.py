@@ -39,7 +39,6 @@ from measure import (
     Claim,
     compiled,
     in_child,
-    interleaved_medians,
     parser,
     peak_above_now,
     print_claims,
@@ -53,6 +52,7 @@ import bptt_jax as bptt
 from bptt_jax.experiments.loop import init_state, make_update
 from bptt_jax.experiments.network import network
 from bptt_jax.experiments.tasks import adding
+from bptt_jax.experiments.timing import interleaved_medians
 
 MB = 1e6
 INPUT_SIZE = 8

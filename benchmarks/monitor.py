@@ -17,11 +17,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from measure import parser, print_rows, relative_error, save, seconds
+from measure import parser, print_rows, relative_error, save
 
 import bptt_jax as bptt
 from bptt_jax.experiments.network import LossArgs, NetworkParams, network
 from bptt_jax.experiments.tasks import adding
+from bptt_jax.experiments.timing import seconds
 
 CELLS: dict[str, Callable[[int], bptt.Cell]] = {"rnn": bptt.rnn, "gru": bptt.gru, "lstm": bptt.lstm}
 PERIOD, UPDATES = 100, range(95, 105)  # the default of `every`, and what is timed

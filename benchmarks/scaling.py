@@ -22,12 +22,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from measure import in_child, parser, print_rows, save, seconds
+from measure import in_child, parser, print_rows, save
 
 import bptt_jax as bptt
 from bptt_jax.experiments.loop import train
 from bptt_jax.experiments.network import network
 from bptt_jax.experiments.tasks import adding
+from bptt_jax.experiments.timing import seconds
 
 FULL: dict[str, Any] = {
     "hidden": 32,

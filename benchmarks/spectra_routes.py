@@ -20,9 +20,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.lax import linalg
-from measure import Rows, compiled, interleaved_medians, parser, print_table, save
+from measure import Rows, compiled, parser, print_table, save
 from spectra_speed import DEVIATION, eigenvalue_error, singular_error, stacks
 
+from bptt_jax.experiments.timing import interleaved_medians
 from bptt_jax.linalg.batched_spectra import batched_eigenvalues, batched_singular_values
 
 FULL: dict[str, Any] = {

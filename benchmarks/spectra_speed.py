@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import peers
-from measure import Claim, compiled, interleaved_medians, parser, print_claims, print_table, save
+from measure import Claim, compiled, parser, print_claims, print_table, save
 
 import bptt_jax as bptt
+from bptt_jax.experiments.timing import interleaved_medians
 
 # `checked`: matrices whose answers are compared; on a GPU enough of them to be computed as the whole stack is.
 FULL: dict[str, dict[str, Any]] = {

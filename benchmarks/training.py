@@ -13,13 +13,14 @@ from typing import Any
 
 import jax
 import optax
-from measure import compiled, interleaved_medians, parser, print_rows, relative_error, save
+from measure import compiled, parser, print_rows, relative_error, save
 
 import bptt_jax as bptt
 from bptt_jax.experiments.loop import init_state, make_update
 from bptt_jax.experiments.network import network
 from bptt_jax.experiments.records import TrainState
 from bptt_jax.experiments.tasks import adding
+from bptt_jax.experiments.timing import interleaved_medians
 
 CELLS: dict[str, Callable[[int], bptt.Cell]] = {"rnn": bptt.rnn, "gru": bptt.gru, "lstm": bptt.lstm}
 # cell, units, T, batch, updates in a repeat

@@ -17,20 +17,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import peers
-from measure import (
-    Claim,
-    Rows,
-    compiled,
-    interleaved_medians,
-    parser,
-    print_claims,
-    print_table,
-    relative_error,
-    save,
-)
+from measure import Claim, Rows, compiled, parser, print_claims, print_table, relative_error, save
 from peers import scan_rnn
 
 import bptt_jax as bptt
+from bptt_jax.experiments.timing import interleaved_medians
 
 
 class Size(NamedTuple):

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 import torch
-from measure import seconds
 
+from bptt_jax.experiments.timing import seconds
 from peers import qr_recursion
 from peers.torch_device import moved
 
