@@ -7,9 +7,9 @@ import jax.numpy as jnp
 
 from bptt_jax.cells.activations import sigmoid, tanh, weighted_mean
 from bptt_jax.cells.gated import LSTMState
-from bptt_jax.cells.gating import GatedParams, constants, gated_cell, with_cell
+from bptt_jax.cells.gating import GatedParams, gated_cell, with_cell
 from bptt_jax.cells.initializers import Initializer, check_initializer
-from bptt_jax.cells.weights import fan_in_normal, orthogonal, times, within
+from bptt_jax.cells.weights import constants, fan_in_normal, orthogonal, times, within
 from bptt_jax.checks import check_finite
 from bptt_jax.step import Array, Cell
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from bptt_jax.cells.activations import sigmoid, tanh
 from bptt_jax.cells.heads import check_sizes, draw_heads, draw_orthogonal, outer, project
+from bptt_jax.cells.state_space import draw_dt_bias
 from bptt_jax.cells.weights import times
 from bptt_jax.checks import check_floating, check_key, check_positive_int
 from bptt_jax.recurrence.delta import DeltaStep
@@ -132,8 +133,7 @@ def gated_deltanet(hidden_size: int, *, heads: int = 2, key_size: int = 8, dtype
 
     def init(key: Array, input_size: int) -> GatedDeltaNetParams:
         fan_in = check_positive_int("input_size", input_size)
-        k_ungated, k_decay, k_time, k_log = jax.random.split(check_key("key", key), 4)
-        time = jnp.exp(jax.random.uniform(k_time, (heads,), minval=math.log(0.001), maxval=math.log(0.1)))
+        k_ungated, k_decay, k_dt, k_log = jax.random.split(check_key("key", key), 4)
         decay = 16 * (1 - jax.random.uniform(k_log, (heads,)))  # never 0
         key_weights, value_weights, rate = ungated.init(k_ungated, fan_in)
         return GatedDeltaNetParams(
@@ -141,7 +141,7 @@ def gated_deltanet(hidden_size: int, *, heads: int = 2, key_size: int = 8, dtype
             value_weights,
             rate,
             draw_heads(k_decay, heads, 1, fan_in, floating)[:, 0],
-            (time + jnp.log(-jnp.expm1(-time))).astype(floating),  # of which the softplus is `time`
+            draw_dt_bias(k_dt, heads, 0.001, 0.1, floating),
             jnp.log(decay).astype(floating),
         )
 

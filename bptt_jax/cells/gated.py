@@ -10,6 +10,7 @@ from bptt_jax.cells.initializers import Initializer, check_initializer, draw_wei
 from bptt_jax.cells.weights import (
     check_hidden_size,
     check_initializers,
+    constants,
     draw_gates,
     fan_in_normal,
     orthogonal,
@@ -152,10 +153,8 @@ def lstm(
     forget_bias = check_finite("forget_bias", forget_bias)
     check_initializers(recurrent_init, input_init)
 
-    def constant(key: Array, shape: tuple[int, int], dtype: Any) -> Array:
-        return jnp.zeros(shape, dtype).at[1].set(jnp.asarray(forget_bias, dtype))
-
-    biases = constant if bias_init is None else check_initializer("bias_init", bias_init)
+    started = constants(0.0, forget_bias, 0.0, 0.0)
+    biases = started if bias_init is None else check_initializer("bias_init", bias_init)
 
     def init(key: Array, input_size: int) -> LSTMParams:
         fan_in = check_positive_int("input_size", input_size)

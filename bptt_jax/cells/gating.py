@@ -50,16 +50,6 @@ def gated_cell(
     return Cell(init, lambda: jnp.zeros(n, dtype), step)
 
 
-def constants(*biases: float | Array) -> Initializer:
-    """One to a gate."""
-
-    def init(key: Array, shape: tuple[int, int], dtype: Any) -> Array:
-        del key
-        return jnp.broadcast_to(jnp.stack([jnp.asarray(b, dtype) for b in biases])[:, None], shape)
-
-    return init
-
-
 def with_cell(like: Cell) -> Callable[[], LSTMState]:
     """An initial state that has a cell beside what that of `like` is."""
     return lambda: LSTMState(like.initial_state(), like.initial_state())

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from bptt_jax.cells.activations import sigmoid, tanh, weighted_mean
-from bptt_jax.cells.gating import GatedParams, constants, gated_cell
+from bptt_jax.cells.gating import GatedParams, gated_cell
 from bptt_jax.cells.initializers import Initializer, check_initializer
 from bptt_jax.cells.weights import (
+    constants,
     draw_gates,
     fan_in_normal,
     glorot_uniform,

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 
 from bptt_jax.cells.activations import sigmoid, tanh, weighted_mean
 from bptt_jax.cells.gated import LSTMParams, LSTMState, lstm
-from bptt_jax.cells.gating import GatedParams, constants, gated_cell, with_cell
+from bptt_jax.cells.gating import GatedParams, gated_cell, with_cell
 from bptt_jax.cells.initializers import Initializer, chrono
-from bptt_jax.cells.weights import at_least_single, draw_gates, fan_in_normal, orthogonal, times, within
+from bptt_jax.cells.weights import at_least_single, constants, draw_gates, fan_in_normal, orthogonal, times, within
 from bptt_jax.checks import check_finite
 from bptt_jax.step import Array, Cell
 

@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from bptt_jax.cells.activations import sigmoid, tanh
-from bptt_jax.cells.gating import GatedParams, constants, gated_cell
+from bptt_jax.cells.gating import GatedParams, gated_cell
 from bptt_jax.cells.initializers import Initializer
 from bptt_jax.cells.sharing import shared
 from bptt_jax.cells.simple import RNNParams, rnn
 from bptt_jax.cells.weights import (
     check_hidden_size,
+    constants,
     draw_gates,
     fan_in_normal,
     glorot_normal,

@@ -283,7 +283,7 @@ def mamba(
             draw_gates("input_init", linear_default, k_in, 1, n, fan_in, floating),
             jnp.concatenate([down, to_b]),
             jax.random.uniform(k_up, (n, rank), floating, -1, 1) * rank**-0.5,
-            _draw_dt_bias(k_dt, n, dt_min, dt_max, floating),
+            draw_dt_bias(k_dt, n, dt_min, dt_max, floating),
             jnp.broadcast_to(jnp.log(jnp.arange(1, size + 1, dtype=floating)), (n, size)),
         )
 
@@ -342,7 +342,7 @@ def mamba2(
             draw_gates("input_init", linear_default, k_in, 1, n, fan_in, floating),
             draw_gates("input_init", linear_default, k_key, 1, size, fan_in, floating),
             draw_gates("input_init", linear_default, k_dt, 1, heads, fan_in, floating),
-            _draw_dt_bias(k_bias, heads, dt_min, dt_max, floating),
+            draw_dt_bias(k_bias, heads, dt_min, dt_max, floating),
             jnp.log(jax.random.uniform(k_a, (heads,), floating, 1, 16)),
         )
 
@@ -417,8 +417,8 @@ def _draw_log_dt(key: Array, n: int, dt_min: Any, dt_max: Any, dtype: jnp.dtype)
     return jax.random.uniform(key, (n,), dtype, lowest, highest)
 
 
-def _draw_dt_bias(key: Array, n: int, dt_min: Any, dt_max: Any, dtype: jnp.dtype) -> Array:
-    """Of which the softplus is log-uniform."""
+def draw_dt_bias(key: Array, n: int, dt_min: Any, dt_max: Any, dtype: jnp.dtype) -> Array:
+    """Biases of which the softplus is log-uniform between the two."""
     dt = jnp.maximum(jnp.exp(_draw_log_dt(key, n, dt_min, dt_max, at_least_single(dtype))), _SMALLEST_DT)
     return (dt + jnp.log(-jnp.expm1(-dt))).astype(dtype)
 

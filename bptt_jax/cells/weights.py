@@ -56,6 +56,16 @@ def within(bound: float) -> Initializer:
     return lambda key, shape, dtype: draw_within(key, shape, bound, dtype)
 
 
+def constants(*biases: float | Array) -> Initializer:
+    """One to a gate."""
+
+    def init(key: Array, shape: tuple[int, int], dtype: Any) -> Array:
+        del key
+        return jnp.broadcast_to(jnp.stack([jnp.asarray(b, dtype) for b in biases])[:, None], shape)
+
+    return init
+
+
 def draw_within(key: Array, shape: tuple[int, ...], bound: float, dtype: Any) -> Array:
     """Numbers uniform between ``-bound`` and ``bound``."""
     return jax.random.uniform(key, shape, dtype, -bound, bound)
