@@ -1,16 +1,22 @@
 """Files: written to a temporary name, then moved, so whole or not there; read if they are files, and end."""
 
 import errno
+import io
 import json
 import os
 import stat
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bptt_jax.leaves import to_jsonable
+
+_INFLATED = 1 << 32  # bytes that a compressed archive may take
 
 
 @contextmanager
@@ -54,3 +60,32 @@ def read_file(path: Path, *, most: int) -> bytes:
     if size > most:
         raise OSError(errno.EFBIG, f"more than {most} bytes", str(path))
     return b"".join(parts)
+
+
+def open_archive(content: bytes) -> zipfile.ZipFile:
+    """A zip archive that does not inflate without end: no member gives more bytes than it declares.
+
+    Raises:
+      ValueError: it takes more memory than weights or data do, for its size.
+      zipfile.BadZipFile: it is none.
+    """
+    archive = zipfile.ZipFile(io.BytesIO(content))
+    size = sum(member.file_size for member in archive.infolist())
+    if size > max(_INFLATED, 2 * len(content)):
+        raise ValueError(f"{len(content)} bytes inflate to {size}")
+    return archive
+
+
+def read_npz(content: bytes) -> dict[str, np.ndarray]:
+    """The arrays of an archive of NumPy's, by name.
+
+    Raises:
+      ValueError, and whatever NumPy raises of a damaged one.
+    """
+    open_archive(content).close()
+    with np.load(io.BytesIO(content), allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray):
+            raise ValueError(f"{name} is no array")
+    return arrays

@@ -12,6 +12,7 @@ from slices import covering
 
 import bptt_jax as bptt
 from bptt_jax.analysis import flow as flow_module
+from bptt_jax.plots import plot_gradient_flow
 
 STEPS = 40
 EYE = np.eye(2)
@@ -799,3 +800,15 @@ def test_args_and_aux_and_a_step_without_forward_mode():
             lambda w, h, x: jax.lax.while_loop(lambda h: jnp.sum(h) > 1, lambda h: w * h, h),
             0.5, jnp.ones(2), None, lambda s: jnp.sum(s[-1]), length=3,
         )  # fmt: skip
+
+
+def test_nothing_but_padding_is_unmeasured():
+    """Numbers and figure say so."""
+    cell = bptt.rnn(2)
+    params, h0, mask = cell.init(jax.random.key(0), 1), cell.initial_state(), np.zeros(3, bool)
+    flow = bptt.gradient_flow(
+        cell.step, params, h0, bptt.Sequence(jnp.ones((3, 1)), mask=mask), lambda h: jnp.sum(h[-1])
+    )
+    assert flow.verdict == "unmeasured"
+    assert np.isnan(flow.summary()["spectral_norm"]["median"])
+    plot_gradient_flow(flow)

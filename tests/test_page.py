@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from html.parser import HTMLParser
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import browser
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 
 import bptt_jax as bptt
-from bptt_jax.cli import diagnose
+from bptt_jax.cli import diagnose, report
 from bptt_jax.cli.main import main
 from bptt_jax.cli.page import page
 from bptt_jax.cli.report import COLUMNS, rows, visible
@@ -355,3 +356,19 @@ def test_dark_and_light_as_the_user_prefers_and_readable_in_both(opened) -> None
         grounds.append(ground)
     assert grounds[0] > 0.9
     assert grounds[1] < 0.05
+
+
+def test_large_numbers_keep_a_column_narrow() -> None:
+    names = ("loss", "spectral_norm", "spectral_radius")
+    numbers = {k: {"mean": v} for k, v in zip(names, (0.12345, 1e38, "inf"), strict=True)}
+    rest = {"growth_rate": {"mean": 0, "std": 0}, "horizon": {"median": 1}, "verdict": "steady"}
+    (row,) = rows({"a": numbers | rest | {"verdicts": {"steady": 1}, "advice": []}})
+    assert row[1:4] == ("0.123", "1e+38", "inf")
+
+
+def test_provenance_of_sources_that_are_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(package: str) -> str:
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr(report, "version", version)
+    assert report.provenance()["versions"]["bptt_jax"] == "not installed"

@@ -139,6 +139,7 @@ GOOD = {"inputs": INPUTS, "targets": np.zeros((B, 2))}
         (saved(3), {"xs": INPUTS}, {}, "expected arrays inputs and, if need be, mask, resets, targets, loss, got xs"),
         (saved(3), {"inputs": np.asarray([print], object)}, {}, "--data: "),
         (saved(3), {"inputs": INPUTS, "mask": np.ones((B, T))}, {}, "--data: mask: expected booleans [3, 6]"),
+        (saved(3), {"inputs": INPUTS, "mask": np.outer([1, 0, 1], MASK[0]) > 0}, {}, "every sequence, got none in that at 1"),
         (saved(3), {"inputs": INPUTS, "resets": MASK[:, 1:]}, {}, "--data: resets: expected booleans [3, 6]"),
         (saved(3), {"inputs": INPUTS, "loss": "mse"}, {}, "--data: targets: expected them beside a loss"),
         (saved(3), GOOD, {}, "--weights: expected a linear layer from 4 units to 2"),
@@ -361,3 +362,42 @@ def test_their_own_loss(tmp_path: Path) -> None:
     data = npz(tmp_path, "own.npz", inputs=INPUTS, mask=MASK, targets=targets.numpy())
     made, (found,) = diagnose.prepare(settings(tmp_path / "model.pt", data))
     np.testing.assert_allclose(losses(made, found), theirs.numpy(), rtol=1e-5)
+
+
+def bomb(path: Path, member: str, start: bytes = b"") -> Path:
+    """An archive of 5 MB that inflates to 5 GB, without a byte of that being made."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("config.json", "{}")
+        archive.writestr(member, start)
+        archive.infolist()[-1].file_size = 5 << 30
+    return path
+
+
+def test_what_inflates_without_end_is_refused(tmp_path: Path) -> None:
+    for name, member in (("a.npz", "weight_hh_l0.npy"), ("a.keras", "model.weights.h5")):
+        if name == "a.keras":
+            pytest.importorskip("h5py")
+        with pytest.raises(BadArgument, match=r"a\.(npz|keras): .*bytes inflate to 53687"):
+            weights.read(str(bomb(tmp_path / name, member)))
+    model = npz(tmp_path, "model.npz", **saved(1))
+    with pytest.raises(BadArgument, match=r"--data: .*bytes inflate to 53687"):
+        diagnose.prepare(settings(model, bomb(tmp_path / "data.npz", "inputs.npy")))
+
+
+def test_hdf5_that_inflates_without_end_is_refused(tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "model.h5", "w") as file:
+        file.create_dataset("kernel", (1 << 31,), np.float32, chunks=(1 << 20,))  # of which nothing is written
+    with pytest.raises(BadArgument, match="bytes inflate to more than 4294967296"):
+        weights.read(str(tmp_path / "model.h5"))
+
+
+def test_what_is_no_array_is_told(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "model.npz", "w") as archive:
+        archive.writestr("readme.txt", "weights")
+    with pytest.raises(BadArgument, match=r"readme\.txt is no array"):
+        weights.read(str(tmp_path / "model.npz"))
+    np.save(tmp_path / "array.npy", np.ones(2))
+    (tmp_path / "array.npy").rename(tmp_path / "array.npz")
+    with pytest.raises(BadArgument, match="File is not a zip file"):
+        weights.read(str(tmp_path / "array.npz"))

@@ -46,8 +46,11 @@ def overall(verdicts: list[Verdict]) -> Verdict:
 
 
 def describe(values: Any) -> dict[str, float]:
-    """Mean, standard deviation, and the quartiles, which infinities (a horizon without end) leave meaningful."""
+    """Mean, standard deviation, and the quartiles, which infinities (a horizon without end) leave meaningful; of
+    nothing they are NaN."""
     values = np.asarray(values, np.float64).ravel()
+    if not values.size:
+        return dict.fromkeys(("mean", "std", "q25", "median", "q75"), math.nan)
     finite = bool(np.all(np.isfinite(values)))
     q = np.quantile(values, [0.25, 0.5, 0.75], method="inverted_cdf")
     with np.errstate(invalid="ignore"):

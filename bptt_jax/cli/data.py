@@ -1,6 +1,5 @@
 """The user's own sequences, and the loss that is meant on them."""
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ import optax
 
 from bptt_jax.cli.report import BadArgument, one_line
 from bptt_jax.experiments.network import Readout
-from bptt_jax.files import read_file
+from bptt_jax.files import read_file, read_npz
 from bptt_jax.step import Array, PyTree, Sequence, State
 
 _MOST = 1 << 34  # bytes of a file
@@ -87,6 +86,10 @@ def own_data(
                     f"--data: {flag}: expected booleans {[total, steps]}, as inputs has steps, got {got}"
                 )
             flags[flag] = jnp.asarray(arrays[flag][:batch])
+    if "mask" in flags and not np.all(real := np.any(flags["mask"], axis=1)):
+        raise BadArgument(
+            f"--data: mask: expected a step in every sequence, got none in that at {int(np.argmin(real))}"
+        )
     count = min(batch, total)
     xs: Any = jnp.asarray(inputs[:batch]).astype(dtype)
     if flags:
@@ -148,8 +151,7 @@ def _read(name: str) -> dict[str, np.ndarray]:
     except OSError as error:
         raise BadArgument(f"--data: {name}: {error.strerror}") from None
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            arrays = {each: file[each] for each in file.files}
+        arrays = read_npz(content)
     except Exception as error:  # whatever NumPy raises of a damaged file
         raise BadArgument(f"--data: {name}: cannot be read as .npz: {one_line(error)}") from None
     if "inputs" not in arrays or set(arrays) - set(_NAMES):

@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Iterator, Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import jax
@@ -41,10 +41,17 @@ def provenance() -> dict[str, Any]:
     return {
         "versions": {
             "python": platform.python_version(),
-            **{p: version(p) for p in ("bptt_jax", "jax", "jaxlib", "numpy", "optax")},
+            **{p: _version(p) for p in ("bptt_jax", "jax", "jaxlib", "numpy", "optax")},
         },
         "device": f"{device.platform}: {device.device_kind}",
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # run from its sources
+        return "not installed"
 
 
 def rows(recurrences: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
@@ -52,11 +59,17 @@ def rows(recurrences: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     for name, s in recurrences.items():
         yield (
             visible(name),
-            f"{float(s['loss']['mean']):.3f}",
-            f"{float(s['spectral_norm']['mean']):.3f}",
-            f"{float(s['spectral_radius']['mean']):.3f}",
+            _three_digits(s["loss"]["mean"]),
+            _three_digits(s["spectral_norm"]["mean"]),
+            _three_digits(s["spectral_radius"]["mean"]),
             f"{float(s['growth_rate']['mean']):+.4f} ± {float(s['growth_rate']['std']):.4f}",
             f"{float(s['horizon']['median']):.0f}",
             f"{s['verdict']}\n({s['verdicts'][s['verdict']]} of {sum(s['verdicts'].values())})",
             "\n".join(s["advice"]),
         )
+
+
+def _three_digits(value: Any) -> str:
+    """After the point; of a large number all in all, so that a column stays as wide as it is."""
+    number = float(value)
+    return f"{number:.3g}" if 1e5 <= abs(number) < float("inf") else f"{number:.3f}"

@@ -24,7 +24,7 @@ from bptt_jax.cells.layers import stacked
 from bptt_jax.cells.simple import RNNParams
 from bptt_jax.cells.torch_weights import ProjectedLSTMParams, as_array, from_torch, recurrent_prefixes
 from bptt_jax.cli.report import BadArgument, one_line
-from bptt_jax.files import read_file
+from bptt_jax.files import open_archive, read_file, read_npz
 from bptt_jax.step import Array, Params, PyTree, State, Step
 
 KINDS = (".safetensors", ".npz", ".keras", ".h5", ".hdf5", ".pt", ".pth", ".ckpt", ".bin")
@@ -164,8 +164,7 @@ def _floating(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _npz(content: bytes) -> Saved:
-    with np.load(io.BytesIO(content), allow_pickle=False) as file:
-        return Saved(_floating({name: file[name] for name in file.files}))
+    return Saved(_floating(read_npz(content)))
 
 
 def _safetensors(content: bytes) -> Saved:
@@ -216,12 +215,14 @@ def _keras(content: bytes) -> Saved:
         raise ImportError("needs h5py: python -m pip install 'bptt_jax[weights]'") from None
     settings: Any = "{}"
     if zipfile.is_zipfile(io.BytesIO(content)):
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        with open_archive(content) as archive:
             settings, content = archive.read("config.json"), archive.read("model.weights.h5")
     arrays: dict[str, np.ndarray] = {}
     labels: dict[str, str] = {}
+    left = most = max(1 << 32, 2 * len(content))
 
     def walk(group: Any, where: str) -> None:
+        nonlocal left
         if where.endswith("/vars") and isinstance(group.attrs.get("name"), str):
             labels[where.removesuffix("/vars")] = group.attrs["name"]
         for name in group:
@@ -234,6 +235,9 @@ def _keras(content: bytes) -> Saved:
             elif inner.is_virtual or inner.external:
                 raise ValueError(f"{at} lies in another file")
             elif jnp.issubdtype(inner.dtype, jnp.floating) and inner.ndim:
+                left -= inner.nbytes
+                if left < 0:
+                    raise ValueError(f"{len(content)} bytes inflate to more than {most}")
                 arrays[at] = inner[()]
 
     with h5py.File(io.BytesIO(content), "r") as file:

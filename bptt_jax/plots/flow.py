@@ -188,7 +188,7 @@ def plot_singular_values(
     values, steps = batched(spectra.singular_values, 2), batched(spectra.steps, 1)
     longest = int(np.argmax((steps >= 0).sum(axis=1)))
     at = steps[longest][steps[longest] >= 0]
-    pooled = np.moveaxis(values[:, : len(at)], 1, 0).reshape(len(at), -1)
+    pooled = np.moveaxis(values[:, : len(at)], 1, 0).reshape(len(at), values[:, 0].size)
     lowest, q10, median, q90, largest = quantiles(pooled, [0.0, 0.1, 0.5, 0.9, 1.0], axis=1)
     ax.fill_between(at, q10, q90, color="0.75", linewidth=0, label="middle 80 %")
     ax.plot(at, largest, color="black", linewidth=1.2, linestyle="--", label="largest")

@@ -102,6 +102,8 @@ def batched(values: object, ndim: int) -> np.ndarray:
 
 def quantiles(rows: np.ndarray, levels: list[float], axis: int = 0) -> np.ndarray:
     """Quantiles that are entries, not interpolations, so that an infinity spoils no finite one; NaN left out."""
+    if not rows.size:
+        return np.full((len(levels), *np.delete(rows.shape, axis)), np.nan)
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # where every sequence is NaN, the line has a gap
         return np.nanquantile(rows, levels, axis=axis, method="inverted_cdf")
