@@ -34,11 +34,11 @@ def echo_state(
 
     What decides how long a leaky reservoir remembers is its effective spectral radius, that of
     ``(1 - alpha) I + alpha W``, which is the Jacobian at rest. It is `spectral_radius` exactly, but for rounding: with
-    W_0 as drawn and c = 1 - alpha, the eigenvalue l of W_0 is put on that circle by one positive factor,
+    W_0 as drawn and c = 1 - alpha, the eigenvalue l of W_0 is put on that circle by one positive factor::
 
-        alpha scale = (r^2 - c^2) / (c Re l + sqrt((c Re l)^2 + |l|^2 (r^2 - c^2))),
+        alpha scale = (r^2 - c^2) / (c Re l + sqrt((c Re l)^2 + |l|^2 (r^2 - c^2)))
 
-    and W = scale W_0 with the smallest of these. Each unit of W_0 sends to `connections` others drawn at random, by
+    W is scale W_0 with the smallest of these. Each unit of W_0 sends to `connections` others drawn at random, by
     normal weights; so there is always a cycle, and almost surely an eigenvalue that is not 0. U and b are uniform on
     ``[-input_scale, input_scale]`` (Lukosevicius 2012).
 
