@@ -82,7 +82,7 @@ def kernel_mlstm(p: Any, state: Any, xs: Any) -> Any:
 two_heads = {"make": partial(bptt.cells.mlstm, heads=2, key_size=3)}
 ORACLES = {
     "slstm": [
-        restated(slstm),
+        restated(slstm, make=partial(bptt.cells.slstm, heads=2), note="two heads"),
         of_torch("xlstm", released_slstm),
         of_torch("xlstm", released_slstm, make=partial(bptt.cells.slstm, heads=2), note="two heads"),
     ],
