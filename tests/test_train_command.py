@@ -247,6 +247,7 @@ def test_every_task_is_there(name) -> None:
             {"cell": "mamba", "init": "identity"},
             "--init: mamba draws its recurrent weights, if it has any, in a way",
         ),
+        ({"cell": "indrnn", "init": "orthogonal"}, "--init: indrnn: .* at least a 2D shape"),
         ({"cell": "gla", "hidden": 3}, "hidden_size: expected a multiple of heads, 2, got 3"),
         ({"cell": "transformer"}, "--cell: expected rnn, "),
         ({"length": 2, "chrono": True}, "longest: expected at least 3, got 2"),
@@ -266,6 +267,17 @@ def test_cells_of_the_atlas(name) -> None:
     inputs, target = jax.tree.map(lambda a: a[0], data)
     loss = jax.eval_shape(job.network.loss, job.network.init(jax.random.key(0)), inputs, target)
     assert loss.shape == ()
+
+
+def test_which_cells_have_gates() -> None:
+    for name, expected in {
+        "rnn": False,
+        "minimal_rnn": True,
+        "gated_antisymmetric": True,
+        "nas": True,
+        "lru": None,
+    }.items():
+        assert train.has_gates(name) is expected
 
 
 def test_what_no_memory_holds_is_told_in_one_line(tmp_path, capsys, monkeypatch) -> None:

@@ -15,7 +15,7 @@ import optax
 
 from bptt_jax.cells.atlas import ATLAS
 from bptt_jax.cells.initializers import chrono, identity, sparse
-from bptt_jax.cli.report import BadArgument, provenance
+from bptt_jax.cli.report import BadArgument, one_line, provenance
 from bptt_jax.experiments import loop, tasks
 from bptt_jax.experiments.network import Network, network
 from bptt_jax.experiments.records import Record, Training, TrainState
@@ -270,6 +270,8 @@ def _omega(net: Network, weight: float) -> loop.Penalty:
 
 def has_gates(cell: str) -> bool | None:
     """Whether the step of a cell of the atlas has a forget or update gate; None if that is not known."""
+    if cell in ("minimal_rnn", "gated_antisymmetric"):  # among the simple ones
+        return True
     return {"gated": True, "simple": False}.get(ATLAS[cell].family)
 
 
@@ -297,6 +299,11 @@ def _cell(settings: Settings, task: tasks.Task) -> Cell:
         "bias_init": chrono(task.length) if settings.chrono else None,
     }
     cell = make(settings.hidden, **{k: v for k, v in given.items() if v is not None})
+    if settings.init is not None:
+        try:
+            jax.eval_shape(lambda key: cell.init(key, task.input_size), jax.random.key(0))
+        except (TypeError, ValueError) as error:  # as of indrnn, whose recurrent weights are no matrix
+            raise BadArgument(f"--init: {settings.cell}: {one_line(error)}") from None
     if settings.clip_adjoints is None:
         return cell
     return cell._replace(step=clip_adjoints(cell.step, max_norm=settings.clip_adjoints))
