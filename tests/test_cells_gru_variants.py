@@ -70,6 +70,7 @@ def test_sgu_with_its_gate_shut_keeps():
     np.testing.assert_array_equal(jax.jit(jax.jacfwd(cell.step, 1))(shut, h, np.ones(I, "f")), np.eye(N))
 
 
+@pytest.mark.exhaustive  # its equations have their oracle
 def test_only_h_of_the_intersection_network_recurs():
     """As that of `ugrnn` with the same weights, on the projected input."""
     cell, single = cells.intersection_rnn(N), cells.ugrnn(N)
