@@ -159,8 +159,20 @@ def test_files_of_others_are_refused_and_left_alone(fake, tmp_path) -> None:
         atlas.measure(other, adding(60), ["lstm"], file)
     assert file.read_text() == before
     whole = json.loads(before)
+    damaged = []
+    for name, value in {
+        "horizon": [1.0],
+        "living": 10**400,
+        "leaf_shares": [0.5] * 9,
+        "hidden": None,
+        "family": "large",
+    }.items():
+        of = json.loads(before)
+        of["cells"]["rnn"]["width"][name] = value
+        damaged.append(json.dumps(of))
     del whole["cells"]["rnn"]["width"]["horizon"]
-    for text in ("", "{}", "[1]", '{"settings": 1, "cells": 2}', "[" * 10000, json.dumps(whole)):
+    nothing = '{"settings": null, "cells": {}}'
+    for text in ("", "{}", "[1]", '{"settings": 1, "cells": 2}', nothing, "[" * 10000, json.dumps(whole), *damaged):
         file.write_text(text)
         with pytest.raises(atlas.AtlasFileError, match="atlas"):
             atlas.measure(SETTINGS, adding(60), ["rnn"], file)
@@ -227,3 +239,15 @@ def test_a_matrix_for_a_state(tmp_path) -> None:
     np.testing.assert_allclose(of.exponent, math.log(0.99), rtol=0.01)
     np.testing.assert_allclose(of.growth_rate, math.log(0.99), rtol=0.05)
     np.testing.assert_allclose(of.leaf_shares, [0, 1], atol=0.02)
+
+
+def test_two_at_once_in_one_file(fake, tmp_path) -> None:
+    """What the other one has measured meanwhile is kept."""
+    file = tmp_path / "atlas.json"
+
+    def another(name: str, done: int, total: int) -> None:
+        if name == "lstm":
+            atlas.measure(SETTINGS, adding(60), ["gru"], file)
+
+    atlas.measure(SETTINGS, adding(60), ["rnn", "lstm"], file, on_cell=another)
+    assert sorted(json.loads(file.read_text())["cells"]) == ["gru", "lstm", "rnn"]

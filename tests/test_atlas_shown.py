@@ -111,11 +111,16 @@ def test_into_given_axes_and_what_has_no_number_is_named() -> None:
 
 @pytest.mark.parametrize(("results", "error"), [
     (None, TypeError), ("rnn", TypeError), ([1], TypeError), ([], ValueError),
-    ([measurement(horizon=np.nan)], ValueError),
 ])  # fmt: skip
 def test_what_is_no_measurement_is_refused(results, error) -> None:
     with pytest.raises(error, match="results: expected"):
         bptt.plots.plot_atlas(results)
+
+
+def test_a_map_on_which_no_cell_has_a_place() -> None:
+    axes = plot_atlas([measurement(horizon=np.nan), measurement("lstm", "gated", cost=np.inf)]).axes[0]
+    assert [t.get_text() for t in axes.texts] == ["without a number: rnn, lstm"]
+    assert not axes.lines
 
 
 @pytest.fixture

@@ -139,7 +139,7 @@ GOOD = {"inputs": INPUTS, "targets": np.zeros((B, 2))}
         (saved(3), {"xs": INPUTS}, {}, "expected arrays inputs and, if need be, mask, resets, targets, loss, got xs"),
         (saved(3), {"inputs": np.asarray([print], object)}, {}, "--data: "),
         (saved(3), {"inputs": INPUTS, "mask": np.ones((B, T))}, {}, "--data: mask: expected booleans [3, 6]"),
-        (saved(3), {"inputs": INPUTS, "mask": np.outer([1, 0, 1], MASK[0]) > 0}, {}, "every sequence, got none in that at 1"),
+        (saved(3), {"inputs": INPUTS, "mask": np.outer([1, 0, 1], MASK[0]) > 0}, {}, "got none in that at 1"),
         (saved(3), {"inputs": INPUTS, "resets": MASK[:, 1:]}, {}, "--data: resets: expected booleans [3, 6]"),
         (saved(3), {"inputs": INPUTS, "loss": "mse"}, {}, "--data: targets: expected them beside a loss"),
         (saved(3), GOOD, {}, "--weights: expected a linear layer from 4 units to 2"),

@@ -187,7 +187,7 @@ def measure(
             failed[name] = f"{type(error).__name__}: {' '.join(str(error).split()):.300}"
             continue
         there[name] = of_cell
-        _write(file, settings, there)
+        _write(file, settings, _read(file, settings) | there)  # another process may have added some
     return Measured({n: there[n] for n in names if n in there}, failed)
 
 
@@ -375,15 +375,15 @@ def _read(file: Path, settings: Settings) -> dict[str, dict[str, CellMeasurement
     """Of the cells that are there."""
     try:
         content = json.loads(read_file(file, most=_MOST_BYTES).decode("utf-8"))
-        there, cells = content["settings"], content["cells"]
+        there, cells = dict(content["settings"]), content["cells"]
         found = {name: {basis: _parsed(of[basis]) for basis in BASES} for name, of in cells.items()}
     except FileNotFoundError:
         return {}
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (ArithmeticError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise AtlasFileError(f"{file}: holds no atlas ({type(error).__name__})") from None
     here = _plain(settings)
     if there != here:
-        keys = sorted(here.keys() | (there.keys() if isinstance(there, dict) else set()))
+        keys = sorted(here.keys() | there.keys())
         told = "; ".join(
             f"{k}: {there.get(k)} there, {here.get(k)} here" for k in keys if there.get(k) != here.get(k)
         )
@@ -397,7 +397,10 @@ def _parsed(fields: Mapping[str, Any]) -> CellMeasurement:
     kinds["leaf_names"] = tuple
     kinds |= dict.fromkeys(("hidden", "parameters", "size", "followed"), int)
     found = CellMeasurement(**{k: kinds.get(k, _number)(v) for k, v in fields.items()})
-    if found.family not in get_args(Family) or found.basis not in BASES:
+    shapes = {k: np.shape(getattr(found, k)) for k in fields if k not in kinds}
+    leaves = shapes.pop("leaf_shares")
+    known = found.family in get_args(Family) and found.basis in BASES
+    if not known or any(shapes.values()) or leaves != (len(found.leaf_names),):
         raise ValueError("no measurement")
     return found
 

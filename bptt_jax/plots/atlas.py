@@ -49,12 +49,10 @@ def plot_atlas(
 
     Raises:
       TypeError: `results` are none.
-      ValueError: there are none, or none with a horizon.
+      ValueError: there are none.
     """
     measurements = _checked(results)
     shown = [m for m in measurements if float(m.horizon) > 0 and 0 < float(m.gradient_time) < math.inf]
-    if not shown:
-        raise ValueError("results: expected cells with a horizon and a cost, got none")
     ax = new_axes(ax, (11.0, 8.0))
     costs = np.array([float(m.gradient_time) for m in shown])
     horizons = np.array([float(m.horizon) for m in shown])
@@ -63,8 +61,9 @@ def plot_atlas(
     edge, band = 2.2 * last, 4.5 * last
     heights = np.where(endless, band, horizons)
     ax.set(xscale="log", yscale="log")
-    ax.set_xlim(costs.min() / 1.35, costs.max() * 1.5)
-    ax.set_ylim(min(horizons.min(), last) / 1.6, 9.0 * last if endless.any() else 2.5 * last)
+    span = costs if shown else np.ones(1)
+    ax.set_xlim(span.min() / 1.35, span.max() * 1.5)
+    ax.set_ylim(np.min(horizons, initial=last) / 1.6, 9.0 * last if endless.any() else 2.5 * last)
     if endless.any():
         ax.axhspan(edge, 1.1 * ax.get_ylim()[1], color="0.9", linewidth=0, zorder=0)
         ax.text(
@@ -85,7 +84,8 @@ def plot_atlas(
     _decimals(ax)
     finish(ax)
     size = text_size(ax)
-    ax.legend(frameon=False, fontsize=size, loc="upper center", bbox_to_anchor=(0.5, -0.07), ncols=4)
+    if shown:
+        ax.legend(frameon=False, fontsize=size, loc="upper center", bbox_to_anchor=(0.5, -0.07), ncols=4)
     left_out = [m.name for m in measurements if m not in shown]
     if left_out:
         ax.annotate(f"without a number: {', '.join(left_out)}", (0.01, 0.01), xycoords="axes fraction",
@@ -100,6 +100,8 @@ def _checked(results: Any) -> list[CellMeasurement]:
     values = list(results.values()) if isinstance(results, Mapping) else results
     if isinstance(values, str) or not isinstance(values, Sequence):
         raise TypeError(f"results: expected measurements of cells, got {type(results).__name__}")
+    if not len(values):
+        raise ValueError("results: expected at least one cell, got none")
     for value in values:
         if not isinstance(value, CellMeasurement):
             raise TypeError(f"results: expected measurements of cells, got among them {type(value).__name__}")
