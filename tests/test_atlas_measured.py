@@ -247,7 +247,7 @@ def test_two_at_once_in_one_file(fake, tmp_path) -> None:
 
     def another(name: str, done: int, total: int) -> None:
         if name == "lstm":
-            atlas.measure(SETTINGS, adding(60), ["gru"], file)
+            atlas.measure(SETTINGS, adding(60), ["lru"], file)
 
     atlas.measure(SETTINGS, adding(60), ["rnn", "lstm"], file, on_cell=another)
-    assert sorted(json.loads(file.read_text())["cells"]) == ["gru", "lstm", "rnn"]
+    assert sorted(json.loads(file.read_text())["cells"]) == ["lru", "lstm", "rnn"]
