@@ -359,3 +359,30 @@ def test_modules_that_are_refused() -> None:
         bptt.from_torch(torch.nn.Linear(I, N))
     with pytest.raises(ValueError, match="on the device meta"):
         bptt.from_torch(torch.nn.GRU(I, N, device="meta"))
+
+
+def test_layers_that_do_not_fit_together() -> None:
+    state = saved(3, layers=2)
+    state["weight_ih_l1"] = np.ones((3 * N, N + 1), np.float32)
+    with pytest.raises(
+        ValueError, match=f"expected {N} inputs in weight_ih of layer 1, .* has outputs, got {N + 1}"
+    ):
+        bptt.from_torch(state)
+
+
+@pytest.mark.parametrize("name", ["parametrizations.weight_hh_l0.original0", "weight_hh_l0_orig", "weight_hh_l0_g"])
+def test_parametrised_weights_are_told(name: str) -> None:
+    """By weight_norm and its like, and by pruning."""
+    state = {name if key == "weight_hh_l0" else key: a for key, a in saved(3).items()}
+    with pytest.raises(ValueError, match=r"give the module itself, or .* after torch\.nn\.utils\.parametrize"):
+        bptt.from_torch(state)
+
+
+@needs_torch
+def test_tensors_of_which_numpy_makes_no_array() -> None:
+    state = torch.nn.GRU(I, N).state_dict()
+    for odd in (torch.Tensor.to_sparse, lambda a: a.to(torch.float8_e4m3fn), torch._neg_view):
+        with pytest.raises(
+            TypeError, match="weight_hh of layer 0: expected a tensor of which NumPy makes an array"
+        ):
+            bptt.from_torch(state | {"weight_hh_l0": odd(state["weight_hh_l0"])})

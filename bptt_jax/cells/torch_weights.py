@@ -28,6 +28,7 @@ Direction = Literal["forward", "backward"]
 Nonlinearity = Literal["tanh", "relu"]
 
 _NAME = re.compile(r"((?:.*\.)?)((?:weight|bias)_(?:ih|hh)|weight_hr)(?:_l(\d+)(_reverse)?)?")
+_PARAMETRISED = re.compile(r"parametrizations\.weight_hh|weight_hh\w*_(orig|g)$")
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"tanh": jnp.tanh, "relu": jax.nn.relu}
 _SHOWN = 8  # names in a message
 
@@ -115,12 +116,29 @@ def from_torch(
     nonlinearity = nonlinearity or found.nonlinearity
     places = _places(where, found.weights, layer, direction)
     checked = [_check(where, place, found.weights[place], nonlinearity) for place in places]
+    for place, below, above in zip(places[1:], checked, checked[1:], strict=False):
+        outputs, inputs = below["weight_hh"].shape[1], above["weight_ih"].shape[1]
+        if inputs != outputs:
+            raise ValueError(
+                f"module_or_state_dict: expected {outputs} inputs in {where}weight_ih of layer {place.layer}, as the "
+                f"layer below has outputs, got {inputs}"
+            )
     return stacked([_layer(w, nonlinearity) for w in checked])
 
 
 def recurrent_prefixes(names: Iterable[str]) -> list[str]:
     """Those under which a state dict has recurrent layers."""
     return list(_groups(dict.fromkeys(names)))
+
+
+def parametrised(names: Iterable[str]) -> str:
+    """What to do about recurrent weights that are saved as what they are computed from; empty if there are none."""
+    if any(map(_PARAMETRISED.search, names)):
+        return (
+            "; of recurrent weights that are parametrised give the module itself, or the state dict after "
+            "torch.nn.utils.parametrize.remove_parametrizations, remove_weight_norm or prune.remove"
+        )
+    return ""
 
 
 def _find(source: Any, prefix: str) -> tuple[str, _Recurrent]:
@@ -147,7 +165,7 @@ def _find(source: Any, prefix: str) -> tuple[str, _Recurrent]:
     shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
     raise ValueError(
         "module_or_state_dict: expected recurrent layers, with weights weight_ih_l0, weight_hh_l0, ... or, of cells, "
-        f"weight_ih, weight_hh, got {shown or 'nothing'}"
+        f"weight_ih, weight_hh, got {shown or 'nothing'}{parametrised(names)}"
     )
 
 
@@ -293,7 +311,11 @@ def as_array(name: str, value: Any) -> Array:
         value = value.detach().cpu()
         # NumPy has no bfloat16; every one of them is a float32.
         half = str(value.dtype) == "torch.bfloat16"
-        value = value.float().numpy().astype(jnp.bfloat16) if half else value.numpy()
+        try:
+            value = value.float().numpy().astype(jnp.bfloat16) if half else value.numpy()
+        except (RuntimeError, TypeError) as error:  # sparse, quantised, of a type that NumPy lacks, without storage
+            why = " ".join(str(error).split())
+            raise TypeError(f"{name}: expected a tensor of which NumPy makes an array, got {why:.200}") from None
     check_leaves(name, value, keys=False)
     if not isinstance(value, (np.ndarray, jax.Array)) or not jnp.issubdtype(value.dtype, jnp.floating):
         got = getattr(value, "dtype", type_name(value))

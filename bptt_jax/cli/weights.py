@@ -22,7 +22,7 @@ from bptt_jax.cells.gated import GRUParams, LSTMParams
 from bptt_jax.cells.keras_weights import GATES, Kind, keras_layer
 from bptt_jax.cells.layers import stacked
 from bptt_jax.cells.simple import RNNParams
-from bptt_jax.cells.torch_weights import ProjectedLSTMParams, as_array, from_torch, recurrent_prefixes
+from bptt_jax.cells.torch_weights import ProjectedLSTMParams, as_array, from_torch, parametrised, recurrent_prefixes
 from bptt_jax.cli.report import BadArgument, one_line
 from bptt_jax.files import open_archive, read_file, read_npz
 from bptt_jax.step import Array, Params, PyTree, State, Step
@@ -115,6 +115,7 @@ def recurrence(saved: Saved, prefix: str, *, float64: bool) -> Found:
         names = ", ".join(list(arrays)[:8]) + (f" and {len(arrays) - 8} more" if len(arrays) > 8 else "")
         raise BadArgument(
             f"--weights: expected a recurrent layer, as of PyTorch or Keras, got {names or 'nothing'}"
+            f"{parametrised(arrays)}"
         )
     raise BadArgument(f"--prefix: expected that of one of {', '.join(map(repr, places))}, got {prefix!r}")
 
