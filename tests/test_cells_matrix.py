@@ -135,3 +135,15 @@ def test_slstm_where_what_comes_in_first_vanishes(dtype, gate):
         np.float32(slopes.bias[2:]), [0.5 / np.cosh(0.5) ** 2, 0.25 * np.tanh(0.5)], rtol=5e-3
     )
     np.testing.assert_allclose(np.float32(slopes.bias[:2]), 0, atol=1e-3)
+
+
+def test_second_derivatives_of_slstm_where_little_comes_in_first():
+    cell, p = drawn("slstm", 1, 1)
+    p = p._replace(bias=jnp.asarray([-40, 1, 0.5, 0], jnp.float32), input=jnp.zeros_like(p.input))
+
+    def read(bias):
+        return cell.step(p._replace(bias=bias), cell.initial_state(), jnp.ones(1)).h[0]
+
+    slope = np.tanh(0.5) * (1 - np.tanh(0.5) ** 2)
+    found = jax.jit(jax.hessian(read))(p.bias)
+    np.testing.assert_allclose(found[:3, :3], np.diag([0, 0, -slope]), atol=1e-6)

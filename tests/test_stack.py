@@ -153,3 +153,13 @@ def test_wrong_arguments():
 
     with pytest.raises(TypeError, match=r"output: expected a function that reads a layer's output .* got None"):
         bptt.unroll(bptt.stack(pair_step, step), ((), params), ((h, h), h), jnp.ones((T, N)))
+
+
+@pytest.mark.parametrize("name", ["slstm", "clockwork", "intersection_rnn"])
+def test_a_layer_of_several_arrays_hands_on_its_first(name):
+    lower, upper = getattr(bptt.cells, name)(4), bptt.rnn(3)
+    params = lower.init(jax.random.key(0), 2), upper.init(jax.random.key(1), 4)
+    h0, x = (lower.initial_state(), upper.initial_state()), jnp.ones(2)
+    below, above = bptt.stack(lower.step, upper.step)(params, h0, x)
+    np.testing.assert_array_equal(above, upper.step(params[1], h0[1], below[0]))
+    assert np.any(below[0])

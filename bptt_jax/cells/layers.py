@@ -5,7 +5,6 @@ from functools import lru_cache
 
 import jax
 
-from bptt_jax.cells.gated import LSTMState
 from bptt_jax.step import Input, Params, PyTree, State, Step
 
 Output = Callable[[State], Input]
@@ -24,9 +23,10 @@ def stack(*steps: Step, output: Output | Sequence[Output] | None = None) -> Step
     Args:
       steps: the layers, from the input upwards.
       output: reads a layer's output from its state, one function for all layers or one for each (that of the
-        uppermost is never called). Needed where a layer below another has a state of several arrays and is not
-        `bptt_jax.lstm`, as ``lambda state: state[0]`` for the ``(h, c)`` of Equinox or ``lambda carry: carry[1]``
-        for the ``(c, h)`` of Flax. By default a state that is one array is the output, and of an `LSTMState` its h.
+        uppermost is never called). By default a state that is one array is the output, and of a NamedTuple that
+        begins with a field h (or y, of `bptt_jax.cells.intersection_rnn`), as in the atlas wherever the output is a
+        vector, this field. Needed elsewhere, as ``lambda state: state[0]`` for the ``(h, c)`` of Equinox,
+        ``lambda carry: carry[1]`` for the ``(c, h)`` of Flax, or what reads a vector from a state of matrices.
 
     Returns:
       A step whose parameters and state have one entry for each layer: a tuple, a list, or a NamedTuple, whose fields
@@ -98,8 +98,8 @@ def _outputs(output: Output | Sequence[Output] | None, layers: int) -> Sequence[
 
 
 def _hidden(state: State) -> Input:
-    if isinstance(state, LSTMState):
-        return state.h
+    if getattr(state, "_fields", ())[:1] in (("h",), ("y",)):
+        return state[0]
     if not jax.tree_util.all_leaves([state]):
         raise TypeError(
             "output: expected a function that reads a layer's output from its state, since a state is "

@@ -76,7 +76,7 @@ def slstm(
     Of the paper's two forget gates, sigmoid and exponential, it has the first, as the released code. m keeps the
     exponentials at most 1; h does not depend on it. All four start at 0, as in the released code, which where all n
     are 0 sets ``m_t = i`` besides: the same h, from other c and n. So do here the units of n = 0 whose i' would vanish
-    beside m, as with i below -43 (float16: -4): without it, h would be 0 / 0. Convolution, normalisation by groups and
+    beside m, as with i below -29 (float16: -3): without it, h would be 0 / 0. Convolution, normalisation by groups and
     output projection of the published block are no part of the recurrence.
 
     The weights W act within heads. They start at 0, U at N(0, 2 / (5 I)), the biases of a head's forget gates fall
@@ -188,8 +188,8 @@ def _slstm_step(params: SLSTMParams, state: SLSTMState, x: Array) -> SLSTMState:
     recurrent = jnp.einsum("hgij,hj->ghi", params.recurrent, heads).ravel()
     i, f, z, o = jnp.split(recurrent + times(params.input, x) + params.bias, 4)
     kept = jax.nn.log_sigmoid(f) + state.m
-    # So that n, once it is above 0, and its square, by which derivatives divide, are so in floats too.
-    least = 0.5 * math.log(float(jnp.finfo(i.dtype).tiny))
+    # So that n, once it is above 0, and the cube of it, by which second derivatives divide, are so in floats too.
+    least = math.log(float(jnp.finfo(i.dtype).tiny)) / 3
     kept = jnp.where((state.n == 0) & (i - kept < least), -jnp.inf, kept)
     i, f, m = _stabilised(i, kept)
     c, n = f * state.c + i * tanh(z), f * state.n + i
