@@ -72,14 +72,12 @@ def stack(*steps: Step, output: Output | Sequence[Output] | None = None) -> Step
     return stacked_step
 
 
-def stacked(
-    layers: Sequence[tuple[Step, Params, State]], output: Output | None = None
-) -> tuple[Step, Params, State]:
+def stacked(layers: Sequence[tuple[Step, Params, State]]) -> tuple[Step, Params, State]:
     """Layers with parameters and states as one, where there are several: the same step for equal ones."""
     if len(layers) == 1:
         return layers[0]
     steps, params, states = zip(*layers, strict=True)
-    return _stack(*steps, output=output), params, states
+    return _stack(*steps), params, states
 
 
 _stack = lru_cache(stack)  # so that what JAX has compiled is found again

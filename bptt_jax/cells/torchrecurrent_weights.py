@@ -65,11 +65,7 @@ def from_torchrecurrent(module: "torch.nn.Module") -> tuple[Step, Params, State]
     unknown = {type_name(inner) for inner in cells} - set(_TABLE)
     if unknown:
         raise ValueError(f"module: expected one of {', '.join(_TABLE)}, got {', '.join(sorted(unknown))}")
-    return stacked([_converted(torch, cell) for cell in cells], _output)
-
-
-def _output(state: State) -> Array:
-    return jax.tree.leaves(state)[0]
+    return stacked([_converted(torch, cell) for cell in cells])
 
 
 def _converted(torch: Any, module: Any) -> tuple[Step, Params, State]:
