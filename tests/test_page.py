@@ -372,3 +372,8 @@ def test_provenance_of_sources_that_are_not_installed(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(report, "version", version)
     assert report.provenance()["versions"]["bptt_jax"] == "not installed"
+
+
+def test_a_long_message_is_cut() -> None:
+    assert report.one_line(ValueError("a\nb")) == "ValueError: a b"
+    assert report.one_line(ValueError("a " * 9999)) == "ValueError: " + "a " * 250 + " ..."

@@ -27,8 +27,9 @@ def visible(text: str) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """Kind and message."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    """Kind and message, of a long one the beginning."""
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}: {message if len(message) <= 500 else message[:500] + ' ...'}"
 
 
 class BadArgument(ValueError):
