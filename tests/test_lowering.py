@@ -36,6 +36,7 @@ CALLS = {
     "singular_vectors": {"svd"},
     "product_singular_vectors": {"qr"},
     "modal_coordinates": {"eig", "lu"},
+    "orthogonal": {"lu"},
     "product_log_norms": {"svd"},
 }
 
