@@ -13,6 +13,9 @@ from hypothesis.extra import numpy as arrays
 from slices import covering
 from spoilers import Spoiler
 from surface import PUBLIC
+from test_transforms import ALWAYS
+
+import bptt_jax as bptt
 
 # All of them, those that cost a compilation each too, in `benchmarks/bad_days.py`.
 CASES = [case for case in cases() if not case.spoiler.compiles][::3]
@@ -47,7 +50,11 @@ def test_they_are_many_and_of_every_function() -> None:
     assert {found[1] for found in named if found} == set(PUBLIC) - types - readers
 
 
-@pytest.mark.parametrize("name", dict.fromkeys(target.name for target in TARGETS))
+NAMES = list(dict.fromkeys(target.name for target in TARGETS))
+OFTEN = [name for name in NAMES if name.split(".")[-1] not in bptt.cells.ATLAS or name.split(".")[-1] in ALWAYS]
+
+
+@pytest.mark.parametrize("name", covering(NAMES, *OFTEN))
 def test_bad_inputs(name) -> None:
     with judging():
         outcomes = {case.id: judge(case) for case in CASES if case.target.name == name}

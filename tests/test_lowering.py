@@ -5,7 +5,8 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
-from test_transforms import FUNCTIONS, W
+from slices import covering
+from test_transforms import ALWAYS, FUNCTIONS, W
 
 from bptt_jax.linalg import spectra
 
@@ -51,7 +52,7 @@ def kinds_of_calls(text: str) -> set[str]:
     return {next((k for k, of in KINDS.items() if re.fullmatch(of, name)), name) for name in names}
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", covering(FUNCTIONS, *(name for name in FUNCTIONS if name in ALWAYS | set(CALLS))))
 def test_for_a_gpu(name, monkeypatch) -> None:
     monkeypatch.setattr(spectra, "_gpu_is_here", lambda: True)
     text = program(FUNCTIONS[name], jnp.asarray(W, jnp.float32))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from slices import covering
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -18,7 +19,10 @@ def examples(page: Path) -> list[str]:
 EXAMPLES = {f"{page.stem} {n}": code for page in PAGES for n, code in enumerate(examples(page), 1)}
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+OFTEN = [name for name in EXAMPLES if name.startswith("README") or name.endswith(" 1")]
+
+
+@pytest.mark.parametrize("name", covering(EXAMPLES, *OFTEN))
 def test_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     code = EXAMPLES[name]
     for library in ("torch", "keras"):

@@ -80,7 +80,9 @@ def stacked(layers: Sequence[tuple[Step, Params, State]]) -> tuple[Step, Params,
     return _stack(*steps), params, states
 
 
-_stack = lru_cache(stack)  # so that what JAX has compiled is found again
+@lru_cache  # so that what JAX has compiled is found again
+def _stack(*steps: Step) -> Step:
+    return stack(*steps)
 
 
 def _outputs(output: Output | Sequence[Output] | None, layers: int) -> Sequence[Output]:
