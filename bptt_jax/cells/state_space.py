@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.linalg
 
 from bptt_jax.cells.activations import tanh
 from bptt_jax.cells.initializers import Initializer, check_initializer
@@ -484,6 +483,8 @@ def _lmu_step(order: int, theta: float) -> Any:
     system[:-1, :-1] = np.where(rows < columns, -1.0, (-1.0) ** (rows - columns + 1))
     system[:-1, -1] = (-1.0) ** i
     system[:-1] *= (2 * i + 1)[:, None] / theta
+    import scipy.linalg  # costs as much as a third of this package
+
     both = scipy.linalg.expm(system)[:-1]
 
     def step(params: LMUParams, state: LMUState, x: Array) -> LMUState:
