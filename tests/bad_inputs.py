@@ -24,7 +24,7 @@ from compilations import watched
 from equinox import nn as eqx_nn
 from flax import linen
 from spoilers import KINDS, XS, H, Spoiler, W, batch_loss, coefficients, loss, step
-from surface import PUBLIC
+from surface import PUBLIC, takes_half
 
 import bptt_jax as bptt
 from bptt_jax.cli.main import main
@@ -130,9 +130,7 @@ def cell_target(entry: bptt.cells.AtlasEntry) -> Target:
                 kinds[option] = f"optional {kinds[option]}"
                 if callable(good[option]):  # instead of another option
                     good[option] = None
-    try:
-        entry.make(2, dtype=jnp.bfloat16)
-    except TypeError:
+    if not takes_half(entry.make):
         kinds["dtype"] = "real dtype"
     name = entry.make.__name__
     return Target(f"bptt.{name}" if name in bptt.__all__ else f"bptt.cells.{name}", cell(entry.make), good, kinds)

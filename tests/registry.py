@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import logsumexp
+from surface import takes_half
 
 import bptt_jax as bptt
 from bptt_jax.recurrence.delta import LinearStep
@@ -617,14 +618,6 @@ def _moved(draw: Draw, scale: float, a: Any) -> Any:
     return draw.exactly(np.asarray(a, np.float64) + scale * np.asarray(draw(*a.shape), np.float64))
 
 
-def takes_half(name: str) -> bool:
-    try:
-        bptt.cells.ATLAS[name].make(4, dtype=jnp.bfloat16)
-    except TypeError:  # complex numbers have no half precision
-        return False
-    return True
-
-
 def is_linear(name: str) -> bool:
     return isinstance(bptt.cells.ATLAS[name].make(4).step, LinearStep)
 
@@ -634,6 +627,6 @@ CELLS: dict[str, Entry] = {
 } | {
     f"{name} in bfloat16": Entry(of_atlas(name), dtype="bfloat16", linear=is_linear(name))
     for name in bptt.cells.ATLAS
-    if takes_half(name)
+    if takes_half(bptt.cells.ATLAS[name].make)
 }
 REGISTRY = STEPS | CELLS

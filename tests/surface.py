@@ -3,6 +3,8 @@
 import types
 from typing import Any
 
+import jax.numpy as jnp
+
 import bptt_jax as bptt
 
 
@@ -27,3 +29,12 @@ def public() -> dict[str, Any]:
 
 
 PUBLIC = public()
+
+
+def takes_half(make: Any) -> bool:
+    """Whether a cell can be made in half precision, which complex numbers do not have."""
+    try:
+        make(4, dtype=jnp.bfloat16)
+    except TypeError:
+        return False
+    return True

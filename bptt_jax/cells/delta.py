@@ -91,10 +91,12 @@ def deltanet(hidden_size: int, *, heads: int = 2, key_size: int = 8, dtype: Any 
 
     def init(key: Array, input_size: int) -> DeltaNetParams:
         fan_in = check_positive_int("input_size", input_size)
-        sizes, each = (keys, values, 1), jax.random.split(check_key("key", key), 3)
-        drawn = (draw_heads(k, h, size, fan_in, floating) for k, size in zip(each, sizes, strict=True))
-        k, v, rate = drawn
-        return DeltaNetParams(k, v, rate[:, 0])
+        k_key, k_value, k_rate = jax.random.split(check_key("key", key), 3)
+        return DeltaNetParams(
+            draw_heads(k_key, h, keys, fan_in, floating),
+            draw_heads(k_value, h, values, fan_in, floating),
+            draw_heads(k_rate, h, 1, fan_in, floating)[:, 0],
+        )
 
     return Cell(init, lambda: jnp.zeros((h, values, keys), floating), _deltanet_step)
 

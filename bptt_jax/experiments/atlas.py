@@ -72,10 +72,9 @@ class Measured(NamedTuple):
     failed: dict[str, str]
 
 
-class _Programs(NamedTuple):
-    """Of one cell at one size, compiled."""
+class _Timed(NamedTuple):
+    """What is timed of one cell at one size, compiled."""
 
-    gradients: Callable[..., Any]
     forward: Callable[..., Array]
     backward: Callable[..., Any]
     memory: int
@@ -208,7 +207,7 @@ class _Bench:
         sizes = {job.hidden: job for job in jobs}
         with ThreadPoolExecutor(2) as pool:
             programs = dict(zip(sizes, pool.map(self._compiled, sizes.values()), strict=True))
-        found = {n: self._measured(sizes[n], programs[n]) for n in sizes}
+        found = {n: self._measured(sizes[n], *programs[n]) for n in sizes}
         return {job.basis: replace(found[job.hidden], basis=job.basis) for job in jobs}
 
     def _jobs(self, name: str, entry: AtlasEntry) -> Iterator[_Job]:
@@ -222,11 +221,11 @@ class _Bench:
             followed = size if size <= _WHOLE else _FEW
             yield _Job(name, entry, basis, hidden, parameter_count(cell, inputs), cell, followed)
 
-    def _compiled(self, job: _Job) -> _Programs:
+    def _compiled(self, job: _Job) -> tuple[Callable[..., Any], _Timed]:
         program = _gradients(job.cell, self.task, job.followed).lower(self.keys, self.data)
-        return self._timed(job.cell)._replace(gradients=program.compile(_IN_HASTE))
+        return program.compile(_IN_HASTE), self._timed(job.cell)
 
-    def _timed(self, cell: Cell) -> _Programs:
+    def _timed(self, cell: Cell) -> _Timed:
         net = network(cell, self.task)
         params = jax.eval_shape(net.init, self.keys[0])
 
@@ -237,15 +236,15 @@ class _Bench:
         backward = jax.jit(jax.value_and_grad(loss)).lower(params, self.data).compile()
         analysis = backward.memory_analysis()
         memory = 0 if analysis is None else int(analysis.temp_size_in_bytes)
-        return _Programs(_nothing, forward, backward, memory)
+        return _Timed(forward, backward, memory)
 
-    def _measured(self, job: _Job, programs: _Programs) -> CellMeasurement:
-        flows, rates, params = programs.gradients(self.keys, self.data)
+    def _measured(self, job: _Job, gradients: Callable[..., Any], timed: _Timed) -> CellMeasurement:
+        flows, rates, params = gradients(self.keys, self.data)
         flows = jax.tree.map(np.asarray, flows)
         first = jax.tree.map(lambda a: a[0], params)
         candidates = {
-            "forward": partial(programs.forward, first, self.data),
-            "backward": partial(programs.backward, first, self.data),
+            "forward": partial(timed.forward, first, self.data),
+            "backward": partial(timed.backward, first, self.data),
             "rnn forward": partial(self.reference.forward, self.params, self.data),
             "rnn backward": partial(self.reference.backward, self.params, self.data),
         }
@@ -273,10 +272,10 @@ class _Bench:
             "leaf_shares": _leaf_shares(flows),
             "forward_time": times["forward"] / times["rnn forward"],
             "gradient_time": times["backward"] / times["rnn backward"],
-            "memory": programs.memory / memory if memory else np.nan,
+            "memory": timed.memory / memory if memory else np.nan,
             "forward_seconds": times["forward"] / steps,
             "gradient_seconds": times["backward"] / steps,
-            "memory_bytes": programs.memory / steps,
+            "memory_bytes": timed.memory / steps,
             "learned": np.nan,
         }
         return CellMeasurement(
@@ -306,10 +305,6 @@ def parallel_in_time(cell: Cell, living: np.ndarray, inputs: PyTree, length: int
 
 def _number(value: Any) -> Any:
     return np.asarray(value, np.float64)
-
-
-def _nothing(*arguments: Any) -> None:
-    """In place of what the reference is not asked for."""
 
 
 def _gradients(cell: Cell, task: Task, followed: int) -> Any:
