@@ -49,12 +49,12 @@ def gradients(s: dict[str, Any]) -> dict[str, Callable[[Array, Array], Array]]:
     given = {"loss": SYSTEM.loss, "length": s["length"]}
 
     def truncated(window: int) -> Callable[[Array, Array], Array]:
-        return lambda theta, h: bptt.tbptt_gradient(SYSTEM.step, theta, h, None, k1=1, k2=window, **given)
+        return lambda theta, h: bptt.estimators.tbptt(SYSTEM.step, theta, h, None, k1=1, k2=window, **given)
 
     return {
         **{f"truncated, K = {k}": truncated(k) for k in s["windows"]},
         "full": lambda theta, h: bptt.adjoints(SYSTEM.step, theta, h, None, **given).params_grad,
-        "rtrl": lambda theta, h: bptt.analysis.rtrl_gradient(SYSTEM.step, theta, h, None, **given),
+        "rtrl": lambda theta, h: bptt.estimators.rtrl(SYSTEM.step, theta, h, None, **given),
     }
 
 

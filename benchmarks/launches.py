@@ -155,9 +155,7 @@ def functions(width: int, length: int, batch: int) -> dict[str, Callable[..., An
         "gradient_flow, num=2": lambda p, x: bptt.gradient_flow(cell.step, p, h0, x, loss, num=2),
         "lyapunov_exponents, 4": lambda p, x: bptt.lyapunov_exponents(cell.step, p, h0, x, num=4),
         "deer": lambda p, x: bptt.deer(cell.step, p, h0, x).states,
-        "tbptt_gradient": lambda p, x: bptt.tbptt_gradient(
-            cell.step, p, h0, x, loss, k1=length // 4, k2=length // 2
-        ),
+        "tbptt": lambda p, x: bptt.estimators.tbptt(cell.step, p, h0, x, loss, k1=length // 4, k2=length // 2),
     }
     params = jax.eval_shape(lambda key: cell.init(key, width), jax.random.key(0))
     xs = jax.ShapeDtypeStruct((batch, length, width), jnp.float32)

@@ -1,13 +1,13 @@
 """bptt_jax: see exactly what backpropagation through time does to a gradient, for any recurrent step.
 
 What is used most is here; all the rest, and these too, in the namespaces: `linalg` (spectra and products of arrays),
-`cells`, `analysis` (what is measured, and the classes of results), `parallel`, `remedies` and `plots`.
+`cells`, `analysis` (what is measured, and the classes of results), `estimators`, `parallel`, `remedies` and `plots`.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from bptt_jax import analysis, cells, linalg, parallel
+from bptt_jax import analysis, cells, estimators, linalg, parallel
 from bptt_jax.analysis import (
     Monitor,
     adjoints,
@@ -17,7 +17,6 @@ from bptt_jax.analysis import (
     gradient_flow,
     influence_map,
     lyapunov_exponents,
-    tbptt_gradient,
     temporal_contributions,
     truncation_bias,
 )
@@ -69,6 +68,7 @@ __all__ = [
     "deer",
     "eigensystem",
     "eigenvalues",
+    "estimators",
     "final_state",
     "fixed_points",
     "from_equinox",
@@ -96,7 +96,6 @@ __all__ = [
     "rnn",
     "singular_values",
     "stack",
-    "tbptt_gradient",
     "temporal_contributions",
     "truncation_bias",
     "unroll",

@@ -332,9 +332,9 @@ TARGETS: list[Target] = [
     recurrence("predict_parallel"),
     recurrence("remedies.omega_terms", loss=LOSS),
     recurrence("remedies.flossing_penalty", num=NUM, warmup=(1, "warmup")),
-    recurrence("tbptt_gradient", loss=LOSS, k1=(1, "integer"), k2=(2, "integer")),
+    recurrence("estimators.tbptt", loss=LOSS, k1=(1, "integer"), k2=(2, "integer")),
     recurrence("truncation_bias", loss=LOSS, longest=(2, "optional integer")),
-    recurrence("analysis.rtrl_gradient", loss=LOSS),
+    recurrence("estimators.rtrl", loss=LOSS),
     Target(
         "bptt.unroll_linear",
         bptt.unroll_linear,

@@ -40,7 +40,7 @@ def cells(names: Any = None) -> Iterator[tuple[str, Case]]:
                 yield from ((check, case) for check in CHECKS if CHECKS[check].applies(case))
 
 
-QUICK = ("unroll", "jacobians", "tbptt_gradient", "rtrl_gradient", "predict_parallel", "omega_terms", "deer")
+QUICK = ("unroll", "jacobians", "tbptt", "rtrl", "predict_parallel", "omega_terms", "deer")
 
 
 def covering() -> list[tuple[str, Case]]:

@@ -307,7 +307,7 @@ def readings(case: Case, plan: Plan) -> Iterator[tuple[list[int], np.ndarray]]:
 def check_tbptt(case: Case) -> Iterator[Comparison]:
     for plan in case.plans:
         for k1, k2 in ((1, 2), (2, 3), (13, 13)):
-            got = bptt.tbptt_gradient(*case.arguments(plan), only_loss, args=_args(case, plan), k1=k1, k2=k2)
+            got = bptt.estimators.tbptt(*case.arguments(plan), only_loss, args=_args(case, plan), k1=k1, k2=k2)
             yield Comparison(f"k1={k1}, k2={k2}", real_vector(got), truncated(case, plan, k1, k2))
         yield same_dtypes("gradient", got, floats(case.problem.params)[0])
 
@@ -330,7 +330,7 @@ def check_truncation_bias(case: Case) -> Iterator[Comparison]:
 
 def check_rtrl(case: Case) -> Iterator[Comparison]:
     for plan in case.plans:
-        got = bptt.analysis.rtrl_gradient(*case.arguments(plan), only_loss, args=_args(case, plan))
+        got = bptt.estimators.rtrl(*case.arguments(plan), only_loss, args=_args(case, plan))
         yield Comparison("gradient", real_vector(got), truncated(case, plan, plan.steps, plan.steps))
         yield same_dtypes("gradient", got, floats(case.problem.params)[0])
 
@@ -762,9 +762,9 @@ CHECKS: dict[str, Check] = {
     "temporal_contributions": Check(check_contributions, no_backward_pass),
     "Monitor": Check(check_monitor, no_backward_pass),
     "omega_terms": Check(check_omega, no_backward_pass),
-    "tbptt_gradient": Check(check_tbptt, no_backward_pass, small),
+    "tbptt": Check(check_tbptt, no_backward_pass, small),
     "truncation_bias": Check(check_truncation_bias, no_backward_pass, small),
-    "rtrl_gradient": Check(check_rtrl, applies=small),
+    "rtrl": Check(check_rtrl, applies=small),
     "lyapunov_exponents": Check(check_exponents),
     "flossing_penalty": Check(check_flossing),
     "predict_parallel": Check(check_prediction),

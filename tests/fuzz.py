@@ -356,9 +356,9 @@ def _estimators(structure: Structure, given: Any) -> Any:
     *arguments, args = given
     windows = {f"{k1} {k2}": (k1, k2) for k1, k2 in ((1, 2), (2, 3), (2, 9))}
     return {
-        "rtrl": bptt.analysis.rtrl_gradient(structure.step, *arguments, only_loss, args=args),
+        "rtrl": bptt.estimators.rtrl(structure.step, *arguments, only_loss, args=args),
         "tbptt": {
-            name: bptt.tbptt_gradient(structure.step, *arguments, only_loss, args=args, k1=k1, k2=k2)
+            name: bptt.estimators.tbptt(structure.step, *arguments, only_loss, args=args, k1=k1, k2=k2)
             for name, (k1, k2) in windows.items()
         },
     }

@@ -466,19 +466,23 @@ MUTATIONS = {
             "test_verdict.py::test_a_typical_length_is_the_lower_median",
         ),
     ],
-    "bptt_jax/analysis/estimators.py": [
-        ("windows.is_last | (number % k1 == 0)", "number % k1 == 0", "test_contract.py -k tbptt_gradient"),
-        ("(left > 1, pulled)", "(left > 0, pulled)", "test_contract.py -k tbptt_gradient"),
+    "bptt_jax/estimators/truncated.py": [
+        ("windows.is_last | (number % k1 == 0)", "number % k1 == 0", "test_contract.py -k tbptt"),
+        ("(left > 1, pulled)", "(left > 0, pulled)", "test_contract.py -k tbptt"),
         (
             "most = -(-k2 // k1) + 1",
             "most = -(-k2 // k1)",
             "test_estimators.py::test_tbptt_is_that_of_williams_and_peng",
         ),
+    ],
+    "bptt_jax/analysis/truncation.py": [
         (
             "residuals, immediate = jax.tree.map(lambda a: a[order], (residuals, immediate))",
             "pass",
             "test_contract.py -k truncation_bias",
         ),
+    ],
+    "bptt_jax/estimators/influence.py": [
         (
             "jnp.where(at.reset, 0, sensitivities)",
             "sensitivities",
@@ -489,7 +493,7 @@ MUTATIONS = {
             "unravel_params(total)",
             "test_estimators.py::test_complex_parameters_have_the_gradients_of_jax",
         ),
-        ("after = choose(at.real, after, (h, sensitivities))", "pass", "test_contract.py -k rtrl_gradient"),
+        ("after = choose(at.real, after, (h, sensitivities))", "pass", "test_contract.py -k rtrl"),
         (
             "jnp.where(immediate_t[:, None] == 0, 0, after[1])",
             "after[1]",

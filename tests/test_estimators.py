@@ -6,7 +6,8 @@ from oracles import relative_error
 from slices import covering
 
 import bptt_jax as bptt
-from bptt_jax.analysis.estimators import rtrl_gradient, tbptt_gradient, truncation_bias
+from bptt_jax.analysis.truncation import truncation_bias
+from bptt_jax.estimators import rtrl, tbptt
 
 LENGTH = 13
 
@@ -55,7 +56,7 @@ def _by_definition(step, params, state0, xs, loss, k1, k2) -> np.ndarray:
 )
 def test_tbptt_is_that_of_williams_and_peng(cell, k1, k2) -> None:
     setting = _setting(cell)
-    got = _vector(tbptt_gradient(*setting, _every_state, k1=k1, k2=k2))
+    got = _vector(tbptt(*setting, _every_state, k1=k1, k2=k2))
     want = _by_definition(*setting, _every_state, k1, k2)
     np.testing.assert_allclose(got, want, atol=2e-5 * np.abs(want).max())
 
@@ -65,9 +66,9 @@ def test_full_windows_and_rtrl_equal_full_bptt(cell) -> None:
     setting = _setting(cell)
     full = _vector(bptt.adjoints(*setting, _every_state).params_grad)
     for k1 in (1, 5, LENGTH):
-        got = _vector(tbptt_gradient(*setting, _every_state, k1=k1, k2=LENGTH))
+        got = _vector(tbptt(*setting, _every_state, k1=k1, k2=LENGTH))
         np.testing.assert_allclose(got, full, atol=1e-5 * np.abs(full).max())
-    got = _vector(rtrl_gradient(*setting, _every_state))
+    got = _vector(rtrl(*setting, _every_state))
     np.testing.assert_allclose(got, full, atol=1e-5 * np.abs(full).max())
 
 
@@ -82,7 +83,7 @@ def test_rtrl_with_integer_parameters_complex_state_and_no_inputs() -> None:
         return jnp.sum(jnp.abs(z) ** 2) + jnp.sum(z.imag)
 
     state0 = jnp.ones(2, jnp.complex64)
-    got = rtrl_gradient(step, params, state0, None, loss, length=6)
+    got = rtrl(step, params, state0, None, loss, length=6)
     want = bptt.adjoints(step, params, state0, None, loss, length=6).params_grad
     assert got["steps"] is None
     for name in ("w", "angle"):
@@ -99,8 +100,8 @@ def test_complex_parameters_have_the_gradients_of_jax() -> None:
             return jnp.sum(jnp.abs(z) ** 2) + jnp.sum(z.imag)
 
         want = jax.grad(lambda a: loss(bptt.unroll(setting[0], a, *setting[2:])))(setting[1])
-        np.testing.assert_allclose(rtrl_gradient(*setting, loss), want, rtol=1e-12)
-        np.testing.assert_allclose(tbptt_gradient(*setting, loss, k1=3, k2=7), want, rtol=1e-12)
+        np.testing.assert_allclose(rtrl(*setting, loss), want, rtol=1e-12)
+        np.testing.assert_allclose(tbptt(*setting, loss, k1=3, k2=7), want, rtol=1e-12)
 
 
 def test_truncation_bias_is_that_of_every_window() -> None:
@@ -109,7 +110,7 @@ def test_truncation_bias_is_that_of_every_window() -> None:
     bias = truncation_bias(*setting, _every_state)
     np.testing.assert_array_equal(bias.windows, np.arange(1, LENGTH + 1))
     for k in (1, 2, 7, LENGTH):
-        cut = _vector(tbptt_gradient(*setting, _every_state, k1=1, k2=k))
+        cut = _vector(tbptt(*setting, _every_state, k1=1, k2=k))
         error = np.linalg.norm(cut - full) / np.linalg.norm(full)
         cosine = cut @ full / np.linalg.norm(cut) / np.linalg.norm(full)
         np.testing.assert_allclose(bias.relative_error[k - 1], error, rtol=1e-3, atol=2e-6)
@@ -144,9 +145,9 @@ def test_influence_balancing() -> None:
         fixed = jnp.linalg.solve(jnp.eye(23) - a, theta * sign)
         published = {1: 1, 10: 10, 20: 16.476, 30: 9.870, 40: 0.566, 41: -0.219, 50: -4.753, 2000: -6}
         for window, value in published.items():
-            got = tbptt_gradient(step, theta, fixed, None, lambda s: s[-1, 0], k1=1, k2=window, length=2000)
+            got = tbptt(step, theta, fixed, None, lambda s: s[-1, 0], k1=1, k2=window, length=2000)
             assert float(got) == pytest.approx(value, abs=6e-4)
-        assert float(rtrl_gradient(step, theta, fixed, None, lambda s: s[-1, 0], length=2000)) == pytest.approx(-6)
+        assert float(rtrl(step, theta, fixed, None, lambda s: s[-1, 0], length=2000)) == pytest.approx(-6)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +160,7 @@ def test_influence_balancing() -> None:
 )
 def test_bad_windows(options, error, message) -> None:
     with pytest.raises(error, match=message):
-        tbptt_gradient(*_setting(bptt.rnn(4)), _every_state, **options)
+        tbptt(*_setting(bptt.rnn(4)), _every_state, **options)
     with pytest.raises(ValueError, match="longest: expected at least 1"):
         truncation_bias(*_setting(bptt.rnn(4)), _every_state, longest=0)
 
@@ -225,13 +226,13 @@ def test_padding_and_resets_are_the_pieces_alone(step, x64) -> None:
     def of(state0, xs, weights):
         given = step, params, state0, xs, _weighted
         args = {"weights": weights, "scale": scale}
-        gradients = [tbptt_gradient(*given, k1=k1, k2=k2, args=args) for k1, k2 in ((1, 1), (2, 2), (2, 3), (9, 9))]
+        gradients = [tbptt(*given, k1=k1, k2=k2, args=args) for k1, k2 in ((1, 1), (2, 2), (2, 3), (9, 9))]
 
         def loss(moving):
             return _weighted(bptt.unroll(step, params | moving, state0, xs), args)
 
         exact = jax.grad(loss)({name: params[name] for name in "wb"})
-        return [*gradients, rtrl_gradient(*given, args=args)], exact
+        return [*gradients, rtrl(*given, args=args)], exact
 
     got, exact = of(state0, sequence, jnp.asarray(weights))
     alone = []
@@ -264,7 +265,7 @@ def test_windows_in_padding_by_hand() -> None:
     h = [0, 1, 1 + w]  # before each step
     expected = [h[2], h[2] + w * h[1], h[2] + w * h[1] + w**2 * h[0]]
     for window, value in enumerate(expected, 1):
-        got = tbptt_gradient(lambda w, h, x: w * h + x, w, jnp.zeros(1), xs, lambda s: s[-1, 0], k1=1, k2=window)
+        got = tbptt(lambda w, h, x: w * h + x, w, jnp.zeros(1), xs, lambda s: s[-1, 0], k1=1, k2=window)
         np.testing.assert_allclose(got, value, rtol=1e-6)
 
 
@@ -274,7 +275,7 @@ def test_rtrl_is_finite_where_states_that_nothing_reads_overflow() -> None:
 
     given = step, jnp.float32(3.0), jnp.float32(2.0), None, lambda states: states[2]
     assert np.isinf(bptt.unroll(*given[:4], length=9)[-1])
-    got = rtrl_gradient(*given, length=9)
+    got = rtrl(*given, length=9)
     np.testing.assert_allclose(got, jax.grad(lambda w: step(w, step(w, step(w, 2.0, 0), 0), 0))(3.0), rtol=1e-6)
 
 
@@ -285,27 +286,27 @@ def test_a_loop_of_unknown_length_goes_forward() -> None:
     weights = jnp.asarray([[0.9, -0.4], [0.3, 0.8]])
     given = step, weights, jnp.asarray([0.3, -0.2]), jnp.asarray([1, 2, 3]), lambda states: jnp.sum(states**2)
     exact = jax.jacfwd(lambda w: jnp.sum(bptt.unroll(step, w, *given[2:4]) ** 2))(weights)
-    np.testing.assert_allclose(rtrl_gradient(*given), exact, rtol=1e-5)
+    np.testing.assert_allclose(rtrl(*given), exact, rtol=1e-5)
     with pytest.raises(TypeError, match="step: truncation needs its backward pass, and it has none"):
-        tbptt_gradient(*given, k1=1, k2=2)
+        tbptt(*given, k1=1, k2=2)
     with pytest.raises(TypeError, match="needs its backward pass, and it has none"):
         truncation_bias(*given)
 
 
 def test_rtrl_forgets_at_a_reset() -> None:
     sequence = bptt.Sequence(jnp.ones(3), resets=jnp.arange(3) == 2, reset_state=jnp.asarray(0.5))
-    got = rtrl_gradient(lambda w, h, x: w * h + x, 0.8, jnp.asarray(2.0), sequence, lambda states: states[-1])
+    got = rtrl(lambda w, h, x: w * h + x, 0.8, jnp.asarray(2.0), sequence, lambda states: states[-1])
     np.testing.assert_allclose(got, 0.5, rtol=1e-6)
 
 
 def test_rtrl_of_a_step_that_goes_backwards_alone(x64) -> None:
     step, params, state0, _, xs = _problem(spiking_step)
     given = step, params, state0, xs, lambda states: jnp.sum(jnp.sin(states["h"]))
-    got, exact = rtrl_gradient(*given), bptt.adjoints(*given).params_grad
+    got, exact = rtrl(*given), bptt.adjoints(*given).params_grad
     np.testing.assert_allclose(_vector(got), _vector(exact), rtol=1e-11)
 
 
 def test_without_parameters_there_is_no_gradient() -> None:
     given = lambda p, h, x: x * h, None, jnp.ones(2), jnp.ones((3, 2)), jnp.sum
-    assert rtrl_gradient(*given) is None
-    assert tbptt_gradient(*given, k1=1, k2=2) is None
+    assert rtrl(*given) is None
+    assert tbptt(*given, k1=1, k2=2) is None

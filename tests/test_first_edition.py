@@ -47,7 +47,7 @@ def test_a_step_that_branches(step, xs):
 
     expected = jax.grad(total)(problem[1])
     assert relative_error(bptt.adjoints(*problem).params_grad, expected) <= 1e-5
-    assert relative_error(bptt.tbptt_gradient(*problem, k1=6, k2=6), expected) <= 1e-5
+    assert relative_error(bptt.estimators.tbptt(*problem, k1=6, k2=6), expected) <= 1e-5
     bias = bptt.truncation_bias(*problem)
     assert bias.relative_error[-1] <= 1e-5 < bias.relative_error[0]
     contributions = bptt.temporal_contributions(*problem)

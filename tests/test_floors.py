@@ -22,6 +22,7 @@ FLOORS = {
     "analysis": 4,
     "remedies": 5,
     "parallel": 5,
+    "estimators": 5,
     "experiments": 6,
     "plots": 6,
     "cli": 7,

@@ -61,9 +61,9 @@ MORE = {
     "covariant_vectors in pieces": in_pieces(bptt.covariant_vectors),
     "jacobians reverse": along(bptt.jacobians, mode="reverse"),
     "deer diagonal": lambda w: along(bptt.deer, jacobian="diagonal", damped=True)(w).states,
-    "tbptt_gradient": along(bptt.tbptt_gradient, loss, k1=1, k2=2),
+    "tbptt": along(bptt.estimators.tbptt, loss, k1=1, k2=2),
     "truncation_bias": along(bptt.truncation_bias, loss),
-    "rtrl_gradient": along(bptt.analysis.rtrl_gradient, loss),
+    "rtrl": along(bptt.estimators.rtrl, loss),
     "omega_terms": along(remedies.omega_terms, loss),
     "omega_penalty": jax.grad(lambda w: remedies.omega_penalty(along(remedies.omega_terms, loss)(w))),
     "flossing_penalty": jax.grad(along(remedies.flossing_penalty, num=1)),
@@ -120,7 +120,7 @@ LONG = {name for name in ALL if " " in name or name not in ALWAYS | set(MORE)} |
         [(name, kind) for name in ALL for kind in ("checked", "explicit")],
         *((name, "checked") for name in ALL if name not in LONG),
         *((name, "explicit") for name in ("unroll", "jacobians", "lyapunov_exponents", "prefix_products", "zclip")),
-        *((name, "explicit") for name in ("singular_values", "eigenvalues", "tbptt_gradient")),
+        *((name, "explicit") for name in ("singular_values", "eigenvalues", "tbptt")),
     ),
 )
 def test_types(name, kind):
@@ -203,8 +203,8 @@ def by_params(loss, params, h, x, args):
     given = own, params, h, x, loss
     return (
         bptt.adjoints(*given, args=args, remat=3).params_grad,
-        bptt.tbptt_gradient(*given, args=args, k1=2, k2=7),
-        bptt.analysis.rtrl_gradient(*given, args=args),
+        bptt.estimators.tbptt(*given, args=args, k1=2, k2=7),
+        bptt.estimators.rtrl(*given, args=args),
     )
 
 def spread(f, checked):

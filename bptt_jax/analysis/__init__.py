@@ -3,7 +3,6 @@
 from bptt_jax.analysis.backward import Adjoints, TemporalContributions, adjoints, temporal_contributions
 from bptt_jax.analysis.calibration import Calibration, CalibrationTrials, calibrate, calibrate_cell
 from bptt_jax.analysis.covariant import CovariantVectors, covariant_vectors
-from bptt_jax.analysis.estimators import TruncationBias, rtrl_gradient, tbptt_gradient, truncation_bias
 from bptt_jax.analysis.fixed_point_results import FixedPoints
 from bptt_jax.analysis.fixed_points import fixed_points, sample_starts
 from bptt_jax.analysis.flow import gradient_flow
@@ -21,6 +20,7 @@ from bptt_jax.analysis.matrix_free import (
 from bptt_jax.analysis.modes import modal_coordinates
 from bptt_jax.analysis.monitor import Monitor, MonitorRecord, MonitorWarning
 from bptt_jax.analysis.nonfinite import NonFinite
+from bptt_jax.analysis.truncation import TruncationBias, truncation_bias
 
 __all__ = [
     "Adjoints",
@@ -54,9 +54,7 @@ __all__ = [
     "modal_coordinates",
     "product_singular_values",
     "recommend_gain",
-    "rtrl_gradient",
     "sample_starts",
-    "tbptt_gradient",
     "temporal_contributions",
     "truncation_bias",
 ]

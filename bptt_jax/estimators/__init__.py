@@ -1,0 +1,11 @@
+"""Gradients other than those of full backpropagation through time, all called alike.
+
+``estimator(step, params, state0, xs, loss, *, key=None, args=None, length=None, ...) -> params_grad``: a pytree like
+`params`, None at parameters that are not floating. A `key` is needed where an estimator is random, and not looked at
+where it is not.
+"""
+
+from bptt_jax.estimators.influence import rtrl
+from bptt_jax.estimators.truncated import tbptt
+
+__all__ = ["rtrl", "tbptt"]
