@@ -334,6 +334,7 @@ TARGETS: list[Target] = [
     recurrence("remedies.flossing_penalty", num=NUM, warmup=(1, "warmup")),
     recurrence("estimators.tbptt", loss=LOSS, k1=(1, "integer"), k2=(2, "integer")),
     recurrence("truncation_bias", loss=LOSS, longest=(2, "optional integer")),
+    recurrence("analysis.gradient_by_lag", loss=LOSS, longest=(2, "optional integer")),
     recurrence("estimators.rtrl", loss=LOSS),
     Target(
         "bptt.unroll_linear",

@@ -367,6 +367,31 @@ def _truth(name: str, plan: Plan) -> Truth:
     )
 
 
+@lru_cache(maxsize=4)
+def by_lag(name: str, plan: Plan) -> np.ndarray:
+    """``[T, P]``, by real numbers: dl_t/dparams_s of every loss by parameters that each step has for itself, added up
+    over t and s between which there are so many real steps. What is read in padding has come about before."""
+    with jax.enable_x64(True):
+        problem, (step, _) = _problem(name, "float64"), _one_step(name)
+        args = loss_args(plan.weights, "float64")
+        zeros = jax.tree.map(jnp.zeros_like, floats(problem.state0)[0])
+        reset = problem.reset_state if plan.own_reset_state else problem.state0
+        xs = [at_step(problem.xs, k) for k in range(plan.steps)]
+
+        def losses(vectors: Any) -> Any:
+            params = [like_vector(problem.params, v) for v in vectors]
+            states = walk(step, plan, params, problem.state0, reset, xs, [zeros] * plan.steps)[0]
+            return args["weights"] * loss(stacked(states), args)[1]["read"]
+
+        numbers = vector_of(problem.params)
+        jacobian = np.asarray(jax.jacrev(losses)(jnp.stack([numbers] * plan.steps)))
+    parts, passed = np.zeros((plan.steps, numbers.size)), np.cumsum(plan.mask)
+    for t, s in np.ndindex(plan.steps, plan.steps):
+        if s <= t:
+            parts[passed[t] - passed[s]] += jacobian[t, s]
+    return parts
+
+
 # --- Comparing
 
 

@@ -14,6 +14,7 @@ from contract_cases import (
     Plan,
     at_step,
     at_steps,
+    by_lag,
     floats,
     log,
     log_norms,
@@ -326,6 +327,25 @@ def check_truncation_bias(case: Case) -> Iterator[Comparison]:
             "relative_error", 1 + got.relative_error, 1 + np.asarray(errors)
         )  # to roundings of the whole
         yield Comparison("cosine", got.cosine, np.asarray(cosines))
+
+
+def check_gradient_by_lag(case: Case) -> Iterator[Comparison]:
+    for plan in case.plans:
+        lags = range(plan.steps)
+        got = bptt.analysis.gradient_by_lag(*case.arguments(plan), only_loss, args=_args(case, plan), parts=lags)
+        parts = by_lag(case.name, plan)
+        whole = truncated(case, plan, plan.steps, plan.steps)
+        found = np.stack([real_vector(at_step(got.parts.value, k)) for k in lags])
+        yield Comparison("parts", found, parts)
+        yield Comparison("their sum", found.sum(axis=0), whole)
+        yield same_dtypes("a part", at_step(got.parts.mantissa, 0), floats(case.problem.params)[0])
+        log_norms = log(np.linalg.norm(parts, axis=1))
+        # What is left of large summands in opposite directions is known to the roundings of these.
+        unsure = log_norms < log(np.linalg.norm(parts)) - 12
+        yield Comparison("log_norms", np.where(unsure, 0, got.log_norms), np.where(unsure, 0, log_norms), True)
+        yield Comparison("whole_log_norm", got.whole_log_norm, log(np.linalg.norm(whole)), True)
+        with np.errstate(invalid="ignore"):
+            yield Comparison("shares", got.shares, parts @ whole / (whole @ whole))
 
 
 def check_rtrl(case: Case) -> Iterator[Comparison]:
@@ -764,6 +784,7 @@ CHECKS: dict[str, Check] = {
     "omega_terms": Check(check_omega, no_backward_pass),
     "tbptt": Check(check_tbptt, no_backward_pass, small),
     "truncation_bias": Check(check_truncation_bias, no_backward_pass, small),
+    "gradient_by_lag": Check(check_gradient_by_lag, no_backward_pass, small),
     "rtrl": Check(check_rtrl, applies=small),
     "lyapunov_exponents": Check(check_exponents),
     "flossing_penalty": Check(check_flossing),

@@ -466,6 +466,23 @@ MUTATIONS = {
             "test_verdict.py::test_a_typical_length_is_the_lower_median",
         ),
     ],
+    "bptt_jax/analysis/lags.py": [
+        (
+            "residuals, immediate = jax.tree.map(lambda a: a[order], (residuals, immediate))",
+            "pass",
+            "test_contract.py -k gradient_by_lag",
+        ),
+        (
+            "cut(r, along.pull(r, signal))",
+            "along.pull(r, signal)",
+            "test_lags.py::test_lags_are_real_steps_and_end_at_resets",
+        ),
+        (
+            "return signals.normalized() if log_scale else signals",
+            "return signals",
+            "test_lags.py::test_log_norms_beyond_the_range_of_the_dtype",
+        ),
+    ],
     "bptt_jax/estimators/truncated.py": [
         ("windows.is_last | (number % k1 == 0)", "number % k1 == 0", "test_contract.py -k tbptt"),
         ("(left > 1, pulled)", "(left > 0, pulled)", "test_contract.py -k tbptt"),
@@ -473,13 +490,6 @@ MUTATIONS = {
             "most = -(-k2 // k1) + 1",
             "most = -(-k2 // k1)",
             "test_estimators.py::test_tbptt_is_that_of_williams_and_peng",
-        ),
-    ],
-    "bptt_jax/analysis/truncation.py": [
-        (
-            "residuals, immediate = jax.tree.map(lambda a: a[order], (residuals, immediate))",
-            "pass",
-            "test_contract.py -k truncation_bias",
         ),
     ],
     "bptt_jax/estimators/influence.py": [

@@ -148,6 +148,7 @@ OF_WEIGHTS = {
     "adjoints": along(bptt.adjoints, loss),
     "temporal_contributions": along(bptt.temporal_contributions, loss),
     "gradient_flow": along(bptt.gradient_flow, loss),
+    "gradient_by_lag": along(bptt.analysis.gradient_by_lag, loss, parts=(1,)),
     "recommend_gain": lambda w: along(bptt.analysis.recommend_gain, loss, threshold=0.5)(w).nearest,
     "calibrate": lambda w: calibrated(w, loss=lambda states: states[-1, 0]).value,
     "calibrate_cell": lambda w: calibrated_cell(w).value,

@@ -67,6 +67,7 @@ def measure(w: jax.Array, h0: jax.Array, xs: jax.Array) -> None:
 
 def mend(w: jax.Array, h0: jax.Array, xs: jax.Array) -> None:
     assert_type(bptt.truncation_bias(leaky, w, h0, xs, last), bptt.analysis.TruncationBias)
+    assert_type(bptt.analysis.gradient_by_lag(leaky, w, h0, xs, last), bptt.analysis.GradientByLag)
     assert_type(
         bptt.remedies.omega_penalty(bptt.remedies.omega_terms(leaky, w, h0, xs, last), version="code"), jax.Array
     )

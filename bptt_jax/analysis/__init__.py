@@ -9,6 +9,7 @@ from bptt_jax.analysis.flow import gradient_flow
 from bptt_jax.analysis.flow_results import GradientFlow
 from bptt_jax.analysis.gain import GainTrials, RecommendedGain, recommend_gain
 from bptt_jax.analysis.influence import InfluenceMap, influence_map
+from bptt_jax.analysis.lags import GradientByLag, gradient_by_lag
 from bptt_jax.analysis.lyapunov import LyapunovSpectrum, lyapunov_exponents
 from bptt_jax.analysis.matrix_free import (
     LeadingLogValues,
@@ -29,6 +30,7 @@ __all__ = [
     "CovariantVectors",
     "FixedPoints",
     "GainTrials",
+    "GradientByLag",
     "GradientFlow",
     "InfluenceMap",
     "LeadingLogValues",
@@ -46,6 +48,7 @@ __all__ = [
     "calibrate_cell",
     "covariant_vectors",
     "fixed_points",
+    "gradient_by_lag",
     "gradient_flow",
     "influence_map",
     "leading_eigenvalues",

@@ -288,6 +288,14 @@ def contributions(done: Backward, whole: LogScaled) -> TemporalContributions:
     return TemporalContributions(log_norms, jnp.where(total == 0, jnp.nan, inner / jnp.where(total == 0, 1, total)))
 
 
+def contracted(along: Linearization, signal: LogScaled) -> LogScaled:
+    """What the signals at all steps add to the parameters' gradient; scaled by the largest of them, not to 1."""
+    largest = jnp.max(signal.exponent)
+    distance = logscale.plain(signal.exponent) - logscale.plain(largest)
+    cotangents = jax.vmap(logscale.shift_down)(signal.mantissa, distance)
+    return LogScaled(along.pull_params(along.residuals, cotangents), largest)
+
+
 class _Carried(NamedTuple):
     """What has arrived, on the way back, at the parameters, at the state before, and at `reset_state`."""
 
@@ -331,7 +339,7 @@ def _send_back(along: Linearization, immediate: State, later: _Carried | None) -
 
     def contract(immediate: State, residuals: PyTree) -> tuple[_Carried, LogScaled]:
         end, signal = scan(lambda r, c: (None, along.pull(r, c)), immediate, residuals)
-        to_params = _params_grad(along, signal)
+        to_params = contracted(along, signal)
         if later is not None:
             to_params = end.to_params + to_params
         return end._replace(to_params=to_params), signal
@@ -344,14 +352,6 @@ def _send_back(along: Linearization, immediate: State, later: _Carried | None) -
         return scan(pull_both, immediate, residuals)
 
     return jax.lax.platform_dependent(immediate, along.residuals, cpu=accumulate, default=contract)
-
-
-def _params_grad(along: Linearization, signal: LogScaled) -> LogScaled:
-    """The adjoints are scaled by the largest of them, not to 1."""
-    largest = jnp.max(signal.exponent)
-    distance = logscale.plain(signal.exponent) - logscale.plain(largest)
-    cotangents = jax.vmap(logscale.shift_down)(signal.mantissa, distance)
-    return LogScaled(along.pull_params(along.residuals, cotangents), largest)
 
 
 def _inputs_grad(along: Linearization, signal: LogScaled) -> LogScaled:

@@ -7,13 +7,12 @@ from jaxtyping import Float, Int
 
 from bptt_jax import devices
 from bptt_jax.analysis.backward import backward
+from bptt_jax.analysis.lags import check_longest, inner, over_lags
 from bptt_jax.analysis.loss import BoundLoss, bind_loss
-from bptt_jax.checks import check_positive_int
+from bptt_jax.linalg import logscale
 from bptt_jax.linalg.logscale import LogScaled
-from bptt_jax.recurrence.linearization import cut
 from bptt_jax.results import Result, field
 from bptt_jax.step import Array, Loss, Params, PyTree, Recurrence, State, Step, bind
-from bptt_jax.timeline import moved_to_real_steps, real_steps_first
 
 
 class TruncationBias(Result):
@@ -72,44 +71,26 @@ def truncation_bias(
       Array([0.364, 0.091, 0.   , 0.   ], dtype=float32)
     """
     recurrence, bound = bind(step, params, state0, xs, length), bind_loss(loss, args)
-    steps = recurrence.length
-    longest = steps if longest is None else min(check_positive_int("longest", longest), steps)
-    return _truncation_bias(recurrence, bound, longest=longest)
+    return _truncation_bias(recurrence, bound, longest=check_longest(longest, recurrence.length))
 
 
 @devices.compiled
 def _truncation_bias(recurrence: Recurrence, loss: BoundLoss, *, longest: int) -> TruncationBias:
     done = backward(recurrence, loss)
-    along, immediate, full = done.along, done.loss.states, done.params_grad.value
-    residuals, real = along.residuals, along.recurrence.instants.real
-    if real is not None:
-        immediate = moved_to_real_steps(immediate, real)
-        order = real_steps_first(real)
-        residuals, immediate = jax.tree.map(lambda a: a[order], (residuals, immediate))
+    whole = done.params_grad.normalized()
+    nothing = whole.log_norm == -jnp.inf
+    negative = LogScaled(jax.tree.map(jnp.negative, whole.mantissa), whole.exponent)
 
-    def inner(a: LogScaled, b: LogScaled) -> Array:
-        # Only the angle matters, and the mantissas are of a size whose square every float holds; in half precision
-        # the sum may be none.
-        dtype = a.log_norm.dtype
-        pairs = zip(jax.tree.leaves(a.mantissa), jax.tree.leaves(b.mantissa), strict=True)
-        return sum((jnp.sum(jnp.real(u.conj() * v), dtype=dtype) for u, v in pairs), jnp.zeros((), dtype))
+    def visit(total: LogScaled, part: LogScaled) -> tuple[LogScaled, tuple[Array, Array]]:
+        total = total + part
+        # Only the angle matters, and the mantissas are of a size whose square every float holds.
+        truncated = total.normalized()
+        squares = inner(truncated, truncated).mantissa * inner(whole, whole).mantissa
+        none = squares == 0
+        cosine = jnp.where(none, jnp.nan, inner(truncated, whole).mantissa / jnp.sqrt(jnp.where(none, 1, squares)))
+        error = jnp.where(nothing, jnp.nan, (total + negative).log_norm - jnp.where(nothing, 0, whole.log_norm))
+        return total, (cosine, jnp.exp(error))
 
-    def earlier(a: Array) -> Array:
-        return jnp.concatenate([a[1:], jnp.zeros_like(a[:1])])
-
-    def body(carry: tuple[State, Params], _: None) -> tuple[tuple[State, Params], tuple[Array, Array]]:
-        # signals[t] is what arrives at h_{t+1} of the loss that lies `lag` steps later.
-        signals, total = carry
-        total = jax.tree.map(jnp.add, total, along.pull_params(residuals, signals))
-        truncated, whole = LogScaled.of(total), LogScaled.of(full)
-        missing = LogScaled.of(jax.tree.map(jnp.subtract, total, full)).log_norm
-        squares = inner(truncated, truncated) * inner(whole, whole)
-        nothing, none = whole.log_norm == -jnp.inf, squares == 0
-        error = jnp.where(nothing, jnp.nan, missing - jnp.where(nothing, 0, whole.log_norm))
-        cosine = jnp.where(none, jnp.nan, inner(truncated, whole) / jnp.sqrt(jnp.where(none, 1, squares)))
-        pulled = jax.vmap(lambda r, signal: cut(r, along.pull(r, signal)))(residuals, signals)
-        return (jax.tree.map(earlier, pulled), total), (cosine, jnp.exp(error))
-
-    start = immediate, jax.tree.map(jnp.zeros_like, full)
-    _, (cosine, error) = devices.scan(body, start, None, length=longest)
+    start = LogScaled(jax.tree.map(jnp.zeros_like, whole.mantissa), jnp.full((), logscale.ZERO_EXPONENT, jnp.int32))
+    _, (cosine, error) = over_lags(done.along, done.loss.states, visit, start, longest)
     return TruncationBias(1 + jnp.arange(longest), cosine, error)

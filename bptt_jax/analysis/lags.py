@@ -1,0 +1,205 @@
+"""From how far back the gradient comes: its parts by lag, told apart exactly."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from bptt_jax import devices
+from bptt_jax.analysis.backward import backward, contracted
+from bptt_jax.analysis.loss import BoundLoss, bind_loss
+from bptt_jax.checks import check_positive_int
+from bptt_jax.linalg import logscale
+from bptt_jax.linalg.logscale import LogScaled
+from bptt_jax.recurrence.linearization import Linearization, cut
+from bptt_jax.results import Result, field
+from bptt_jax.step import Array, Loss, Params, PyTree, Recurrence, State, Step, bind
+from bptt_jax.timeline import moved_to_real_steps, real_steps_first
+
+
+class GradientByLag(Result):
+    """The gradient of the parameters, ``g = sum_k g_k``: what loss steps send to parameters k steps before.
+
+    Attributes:
+      lags: ``[K]``: 0 .. K - 1 real steps.
+      log_norms: ``[K]``, natural logarithm of ``||g_k||``; it holds where the dtype underflows. -inf where nothing
+        comes from there.
+      shares: ``[K]``, signed: ``<g_k, g> / <g, g>``. They sum to 1 where K is T; NaN if g is zero.
+      whole_log_norm: of g.
+      parts: the g_k that were asked for, like the parameters with a leading axis, each with a power of two of its
+        own: ``parts.value`` are plain numbers. None where none was.
+    """
+
+    lags: Int[Array, " K"] = field(dims=("lags",))
+    log_norms: Float[Array, " K"] = field(dims=("lags",))
+    shares: Float[Array, " K"] = field(dims=("lags",))
+    whole_log_norm: Float[Array, ""] = field(dims=())
+    parts: LogScaled | None
+
+    def _headline(self) -> str:
+        longest, shares = int(self.lags[-1]), np.asarray(self.shares, np.float64)
+        if np.isnan(shares).any():
+            return "the gradient is zero"
+        reach = int(np.flatnonzero(np.asarray(self.log_norms) > -np.inf)[-1])
+        half = int(np.argmax(np.cumsum(shares) >= 0.5)) if np.any(np.cumsum(shares) >= 0.5) else longest
+        return f"half of the gradient comes from at most {half} steps back, the farthest part from {reach}"
+
+
+def gradient_by_lag(
+    step: Step,
+    params: Params,
+    state0: State,
+    xs: PyTree,
+    loss: Loss,
+    *,
+    longest: int | None = None,
+    parts: Sequence[int] = (),
+    args: PyTree = None,
+    length: int | None = None,
+) -> GradientByLag:
+    """The exact parts of dL/dparams by lag: loss step minus parameter step.
+
+    ``g_k = sum_t (dh_{t-k}/dparams)^T (dh_t/dh_{t-k})^T dl/dh_t``, with the immediate derivatives of the step and of
+    the loss (Werbos 1990, "Backpropagation through time"; the inner sum of Pascanu et al. 2013, arXiv:1211.5063,
+    eq. 4). The first K of them make the gradient that is truncated to a window of K steps. The error signals of all
+    loss steps are carried back together, one step for each lag, with a power of two for each. Lags count real steps,
+    and no signal passes a reset: padding and resets give the parts of the pieces alone, added up.
+
+    Args:
+      step, params, state0, xs, loss, args, length: as for `bptt_jax.adjoints`. The immediate derivative with respect
+        to each state is that step's loss.
+      longest: K, how many lags, at most; T by default.
+      parts: the lags whose parts are wanted themselves, each below K.
+
+    Returns:
+      `GradientByLag`. Cost O(T K) products with transposed Jacobians, memory O(T D) and a few times the parameters.
+
+    Raises:
+      TypeError, ValueError: an argument breaks the contract, or the step has no backward pass.
+
+    Example:
+      >>> step = lambda w, h, x: w * h + x
+      >>> problem = step, 0.5, jnp.zeros(1), jnp.ones((4, 1)), lambda states: states[-1, 0]
+      >>> found = bptt.analysis.gradient_by_lag(*problem, parts=(0, 2))
+      >>> found.shares
+      Array([0.636, 0.273, 0.091, 0.   ], dtype=float32)
+      >>> found.parts.value  # of h_3 = 1.75, w h_2, w^2 h_1 and w^3 h_0
+      Array([1.75, 0.25], dtype=float32)
+    """
+    recurrence, bound = bind(step, params, state0, xs, length), bind_loss(loss, args)
+    longest = check_longest(longest, recurrence.length)
+    return _gradient_by_lag(recurrence, bound, longest=longest, chosen=_check_lags(parts, longest))
+
+
+def check_longest(longest: int | None, steps: int) -> int:
+    """How many lags there are to be: as many as wanted, no more than there are steps."""
+    return steps if longest is None else min(check_positive_int("longest", longest), steps)
+
+
+def over_lags(
+    along: Linearization,
+    immediate: State,
+    visit: Callable[[Any, LogScaled], tuple[Any, Any]],
+    init: Any,
+    longest: int,
+    log_scale: bool = True,
+) -> tuple[Any, Any]:
+    """Goes from lag to lag, with the gradient's part from each; to be traced.
+
+    ``carry, out = visit(carry, part)`` is called for the lags 0 .. longest - 1 in this order, as the body of a scan:
+    `part` is like the floating parameters, so that no two of them need be held at once.
+
+    Args:
+      along: the recurrence, linearised.
+      immediate: dl/dh_1 .. dl/dh_T, as `BoundLoss.differentiate` has them.
+      visit: to be traced.
+      init: its first carry.
+      longest: how many lags.
+      log_scale: whether every signal has a power of two of its own. Without, all is in plain numbers of the dtype,
+        as `jax.grad` computes it: signals underflow and overflow where theirs do.
+
+    Returns:
+      The last carry, and the stacked outputs.
+    """
+    real, residuals = along.recurrence.instants.real, along.residuals
+    if real is not None:
+        immediate = moved_to_real_steps(immediate, real)
+        order = real_steps_first(real)
+        residuals, immediate = jax.tree.map(lambda a: a[order], (residuals, immediate))
+    along = along._replace(residuals=residuals)
+
+    def scaled(mantissas: State, exponents: Array) -> LogScaled:
+        signals = LogScaled(mantissas, exponents)
+        return signals.normalized() if log_scale else signals
+
+    def earlier(a: Array, nothing: int = 0) -> Array:
+        return jnp.concatenate([a[1:], jnp.full_like(a[:1], nothing)])
+
+    def body(carry: tuple[Any, LogScaled], _: None) -> tuple[tuple[Any, LogScaled], Any]:
+        # signals[t] is what arrives at h_{t+1} of the loss that lies `lag` steps later.
+        visited, signals = carry
+        if log_scale:
+            part = contracted(along, signals).normalized()
+        else:
+            part = LogScaled(along.pull_params(residuals, signals.mantissa), jnp.zeros((), jnp.int32))
+        visited, out = visit(visited, part)
+        pulled = jax.vmap(lambda r, signal: cut(r, along.pull(r, signal)))(residuals, signals.mantissa)
+        exponents = earlier(signals.exponent, logscale.ZERO_EXPONENT) if log_scale else signals.exponent
+        return (visited, scaled(jax.tree.map(earlier, pulled), exponents)), out
+
+    start = scaled(immediate, jnp.zeros(along.recurrence.length, jnp.int32))
+    (visited, _), outs = devices.scan(body, (init, start), None, length=longest)
+    return visited, outs
+
+
+def inner(a: LogScaled, b: LogScaled) -> LogScaled:
+    """The real inner product of two trees: sum of Re(conj(a) b). In half precision that of so many entries may be
+    none, so it is at least in single."""
+    dtype = a.log_norm.dtype
+    pairs = zip(jax.tree.leaves(a.mantissa), jax.tree.leaves(b.mantissa), strict=True)
+    total = sum((jnp.sum(jnp.real(u.conj() * v), dtype=dtype) for u, v in pairs), jnp.zeros((), dtype))
+    return LogScaled(total, logscale.plain(a.exponent) + logscale.plain(b.exponent))
+
+
+def _check_lags(lags: Sequence[int], longest: int) -> tuple[int, ...]:
+    if isinstance(lags, str) or not isinstance(lags, Sequence):
+        raise TypeError(f"parts: expected a sequence of integers, got {type(lags).__name__}")
+    for lag in lags:
+        if isinstance(lag, bool) or not isinstance(lag, (int, np.integer)):
+            raise TypeError(f"parts: expected integers, got {type(lag).__name__}")
+        if not 0 <= lag < longest:
+            raise ValueError(f"parts: expected lags of at least 0 and below {longest}, got {lag}")
+    return tuple(map(int, lags))
+
+
+@devices.compiled
+def _gradient_by_lag(
+    recurrence: Recurrence, loss: BoundLoss, *, longest: int, chosen: tuple[int, ...]
+) -> GradientByLag:
+    done = backward(recurrence, loss)
+    whole = done.params_grad.normalized()
+    square = inner(whole, whole)
+    none = square.mantissa == 0
+    kept = None
+    if chosen:
+        exponents = jnp.full(len(chosen), logscale.ZERO_EXPONENT, jnp.int32)
+        kept = LogScaled(
+            jax.tree.map(lambda a: jnp.zeros((len(chosen), *a.shape), a.dtype), whole.mantissa), exponents
+        )
+
+    def visit(carry: tuple[Array, LogScaled | None], part: LogScaled) -> tuple[Any, tuple[Array, Array]]:
+        lag, kept = carry
+        if kept is not None:
+            wanted = jnp.asarray(chosen, jnp.int32) == lag
+            kept = jax.tree.map(
+                lambda a, new: jnp.where(wanted.reshape(-1, *[1] * new.ndim), new[None], a), kept, part
+            )
+        share = inner(part, whole).over(square.exponent) / jnp.where(none, 1, square.mantissa)
+        return (lag + 1, kept), (part.log_norm, jnp.where(none, jnp.nan, share))
+
+    start = jnp.zeros((), jnp.int32), kept
+    (_, kept), (log_norms, shares) = over_lags(done.along, done.loss.states, visit, start, longest)
+    return GradientByLag(jnp.arange(longest), log_norms, shares, whole.log_norm, kept)

@@ -1,0 +1,90 @@
+"""The gradient's parts by lag, against numbers known by hand; the contract has them on every step."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracles import relative_error
+
+import bptt_jax as bptt
+from bptt_jax.analysis.lags import gradient_by_lag
+
+
+def linear(w, h, x):
+    return w * h + x
+
+
+def last(states):
+    return states[-1]
+
+
+def test_parts_by_hand(x64) -> None:
+    """w h + x, read at the end: the part of lag k is ``w^k h_{T-1-k}``."""
+    xs = np.random.default_rng(0).standard_normal(6)
+    states = [0.3]
+    for x in xs:
+        states.append(0.7 * states[-1] + x)
+    found = gradient_by_lag(linear, 0.7, jnp.asarray(0.3), jnp.asarray(xs), last, parts=(5, 0, 3))
+    parts = np.asarray([0.7**k * states[5 - k] for k in range(6)])
+    np.testing.assert_allclose(found.parts.value, parts[[5, 0, 3]], rtol=1e-13)
+    np.testing.assert_allclose(found.log_norms, np.log(np.abs(parts)), rtol=1e-12)
+    np.testing.assert_allclose(found.shares, parts / parts.sum(), rtol=1e-12)
+    assert float(found.whole_log_norm) == pytest.approx(np.log(abs(parts.sum())))
+    short = gradient_by_lag(linear, 0.7, jnp.asarray(0.3), jnp.asarray(xs), last, longest=2)
+    assert short.parts is None
+    np.testing.assert_allclose(short.shares, found.shares[:2], rtol=1e-12)
+
+
+@pytest.mark.parametrize("w", [0.9, 2.0])
+def test_log_norms_beyond_the_range_of_the_dtype(w) -> None:
+    """In float32, of w h + b at the origin: ``k log w``, down to 1e-229 and up to 1e1505."""
+    found = gradient_by_lag(lambda b, h, x: w * h + b, 0.0, 0.0, None, last, length=5000)
+    np.testing.assert_allclose(found.log_norms, np.arange(5000) * np.log(w), rtol=1e-6)
+    assert float(jnp.sum(found.shares)) == pytest.approx(1, rel=1e-5)
+
+
+def test_lags_are_real_steps_and_end_at_resets() -> None:
+    """Of w h + 1 from 0: before each step h is 0, 1, 1 + w in a piece; one loss at the end of each."""
+    mask = jnp.asarray([1, 0, 1, 1, 0, 1, 1, 0], bool)
+    resets = jnp.asarray([0, 0, 0, 0, 1, 0, 0, 0], bool)
+    sequence = bptt.Sequence(jnp.where(mask, 1, jnp.nan), mask=mask, resets=resets)
+    found = gradient_by_lag(linear, 0.5, 0.0, sequence, lambda states: states[3] + states[7], parts=range(8))
+    np.testing.assert_allclose(found.parts.value, [1.5 + 1, 0.5 + 0, 0, 0, 0, 0, 0, 0])
+    np.testing.assert_array_equal(found.log_norms[2:], -np.inf)
+
+
+def test_truncated_gradients_are_the_first_parts(x64) -> None:
+    cell = bptt.gru(3)
+    given = cell.step, cell.init(jax.random.key(0), 2), cell.initial_state(), jnp.ones((7, 2))
+
+    def loss(states):
+        return jnp.sum(jnp.square(states))
+
+    parts = gradient_by_lag(*given, loss, parts=range(7)).parts.value
+    for window in (1, 4, 7):
+        first = jax.tree.map(lambda a, window=window: a[:window].sum(axis=0), parts)
+        assert relative_error(first, bptt.tbptt_gradient(*given, loss, k1=1, k2=window)) < 1e-13
+
+
+def test_what_it_says() -> None:
+    given = linear, 0.5, jnp.zeros(1), jnp.ones((4, 1)), lambda states: states[-1, 0]
+    assert "at most 0 steps back, the farthest part from 2" in repr(gradient_by_lag(*given))
+    nothing = gradient_by_lag(*given[:4], lambda states: 0 * states[0, 0])
+    assert "zero" in repr(nothing)
+    assert np.all(np.isnan(nothing.shares))
+
+
+@pytest.mark.parametrize(
+    ("parts", "error", "message"),
+    [
+        (2, TypeError, "parts: expected a sequence of integers, got int"),
+        ("02", TypeError, "parts: expected a sequence of integers, got str"),
+        ((1.0,), TypeError, "parts: expected integers, got float"),
+        ((True,), TypeError, "parts: expected integers, got bool"),
+        ((2,), ValueError, "parts: expected lags of at least 0 and below 2, got 2"),
+        ((-1,), ValueError, "parts: expected lags of at least 0 and below 2, got -1"),
+    ],
+)
+def test_bad_parts(parts, error, message) -> None:
+    with pytest.raises(error, match=message):
+        gradient_by_lag(linear, 0.5, 0.0, jnp.ones(4), last, longest=2, parts=parts)
