@@ -63,7 +63,7 @@ def test_truncated_gradients_are_the_first_parts(x64) -> None:
     parts = gradient_by_lag(*given, loss, parts=range(7)).parts.value
     for window in (1, 4, 7):
         first = jax.tree.map(lambda a, window=window: a[:window].sum(axis=0), parts)
-        assert relative_error(first, bptt.tbptt_gradient(*given, loss, k1=1, k2=window)) < 1e-13
+        assert relative_error(first, bptt.estimators.tbptt(*given, loss, k1=1, k2=window)) < 1e-13
 
 
 def test_what_it_says() -> None:
