@@ -1,12 +1,15 @@
 """Settings of the documentation site: ``python -m sphinx -W docs OUT`` builds it, without a network."""
 
+import base64
 import importlib.metadata
+import json
+from pathlib import Path
 from typing import Any
 
 project = "bptt_jax"
 release = importlib.metadata.version("bptt_jax")
 copyright = "the bptt_jax developers"
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+extensions = ["myst_nb", "sphinx_design", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 default_role = "py:obj"  # `name` in a docstring: a link where the name is on the site, else just the name
 html_theme = "furo"
 html_title = f"bptt_jax {release}"
@@ -19,6 +22,15 @@ napoleon_use_rtype = False  # "Returns: x, of this shape: what it is" is one sen
 napoleon_attr_annotations = False
 napoleon_custom_sections = [("Attributes", "params_style")]
 myst_heading_anchors = 2
+myst_enable_extensions = ["colon_fence"]
+nb_execution_mode = "off"  # notebooks are shown as they are committed
+nb_merge_streams = True
+
+NOTEBOOKS = {
+    "depth_as_time": "Deep networks",
+    "unrolled_optimisation": "Unrolled optimisation",
+    "flipflop": "Dynamical systems",
+}
 
 
 def skip_fields(app: Any, what: str, name: str, member: object, skip: bool, options: Any) -> bool | None:
@@ -32,6 +44,36 @@ def whole_sentence(app: Any, what: str, name: str, of: object, options: Any, lin
         lines[:0] = ["..", ""]  # a comment first
 
 
+def make_gallery(app: Any) -> None:
+    """The notebooks as they are, and a page with a card for each: its question, field, opening and last picture."""
+    folder = Path(app.srcdir) / "gallery"
+    folder.mkdir(exist_ok=True)
+    cards = []
+    for name, subject in NOTEBOOKS.items():
+        text = (Path(app.srcdir).parent / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8")
+        cells = json.loads(text)["cells"]
+        question, opening, *_ = "".join(cells[0]["source"]).removeprefix("# ").split("\n\n")
+        pictures = [
+            output["data"].get("image/png")
+            for cell in cells
+            for output in cell.get("outputs", ())
+            if "data" in output
+        ]
+        (folder / f"{name}.ipynb").write_text(text, encoding="utf-8")
+        (folder / f"{name}.png").write_bytes(base64.b64decode("".join([p for p in pictures if p][-1])))
+        cards += [
+            f":::{{grid-item-card}} {question}",
+            f":link: {name}\n:link-type: doc\n:img-top: {name}.png\n:img-alt: the last figure of the notebook\n",
+            f"**{subject}.** {opening}\n:::\n",
+        ]
+    head = "# Gallery\n\nOne field each: a question, what was measured, and what the numbers changed.\n"
+    listed = "\n".join(["```{toctree}", ":hidden:", "", *NOTEBOOKS, "```", ""])
+    (folder / "index.md").write_text(
+        "\n".join([head, "::::{grid} 1 1 2 2", ":gutter: 3\n", *cards, "::::\n", listed])
+    )
+
+
 def setup(app: Any) -> None:
+    app.connect("builder-inited", make_gallery)
     app.connect("autodoc-skip-member", skip_fields)
     app.connect("autodoc-process-docstring", whole_sentence, priority=400)
