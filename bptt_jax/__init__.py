@@ -7,6 +7,8 @@ What is used most is here; all the rest, and these too, in the namespaces: `lina
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from bptt_jax import interrupts  # isort: split
+
 from bptt_jax import analysis, cells, estimators, linalg, parallel
 from bptt_jax.analysis import (
     Monitor,

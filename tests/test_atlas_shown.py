@@ -187,6 +187,10 @@ def test_a_cell_that_fails_is_named_and_measured_when_it_is_asked_for_again(benc
     assert main(command) == 1
     assert "rnn was not measured: RuntimeError: out of luck" in capsys.readouterr().err
     assert "out of luck" in (tmp_path / "atlas.html").read_text()
+    assert main([*command, "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert (list(told["cells"]), list(told["not_measured"])) == (["lstm"], ["rnn"])
+    assert told["files"] == [str(tmp_path / f"atlas.{kind}") for kind in ("json", "md", "png", "html")]
     bench.clear()
     assert main(command) == 0
     assert "measuring rnn (2 of 2)\n" in (told := capsys.readouterr().err)

@@ -3,16 +3,24 @@
 import json
 import math
 import os
+import platform
+import re
 import runpy
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
+import bptt_jax
+from bptt_jax import interrupts
 from bptt_jax.cli import diagnose
 from bptt_jax.cli.main import main
 from bptt_jax.cli.report import BadArgument
@@ -21,6 +29,7 @@ SMALL = ["diagnose", "--hidden", "8", "--length", "20", "--batch", "2"]
 STEP = """
 import jax.numpy as jnp
 def make(input_size):
+    print("a word of the user's own")
     params = {"w": 0.5 * jnp.eye(4), "u": jnp.ones((4, input_size)) / input_size}
     def step(p, h, x):
         return {"h": jnp.tanh(p["w"] @ h["h"] + p["u"] @ x)}
@@ -102,18 +111,26 @@ def test_json_has_settings_versions_and_figures(default_run) -> None:
     assert vanishing["growth_rate"]["mean"] == pytest.approx(-slope, rel=0.2)
 
 
-def test_a_step_of_ones_own(step_file, tmp_path, capsys) -> None:
-    assert main([*SMALL, "--step", f"{step_file}:make", "--out", str(tmp_path)]) == 0
-    content = json.loads((tmp_path / "flow.json").read_text())
-    assert list(content["recurrences"]) == ["make"]
-    assert "make" in capsys.readouterr().out
+def test_a_step_of_ones_own_and_json_alone_on_stdout(step_file, tmp_path, capsys) -> None:
+    """What the user's own code prints is not JSON."""
+    assert main([*SMALL, "--step", f"{step_file}:make", "--out", str(tmp_path), "--json"]) == 0
+    printed = capsys.readouterr()
+    numbers = json.loads(printed.out, parse_constant=pytest.fail)
+    assert numbers.pop("files") == [str(tmp_path / "flow.png"), str(tmp_path / "flow.json")]
+    assert numbers == json.loads((tmp_path / "flow.json").read_text())
+    assert list(numbers["recurrences"]) == ["make"]
+    assert printed.err == "a word of the user's own\nmeasuring make (1 of 1)\n"
 
 
-def test_a_readout_of_ones_own_and_a_factory_without_argument(step_file, tmp_path) -> None:
+def test_a_readout_of_ones_own_and_a_factory_without_argument(step_file, tmp_path, capsys) -> None:
     assert main([*SMALL, "--step", f"{step_file}:with_readout", "--loss", "all", "--out", str(tmp_path)]) == 0
     first = json.loads((tmp_path / "flow.json").read_text())["recurrences"]["with_readout"]
     assert first["loss"]["mean"] == pytest.approx(math.log(103), abs=0.2)
-    assert main([*SMALL, "--step", f"{step_file}:linear", "--cells", "gru", "--out", str(tmp_path)]) == 0
+    assert "with_readout" in capsys.readouterr().out
+    linear = ["--step", f"{step_file}:linear", "--cells", "gru", "--quiet"]
+    assert main([*SMALL, *linear, "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", "")
     content = json.loads((tmp_path / "flow.json").read_text())["recurrences"]
     assert list(content) == ["gru", "linear"]
     assert content["linear"]["growth_rate"]["mean"] == pytest.approx(math.log(0.9), rel=1e-4)
@@ -285,6 +302,89 @@ def test_bad_argument_gets_one_line_and_status_2(arguments, message, step_file, 
     assert len(lines) == 1
     assert message in lines[0]
     assert not list((tmp_path / "out").glob("*"))
+
+
+def test_all_commands_have_the_same_habits(capsys) -> None:
+    """And the statuses are written down."""
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    told = capsys.readouterr().out
+    commands = re.findall(r"^    ([a-z-]+)(?: |$)", told, re.MULTILINE)
+    assert set(commands) >= {"diagnose", "train", "dynamics", "atlas", "completion"}
+    for status in ("0 done", "1 a file", "2 an argument", "130 interrupted", "143 terminated"):
+        assert status in told
+    for command in set(commands) - {"completion"}:
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        told = capsys.readouterr().out
+        assert "--quiet" in told
+        assert "--json" in told
+        assert "examples:" in told
+
+
+def test_version_says_what_is_computed_with_and_where(capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"bptt_jax {metadata.version('bptt_jax')}, jax {jax.__version__}, jaxlib ")
+    assert f"python {platform.python_version()}, {jax.devices()[0].platform}: " in line
+
+
+@pytest.mark.parametrize("how", [["-m", "bptt_jax"], ["{}/bptt-jax"]])
+def test_an_interrupt_while_it_is_imported_is_one_line(how, tmp_path) -> None:
+    """Of `python -m bptt_jax`, and of the script that is installed."""
+    (tmp_path / "jax").mkdir()
+    (tmp_path / "jax" / "__init__.py").write_text(
+        "import signal\ntry:\n    signal.raise_signal(signal.SIGINT)\nexcept KeyboardInterrupt:\n    pass\n"
+    )
+    (tmp_path / "bptt-jax").write_text("from bptt_jax.cli.main import run\n")
+    path = os.pathsep.join([str(tmp_path), str(Path(bptt_jax.__file__).parents[1])])
+    done = subprocess.run(
+        [sys.executable, *(a.format(tmp_path) for a in how), "diagnose"],
+        env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "bptt-jax: interrupted; nothing was begun\n"
+
+
+def test_a_library_sets_no_signal() -> None:
+    assert signal.getsignal(signal.SIGINT) is not interrupts.end
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["tr"], {"train"}),
+        (["train", "copy"], {"copy-memory"}),
+        (["diagnose", "--chec"], {"--checkpoint"}),
+        (["diagnose", "--cells", "gru", "ls"], {"lstm"}),
+        (["diagnose", "--weights", "mod"], {"model.npz", "models"}),
+        (["diagnose", "--checkpoint", "mo"], {"models"}),
+    ],
+)
+@pytest.mark.skipif(shutil.which("bash") is None, reason="completes in bash")
+def test_completion(words, expected, tmp_path, capsys) -> None:
+    assert main(["completion", "bash"]) == 0
+    (tmp_path / "script").write_text(capsys.readouterr().out)
+    (tmp_path / "model.npz").touch()
+    (tmp_path / "models").mkdir()
+    line = " ".join(map(shlex.quote, ["bptt-jax", *words]))
+    ask = f"source ./script; COMP_WORDS=({line}); COMP_CWORD={len(words)}; _shtab_bptt_jax; echo ${{COMPREPLY[@]}}"
+    done = subprocess.run(["bash", "-c", ask], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (set(done.stdout.split()), done.stderr) == (expected, "")
+
+
+def test_completion_of_other_shells(capsys) -> None:
+    for shell in ("zsh", "fish"):
+        assert main(["completion", shell]) == 0
+        told = capsys.readouterr().out
+        assert "bptt-jax" in told
+        assert "checkpoint" in told
+        assert "gated_deltanet" in told
+    with pytest.raises(SystemExit) as stop:
+        main(["completion", "csh"])
+    assert stop.value.code == 2
 
 
 def test_as_a_module_it_has_the_same_status(monkeypatch) -> None:

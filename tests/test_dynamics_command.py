@@ -55,6 +55,10 @@ def test_a_step_of_ones_own(step_file, tmp_path, capsys) -> None:
     assert "2 stable, 1 saddle, from 40 of 40 starts" in printed
     assert "│ saddle │" in printed
     assert "nats per step" in printed
+    assert main(["dynamics", "--step", f"{step_file}:make", *options, "--out", str(tmp_path), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told.pop("files") == [str(tmp_path / "dynamics.png"), str(tmp_path / "dynamics.json")]
+    assert told == json.loads((tmp_path / "dynamics.json").read_text())
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ ROOT = Path(bptt_jax.__file__).parent
 FLOORS = {
     "leaves": 0,
     "devices": 0,
+    "interrupts": 0,
     "checks": 1,
     "files": 1,
     "results": 1,
@@ -36,6 +37,7 @@ LAZY = {
     "matplotlib",
     "rich",
     "safetensors",
+    "shtab",
     "sklearn",
     "pydoc_data",
     "orbax",

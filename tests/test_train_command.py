@@ -83,6 +83,28 @@ def test_a_second_command_goes_on(finished) -> None:
     assert "20 of 60" not in errors
 
 
+def test_a_finished_run_as_json(finished, capsys) -> None:
+    _, _, out = finished
+    before = sorted(p.name for p in out.iterdir())
+    command = [*SMALL, "--seeds", "2", "--updates", "60", "--out", str(out)]
+    assert main([*command, "--json"]) == 0
+    printed = capsys.readouterr()
+    numbers = json.loads(printed.out, parse_constant=pytest.fail)
+    assert numbers.pop("files") == [str(out / "train.png"), str(out / "train.json")]
+    assert numbers == json.loads((out / "train.json").read_text())
+    assert printed.err == ""
+    assert sorted(p.name for p in out.iterdir()) == before
+
+
+def test_interrupted_before_anything_is_kept(tmp_path, monkeypatch, capsys) -> None:
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "run", interrupted)
+    assert main([*SMALL, "--out", str(tmp_path / "new")]) == 130
+    assert f"no checkpoint is in {tmp_path / 'new'} yet; the same command begins anew" in capsys.readouterr().err
+
+
 def test_other_settings_are_refused(finished, capsys) -> None:
     _, _, out = finished
     before = (out / "log.jsonl").read_bytes()
@@ -324,8 +346,10 @@ def test_interrupted_goes_on(tmp_path) -> None:
         finally:
             process.kill()
     assert process.returncode == 130
-    assert (
-        errors.splitlines()[-1] == "bptt-jax train: interrupted; the same command resumes from the last checkpoint"
+    kept = max(int(p.name) for p in (tmp_path / "checkpoints").iterdir())
+    assert errors.splitlines()[-1] == (
+        f"bptt-jax train: interrupted; {tmp_path} holds the checkpoint of update {kept} of 100000; the same command "
+        "resumes from the last checkpoint"
     )
     assert "Traceback" not in errors
     done = lines(tmp_path)[-1]["updates"]

@@ -2,15 +2,17 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from bptt_jax.cells.measurement import CellMeasurement
 from bptt_jax.cli import train
-from bptt_jax.cli.report import BadArgument
+from bptt_jax.cli.report import BadArgument, provenance
 from bptt_jax.experiments.atlas import BASES, Measured, Settings, embedded
 from bptt_jax.experiments.tasks import Task
+from bptt_jax.leaves import to_jsonable
 
 COLUMNS = (
     "cell",
@@ -116,6 +118,18 @@ def rows(measurements: Sequence[CellMeasurement]) -> Iterator[tuple[str, ...]]:
             m.parallel,
             *(["-" if np.isnan(m.learned) else f"{m.learned:.0f}"] if learned else []),
         )
+
+
+def record(settings: Settings, measured: Measured) -> dict[str, Any]:
+    """Everything that was asked for, in plain JSON types."""
+    return to_jsonable(
+        {
+            "settings": asdict(settings),
+            **provenance(),
+            "cells": {name: {basis: m.to_dict() for basis, m in of.items()} for name, of in measured.cells.items()},
+            "not_measured": measured.failed,
+        }
+    )
 
 
 def markdown(settings: Settings, measured: Measured, provided: Mapping[str, Any]) -> str:

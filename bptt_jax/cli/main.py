@@ -3,26 +3,30 @@
 import argparse
 import contextlib
 import io
+import json
 import os
 import platform
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any, NamedTuple, NoReturn, get_args
 
 import jax
 import numpy as np
 
+from bptt_jax import interrupts
 from bptt_jax.cells.atlas import ATLAS, Family
 from bptt_jax.checks import check_positive_int
 from bptt_jax.cli import atlas, diagnose, dynamics, train
 from bptt_jax.cli.page import AtlasPart, atlas_page, page
 from bptt_jax.cli.report import COLUMNS, BadArgument, provenance, rows, visible
 from bptt_jax.experiments.atlas import BASES, AtlasFileError, chosen, measure
-from bptt_jax.experiments.progress import progress_bar
+from bptt_jax.experiments.progress import progress, progress_bar
 from bptt_jax.experiments.records import Record
+from bptt_jax.experiments.runfolder import last_checkpoint
 from bptt_jax.files import atomic_path, write_json
+from bptt_jax.leaves import to_jsonable
 
 _DIAGNOSE_EXAMPLES = """\
 examples:
@@ -62,7 +66,41 @@ examples:
 
 Interrupted or killed, the same command goes on where it was; with other cells it adds them to the folder.
 """
-_INTERRUPTED, _TERMINATED = 130, 143
+_COMPLETION_EXAMPLES = """\
+examples, for the shell as it starts:
+  bash: echo 'eval "$(bptt-jax completion bash)"' >> ~/.bashrc
+  zsh:  bptt-jax completion zsh > FOLDER/_bptt-jax, where FOLDER is one of $fpath
+  fish: bptt-jax completion fish > ~/.config/fish/completions/bptt-jax.fish
+"""
+_SHELLS = ("bash", "zsh", "fish")
+_STATUSES = """\
+Each command takes --quiet and --json, and has its own --help, with examples.
+
+exit status: 0 done; 1 a file could not be written, or a cell not measured; 2 an argument is wrong, or needs more memory
+than there is; 130 interrupted (Ctrl-C); 143 terminated (SIGTERM). Of the last two the message says what was kept.
+"""
+_OF_THE_COMMAND = ("command", "job", "quiet", "json")  # and not of what is measured
+_INTERRUPTED, _TERMINATED = interrupts.STATUS, 143
+
+
+class _Outcome(NamedTuple):
+    """What a job of the command hands back: numbers for --json, files, and how the rest is printed."""
+
+    numbers: dict[str, Any]
+    files: Sequence[Path]
+    show: Callable[[], None]
+    status: int = 0
+
+
+class _Version(argparse.Action):
+    """Package, JAX, Python and device."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        found = provenance()
+        versions = found["versions"]
+        names = ("bptt_jax", "jax", "jaxlib", "python")
+        print(", ".join([*(f"{name} {versions[name]}" for name in names), found["device"]]))
+        parser.exit()
 
 
 class _Parser(argparse.ArgumentParser):
@@ -101,7 +139,8 @@ def run() -> int:
         # As stderr's, for tables where not even Latin-1 can be shown.
         sys.stdout.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGTERM, _note_and_raise)
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored, as in a shell's background
+    if signal.getsignal(signal.SIGINT) in (signal.default_int_handler, interrupts.end):
+        # Not ignored, as in a shell's background.
         signal.signal(signal.SIGINT, _note_and_raise)
     status = main()
     if status in (_INTERRUPTED, _TERMINATED):
@@ -122,8 +161,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     name = f"bptt-jax {arguments.command}"
     try:
-        jobs = {"diagnose": _diagnose, "train": _train, "dynamics": _dynamics, "atlas": _atlas}
-        return jobs[arguments.command](arguments)
+        # With --json, stdout is for that alone: what a step of the user's prints goes to stderr as well.
+        with contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext():
+            outcome: _Outcome = arguments.job(arguments)
+        if arguments.json:
+            numbers = outcome.numbers | {"files": [str(path) for path in outcome.files]}
+            print(json.dumps(to_jsonable(numbers), indent=1, allow_nan=False))
+        elif not arguments.quiet:
+            outcome.show()
+            if outcome.files:
+                *first, last = (visible(str(path)) for path in outcome.files)
+                print(f"wrote {', '.join(first)} and {last}" if first else f"wrote {last}")
+        return outcome.status
     except BadArgument as error:
         print(f"{name}: {visible(str(error))}", file=sys.stderr)
         return 2
@@ -140,24 +189,62 @@ def main(argv: Sequence[str] | None = None) -> int:
         for number in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) is _note_and_raise:
                 signal.signal(number, signal.SIG_IGN)  # it ends already
-        left = {
-            "train": "the same command resumes from the last checkpoint",
-            "atlas": "what is measured is kept, and the same command goes on from there",
-        }.get(arguments.command, "no file was written")
+        left = "no file was written" if arguments.command not in _KEPT else _KEPT[arguments.command](arguments)
         terminated = isinstance(stop, _Terminated)
         ended, status = ("terminated", _TERMINATED) if terminated else ("interrupted", _INTERRUPTED)
-        print(f"{name}: {ended}; {left}", file=sys.stderr)
+        print(f"{name}: {ended}; {visible(left)}", file=sys.stderr)
         return status
 
 
+def _kept_by_train(arguments: argparse.Namespace) -> str:
+    folder = _folder_of_run(arguments)
+    update = last_checkpoint(folder)
+    if update is None:
+        return f"no checkpoint is in {folder} yet; the same command begins anew"
+    return (
+        f"{folder} holds the checkpoint of update {update} of {arguments.updates}; the same command resumes from the "
+        "last checkpoint"
+    )
+
+
+def _kept_by_atlas(arguments: argparse.Namespace) -> str:
+    return f"what is measured is kept, and the same command goes on from there: {arguments.out / 'atlas.json'}"
+
+
+_KEPT = {"train": _kept_by_train, "atlas": _kept_by_atlas}
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="bptt-jax", description="See what backpropagation through time does to gradients.")
+    parser = _Parser(
+        prog="bptt-jax",
+        description="See what backpropagation through time does to gradients.",
+        epilog=_STATUSES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--version",
+        action=_Version,
+        nargs=0,
+        dest=argparse.SUPPRESS,
+        default=argparse.SUPPRESS,
+        help="versions of the package, JAX and Python, and the device",
+    )
     jobs = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
     _add_diagnose(jobs)
     _add_train(jobs)
     _add_dynamics(jobs)
     _add_atlas(jobs)
+    _add_completion(jobs)
     return parser
+
+
+def _finish(job: argparse.ArgumentParser, run: Callable[[argparse.Namespace], _Outcome]) -> None:
+    """What all jobs have in common."""
+    job.add_argument("--quiet", action="store_true", help="print errors alone: no progress, no table")
+    job.add_argument(
+        "--json", action="store_true", help="print the numbers as JSON, and nothing else, on standard output"
+    )
+    job.set_defaults(job=run)
 
 
 def _add_diagnose(jobs: Any) -> None:
@@ -209,6 +296,7 @@ def _add_diagnose(jobs: Any) -> None:
     add("--seed", type=_seed, default=0, help="of texts and weights (0)")
     add("--out", type=Path, default=Path("."), metavar="FOLDER", help="where flow.png and flow.json go (.)")
     add("--html", action="store_true", help="also write flow.html: figures, numbers and what to try on one page")
+    _finish(job, _diagnose)
 
 
 def _add_train(jobs: Any) -> None:
@@ -221,7 +309,7 @@ def _add_train(jobs: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = job.add_argument
-    add("task", metavar="TASK", choices=train.LENGTHS, help=", ".join(train.LENGTHS))
+    add("task", metavar="TASK", choices=tuple(train.LENGTHS), help=", ".join(train.LENGTHS))
     add(
         "--length",
         type=_positive_int,
@@ -230,13 +318,13 @@ def _add_train(jobs: Any) -> None:
     add("--text", metavar="FILE", help="of characters: UTF-8 text (default: Python's help texts)")
     add("--cell", choices=train.CELLS, default="lstm", metavar="CELL", help="of the atlas, by name (default: lstm)")
     add("--hidden", type=_positive_int, default=64, help="units (64)")
-    add("--activation", choices=train.ACTIVATIONS, help="activation of rnn and leaky_rnn (default: tanh)")
+    add("--activation", choices=tuple(train.ACTIVATIONS), help="activation of rnn and leaky_rnn (default: tanh)")
     add("--gain", type=_positive_float, help="factor of the recurrent weights of rnn and leaky_rnn (default: 1)")
     add("--alpha", type=_share, help="leak of leaky_rnn: the time step over the time constant (default: 0.2)")
     add("--noise", type=_nonnegative_float, help="of leaky_rnn, in the input of its units (default: 0)")
-    add("--init", choices=train.RECURRENT, help="recurrent weights, of cells that take them")
+    add("--init", choices=tuple(train.RECURRENT), help="recurrent weights, of cells that take them")
     add("--chrono", action="store_true", help="gate biases for memories as long as the whole sequence")
-    add("--optimizer", choices=train.OPTIMIZERS, default="adam", help="optimiser (default: adam)")
+    add("--optimizer", choices=tuple(train.OPTIMIZERS), default="adam", help="optimiser (default: adam)")
     add("--rate", type=_positive_float, default=1e-3, help="learning rate (0.001)")
     add(
         "--clip",
@@ -260,6 +348,7 @@ def _add_train(jobs: Any) -> None:
     add("--remat", action="store_true", help="memory O(sqrt(T)) in the backward pass (Omega's aside)")
     add("--float64", action="store_true", help="compute in double precision")
     add("--out", type=Path, metavar="FOLDER", help="of the run (default: train-TASK)")
+    _finish(job, _train)
 
 
 def _add_dynamics(jobs: Any) -> None:
@@ -293,6 +382,7 @@ def _add_dynamics(jobs: Any) -> None:
     add("--float64", action="store_true", help="compute in double precision")
     add("--seed", type=_seed, default=0, help="of sequences and starts (0)")
     add("--out", type=Path, default=Path("."), metavar="FOLDER", help="where the files go (.)")
+    _finish(job, _dynamics)
 
 
 def _add_atlas(jobs: Any) -> None:
@@ -320,14 +410,47 @@ def _add_atlas(jobs: Any) -> None:
     add("--batch", type=_positive_int, default=8, help="sequences (8)")
     add("--seeds", type=_positive_int, default=4, help="of initial weights (4)")
     add("--text", metavar="FILE", help="UTF-8 text, embedded at random (default: Python's help texts)")
-    add("--task", choices=train.LENGTHS, metavar="TASK", help=f"instead of a text: {', '.join(train.LENGTHS)}")
+    add(
+        "--task",
+        choices=tuple(train.LENGTHS),
+        metavar="TASK",
+        help=f"instead of a text: {', '.join(train.LENGTHS)}",
+    )
     add("--out", type=Path, default=Path("atlas"), metavar="FOLDER", help="where the files go (atlas)")
+    _finish(job, _atlas)
 
 
-def _diagnose(arguments: argparse.Namespace) -> int:
+def _add_completion(jobs: Any) -> None:
+    job = jobs.add_parser(
+        "completion",
+        help="print a script with which a shell completes commands, options, cells and file names",
+        description="Prints a script for a shell: options, the names of cells and tasks, and files are then completed "
+        "by the Tab key.",
+        epilog=_COMPLETION_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    job.add_argument("shell", metavar="SHELL", choices=_SHELLS, help=", ".join(_SHELLS))
+    job.set_defaults(job=_completion, json=False, quiet=False)
+
+
+def _completion(arguments: argparse.Namespace) -> _Outcome:
+    try:
+        import shtab
+    except ImportError:
+        raise BadArgument("needs shtab: python -m pip install 'bptt_jax[plot]'") from None
+    parser = _parser()
+    (jobs,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    for action in (action for job in jobs.choices.values() for action in job._actions):
+        if isinstance(action.metavar, str) and action.metavar.startswith(("FILE", "FOLDER")):
+            kind = shtab.FILE if action.metavar.startswith("FILE") else shtab.DIRECTORY
+            action.complete = kind  # where shtab looks for it
+    script = shtab.complete(parser, shell=arguments.shell)
+    return _Outcome({}, [], lambda: print(script))
+
+
+def _diagnose(arguments: argparse.Namespace) -> _Outcome:
     try:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
         from bptt_jax.plots.flow import plot_gradient_flow, plot_parts
     except ImportError:
@@ -337,30 +460,23 @@ def _diagnose(arguments: argparse.Namespace) -> int:
     if settings.float64:
         jax.config.update("jax_enable_x64", True)
     data, recurrences = diagnose.prepare(settings)
-    for sentence in data.found:
-        print(visible(sentence), flush=True)
+    if not (arguments.quiet or arguments.json):
+        for sentence in data.found:
+            print(visible(sentence), flush=True)
     gated = {r.name: r.gated for r in recurrences}
     flows = {}
-    log = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=log, disable=not log.is_terminal, transient=True) as progress:
-        task = progress.add_task("compiling", total=settings.batch * len(recurrences))
-
-        def advance(sequences: int) -> None:
-            _raise_if_signalled()
-            progress.advance(task, sequences)
-
+    with progress(data.batch * len(recurrences), "sequences", quiet=arguments.quiet) as shown:
         for i, (recurrence, compiled) in enumerate(diagnose.compile_all(recurrences, data)):
-            name = recurrence.name
-            progress.update(task, description=f"measuring {visible(name)}")
-            if not log.is_terminal:
-                print(f"measuring {visible(name)} ({i + 1} of {len(recurrences)})", file=sys.stderr, flush=True)
-            flows[name] = diagnose.measure(recurrence, compiled, data, advance)
+            what, done = f"measuring {visible(recurrence.name)}", i * data.batch
+            shown.show(done, what, f"{what} ({i + 1} of {len(recurrences)})")
+
+            def advance(sequences: int, what: str = what) -> None:
+                nonlocal done
+                _raise_if_signalled()
+                done += sequences
+                shown.show(done, what)
+
+            flows[recurrence.name] = diagnose.measure(recurrence, compiled, data, advance)
     title, numbers = diagnose.title(settings, data), diagnose.record(settings, data, flows, gated)
     drawn = {visible(name).replace("$", r"\$"): flow for name, flow in flows.items()}  # no name is mathematics
     figure = plot_gradient_flow(drawn, title=title)
@@ -372,14 +488,11 @@ def _diagnose(arguments: argparse.Namespace) -> int:
             text = page(title, numbers, norms, list(spectra.values()))
             files.enter_context(atomic_path(out / "flow.html")).write_text(text, encoding="utf-8")
         write_json(out / "flow.json", numbers)
-    Console(width=None if sys.stdout.isatty() else 132).print(_table(numbers))
-    *first, last = (visible(str(out / name)) for name in names)
-    print(f"wrote {', '.join(first)} and {last}")
-    return 0
+    return _Outcome(numbers, [out / name for name in names], lambda: _console(Console).print(_table(numbers)))
 
 
 def _diagnose_settings(arguments: argparse.Namespace) -> diagnose.Settings:
-    given = {k: v for k, v in vars(arguments).items() if k not in ("command", "out", "html")}
+    given = {k: v for k, v in vars(arguments).items() if k not in (*_OF_THE_COMMAND, "out", "html")}
     if arguments.weights is None:
         if wrong := [f"--{k}" for k in ("prefix", "data", "readout") if given[k] is not None]:
             raise BadArgument(f"{wrong[0]}: expected --weights with it, got none")
@@ -418,21 +531,21 @@ def _diagnose_settings(arguments: argparse.Namespace) -> diagnose.Settings:
     return diagnose.Settings(**given)
 
 
-def _train(arguments: argparse.Namespace) -> int:
+def _train(arguments: argparse.Namespace) -> _Outcome:
     try:
         from rich.console import Console
 
         from bptt_jax.plots.training import plot_training
     except ImportError:
         raise BadArgument("needs matplotlib and rich: python -m pip install 'bptt_jax[plot,train]'") from None
-    options = {k: v for k, v in vars(arguments).items() if k not in ("command", "out", "updates")}
+    options = {k: v for k, v in vars(arguments).items() if k not in (*_OF_THE_COMMAND, "out", "updates")}
     options["length"] = arguments.length or train.LENGTHS[arguments.task]
     settings = train.Settings(**options)
     if settings.float64:
         jax.config.update("jax_enable_x64", True)
     job = train.prepare(settings)
-    out = _writable(arguments.out or Path(f"train-{arguments.task}"))
-    with progress_bar(arguments.updates) as show:
+    out = _writable(_folder_of_run(arguments))
+    with progress_bar(arguments.updates, quiet=arguments.quiet) as show:
 
         def report(line: Record) -> None:
             _raise_if_signalled()
@@ -446,13 +559,15 @@ def _train(arguments: argparse.Namespace) -> int:
     with atomic_path(out / "train.png") as temporary:
         figure.savefig(temporary, dpi=120)
         write_json(out / "train.json", numbers)
-    Console(width=None if sys.stdout.isatty() else 132).print(_training_table(numbers))
-    png, numbers_of, folder = (visible(str(path)) for path in (out / "train.png", out / "train.json", out))
-    print(f"wrote {png} and {numbers_of}; see bptt-jax diagnose --checkpoint {folder}")
-    return 0
+
+    def shown() -> None:
+        _console(Console).print(_training_table(numbers))
+        print(f"see bptt-jax diagnose --checkpoint {visible(str(out))}")
+
+    return _Outcome(numbers, [out / "train.png", out / "train.json"], shown)
 
 
-def _dynamics(arguments: argparse.Namespace) -> int:
+def _dynamics(arguments: argparse.Namespace) -> _Outcome:
     try:
         from rich.console import Console
 
@@ -476,27 +591,29 @@ def _dynamics(arguments: argparse.Namespace) -> int:
         jax.config.update("jax_enable_x64", True)
     data, recurrences = dynamics.prepare(settings)
     measured = []
-    for i, recurrence in enumerate(recurrences):
-        _raise_if_signalled()
-        name = visible(recurrence.name)
-        print(f"measuring {name} ({i + 1} of {len(recurrences)})", file=sys.stderr, flush=True)
-        measured.append(dynamics.measure(recurrence, data, settings))
+    with progress(len(recurrences), "recurrences", quiet=arguments.quiet) as show:
+        for i, recurrence in enumerate(recurrences):
+            _raise_if_signalled()
+            what = f"measuring {visible(recurrence.name)}"
+            show.show(i, what, f"{what} ({i + 1} of {len(recurrences)})")
+            measured.append(dynamics.measure(recurrence, data, settings))
     numbers = dynamics.record(settings, measured)
     figure = plot_dynamics({visible(d.name).replace("$", r"\$"): Drawn(*d[1:]) for d in measured}, dt=settings.dt)
     with atomic_path(out / "dynamics.png") as temporary:
         figure.savefig(temporary, dpi=120)
         write_json(out / "dynamics.json", numbers)
-    console = Console(width=None if sys.stdout.isatty() else 132)
-    for name, of_one in numbers["recurrences"].items():
-        console.print(_dynamics_table(visible(name), of_one))
-        for line in dynamics.statements(of_one):
-            print(line)
-    png, numbers_of = (visible(str(out / f"dynamics.{kind}")) for kind in ("png", "json"))
-    print(f"wrote {png} and {numbers_of}")
-    return 0
+
+    def shown() -> None:
+        console = _console(Console)
+        for name, of_one in numbers["recurrences"].items():
+            console.print(_dynamics_table(visible(name), of_one))
+            for line in dynamics.statements(of_one):
+                print(line)
+
+    return _Outcome(numbers, [out / "dynamics.png", out / "dynamics.json"], shown)
 
 
-def _atlas(arguments: argparse.Namespace) -> int:
+def _atlas(arguments: argparse.Namespace) -> _Outcome:
     try:
         from rich.console import Console
 
@@ -507,20 +624,22 @@ def _atlas(arguments: argparse.Namespace) -> int:
     settings, task = atlas.prepare(**given)
     out = _writable(arguments.out)
 
-    def tell(name: str, done: int, total: int) -> None:
-        _raise_if_signalled()
-        print(f"measuring {name} ({done + 1} of {total})", file=sys.stderr, flush=True)
+    names = chosen(arguments.family, arguments.cells)
+    with progress(len(names), "cells", quiet=arguments.quiet) as show:
 
-    try:
-        measured = measure(
-            settings, task, chosen(arguments.family, arguments.cells), out / "atlas.json", on_cell=tell
-        )
-    except AtlasFileError as error:
-        raise BadArgument(f"--out: {error}") from None
+        def tell(name: str, done: int, total: int) -> None:
+            _raise_if_signalled()
+            show.show(done, f"measuring {name}", f"measuring {name} ({done + 1} of {total})")
+
+        try:
+            measured = measure(settings, task, names, out / "atlas.json", on_cell=tell)
+        except AtlasFileError as error:
+            raise BadArgument(f"--out: {error}") from None
     for name, why in measured.failed.items():
         print(f"bptt-jax atlas: {name} was not measured: {visible(why)}", file=sys.stderr)
+    numbers = atlas.record(settings, measured)
     if not measured.cells:
-        return 1
+        return _Outcome(numbers, [], lambda: None, status=1)
     title, provided = atlas.title(settings), provenance()
     of = {basis: atlas.of_basis(measured, basis) for basis in BASES}
     maps = {basis: plot_atlas(of[basis], title=f"{atlas.TITLES[basis]}: {title}") for basis in BASES}
@@ -533,12 +652,18 @@ def _atlas(arguments: argparse.Namespace) -> int:
             atlas.markdown(settings, measured, provided), encoding="utf-8"
         )
         files.enter_context(atomic_path(out / "atlas.html")).write_text(text, encoding="utf-8")
-    console = Console(width=None if sys.stdout.isatty() else 200)
-    for part in parts:
-        console.print(_atlas_table(part))
-    *first, last = (visible(str(out / f"atlas.{kind}")) for kind in ("json", "md", "png", "html"))
-    print(f"wrote {', '.join(first)} and {last}")
-    return 1 if measured.failed else 0
+
+    def shown() -> None:
+        for part in parts:
+            _console(Console, 200).print(_atlas_table(part))
+
+    files_written = [out / f"atlas.{kind}" for kind in ("json", "md", "png", "html")]
+    return _Outcome(numbers, files_written, shown, status=1 if measured.failed else 0)
+
+
+def _console(console: Any, width: int = 132) -> Any:
+    """Of the terminal's width, or where there is none of one that tables fit in."""
+    return console(width=None if sys.stdout.isatty() else width)
 
 
 def _atlas_table(part: AtlasPart) -> Any:
@@ -604,6 +729,10 @@ def _table(numbers: dict[str, Any]) -> Any:
     for row in rows(numbers["recurrences"]):
         table.add_row(*map(escape, row))
     return table
+
+
+def _folder_of_run(arguments: argparse.Namespace) -> Path:
+    return arguments.out or Path(f"train-{arguments.task}")
 
 
 def _writable(folder: Path) -> Path:

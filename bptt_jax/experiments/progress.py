@@ -1,51 +1,108 @@
-"""A progress bar for `bptt_jax.experiments.loop.train`."""
+"""How far a job is, on stderr: a bar on a terminal, elsewhere (files, notebooks) a line now and then."""
 
 import math
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from bptt_jax.experiments.records import Record, describe
 
 
-@contextmanager
-def progress_bar(updates: int) -> Iterator[Callable[[Record], None]]:
-    """Shows updates, loss, gradient norm and clipped share on stderr; what it gives is for `train`'s `on_record`.
+class Progress:
+    """What `progress` gives: told how much is done, it shows that, the rate and the time left."""
 
-    Numbers are medians of the seeds that run. Events are printed above the bar, a line each; where stderr is no
-    terminal, a line for every tenth of the updates takes the bar's place.
+    def __init__(self, total: int, unit: str, bar: Any, *, quiet: bool) -> None:
+        self._total, self._unit, self._bar, self._quiet = total, unit, bar, quiet
+        self._task = bar.add_task("compiling", total=total, pace="")
+        self._first: tuple[float, int] | None = None
+
+    def show(self, done: int, what: str, line: str | None = None) -> None:
+        """`done` of the total, and what is going on; where there is no bar, a `line`, if one is given."""
+        pace = self._pace(done)
+        self._bar.update(self._task, completed=done, description=what, pace=pace)
+        if line is not None and self._bar.disable and not self._quiet:
+            print(", ".join(filter(None, (line, pace))), file=sys.stderr, flush=True)
+
+    def say(self, text: str) -> None:
+        """A line that stays, above the bar."""
+        if self._quiet:
+            return
+        if self._bar.disable:
+            print(text, file=sys.stderr, flush=True)
+        else:
+            self._bar.console.print(text, markup=False, highlight=False)
+
+    def _pace(self, done: int) -> str:
+        """Since the first that was told: what came before was compiling, or done by an earlier command."""
+        now = time.perf_counter()
+        if self._first is None:
+            self._first = now, done
+        started, before = self._first
+        if done <= before or now <= started:
+            return ""
+        each = (now - started) / (done - before)
+        rate = f"{1 / each:.3g} {self._unit}/s" if each < 1 else f"{each:.3g} s each"
+        return f"{rate}, {_duration(each * (self._total - done))} left" if done < self._total else rate
+
+
+@contextmanager
+def progress(total: int, unit: str, *, quiet: bool = False) -> Iterator[Progress]:
+    """Shows how far a job of `total` units (updates, cells) is; nothing of it where `quiet`.
 
     Raises:
       ImportError: rich is missing.
     """
     try:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+        from rich.progress import Progress as Bar
     except ImportError as error:
-        raise ImportError("progress_bar needs rich: python -m pip install 'bptt_jax[plot]'") from error
+        raise ImportError("progress needs rich: python -m pip install 'bptt_jax[plot]'") from error
     console = Console(stderr=True, soft_wrap=True)
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[pace]}", markup=False),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
-        bar = progress.add_task("compiling", total=updates)
+    with Bar(*columns, console=console, disable=quiet or not console.is_terminal, transient=True) as bar:
+        yield Progress(total, unit, bar, quiet=quiet)
+
+
+@contextmanager
+def progress_bar(updates: int, *, quiet: bool = False) -> Iterator[Callable[[Record], None]]:
+    """Shows updates, loss, gradient norm and clipped share on stderr; what it gives is for `train`'s `on_record`.
+
+    Numbers are medians of the seeds that run. Events are printed above the bar, a line each; where stderr is no
+    terminal, as in a notebook, a line for every tenth of the updates takes the bar's place. With `quiet` nothing is
+    shown.
+
+    Raises:
+      ImportError: rich is missing.
+    """
+    with progress(updates, "updates", quiet=quiet) as shown:
         told = 0
 
         def report(record: Record) -> None:
             nonlocal told
             if "event" in record:
-                console.print(describe(record), markup=False, highlight=False)
+                shown.say(describe(record))
                 return
-            progress.update(bar, completed=record["updates"], description=_line(record))
-            tenth = 10 * record["updates"] // updates
-            if not console.is_terminal and tenth > told:
-                told = tenth
-                print(f"{record['updates']} of {updates} updates: {_line(record)}", file=sys.stderr, flush=True)
+            done, line = record["updates"], _line(record)
+            tenth = 10 * done // updates
+            shown.show(done, line, f"{done} of {updates} updates: {line}" if tenth > told else None)
+            told = max(told, tenth)
 
         yield report
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{math.ceil(seconds)} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _line(record: Record) -> str:

@@ -129,6 +129,15 @@ class RunFolder:
         self._writing = self._writer.submit(_save, self._manager, update, state)
 
 
+def last_checkpoint(folder: Path) -> int | None:
+    """Of which update the last whole checkpoint of a folder is; None if there is none, or no folder."""
+    try:
+        names = [path.name for path in (folder / _CHECKPOINTS).iterdir()]
+    except OSError:
+        return None
+    return max((int(name) for name in names if name.isdecimal()), default=None)
+
+
 def read_settings(folder: Path) -> dict[str, Any]:
     """The settings of the run that a folder holds.
 
