@@ -27,6 +27,7 @@ nb_execution_mode = "off"  # notebooks are shown as they are committed
 nb_merge_streams = True
 
 NOTEBOOKS = {
+    "agent_memory": "Agents",
     "depth_as_time": "Deep networks",
     "unrolled_optimisation": "Unrolled optimisation",
     "flipflop": "Dynamical systems",
