@@ -37,15 +37,15 @@ from bptt_jax.experiments.tasks import Batch, Task, adding, memorization, random
 from bptt_jax.files import atomic_path, write_json
 
 FULL: dict[str, Any] = {
-    "hidden": 24,
+    "hidden": 16,
     "tasks": {
         "first symbol": [10, 20, 40, 80, 160, 320],
         "adding": [10, 20, 40, 80, 160],
         "copy": [10, 20, 40, 80, 160],
     },
     "bursts": [160],
-    "updates": 2000,
-    "burst": 80,
+    "updates": 1500,
+    "burst": 60,
     "batch": 16,
     "seeds": 3,
     "rate": 2e-3,
@@ -64,7 +64,7 @@ QUICK = FULL | {
     "hidden": 8,
     "tasks": {"first symbol": [5], "adding": [5]},
     "bursts": [5],
-    "updates": 160,
+    "updates": 120,
     "seeds": 2,
     "recurrences": ["rnn, gain 0.5", "gru", "lru", "janet"],
 }
