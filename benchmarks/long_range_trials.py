@@ -194,7 +194,9 @@ def network_of(cell: bptt.Cell, task: str, length: int) -> Network:
 def initial(cell: bptt.Cell, task: str, seeds: int) -> NetworkParams:
     """Leaves with a leading axis of seeds; the same at all lengths."""
     init = network_of(cell, task, _ANY).init
-    return jax.jit(jax.vmap(lambda seed: init(jax.random.fold_in(jax.random.key(seed), 2**31 - 1))))(_seeds(seeds))
+    # Not compiled as one program: its operations are, and cells share them.
+    drawn = [init(jax.random.fold_in(jax.random.key(seed), 2**31 - 1)) for seed in range(seeds)]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *drawn)
 
 
 def _seeds(count: int) -> jax.Array:
