@@ -40,8 +40,8 @@ FULL: dict[str, Any] = {
     "hidden": 16,
     "tasks": {
         "first symbol": [10, 20, 40, 80, 160, 320],
-        "adding": [10, 20, 40, 80, 160],
-        "copy": [10, 20, 40, 80, 160],
+        "adding": [10, 40, 160],
+        "copy": [10, 40, 160],
     },
     "bursts": [160],
     "updates": 1500,
