@@ -103,7 +103,6 @@ SAYS: dict[str, Callable[[Any], bool]] = {
     "deer": lambda found: not found.converged and bool(np.all(np.isnan(found.states))),
 }
 LOSS, NUM = (loss, "loss"), (1, "at most")
-PERTURBED = {"key": (jax.random.key(0), "key"), "sigma": (0.1, "finite above zero"), "pairs": (2, "integer")}
 
 
 def family(value: Any) -> Any:
@@ -337,15 +336,6 @@ TARGETS: list[Target] = [
     recurrence("truncation_bias", loss=LOSS, longest=(2, "optional integer")),
     recurrence("analysis.gradient_by_lag", loss=LOSS, longest=(2, "optional integer")),
     recurrence("estimators.rtrl", loss=LOSS),
-    recurrence("estimators.es", loss=LOSS, **PERTURBED),
-    recurrence(
-        "estimators.pes",
-        loss=LOSS,
-        **PERTURBED,
-        window=(2, "integer"),
-        carry=(None, "optional"),
-        has_carry=(False, "flag"),
-    ),
     Target(
         "bptt.unroll_linear",
         bptt.unroll_linear,
@@ -563,6 +553,7 @@ TARGETS: list[Target] = [
         {"step": step, "params": W, "found": None},
         {"found": "anything"},
     ),
+    Target("bptt.report", bptt.report, {"results": None, "path": "page.html", "title": 3}, {"results": "anything"}),
     Target("bptt.plots.plot_atlas", bptt.plots.plot_atlas, {"results": []}, {"results": "anything"}),
     Target("bptt.plots.plot_leaves", bptt.plots.plot_leaves, {"found": None}, {"found": "anything"}),
     Target("bptt.plots.plot_adjoints", bptt.plots.plot_adjoints, {"adjoints": None}, {"adjoints": "anything"}),
@@ -642,7 +633,6 @@ TARGETS: list[Target] = [
             "validation": "optional",
             "on_record": "no function",
             "on_chunk": "no function",
-            "on_states": "no function",
             "settings": "settings",
             "folder": "folder",
         },

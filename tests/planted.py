@@ -449,6 +449,11 @@ MUTATIONS = {
     ],
     "bptt_jax/analysis/verdict.py": [
         (
+            '("loss", "spectral_norm", "spectral_radius"))',
+            '("loss", "spectral_radius", "spectral_norm"))',
+            "test_page.py::test_every_number_stands_under_its_name",
+        ),
+        (
             "not f.in_range and f.largest_gradient_log10 >= f.range_log10",
             "not f.in_range",
             "test_verdict.py::test_a_gradient_that_overflows_is_told_from_a_norm_that_does",
@@ -1032,7 +1037,7 @@ MUTATIONS = {
             "test_command.py::test_bad_argument_gets_one_line_and_status_2",
         ),
     ],
-    "bptt_jax/cli/page.py": [
+    "bptt_jax/pages/document.py": [
         (
             'rf"\\g<1>{key}-", svg)',
             'r"\\g<1>", svg)',
@@ -1044,11 +1049,16 @@ MUTATIONS = {
             "test_page.py::test_every_colour_of_a_figure_has_one_for_the_dark",
         ),
     ],
-    "bptt_jax/cli/report.py": [
+    "bptt_jax/pages/embedded.py": [
         (
-            '_three_digits(s["spectral_norm"]["mean"])',
-            '_three_digits(s["spectral_radius"]["mean"])',
-            "test_page.py::test_every_number_stands_under_its_name",
+            "np.flatnonzero(np.diff(piece[real]) > 0) + 1]",
+            "np.flatnonzero(np.diff(piece[real]) > 0)]",
+            "test_report.py::test_padding_and_resets_are_where_they_were",
+        ),
+        (
+            "kept |= {int(known[np.argmin(row[known])]), int(known[np.argmax(row[known])])}",
+            "kept |= {int(np.argmin(row[known])), int(np.argmax(row[known]))}",
+            "test_report.py::test_long_curves_are_thinned_and_keep_their_extremes",
         ),
     ],
     "bptt_jax/cli/train.py": [

@@ -6,7 +6,6 @@ Types are checked by tracing, for two devices that need not be there; values in 
 import inspect
 import os
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -18,7 +17,7 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec, u
 from slices import covering
 from surface import PUBLIC
 from test_devices import running, start
-from test_transforms import ALWAYS, FUNCTIONS, KEY, MATRICES, XS, along, loss, step
+from test_transforms import ALWAYS, FUNCTIONS, MATRICES, XS, along, loss, step
 
 import bptt_jax as bptt
 from bptt_jax import remedies
@@ -65,8 +64,6 @@ MORE = {
     "tbptt": along(bptt.estimators.tbptt, loss, k1=1, k2=2),
     "truncation_bias": along(bptt.truncation_bias, loss),
     "rtrl": along(bptt.estimators.rtrl, loss),
-    "es": along(bptt.estimators.es, loss, key=KEY, pairs=2),
-    "pes": in_pieces(partial(bptt.estimators.pes, key=KEY, window=2, pairs=2), loss),
     "omega_terms": along(remedies.omega_terms, loss),
     "omega_penalty": jax.grad(lambda w: remedies.omega_penalty(along(remedies.omega_terms, loss)(w))),
     "flossing_penalty": jax.grad(along(remedies.flossing_penalty, num=1)),
@@ -90,7 +87,7 @@ def test_every_public_function_is_here():
         for name, member in PUBLIC.items()
         if inspect.isfunction(member) and not name.startswith(("plot", "cells.initializers", "cells.surrogates"))
     }
-    assert functions <= {*ALL, "clip_records", "skip_records", "from_torchrecurrent"}
+    assert functions <= {*ALL, "clip_records", "skip_records", "from_torchrecurrent", "report"}
 
 
 def mesh_of(kind, make):
