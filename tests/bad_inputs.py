@@ -103,6 +103,7 @@ SAYS: dict[str, Callable[[Any], bool]] = {
     "deer": lambda found: not found.converged and bool(np.all(np.isnan(found.states))),
 }
 LOSS, NUM = (loss, "loss"), (1, "at most")
+PERTURBED = {"key": (jax.random.key(0), "key"), "sigma": (0.1, "finite above zero"), "pairs": (2, "integer")}
 
 
 def family(value: Any) -> Any:
@@ -336,6 +337,15 @@ TARGETS: list[Target] = [
     recurrence("truncation_bias", loss=LOSS, longest=(2, "optional integer")),
     recurrence("analysis.gradient_by_lag", loss=LOSS, longest=(2, "optional integer")),
     recurrence("estimators.rtrl", loss=LOSS),
+    recurrence("estimators.es", loss=LOSS, **PERTURBED),
+    recurrence(
+        "estimators.pes",
+        loss=LOSS,
+        **PERTURBED,
+        window=(2, "integer"),
+        carry=(None, "optional"),
+        has_carry=(False, "flag"),
+    ),
     Target(
         "bptt.unroll_linear",
         bptt.unroll_linear,
@@ -633,6 +643,7 @@ TARGETS: list[Target] = [
             "validation": "optional",
             "on_record": "no function",
             "on_chunk": "no function",
+            "on_states": "no function",
             "settings": "settings",
             "folder": "folder",
         },

@@ -392,6 +392,24 @@ def by_lag(name: str, plan: Plan) -> np.ndarray:
     return parts
 
 
+def perturbed_loss(name: str, plan: Plan, perturbations: list[np.ndarray], until: int) -> float:
+    """The loss, in double precision, of states to which the parameters of every step were moved; those from `until`
+    on are as they are without."""
+    with jax.enable_x64(True):
+        problem, (step, _) = _problem(name, "float64"), _one_step(name)
+        vector, nothing = vector_of(problem.params), jax.tree.map(jnp.zeros_like, floats(problem.state0)[0])
+        reset = problem.reset_state if plan.own_reset_state else problem.state0
+        xs = [at_step(problem.xs, k) for k in range(plan.steps)]
+
+        def run(perturbations: list[np.ndarray]) -> list[Any]:
+            moved = [like_vector(problem.params, vector + jnp.asarray(e)) for e in perturbations]
+            return walk(step, plan, moved, problem.state0, reset, xs, [nothing] * plan.steps)[0]
+
+        later = run([0 * e for e in perturbations])[until:] if until < plan.steps else []
+        states = stacked(run(perturbations)[:until] + later)
+        return float(loss(states, loss_args(plan.weights, "float64"))[0])
+
+
 # --- Comparing
 
 

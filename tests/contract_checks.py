@@ -20,6 +20,7 @@ from contract_cases import (
     log_norms,
     loss,
     loss_args,
+    perturbed_loss,
     real_vector,
     same_dtypes,
     vector_of,
@@ -353,6 +354,60 @@ def check_rtrl(case: Case) -> Iterator[Comparison]:
         got = bptt.estimators.rtrl(*case.arguments(plan), only_loss, args=_args(case, plan))
         yield Comparison("gradient", real_vector(got), truncated(case, plan, plan.steps, plan.steps))
         yield same_dtypes("gradient", got, floats(case.problem.params)[0])
+
+
+PAIRS, SIGMA, KEY = 2, 0.1, jax.random.key(5)
+
+
+def noise_of(case: Case, key: Any, number: int) -> np.ndarray:
+    vector, _ = bptt.ravel_state(floats(case.problem.params)[0])
+    drawn = jax.random.normal(jax.random.fold_in(key, number), vector.shape, vector.dtype)
+    return np.asarray(drawn, np.float64)
+
+
+def slope(case: Case, plan: Plan, perturbations: list[np.ndarray], until: int) -> float:
+    above, below = (
+        perturbed_loss(case.name, plan, [sign * SIGMA * e for e in perturbations], until) for sign in (1, -1)
+    )
+    return (above - below) / (2 * SIGMA)
+
+
+def check_es(case: Case) -> Iterator[Comparison]:
+    """One perturbation for all steps, whatever piece they are of."""
+    for plan in case.plans:
+        estimate = 0.0
+        for key in jax.random.split(KEY, PAIRS):
+            noise = noise_of(case, key, 1)
+            estimate += slope(case, plan, [noise] * plan.steps, plan.steps) * noise / PAIRS
+        got = bptt.estimators.es(
+            *case.arguments(plan), only_loss, args=_args(case, plan), key=KEY, sigma=SIGMA, pairs=PAIRS
+        )
+        yield Comparison("estimate", real_vector(got), estimate, slack=100)
+        yield same_dtypes("estimate", got, floats(case.problem.params)[0])
+
+
+def check_pes(case: Case) -> Iterator[Comparison]:
+    """Every piece by itself, the others unperturbed: the losses of trajectories that are perturbed up to a window."""
+    for plan in case.plans:
+        estimate, nothing = 0.0, np.zeros_like(noise_of(case, KEY, 0))
+        for key in jax.random.split(KEY, PAIRS):
+            number = 0
+            for _, steps in plan.pieces:
+                perturbations, accumulated, before = [nothing] * plan.steps, nothing, 0.0
+                for begin in range(0, len(steps), 2):
+                    number += 1
+                    noise = noise_of(case, key, number)
+                    accumulated = accumulated + noise
+                    for t in steps[begin : begin + 2]:
+                        perturbations[t] = noise
+                    until = next((t for t in range(t + 1, plan.steps) if plan.mask[t]), plan.steps)
+                    found = slope(case, plan, perturbations, until)
+                    estimate += (found - before) * accumulated / PAIRS
+                    before = found
+        options = {"key": KEY, "sigma": SIGMA, "pairs": PAIRS, "window": 2}
+        got = bptt.estimators.pes(*case.arguments(plan), only_loss, args=_args(case, plan), **options)
+        yield Comparison("estimate", real_vector(got), estimate, slack=100)
+        yield same_dtypes("estimate", got, floats(case.problem.params)[0])
 
 
 # --- What is measured of the gradient. The signal of each piece is followed alone; its logarithms make one line.
@@ -797,6 +852,8 @@ CHECKS: dict[str, Check] = {
     "truncation_bias": Check(check_truncation_bias, no_backward_pass, small),
     "gradient_by_lag": Check(check_gradient_by_lag, no_backward_pass, small),
     "rtrl": Check(check_rtrl, applies=small),
+    "es": Check(check_es, applies=solved_fully),
+    "pes": Check(check_pes, applies=solved_fully),
     "lyapunov_exponents": Check(check_exponents),
     "flossing_penalty": Check(check_flossing),
     "predict_parallel": Check(check_prediction),

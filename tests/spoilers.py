@@ -487,6 +487,7 @@ KINDS: dict[str, dict[str, Spoiler]] = {
     "warmup or none": {k: v for k, v in WARMUPS.items() if k != "none"},
     "remat": REMATS,
     "above zero": ABOVE_ZERO,
+    "finite above zero": ABOVE_ZERO | {"Inf": Spoiler(lambda v: np.inf)},
     "fraction": FRACTIONS,
     "finite": FINITE,
     "choice": CHOICES,

@@ -6,6 +6,7 @@ Types are checked by tracing, for two devices that need not be there; values in 
 import inspect
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -17,7 +18,7 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec, u
 from slices import covering
 from surface import PUBLIC
 from test_devices import running, start
-from test_transforms import ALWAYS, FUNCTIONS, MATRICES, XS, along, loss, step
+from test_transforms import ALWAYS, FUNCTIONS, KEY, MATRICES, XS, along, loss, step
 
 import bptt_jax as bptt
 from bptt_jax import remedies
@@ -64,6 +65,8 @@ MORE = {
     "tbptt": along(bptt.estimators.tbptt, loss, k1=1, k2=2),
     "truncation_bias": along(bptt.truncation_bias, loss),
     "rtrl": along(bptt.estimators.rtrl, loss),
+    "es": along(bptt.estimators.es, loss, key=KEY, pairs=2),
+    "pes": in_pieces(partial(bptt.estimators.pes, key=KEY, window=2, pairs=2), loss),
     "omega_terms": along(remedies.omega_terms, loss),
     "omega_penalty": jax.grad(lambda w: remedies.omega_penalty(along(remedies.omega_terms, loss)(w))),
     "flossing_penalty": jax.grad(along(remedies.flossing_penalty, num=1)),

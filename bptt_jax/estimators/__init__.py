@@ -6,6 +6,7 @@ where it is not.
 """
 
 from bptt_jax.estimators.influence import rtrl
+from bptt_jax.estimators.perturbation import PESCarry, es, pes
 from bptt_jax.estimators.truncated import tbptt
 
-__all__ = ["rtrl", "tbptt"]
+__all__ = ["PESCarry", "es", "pes", "rtrl", "tbptt"]
