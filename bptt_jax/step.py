@@ -543,7 +543,7 @@ def _of_lists(step: Step, params: Params, state0: State, xs: PyTree) -> str:
         counts = {"params": len(jax.tree.leaves(params)), "state0": len(jax.tree.leaves(state0))}
         name = next(n for n in arrays if len(jax.tree.leaves(arrays[n])) != counts[n])
         return (
-            f"{name}: expected an array where there is a list of {counts[name]} numbers, each of "
+            f"{name}: expected an array, got a list of {counts[name]} numbers, each of "
             f"which JAX takes for an array of its own; give jnp.asarray(...) of the list"
         )
     if (

@@ -123,7 +123,7 @@ SLIPS = {
     # Python's lists
     "a state in a list": (
         of(bare, jnp.eye(2), [0.0, 0.0], XS[:, :2]),
-        "state0: expected an array where there is a list of 2 numbers…jnp.asarray",
+        "state0: expected an array, got a list of 2 numbers…jnp.asarray",
     ),
     "parameters in lists": (of(bare, LISTS, jnp.zeros(2), XS[:, :2]), "params: …a list of 4 numbers…jnp.asarray"),
     "parameters in lists in a dict": (
