@@ -28,9 +28,8 @@ nb_merge_streams = True
 
 NOTEBOOKS = {
     "agent_memory": "Agents",
-    "double_pendulum": "Physics",
-    "unrolled_optimisation": "Unrolled optimisation",
     "depth_as_time": "Deep networks",
+    "unrolled_optimisation": "Unrolled optimisation",
     "flipflop": "Dynamical systems",
 }
 

@@ -347,6 +347,17 @@ TARGETS: list[Target] = [
         has_carry=(False, "flag"),
     ),
     Target(
+        "bptt.analysis.adaptive_window",
+        bptt.analysis.adaptive_window,
+        {"log_norms": -0.5 * np.arange(6, dtype=np.float32), "gradient_log_norm": 0.9, "tolerance": 0.1, "k1": 2},
+        {
+            "log_norms": "log norms",
+            "gradient_log_norm": "log",
+            "tolerance": "above zero",
+            "k1": "optional integer",
+        },
+    ),
+    Target(
         "bptt.unroll_linear",
         bptt.unroll_linear,
         LINEAR | {"length": 3},
@@ -563,7 +574,6 @@ TARGETS: list[Target] = [
         {"step": step, "params": W, "found": None},
         {"found": "anything"},
     ),
-    Target("bptt.report", bptt.report, {"results": None, "path": "page.html", "title": 3}, {"results": "anything"}),
     Target("bptt.plots.plot_atlas", bptt.plots.plot_atlas, {"results": []}, {"results": "anything"}),
     Target("bptt.plots.plot_leaves", bptt.plots.plot_leaves, {"found": None}, {"found": "anything"}),
     Target("bptt.plots.plot_adjoints", bptt.plots.plot_adjoints, {"adjoints": None}, {"adjoints": "anything"}),

@@ -473,6 +473,13 @@ KINDS: dict[str, dict[str, Spoiler]] = {
     "visited": NO_ARRAYS | LAYOUTS | {k: SHAPES[k] for k in ("scalar", "python number", "empty", "empty inside")},
     "optional choice": {k: v for k, v in CHOICES.items() if k != "none"},
     "at least zero": {k: v for k, v in ABOVE_ZERO.items() if k not in ("none", "zero")},
+    "log norms": {
+        k: v
+        for k, v in (NO_ARRAYS | LAYOUTS | SHAPES | NO_FLOATS | REFUSED_COMPLEX | NUMBERS).items()
+        if k not in ("longer", *BEYOND)
+    }
+    | {"list": Spoiler(lambda a: a.tolist())},
+    "log": {k: v for k, v in FLOATS.items() if k != "NaN"},
     "matrices": MATRICES,
     "square": SQUARE,
     "jacobians": JACOBIANS,

@@ -27,7 +27,7 @@ from bptt_jax.experiments import runfolder
 from bptt_jax.experiments.loop import init_state, train
 from bptt_jax.experiments.network import network
 from bptt_jax.experiments.runfolder import RunFolder, RunFolderError, read_settings, read_state
-from bptt_jax.experiments.tasks import Batch, adding
+from bptt_jax.experiments.tasks import Batch, adding, delayed_copy
 
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of what orbax has not finished
 
@@ -314,6 +314,28 @@ def test_events_are_the_same_across_stops(tmp_path) -> None:
         done = train(net, explosive, updates=updates, batch=2, chunk=3, folder=tmp_path / "stopped")
     assert done.records == whole.records
     assert_equal(done.states, whole.states)
+
+
+@pytest.mark.parametrize("window", covering([3, "auto"], "auto"))
+def test_a_run_stopped_in_mid_stream(window, tmp_path) -> None:
+    """States, position and the window to come stand in the checkpoint."""
+    task = delayed_copy(2, values=2, episode=6)
+    net = network(bptt.rnn(2), task._replace(whole=task.sample(jax.random.key(9), 2), threshold=0.0))
+    settings = {"batch": 3, "seeds": (0, 1), "chunk": 1, "window": window}
+
+    def run(updates, name):
+        return train(net, optax.sgd(0.3, momentum=0.9), updates=updates, folder=tmp_path / name, **settings)
+
+    whole = run(3, "whole")
+    run(1, "stopped")
+    again = run(3, "stopped")
+    assert_equal(again.states, whole.states)
+    assert again.records == whole.records
+    assert (tmp_path / "stopped/log.jsonl").read_bytes() == (tmp_path / "whole/log.jsonl").read_bytes()
+    assert_equal(read_state(tmp_path / "stopped", whole.states), whole.states)
+    assert float(jnp.abs(whole.states.carried.states).min()) > 0
+    with pytest.raises(ValueError, match=f"window: {window!r} there, 4 here"):
+        train(net, optax.sgd(0.3), updates=4, folder=tmp_path / "whole", **settings | {"window": 4})
 
 
 # --- Killed.

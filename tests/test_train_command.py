@@ -38,7 +38,7 @@ SMALL = [
 SETTINGS = train.Settings(
     task="adding", length=4, text=None, cell="lstm", hidden=6, activation=None, gain=None, alpha=None, noise=None,
     init=None, chrono=False, optimizer="sgd", rate=0.1, clip=1.0, clip_adjoints=None, omega=0.0, batch=5,
-    seeds=2, chunk=20, remat=False, float64=False,
+    seeds=2, chunk=20, truncate=None, stateful=False, bias=None, remat=False, float64=False,
 )  # fmt: skip
 
 
@@ -272,6 +272,18 @@ def test_every_task_is_there(name) -> None:
         ({"cell": "indrnn", "init": "orthogonal"}, "--init: indrnn: .* at least a 2D shape"),
         ({"cell": "gla", "hidden": 3}, "hidden_size: expected a multiple of heads, 2, got 3"),
         ({"cell": "transformer"}, "--cell: expected rnn, "),
+        ({"stateful": True}, "--stateful: expected --truncate K or --truncate auto with it, got neither"),
+        ({"truncate": "auto"}, "--truncate auto: expected --stateful with it"),
+        ({"truncate": 5, "bias": 0.1}, "--bias: expected --truncate auto with it, got 5"),
+        ({"bias": 0.1}, "--bias: expected --truncate auto with it, got None"),
+        (
+            {"stateful": True, "truncate": 5},
+            "--stateful: expected a task that is a stream, characters or delayed-copy, got adding",
+        ),
+        (
+            {"task": "delayed-copy", "stateful": True, "truncate": 5, "omega": 1.0},
+            "--omega: its terms are of sequences from the initial state; drop --stateful",
+        ),
         ({"length": 2, "chrono": True}, "longest: expected at least 3, got 2"),
         ({"hidden": 10**9}, "hidden_size: expected recurrent weights that a memory can hold, got 1000000000 units"),
     ],
@@ -318,6 +330,7 @@ def test_what_no_memory_holds_is_told_in_one_line(tmp_path, capsys, monkeypatch)
         (["train", "adding", "--hidden", "x"], "--hidden: expected an integer, got 'x'"),
         (["train", "adding", "--clip", "x"], "--clip: expected a number, got 'x'"),
         (["train", "nothing"], "invalid choice: 'nothing'"),
+        (["train", "characters", "--truncate", "none"], "--truncate: expected an integer, got 'none'"),
         (["train", "adding", "--clip", "-1"], "expected a positive number"),
         (["diagnose", "--checkpoint", "{}"], "no training run is there"),
         (["diagnose", "--checkpoint", "{}", "--cells", "gru", "--loss", "all"], "drop --cells, --loss"),

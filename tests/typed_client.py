@@ -67,6 +67,8 @@ def measure(w: jax.Array, h0: jax.Array, xs: jax.Array) -> None:
 
 def mend(w: jax.Array, h0: jax.Array, xs: jax.Array) -> None:
     assert_type(bptt.truncation_bias(leaky, w, h0, xs, last), bptt.analysis.TruncationBias)
+    by_lag = bptt.temporal_contributions(leaky, w, h0, xs, last).log_norms[::-1]
+    assert_type(bptt.analysis.adaptive_window(by_lag, 0.5), bptt.analysis.AdaptiveWindow)
     assert_type(bptt.analysis.gradient_by_lag(leaky, w, h0, xs, last), bptt.analysis.GradientByLag)
     assert_type(
         bptt.remedies.omega_penalty(bptt.remedies.omega_terms(leaky, w, h0, xs, last), version="code"), jax.Array

@@ -22,8 +22,10 @@ from bptt_jax.analysis.modes import modal_coordinates
 from bptt_jax.analysis.monitor import Monitor, MonitorRecord, MonitorWarning
 from bptt_jax.analysis.nonfinite import NonFinite
 from bptt_jax.analysis.truncation import TruncationBias, truncation_bias
+from bptt_jax.analysis.window import AdaptiveWindow, adaptive_window
 
 __all__ = [
+    "AdaptiveWindow",
     "Adjoints",
     "Calibration",
     "CalibrationTrials",
@@ -43,6 +45,7 @@ __all__ = [
     "RecommendedGain",
     "TemporalContributions",
     "TruncationBias",
+    "adaptive_window",
     "adjoints",
     "calibrate",
     "calibrate_cell",

@@ -283,6 +283,8 @@ def _trained(settings: Settings, folder: Path) -> tuple[Data, list[Recurrence]]:
     """
     # Jacobians are those of the step as it is, not of one that clips on its way back.
     run = replace(train.read(folder), clip_adjoints=None, remat=False)
+    if not run.stateful:
+        run = replace(run, truncate=None)
     if run.text is not None and settings.text is None:
         raise BadArgument(f"--checkpoint: the run read a text of its own, which must be given: --text {run.text}")
     if run.text is None and settings.text is not None:

@@ -19,13 +19,14 @@ from bptt_jax import interrupts
 from bptt_jax.cells.atlas import ATLAS, Family
 from bptt_jax.checks import check_positive_int
 from bptt_jax.cli import atlas, diagnose, dynamics, train
-from bptt_jax.cli.report import COLUMNS, BadArgument, provenance, rows
+from bptt_jax.cli.page import AtlasPart, atlas_page, page
+from bptt_jax.cli.report import COLUMNS, BadArgument, provenance, rows, visible
 from bptt_jax.experiments.atlas import BASES, AtlasFileError, chosen, measure
 from bptt_jax.experiments.progress import progress, progress_bar
 from bptt_jax.experiments.records import Record
 from bptt_jax.experiments.runfolder import last_checkpoint
 from bptt_jax.files import atomic_path, write_json
-from bptt_jax.leaves import to_jsonable, visible
+from bptt_jax.leaves import to_jsonable
 
 _DIAGNOSE_EXAMPLES = """\
 examples:
@@ -45,6 +46,8 @@ examples:
   bptt-jax train temporal-order --cell rnn --init sparse --omega 4 --optimizer sgd --rate 0.01 --seeds 5
   bptt-jax train flipflop --cell leaky_rnn --noise 0.05 --rate 0.003 --clip 1
   bptt-jax train characters --text novel.txt --cell gru --hidden 256 --updates 5000
+  bptt-jax train characters --stateful --truncate 50 --cell gru
+  bptt-jax train delayed-copy --length 10 --stateful --truncate auto --bias 0.3
 
 Interrupted or killed, the same command goes on from the last checkpoint; --updates may be raised.
 """
@@ -344,6 +347,23 @@ def _add_train(jobs: Any) -> None:
     add("--batch", type=_positive_int, default=20, help="sequences of an update (20)")
     add("--seeds", type=_positive_int, default=1, help="independent runs, side by side (1)")
     add("--chunk", type=_positive_int, default=100, help="updates between evaluations and checkpoints (100)")
+    add(
+        "--truncate",
+        type=_window,
+        metavar="K",
+        help="end the backward pass after K steps; with --stateful also auto: chosen while training",
+    )
+    add(
+        "--stateful",
+        action="store_true",
+        help=f"read {' or '.join(train.STREAMS)} as endless streams, in windows of --truncate steps; carry the state",
+    )
+    add(
+        "--bias",
+        type=_positive_float,
+        metavar="BOUND",
+        help="of --truncate auto: on the gradient's relative bias (default: 0.5)",
+    )
     add("--remat", action="store_true", help="memory O(sqrt(T)) in the backward pass (Omega's aside)")
     add("--float64", action="store_true", help="compute in double precision")
     add("--out", type=Path, metavar="FOLDER", help="of the run (default: train-TASK)")
@@ -451,8 +471,7 @@ def _diagnose(arguments: argparse.Namespace) -> _Outcome:
     try:
         from rich.console import Console
 
-        from bptt_jax.cli.page import flow_page
-        from bptt_jax.plots.flow import plot_gradient_flow
+        from bptt_jax.plots.flow import plot_gradient_flow, plot_parts
     except ImportError:
         raise BadArgument("needs matplotlib and rich: python -m pip install 'bptt_jax[plot]'") from None
     settings = _diagnose_settings(arguments)
@@ -484,7 +503,8 @@ def _diagnose(arguments: argparse.Namespace) -> _Outcome:
     with contextlib.ExitStack() as files:
         figure.savefig(files.enter_context(atomic_path(out / "flow.png")), dpi=120)
         if arguments.html:
-            text = flow_page(title, numbers, flows, gated)
+            norms, spectra = plot_parts(drawn)
+            text = page(title, numbers, norms, list(spectra.values()))
             files.enter_context(atomic_path(out / "flow.html")).write_text(text, encoding="utf-8")
         write_json(out / "flow.json", numbers)
     return _Outcome(numbers, [out / name for name in names], lambda: _console(Console).print(_table(numbers)))
@@ -616,7 +636,6 @@ def _atlas(arguments: argparse.Namespace) -> _Outcome:
     try:
         from rich.console import Console
 
-        from bptt_jax.cli.page import atlas_page
         from bptt_jax.plots.atlas import plot_atlas
     except ImportError:
         raise BadArgument("needs matplotlib and rich: python -m pip install 'bptt_jax[plot]'") from None
@@ -643,9 +662,7 @@ def _atlas(arguments: argparse.Namespace) -> _Outcome:
     title, provided = atlas.title(settings), provenance()
     of = {basis: atlas.of_basis(measured, basis) for basis in BASES}
     maps = {basis: plot_atlas(of[basis], title=f"{atlas.TITLES[basis]}: {title}") for basis in BASES}
-    parts = [
-        atlas.AtlasPart(atlas.TITLES[k], maps[k], atlas.columns(of[k]), list(atlas.rows(of[k]))) for k in BASES
-    ]
+    parts = [AtlasPart(atlas.TITLES[k], maps[k], atlas.columns(of[k]), list(atlas.rows(of[k]))) for k in BASES]
     computed = {**provided["versions"], "device": provided["device"]}
     text = atlas_page(title, parts, vars(settings), computed, atlas.MEANINGS, measured.failed)
     with contextlib.ExitStack() as files:
@@ -668,7 +685,7 @@ def _console(console: Any, width: int = 132) -> Any:
     return console(width=None if sys.stdout.isatty() else width)
 
 
-def _atlas_table(part: atlas.AtlasPart) -> Any:
+def _atlas_table(part: AtlasPart) -> Any:
     """A few of the columns; all of them are in the files."""
     from rich.table import Table
 
@@ -763,6 +780,10 @@ def _positive_int(text: str) -> int:
         return check_positive_int("", value)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error).removeprefix(": ")) from None
+
+
+def _window(text: str) -> int | str:
+    return text if text == "auto" else _positive_int(text)
 
 
 def _positive_float(text: str) -> float:

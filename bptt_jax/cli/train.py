@@ -17,7 +17,7 @@ from bptt_jax.cells.atlas import ATLAS
 from bptt_jax.cells.initializers import chrono, identity, sparse
 from bptt_jax.cli.report import BadArgument, one_line, provenance
 from bptt_jax.experiments import loop, tasks
-from bptt_jax.experiments.network import Network, network
+from bptt_jax.experiments.network import Network, network, truncated
 from bptt_jax.experiments.records import Record, Training, TrainState
 from bptt_jax.experiments.runfolder import RunFolderError, read_settings, read_state
 from bptt_jax.experiments.text import english_text, read_text
@@ -33,12 +33,14 @@ LENGTHS = {
     "temporal-order-3": 50,
     "random-permutation": 100,
     "copy-memory": 100,
+    "delayed-copy": 20,
     "memorization": 100,
     "characters": 100,
     "digits": 64,
     "flipflop": 100,
     "context-decision": 50,
 }
+STREAMS = ("characters", "delayed-copy")
 CELLS = tuple(ATLAS)
 OPTIMIZERS = {"sgd": optax.sgd, "adam": optax.adam, "rmsprop": optax.rmsprop}
 ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "sigmoid": jax.nn.sigmoid}
@@ -73,6 +75,9 @@ class Settings:
     batch: int
     seeds: int
     chunk: int
+    truncate: int | str | None
+    stateful: bool
+    bias: float | None
     remat: bool
     float64: bool
 
@@ -103,8 +108,9 @@ def prepare(settings: Settings) -> Job:
     task, validation = task_of(settings.task, settings.length, text)
     if settings.noise:
         task, validation = tasks.with_keys(task), None if validation is None else tasks.with_keys(validation)
+    _check_truncation(settings, task)
     try:
-        net = network(_cell(settings, task), task, remat=settings.remat)
+        net = network(_truncated(settings, _cell(settings, task)), task, remat=settings.remat)
     except ValueError as error:
         raise BadArgument(str(error)) from None
     # Omega is of the step itself, not of one that clips on its way back.
@@ -136,6 +142,7 @@ def run(job: Job, settings: Settings, updates: int, folder: Path, on_record: Cal
             penalty=job.penalty,
             validation=job.validation,
             folder=folder,
+            **_stateful(settings),
             settings={"arguments": asdict(settings), "text_sha256": job.text_sha256},
             on_record=on_record,
         )
@@ -168,7 +175,8 @@ def states(job: Job, settings: Settings, folder: Path) -> tuple[TrainState, Trai
     Raises:
       BadArgument: there is no checkpoint, or it is not of this network.
     """
-    init = jax.vmap(partial(loop.init_state, job.network, job.optimizer))
+    streams = settings.batch if settings.stateful else None
+    init = jax.vmap(partial(loop.init_state, job.network, job.optimizer, batch=streams))
     try:
         if read_settings(folder).get("text_sha256") != job.text_sha256:
             another = "the help texts of another Python" if settings.text is None else "another one"
@@ -252,6 +260,8 @@ def task_of(name: str, length: int, text: str | None) -> tuple[tasks.Task, tasks
             "temporal-order-3": partial(tasks.temporal_order, symbols=3),
             "random-permutation": tasks.random_permutation,
             "copy-memory": tasks.copy_memory,
+            # With episodes much longer than the lag, so that resets are met.
+            "delayed-copy": lambda delay: tasks.delayed_copy(delay, episode=20 * delay),
             "memorization": tasks.memorization,
             # Trials of different lengths, as they are in experiments.
             "flipflop": lambda length: tasks.flipflop(length, shortest=min(length, max(15, -(-length // 2)))),
@@ -262,6 +272,36 @@ def task_of(name: str, length: int, text: str | None) -> tuple[tasks.Task, tasks
         raise
     except (ValueError, ImportError) as error:
         raise BadArgument(str(error)) from None
+
+
+def _check_truncation(settings: Settings, task: tasks.Task) -> None:
+    if settings.truncate is None and settings.stateful:
+        raise BadArgument("--stateful: expected --truncate K or --truncate auto with it, got neither")
+    if settings.truncate == "auto" and not settings.stateful:
+        raise BadArgument("--truncate auto: expected --stateful with it, where the window is what an update costs")
+    if settings.bias is not None and settings.truncate != "auto":
+        raise BadArgument(f"--bias: expected --truncate auto with it, got {settings.truncate}")
+    if not settings.stateful:
+        return
+    if task.stream is None:
+        raise BadArgument(
+            f"--stateful: expected a task that is a stream, {' or '.join(STREAMS)}, got {settings.task}"
+        )
+    if settings.omega:
+        raise BadArgument("--omega: its terms are of sequences from the initial state; drop --stateful")
+
+
+def _truncated(settings: Settings, cell: Cell) -> Cell:
+    if settings.truncate is None or settings.stateful:
+        return cell
+    return truncated(cell, int(settings.truncate))
+
+
+def _stateful(settings: Settings) -> dict[str, Any]:
+    """As `loop.train` takes it."""
+    if not settings.stateful:
+        return {}
+    return {"window": settings.truncate} | ({} if settings.bias is None else {"bias": settings.bias})
 
 
 def _omega(net: Network, weight: float) -> loop.Penalty:

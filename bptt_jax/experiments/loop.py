@@ -12,7 +12,7 @@ from enum import IntEnum, unique
 from functools import partial
 from pathlib import Path
 from types import NoneType
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,9 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from bptt_jax.checks import call_user_function, check_positive_int, check_scalar
+from bptt_jax.analysis.window import AdaptiveWindow
+from bptt_jax.checks import call_user_function, check_positive_finite, check_positive_int, check_scalar
+from bptt_jax.experiments import streams
 from bptt_jax.experiments.network import Network, NetworkParams
 from bptt_jax.experiments.records import (
     RECENT,
@@ -28,6 +30,7 @@ from bptt_jax.experiments.records import (
     Record,
     Training,
     TrainState,
+    Truncation,
     events_of,
     flaw,
     record_of,
@@ -38,20 +41,21 @@ from bptt_jax.experiments.tasks import Batch, Task
 from bptt_jax.leaves import to_jsonable
 from bptt_jax.linalg import logscale
 from bptt_jax.remedies.clipping import check_optimizer
-from bptt_jax.step import Array, PyTree
+from bptt_jax.step import Array, PyTree, State
 
 Penalty: TypeAlias = Callable[[NetworkParams, Batch], Array]
 Probe: TypeAlias = Callable[[NetworkParams, Batch], Array]
 
 
 @unique
-class _Stream(IntEnum):
-    """Of random numbers: each is drawn from a key of its own."""
+class _Drawn(IntEnum):
+    """What is drawn, each from a key of its own."""
 
     WEIGHTS = 0
     BATCHES = 1
     SCREENING = 2
     CONFIRMATION = 3
+    STREAMS = 4
 
 
 # Success is judged on as many fresh sequences as Pascanu et al. 2013 take; a tenth of them says when to look.
@@ -59,10 +63,15 @@ _FRESH, _SCREENED = 10_000, 1_000
 _PIECE, _PIECE_STEPS = 250, 1_000_000  # sequences evaluated at once, and their steps
 
 
-def init_state(network: Network, optimizer: optax.GradientTransformation, seed: Array | int) -> TrainState:
-    """The state before the first update; ``jax.vmap`` over `seed` for several."""
+def init_state(
+    network: Network, optimizer: optax.GradientTransformation, seed: Array | int, *, batch: int | None = None
+) -> TrainState:
+    """The state before the first update; ``jax.vmap`` over `seed` for several.
+
+    With `batch` it is that of stateful training, of so many streams, each at its beginning.
+    """
     seed = jnp.asarray(seed, jnp.int32)
-    params = network.init(_key(seed, _Stream.WEIGHTS, 0))
+    params = network.init(_key(seed, _Drawn.WEIGHTS, 0))
     none = jnp.full(RECENT, jnp.nan, _loss_dtype(network, params))
     return TrainState(
         seed,
@@ -72,25 +81,56 @@ def init_state(network: Network, optimizer: optax.GradientTransformation, seed: 
         jnp.ones((), bool),
         jnp.full((), -1, jnp.int32),
         Metrics(none, jnp.full(RECENT, jnp.nan, jnp.float32)),
+        None if batch is None else streams.beginning(network.cell, batch),
     )
 
 
 def make_update(
-    network: Network, optimizer: optax.GradientTransformation, *, batch: int, penalty: Penalty | None = None
+    network: Network,
+    optimizer: optax.GradientTransformation,
+    *,
+    batch: int,
+    penalty: Penalty | None = None,
+    window: int | None = None,
 ) -> Callable[[TrainState], tuple[TrainState, Metrics]]:
-    """One update as a pure function, to be scanned, jitted or vmapped; arguments as for `train`."""
+    """One update as a pure function, to be scanned, jitted or vmapped; arguments as for `train`.
+
+    With a `window` it takes and returns a state with `carried`, from ``init_state(..., batch=batch)``.
+
+    Example:
+      >>> from bptt_jax.experiments.loop import init_state, make_update
+      >>> from bptt_jax.experiments.network import network
+      >>> from bptt_jax.experiments.tasks import delayed_copy
+      >>> net, optimizer = network(bptt.rnn(4), delayed_copy(3)), optax.sgd(0.1)
+      >>> update = jax.jit(make_update(net, optimizer, batch=2, window=10))
+      >>> state, metrics = update(init_state(net, optimizer, 0, batch=2))
+      >>> int(state.carried.position), state.carried.states.shape
+      (10, (2, 4))
+    """
     update_params = optax.with_extra_args_support(optimizer).update
+    if window is not None:
+        check_positive_int("window", window)
+        streams.check_stream(network.task)
 
     def update(state: TrainState) -> tuple[TrainState, Metrics]:
-        data = network.task.sample(_key(state.seed, _Stream.BATCHES, state.updates), batch)
+        if (window is None) != (state.carried is None):
+            expected = "one without carried states" if window is None else "one of init_state(..., batch=batch)"
+            raise ValueError(f"state: expected {expected}, since window is {window}")
+        data, carried = _next_batch(network, batch, window, state), state.carried
 
-        def objective(params: NetworkParams) -> tuple[Array, Array]:
-            loss = jnp.mean(jax.vmap(partial(network.loss, params))(*data))
+        def losses(params: NetworkParams) -> tuple[Array, State]:
+            if carried is None:
+                return jax.vmap(partial(network.loss, params))(*data), None
+            return jax.vmap(partial(network.carry_on, params))(carried.states, *data)
+
+        def objective(params: NetworkParams) -> tuple[Array, tuple[Array, State]]:
+            each, states = losses(params)
+            loss = jnp.mean(each)
             if penalty is None:
-                return loss, loss
-            return loss + _called("penalty", penalty, params, data), loss
+                return loss, (loss, states)
+            return loss + _called("penalty", penalty, params, data), (loss, states)
 
-        (value, loss), gradient = jax.value_and_grad(objective, has_aux=True)(state.params)
+        (value, (loss, states)), gradient = jax.value_and_grad(objective, has_aux=True)(state.params)
         gradient = jax.tree.map(jnp.conj, gradient)  # of complex parameters, the direction of ascent
         updates, opt_state = update_params(
             gradient,
@@ -100,8 +140,13 @@ def make_update(
             grad=gradient,
             value_fn=lambda params: objective(params)[0],
         )
+        if carried is not None and window is not None:
+            carried = carried._replace(states=states, position=carried.position + window)
         moved = state._replace(
-            updates=state.updates + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state
+            updates=state.updates + 1,
+            params=optax.apply_updates(state.params, updates),
+            opt_state=opt_state,
+            carried=carried,
         )
         return moved, Metrics(loss, logscale.log_norm(gradient).astype(jnp.float32))
 
@@ -142,6 +187,8 @@ def train(
     penalty: Penalty | None = None,
     probes: Mapping[str, Probe] | None = None,
     validation: Task | None = None,
+    window: int | Literal["auto"] | None = None,
+    bias: float = 0.5,
     mesh: Mesh | None = None,
     folder: Path | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -171,6 +218,15 @@ def train(
       probes: by name, ``probe(params, batch) -> scalar``, computed after each chunk on the next update's batch,
         and recorded.
       validation: the task that is evaluated, if not the network's own: its "validation" split.
+      window: of a task that is a stream: it is read in windows of so many steps, of `batch` streams side by side, whose
+        states are carried from window to window. Each update is of one window, and its gradient ends at the window's
+        beginning: truncated backpropagation through time. The memory does not grow with the stream, and the state of
+        the run holds states and position. Evaluated are sequences of the task's length, from the initial state. "auto":
+        chosen after each chunk, and before the first, by `bptt_jax.analysis.adaptive_window` from the gradient of the
+        loss of one step, all streams together, as many steps on as the task is long: the next power of two, at most
+        the task's length, which it is where no window is long enough; the longest that a seed that runs wants. None:
+        every update is of fresh sequences, from the initial state.
+      bias: of a window that is chosen, the bound on the gradient's relative bias, above 0.
       mesh: the seeds are spread over its devices, as many on each; they may belong to several processes
         (`jax.distributed`), all of which make this call. Then records are the same in all, and the arrays of
         `Training.states` global ones. Equal to one device up to rounding; to itself, resumed, bit for bit.
@@ -210,31 +266,53 @@ def train(
             wanted, got = getattr(task, name), getattr(judge, name)
             raise ValueError(f"validation: expected a task whose {name} is {wanted!r}, got {got!r}")
     identity = {"task": task.name, "length": task.length, "batch": batch, "seeds": seeds, "chunk": chunk}
+    chosen, steps = window == "auto", None if window is None else task.length
+    if window is not None:
+        streams.check_stream(task)
+        identity["window"] = window
+        if chosen:
+            identity["bias"] = check_positive_finite("bias", bias)
+        else:
+            steps = check_positive_int("window", window)
     if taken := identity.keys() & (settings or {}).keys():
         raise ValueError(f"settings: expected other names than {', '.join(sorted(identity))}, got {min(taken)}")
-    init = jax.vmap(partial(init_state, network, optimizer))
-    update = jax.vmap(make_update(network, optimizer, batch=batch, penalty=penalty))
+    init = jax.vmap(partial(init_state, network, optimizer, batch=None if window is None else batch))
     judged = network._replace(task=judge)
-    screen = partial(_judge, judged, _Stream.SCREENING, _SCREENED)
-    confirm = jax.jit(jax.vmap(partial(_judge, judged, _Stream.CONFIRMATION, _FRESH)))
+    screen = partial(_judge, judged, _Drawn.SCREENING, _SCREENED)
+    confirm = jax.jit(jax.vmap(partial(_judge, judged, _Drawn.CONFIRMATION, _FRESH)))
 
-    def probe(state: TrainState) -> dict[str, Array]:
-        data = task.sample(_key(state.seed, _Stream.BATCHES, state.updates), batch)
+    def update(states: TrainState, steps: int | None) -> tuple[TrainState, Metrics]:
+        return jax.vmap(make_update(network, optimizer, batch=batch, penalty=penalty, window=steps))(states)
+
+    def probe(state: TrainState, steps: int | None) -> dict[str, Array]:
+        data = _next_batch(network, batch, steps, state)
         return {name: _called(f"probes[{name!r}]", f, state.params, data) for name, f in (probes or {}).items()}
 
-    @partial(jax.jit, static_argnums=1)
-    def advance(states: TrainState, n: int) -> tuple[TrainState, Metrics, Any, Any]:
-        moved, metrics = jax.lax.scan(lambda s, _: update(s), states, length=n)
+    @partial(jax.jit, static_argnums=(1, 2))
+    def advance(states: TrainState, n: int, steps: int | None) -> tuple[TrainState, Metrics, Any, Any]:
+        moved, metrics = jax.lax.scan(lambda s, _: update(s, steps), states, length=n)
         moved = jax.vmap(_watched, in_axes=(0, 1))(moved, metrics)
         states = jax.vmap(lambda s, old, new: jax.tree.map(partial(jnp.where, s.running), new, old))(
             states, states, moved
         )
         if seeds_axis is not None:
             states = jax.lax.with_sharding_constraint(states, seeds_axis)
-        return states, metrics, jax.vmap(screen)(states), jax.vmap(probe)(states)
+        return states, metrics, jax.vmap(screen)(states), jax.vmap(partial(probe, steps=steps))(states)
+
+    @jax.jit
+    def choose_window(states: TrainState) -> tuple[TrainState, AdaptiveWindow]:
+        def measure(state: TrainState) -> AdaptiveWindow:
+            return streams.measured_window(network, state, _next_batch(network, batch, task.length, state), bias)
+
+        found = jax.vmap(measure)(states)
+        states = streams.with_window(states, found, task.length)
+        return states if seeds_axis is None else jax.lax.with_sharding_constraint(states, seeds_axis), found
 
     # Whatever is wrong with penalty and probes comes out before anything is compiled.
-    jax.eval_shape(lambda seeds: jax.vmap(probe)(update(init(seeds))[0]), np.asarray(seeds, np.int32))
+    jax.eval_shape(
+        lambda seeds: jax.vmap(partial(probe, steps=steps))(update(init(seeds), steps)[0]),
+        np.asarray(seeds, np.int32),
+    )
     states = jax.jit(init, out_shardings=seeds_axis)(np.asarray(seeds, np.int32))
     records: list[Record] = []
     with nullcontext() if folder is None else RunFolder(folder, {**(settings or {}), **identity}) as store:
@@ -244,8 +322,14 @@ def train(
                 if found := flaw(record, len(seeds)):
                     raise RunFolderError(f"{folder}: line {i} of log.jsonl is damaged: {found}")
         while (done := int(jnp.max(states.updates))) < updates and bool(jnp.any(states.running)):
+            if chosen and states.carried is not None:
+                if not jnp.max(states.carried.window):
+                    states, _ = choose_window(states)
+                steps = int(jnp.max(states.carried.window))
             before = seen(states)
-            states, metrics, (loss, error), probed = advance(states, min(chunk - done % chunk, updates - done))
+            states, metrics, (loss, error), probed = advance(
+                states, min(chunk - done % chunk, updates - done), steps
+            )
             passed = states.running & judge.solved(loss, error)
             if judge.whole is None and bool(jnp.any(passed)):
                 loss, error = (jnp.where(passed, a, b) for a, b in zip(confirm(states), (loss, error), strict=True))
@@ -253,10 +337,14 @@ def train(
             states = states._replace(
                 solved_at=jnp.where(passed, states.updates, states.solved_at), running=states.running & ~passed
             )
-            everything = before, seen(states), metrics, loss, error, probed
-            before, after, metrics, loss, error, probed = whole(everything)
+            truncation = None
+            if chosen and steps is not None:
+                states, found = choose_window(states)
+                truncation = Truncation(found.bias[:, steps - 1], found.rate)
+            everything = before, seen(states), metrics, loss, error, probed, truncation
+            before, after, metrics, loss, error, probed, truncation = whole(everything)
             new = to_jsonable(events_of(before, after, metrics, task.baseline))
-            new.append(to_jsonable(record_of(before, after, metrics, loss, error, probed)))
+            new.append(to_jsonable(record_of(before, after, metrics, loss, error, probed, steps, truncation)))
             if store is not None:
                 store.keep(int(jnp.max(states.updates)), states, new)
             records += new
@@ -309,8 +397,15 @@ def _check_kinds(
             raise TypeError(f"{name}: expected a function, got {type(function).__name__}")
 
 
-def _key(seed: Array, stream: _Stream, count: Array | int) -> Array:
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), count)
+def _key(seed: Array, what: _Drawn, count: Array | int) -> Array:
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), what), count)
+
+
+def _next_batch(network: Network, batch: int, window: int | None, state: TrainState) -> Batch:
+    """Of the next update: fresh sequences, or the next `window` steps of all streams."""
+    if window is None or state.carried is None:
+        return network.task.sample(_key(state.seed, _Drawn.BATCHES, state.updates), batch)
+    return streams.read(network.task, _key(state.seed, _Drawn.STREAMS, 0), state.carried.position, batch, window)
 
 
 def _loss_dtype(network: Network, params: NetworkParams) -> Any:
@@ -319,8 +414,8 @@ def _loss_dtype(network: Network, params: NetworkParams) -> Any:
     return jax.eval_shape(network.loss, params, *first).dtype
 
 
-def _judge(network: Network, stream: _Stream, count: int, state: TrainState) -> tuple[Array, Array]:
-    return evaluate(network, state.params, _key(state.seed, stream, state.updates), count)
+def _judge(network: Network, what: _Drawn, count: int, state: TrainState) -> tuple[Array, Array]:
+    return evaluate(network, state.params, _key(state.seed, what, state.updates), count)
 
 
 def _watched(state: TrainState, metrics: Metrics) -> TrainState:

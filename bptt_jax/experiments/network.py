@@ -1,6 +1,7 @@
 """A recurrence with an affine readout: what a task is learned by."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -9,10 +10,11 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
 from bptt_jax.cells.initializers import Initializer, check_initializer, draw_weights
+from bptt_jax.checks import check_positive_int
 from bptt_jax.experiments.tasks import Batch, Task
 from bptt_jax.recurrence.unroll import final_state, unroll
 from bptt_jax.remedies.regularizers import OmegaTerms, omega_terms
-from bptt_jax.step import Array, Cell, Params, PyTree, Sequence, State
+from bptt_jax.step import Array, Cell, Input, Params, PyTree, Sequence, State, choose
 
 _lecun_normal = jax.nn.initializers.lecun_normal()
 
@@ -53,12 +55,14 @@ class Network(NamedTuple):
       task: the task whose sizes it has.
       init: ``init(key) -> NetworkParams``.
       outputs: ``outputs(params, inputs) -> [T, O]``, or ``[1, O]`` where the task reads the last alone.
+      unroll: ``unroll(params, state, inputs) -> states``, leaves ``[T, ...]``, from any state.
     """
 
     cell: Cell
     task: Task
     init: Callable[[Array], NetworkParams]
     outputs: Callable[[NetworkParams, PyTree], Array]
+    unroll: Callable[[NetworkParams, State, PyTree], State]
 
     def loss(self, params: NetworkParams, inputs: PyTree, target: PyTree) -> Float[Array, ""]:
         """The task's loss on one sequence."""
@@ -92,6 +96,31 @@ class Network(NamedTuple):
         read = states if self.task.reads == "all" else jax.tree.map(lambda a: a[-1:], states)
         outputs = jax.vmap(partial(apply_readout, args.readout))(read)
         return self.task.loss(outputs, args.target, args.mask)
+
+    def carry_on(
+        self, params: NetworkParams, state: State, inputs: PyTree, target: PyTree
+    ) -> tuple[Float[Array, ""], State]:
+        """The loss of a window of a stream, and the state after it, from which the next window goes on.
+
+        Its gradient by `params` is that of truncated backpropagation through time, as long as `state` counts as
+        constant, which what another call returned does. A reset begins from the cell's initial state, or from the
+        `reset_state` of `inputs`.
+
+        Example:
+          >>> from bptt_jax.experiments.network import network
+          >>> from bptt_jax.experiments.tasks import delayed_copy
+          >>> net = network(bptt.rnn(4), delayed_copy(3))
+          >>> params, state = net.init(jax.random.key(0)), net.cell.initial_state()
+          >>> gradient = jax.grad(net.carry_on, has_aux=True)
+          >>> for start in (0, 10, 20):
+          ...     window = net.task.stream(jax.random.key(1), start, 10)
+          ...     of_window, state = gradient(params, state, *window)
+        """
+        if isinstance(inputs, Sequence) and inputs.resets is not None and inputs.reset_state is None:
+            inputs = replace(inputs, reset_state=self.cell.initial_state())
+        states = self.unroll(params, state, inputs)
+        loss = self.loss_of_states(states, self.loss_args(params, inputs, target))
+        return loss, jax.tree.map(lambda a: a[-1], states)
 
     def omega_terms(self, params: NetworkParams, batch: Batch) -> OmegaTerms:
         """`bptt_jax.remedies.omega_terms` of every sequence of a batch; `omega_penalty` makes a penalty of them.
@@ -150,10 +179,36 @@ def network(
         if task.reads == "last":
             h = final_state(cell.step, params.cell, h0, inputs, remat=remat)
             return apply_readout(params.readout, h)[None]
-        states = unroll(cell.step, params.cell, h0, inputs, remat=remat)
-        return jax.vmap(lambda h: apply_readout(params.readout, h))(states)
+        return jax.vmap(partial(apply_readout, params.readout))(states(params, h0, inputs))
 
-    return Network(cell, task, init, outputs)
+    def states(params: NetworkParams, state: State, inputs: PyTree) -> State:
+        return unroll(cell.step, params.cell, state, inputs, remat=remat)
+
+    return Network(cell, task, init, outputs, states)
+
+
+def truncated(cell: Cell, window: int) -> Cell:
+    """The cell with its error signal cut before every `window`-th step: TBPTT with k1 = k2 = `window`.
+
+    Counted from the beginning of each sequence, and from each reset on, as `bptt_jax.estimators.tbptt` counts. Its
+    gradient is the same, but where the last window is cut short: here it goes back to its beginning, there `window`
+    steps. The state is ``(state, steps)``.
+
+    Args:
+      cell: any `Cell`.
+      window: steps between two cuts.
+
+    Raises:
+      TypeError, ValueError: `window` is no integer of at least 1.
+    """
+    window = check_positive_int("window", window)
+
+    def step(params: Params, state: tuple[State, Array], x: Input) -> tuple[State, Array]:
+        h, steps = state
+        cut = steps % window == 0
+        return cell.step(params, choose(cut, jax.lax.stop_gradient(h), h), x), steps + 1
+
+    return Cell(cell.init, lambda: (cell.initial_state(), jnp.zeros((), jnp.int32)), step)
 
 
 def apply_readout(readout: Readout, state: State) -> Array:

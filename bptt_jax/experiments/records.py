@@ -11,7 +11,7 @@ import optax
 from bptt_jax.experiments.network import NetworkParams
 from bptt_jax.remedies.clipping import clip_records, skip_records
 from bptt_jax.results import Result
-from bptt_jax.step import Array
+from bptt_jax.step import Array, State
 
 Record: TypeAlias = dict[str, Any]
 
@@ -19,6 +19,7 @@ RECENT = 100  # updates against which a jump of the loss is seen
 _JUMP = 3.0
 _OF_CHUNKS = ["updates", "seeds", "loss", "gradient_log_norm", "gradient_log_norm_max", "non_finite", "clipped"]
 _OF_CHUNKS += ["skipped", "validation_loss", "validation_error", "solved_at", "probes"]
+_OF_CHUNKS += ["window", "bias_bound", "lag_rate"]
 _OF_EVENTS = ["event", "seed", "updates", "loss", "losses_before", "gradient_log_norms_before"]
 _LED_TO = 10  # updates reported before an event
 
@@ -28,6 +29,20 @@ class Metrics(NamedTuple):
 
     loss: Array
     gradient_log_norm: Array
+
+
+class Carried(NamedTuple):
+    """What stateful training takes along from window to window of its B streams.
+
+    Attributes:
+      states: of the recurrence, leaves ``[B, ...]``.
+      position: steps that have been read of every stream, int32.
+      window: steps of the next windows, int32, where they are chosen while training; else 0.
+    """
+
+    states: State
+    position: Array
+    window: Array
 
 
 class TrainState(NamedTuple):
@@ -40,6 +55,7 @@ class TrainState(NamedTuple):
       running: False once solved or lost.
       solved_at: the update after which the criterion was first seen to be met; -1 before.
       recent: `Metrics` of the latest 100 updates; NaN where there were none.
+      carried: of stateful training; None where every update begins from the initial state.
     """
 
     seed: Array
@@ -49,6 +65,14 @@ class TrainState(NamedTuple):
     running: Array
     solved_at: Array
     recent: Metrics
+    carried: Carried | None = None
+
+
+class Truncation(NamedTuple):
+    """Of each seed: the bound on the bias of a window, and the gradient's decay with the lag, nats per step."""
+
+    bias: Array
+    rate: Array
 
 
 class Training(Result):
@@ -60,7 +84,9 @@ class Training(Result):
         reads). Of each chunk, lists by seed, None for a seed that had stopped: "updates" (the number of the last
         one), "seeds", "loss" (mean), "gradient_log_norm" (median, natural log) and its "_max", all three of what
         is finite, "non_finite" (how many losses are not), "clipped" and "skipped" (shares of the chunk's updates;
-        None where nothing keeps a record), "validation_loss" and "_error", "solved_at", "probes". Of each event,
+        None where nothing keeps a record), "validation_loss" and "_error", "solved_at", "probes"; of stateful training
+        "window", the steps of its windows, else None; where they are chosen, "bias_bound" of this window after the
+        chunk, and "lag_rate" (`bptt_jax.analysis.AdaptiveWindow`), else None. Of each event,
         the first of its kind in a chunk: "event" ("non-finite", "jump" or "lost"), "seed", "updates" (the number of
         the update; of a seed that is lost, the first of the chunk's last stretch without a finite loss), "loss",
         and of the ten updates before, "losses_before" and "gradient_log_norms_before".
@@ -113,8 +139,10 @@ def _as_described(name: str, value: Any, of_event: bool, seeds: int) -> bool:
         return isinstance(value, dict)
     if name == "loss" and of_event:
         return _is_number(value)
-    if name in ("clipped", "skipped") and value is None:
+    if name in ("clipped", "skipped", "window", "bias_bound", "lag_rate") and value is None:
         return True
+    if name == "window":
+        return type(value) is int
     whole = name in ("seeds", "non_finite", "solved_at")
     return (
         isinstance(value, list)
@@ -130,11 +158,18 @@ def _is_number(value: Any) -> bool:
 def seen(state: TrainState) -> TrainState:
     """Without what no record is made of: the parameters, and all of the optimiser's state but its own records."""
     records = {"clipped": clip_records(state.opt_state), "skipped": skip_records(state.opt_state)}
-    return state._replace(params=None, opt_state=records)  # type: ignore[arg-type]
+    return state._replace(params=None, opt_state=records, carried=None)  # type: ignore[arg-type]
 
 
 def record_of(
-    before: TrainState, after: TrainState, metrics: Metrics, loss: Array, error: Array, probed: dict[str, Array]
+    before: TrainState,
+    after: TrainState,
+    metrics: Metrics,
+    loss: Array,
+    error: Array,
+    probed: dict[str, Array],
+    window: int | None,
+    truncation: Truncation | None,
 ) -> Record:
     """Of a chunk, as `Training` describes it."""
     was = np.asarray(before.running)
@@ -168,6 +203,9 @@ def record_of(
         "validation_error": of_running(error),
         "solved_at": [n if n >= 0 else None for n in np.asarray(after.solved_at).tolist()],
         "probes": {name: of_running(values) for name, values in probed.items()},
+        "window": window,
+        "bias_bound": None if truncation is None else of_running(truncation.bias),
+        "lag_rate": None if truncation is None else of_running(truncation.rate),
     }
 
 

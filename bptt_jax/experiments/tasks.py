@@ -8,6 +8,7 @@ batch; here shapes are static, and sequences of different lengths are padded to 
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Literal, NamedTuple, TypeAlias
 
 import jax
@@ -61,6 +62,10 @@ class Task(NamedTuple):
       criterion: "error" or "loss": whose mean over fresh sequences decides.
       threshold: solved means below it.
       whole: all sequences, if there are finitely many.
+      stream: what stateful training reads, of a task that reads "all" and goes on without an end:
+        ``stream(key, start, length) -> Batch`` of one sequence, its steps from `start` (int32) on, leaves ``[T, ...]``.
+        A key is a stream, each step of which is a function of the key and its number. The state begins anew at step 0,
+        and where the inputs are a `Sequence` with ``resets [T]``.
     """
 
     name: str
@@ -75,6 +80,7 @@ class Task(NamedTuple):
     criterion: Literal["error", "loss"] = "error"
     threshold: float = _SOLVED
     whole: Batch | None = None
+    stream: Callable[[Array, Array, int], Batch] | None = None
 
     def solved(self, loss: Array | float, error: Array | float) -> Array:
         """Whether these means (over 10,000 fresh sequences, or `whole`) meet the criterion; never if NaN."""
@@ -231,12 +237,69 @@ def memorization(delay: int, *, values: int = 5, positions: int = 10) -> Task:
     return _recall("memorization", delay, values, positions, marker=delay + positions)
 
 
+def delayed_copy(delay: int, *, values: int = 6, episode: int | None = None) -> Task:
+    """Every symbol is wanted again `delay` steps after it has been shown.
+
+    The copying with a fixed lag on which Aicher et al. 2019 (arXiv:1905.07473) truncate, of symbols that are all drawn
+    independently, uniform of `values`. The first `delay` steps ask for nothing, target -1. The loss is the mean
+    cross-entropy of the steps that ask, the baseline ln(values), the error the share of them that is wrong; solved
+    below 1 %. A sequence has five times `delay` steps.
+
+    As a stream it goes on for 2^31 steps. With `episode` it begins anew, with a reset, at every step with probability 1
+    / `episode`, and again the first `delay` steps ask for nothing.
+
+    Args:
+      delay: lag between symbol and copy.
+      values: how many symbols there are, at least 2; I and O.
+      episode: mean length of the stream's episodes. None: it is one.
+    """
+    delay, values = check_positive_int("delay", delay), check_positive_int("values", values)
+    if values < 2:
+        raise ValueError(f"values: expected at least 2, got {values}")
+    if episode is not None:
+        episode = check_positive_int("episode", episode)
+    length = 5 * delay
+
+    def part(key: Array, start: Array, length: int, episode: int | None) -> Batch:
+        at = start - delay + jnp.arange(delay + length, dtype=jnp.int32)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, at)
+        codes = jax.vmap(lambda key: _integers(key, (), 0, values))(keys)
+        begins = at <= 0
+        if episode is not None:
+            begins |= jax.vmap(lambda key: _integers(jax.random.fold_in(key, 0), (), 0, episode) == 0)(keys)
+        order = jnp.arange(delay + length, dtype=jnp.int32)
+        begun = jax.lax.cummax(jnp.where(begins, order, -1))[delay:]
+        asks = (begun < 0) | (order[delay:] - begun >= delay)
+        inputs: PyTree = _one_hot(codes[delay:], values)
+        if episode is not None:
+            inputs = Sequence(inputs, resets=begins[delay:])
+        return Batch(inputs, jnp.where(asks, codes[:length], -1))
+
+    def one(key: Array) -> Batch:
+        return part(key, jnp.int32(0), length, None)
+
+    return Task(
+        "delayed_copy",
+        length,
+        values,
+        values,
+        "all",
+        _batched(one),
+        _cross_entropy_of_asked,
+        _share_wrong_of_asked,
+        baseline=math.log(values),
+        stream=partial(part, episode=episode),
+    )
+
+
 def characters(text: str | None = None, *, length: int = 100, split: Split = "train") -> Task:
     """Real text: the next character, at every step of a random window.
 
     The first nine tenths of the text are for training, the rest for validation; the vocabulary is the whole text's.
     The baseline is the entropy of the split's characters. Of no published criterion: solved when the loss is below
     the entropy of the next character given the current one, in the split itself; nothing that forgets can be.
+
+    As a stream, the split from a random place on, over and over; the state is reset where the text begins anew.
 
     Args:
       text: default `bptt_jax.experiments.text.english_text`.
@@ -263,6 +326,12 @@ def characters(text: str | None = None, *, length: int = 100, split: Split = "tr
         inputs, targets = windows(key, on_device, batch, length)
         return Batch(_one_hot(inputs, size), targets)
 
+    def stream(key: Array, start: Array, length: int) -> Batch:
+        pairs = len(codes) - 1
+        at = (_integers(key, (), 0, pairs) + start % pairs) % pairs
+        at = (at + jnp.arange(length, dtype=jnp.int32) % pairs) % pairs
+        return Batch(Sequence(_one_hot(on_device[at], size), resets=at == 0), on_device[at + 1])
+
     return Task(
         "characters",
         length,
@@ -275,6 +344,7 @@ def characters(text: str | None = None, *, length: int = 100, split: Split = "tr
         baseline=_entropy(codes[1:]),
         criterion="loss",
         threshold=_entropy(pairs) - _entropy(codes[:-1]),
+        stream=stream,
     )
 
 
@@ -430,11 +500,21 @@ def with_keys(task: Task) -> Task:
         inputs, targets = task.sample(key_task, batch)
         return Batch(beside(inputs, key_noise, batch), targets)
 
+    def stream(key: Array, start: Array, length: int) -> Batch:
+        assert task.stream is not None
+        key_task, key_noise = jax.random.split(key)
+        inputs, targets = task.stream(key_task, start, length)
+        at = start + jnp.arange(length, dtype=jnp.int32)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key_noise, at)
+        if isinstance(inputs, Sequence):
+            return Batch(replace(inputs, xs=(inputs.xs, keys)), targets)
+        return Batch((inputs, keys), targets)
+
     whole = task.whole
     if whole is not None:
         count = len(jax.tree.leaves(whole.targets)[0])
         whole = Batch(beside(whole.inputs, jax.random.key(0), count), whole.targets)
-    return task._replace(sample=sample, whole=whole)
+    return task._replace(sample=sample, whole=whole, stream=None if task.stream is None else stream)
 
 
 def _regression(name: str, length: int, one: Callable[[Array], Batch], variance: float) -> Task:
@@ -535,6 +615,20 @@ def _mean_cross_entropy(outputs: Array, targets: Array, mask: Array | None) -> A
 
 def _share_wrong(outputs: Array, targets: Array, mask: Array | None) -> Array:
     return jnp.mean(_is_wrong(outputs, targets), dtype=float, where=mask)
+
+
+def _cross_entropy_of_asked(outputs: Array, targets: Array, mask: Array | None) -> Array:
+    losses = optax.softmax_cross_entropy_with_integer_labels(outputs, jnp.maximum(targets, 0))
+    return _mean_where(losses, targets >= 0, mask)
+
+
+def _share_wrong_of_asked(outputs: Array, targets: Array, mask: Array | None) -> Array:
+    return _mean_where(jnp.asarray(_is_wrong(outputs, targets), float), targets >= 0, mask)
+
+
+def _mean_where(values: Array, asked: Array, mask: Array | None) -> Array:
+    asked = asked if mask is None else asked & mask
+    return jnp.sum(values, where=asked) / jnp.maximum(jnp.sum(asked, dtype=values.dtype), 1)
 
 
 def _any_wrong(outputs: Array, targets: Array, mask: Array | None) -> Array:

@@ -1,1 +1,0 @@
-"""Results on one self-contained page."""
