@@ -45,14 +45,20 @@ from bptt_jax.step import Cell, Sequence, Step, ravel_state
 
 if TYPE_CHECKING:
     from bptt_jax import plots, remedies
+    from bptt_jax.pages.report import report
     from bptt_jax.plots import plot_gradient_flow
     from bptt_jax.remedies import clip_by_global_norm, with_clipping
 
 __version__ = "0.1.0"
 
-# These bring optax or matplotlib along, each dearer to import than all of this package: on first use.
+# These bring Optax or Matplotlib along, each dearer to import than all of this package: on first use.
 _ON_FIRST_USE = ("plots", "remedies")
-_OF_THEM = {"plot_gradient_flow": "plots", "clip_by_global_norm": "remedies", "with_clipping": "remedies"}
+_OF_THEM = {
+    "plot_gradient_flow": "plots",
+    "report": "pages.report",
+    "clip_by_global_norm": "remedies",
+    "with_clipping": "remedies",
+}
 
 __all__ = [
     "Cell",
@@ -95,6 +101,7 @@ __all__ = [
     "product_log_norms",
     "ravel_state",
     "remedies",
+    "report",
     "rnn",
     "singular_values",
     "stack",
@@ -112,7 +119,7 @@ if not TYPE_CHECKING:  # to which every name would be there, and of any type
         if name in _ON_FIRST_USE:
             return importlib.import_module(f"{__name__}.{name}")
         if name in _OF_THEM:
-            return getattr(__getattr__(_OF_THEM[name]), name)
+            return getattr(importlib.import_module(f"{__name__}.{_OF_THEM[name]}"), name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

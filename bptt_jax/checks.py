@@ -3,6 +3,7 @@
 A static fault raises TypeError or ValueError; of a traced value, `equinox.error_if` raises when it runs.
 """
 
+import inspect
 import os
 import warnings
 import weakref
@@ -127,6 +128,8 @@ def call_user_function(name: str, arguments: str, function: Callable[..., Any], 
         value = function(*given)
     except Exception as error:
         error.add_note(f"raised by {name}{arguments}")
+        if isinstance(error, jax.errors.TracerArrayConversionError):
+            error.add_note(f"{name} is traced: use jax.numpy in it, not numpy")
         raise
     check_leaves(f"the result of {name}", value)
     return value
@@ -138,7 +141,7 @@ def check_scalar(name: str, value: Any) -> None:
         raise TypeError(f"{name}: must return one number, got {jax.tree.structure(value)}")
     if jnp.shape(value) != ():
         raise ValueError(
-            f"{name}: must return a scalar, got shape {list(jnp.shape(value))}; reduce it to one number"
+            f"{name}: must return a scalar, got shape {list(jnp.shape(value))}; reduce it to one number by jnp.sum, say"
         )
     if not jnp.issubdtype(jnp.result_type(value), jnp.floating):
         raise TypeError(f"{name}: must return a real floating number, got {jnp.result_type(value)}")
@@ -290,6 +293,26 @@ def check_flags(name: str, flags: Any, steps: int | None = None) -> None:
         raise ValueError(f"{name}: expected {steps} booleans, one for each step, got {flags.shape[0]}")
 
 
+def takes(function: Callable[..., Any], count: int) -> bool:
+    """Whether `function` can be called with so many arguments by position; also where that is not known."""
+    try:
+        signature = inspect.signature(function, follow_wrapped=False)
+    except (TypeError, ValueError):  # of functions written in C
+        return True
+    try:
+        signature.bind(*range(count))
+    except TypeError:
+        return False
+    return True
+
+
+def signature_of(function: Callable[..., Any]) -> str:
+    """Its name and parameters, without types."""
+    parameters = inspect.signature(function, follow_wrapped=False).parameters.values()
+    bare = [p.replace(annotation=inspect.Parameter.empty) for p in parameters]
+    return f"{getattr(function, '__name__', type_name(function))}{inspect.Signature(bare)}"
+
+
 @dataclass(frozen=True, eq=False)
 class _Itself:
     """A function that has no hash, looked up as what it is."""
@@ -316,7 +339,12 @@ def check_function(name: str, function: Any, signature: str) -> Any:
       TypeError: it is no callable, or has no hash and is no pytree, or one that holds arrays.
     """
     if not callable(function):
-        raise TypeError(f"{name}: expected a function {signature}, got {type_name(function)}")
+        way = ""
+        if callable(getattr(function, "step", None)):
+            way = "; give its step, as in cell.step"
+        elif isinstance(function, tuple) and any(map(callable, function)):
+            way = "; give its entry, as in step, params, state0 = ..."
+        raise TypeError(f"{name}: expected a function {signature}, got {type_name(function)}{way}")
     try:
         hash(function)
     except TypeError:
@@ -366,6 +394,8 @@ def check_leaves(name: str, tree: Any, *, keys: bool = True) -> None:
         dtype = np.asarray(leaf).dtype if numbers else np.dtype(object)
         if dtype.kind in "OSUMmV" and not jnp.issubdtype(dtype, jnp.floating):
             way = "; equinox.partition(module, equinox.is_array) takes functions out" if callable(leaf) else ""
+            if leaf is tree and callable(leaf):
+                way = "; call it, as in cell.init(key, input_size) and cell.initial_state()"
             raise TypeError(f"{at_path(name, path)}: expected an array of numbers, got {type_name(leaf)}{way}")
         if dtype.char in "gG" or not dtype.isnative:  # JAX would refuse the former, and misread the latter
             expected = "numbers of at most 64 bits in this machine's byte order"

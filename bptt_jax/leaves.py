@@ -1,4 +1,4 @@
-"""What one leaf of a pytree says of itself: in a few words, in NumPy's types, in JSON's."""
+"""What one leaf of a pytree says of itself: in a few words, in NumPy's types, in JSON's; how a text is shown."""
 
 import math
 from typing import Any
@@ -95,3 +95,9 @@ def _plain_numbers(a: np.ndarray) -> Any:
 
 def dotted(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def visible(text: str) -> str:
+    """`text` in one line, where what cannot be seen is escaped as in Python: control characters, halves of surrogate
+    pairs, and what turns the direction of writing."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

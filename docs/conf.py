@@ -28,8 +28,9 @@ nb_merge_streams = True
 
 NOTEBOOKS = {
     "agent_memory": "Agents",
-    "depth_as_time": "Deep networks",
+    "double_pendulum": "Physics",
     "unrolled_optimisation": "Unrolled optimisation",
+    "depth_as_time": "Deep networks",
     "flipflop": "Dynamical systems",
 }
 

@@ -574,6 +574,7 @@ TARGETS: list[Target] = [
         {"step": step, "params": W, "found": None},
         {"found": "anything"},
     ),
+    Target("bptt.report", bptt.report, {"results": None, "path": "page.html", "title": 3}, {"results": "anything"}),
     Target("bptt.plots.plot_atlas", bptt.plots.plot_atlas, {"results": []}, {"results": "anything"}),
     Target("bptt.plots.plot_leaves", bptt.plots.plot_leaves, {"found": None}, {"found": "anything"}),
     Target("bptt.plots.plot_adjoints", bptt.plots.plot_adjoints, {"adjoints": None}, {"adjoints": "anything"}),

@@ -28,6 +28,7 @@ FLAGS = (
     "--remote-debugging-pipe",
 )
 _SECONDS = 60  # for one answer
+_KEYS = {"Tab": 9, " ": 32, "End": 35, "Home": 36, "ArrowLeft": 37, "ArrowRight": 39}
 # Where a browser expects the ends of its pipes.
 _ONTO_3_AND_4 = """
 import os, sys
@@ -94,6 +95,22 @@ class Tab:
 
     def prefer(self, scheme: str) -> None:
         self.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+
+    def press(self, key: str, times: int = 1) -> None:
+        known = {"key": key, "code": key, "windowsVirtualKeyCode": _KEYS[key]}
+        for _ in range(times):
+            self.send("Input.dispatchKeyEvent", type="keyDown", **known, **({"text": key} if key == " " else {}))
+            self.send("Input.dispatchKeyEvent", type="keyUp", **known)
+
+    def point(self, x: float, y: float) -> None:
+        self.send("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+
+    def wait_for(self, expression: str) -> None:
+        """Until it is true."""
+        end = time.monotonic() + _SECONDS
+        while not self.evaluate(expression):
+            if time.monotonic() > end:
+                raise TimeoutError(f"{expression} was not true within {_SECONDS} s")
 
     def seen(self, method: str) -> list[dict[str, Any]]:
         return [e["params"] for e in self.events if e.get("method") == method]

@@ -498,6 +498,16 @@ def leaf_slices(state: Any) -> list[slice]:
     return [slice(end - size, end) for end, size in zip(np.cumsum(sizes), sizes, strict=True)]
 
 
+def _pieces(plan: Plan) -> np.ndarray:
+    numbers, number, begins = np.full(plan.steps, -1), 0, False
+    for t, (real, reset) in enumerate(zip(plan.mask, plan.flags, strict=True)):
+        begins |= reset
+        if real:
+            number, begins = number + begins, False
+            numbers[t] = number
+    return numbers
+
+
 def check_gradient_flow(case: Case) -> Iterator[Comparison]:
     for plan in case.plans:
         truth, expected, got = (
@@ -510,6 +520,7 @@ def check_gradient_flow(case: Case) -> Iterator[Comparison]:
         yield Comparison("aux", got.aux, truth.aux)
         yield Comparison("adjoint_log_norms", got.signal.adjoint_log_norms, adjoints, True)
         yield Comparison("lags", got.signal.lags, expected.lags)
+        yield Comparison("piece", got.signal.piece, _pieces(plan))
         yield Comparison("log_gains", got.signal.log_gains, expected.gains, True)
         yield Comparison("leaves", got.leaves.log_norms, expected.leaf_gains, True)
         yield Comparison("reach", got.reach, expected.reach)

@@ -77,7 +77,12 @@ def test_args_of_integers_alone():
 
 # (loss, options, exception, message), in which … stands for anything.
 BAD = [
-    (lambda states: (states[0, 0], 1.0), {}, TypeError, "loss: must return one number, got PyTreeDef((*, *))"),
+    (
+        lambda states: (states[0, 0], 1.0),
+        {},
+        TypeError,
+        "loss: must return one number, got (float32[], float32[]); a pair (loss, aux) wants has_aux=True",
+    ),
     (
         lambda states: states[0, 0],
         {"has_aux": True},
@@ -97,13 +102,13 @@ BAD = [
         lambda states: states[0, 0],
         {"args": 1.0},
         TypeError,
-        "positional argument…raised by loss(states, args) on states float32[5,2]",
+        "loss: expected a function called as loss(states, args), since args are given, got <lambda>(states)",
     ),
     (
         lambda states, args: states[0, 0],
         {},
         TypeError,
-        "missing 1 required positional argument…raised by loss(states) on states float32[5,2]",
+        "loss: expected a function called as loss(states), since args is not given, got…; give args=",
     ),
 ]
 

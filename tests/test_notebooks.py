@@ -13,6 +13,7 @@ FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS: dict[str, tuple[str, list[str]]] = {
     "agent_memory": ("updates = 2", []),
     "depth_as_time": ("updates = 2", []),
+    "double_pendulum": ("steps, values, updates = 100, 4, 2", []),
     "flipflop": ("updates = 2", []),
     "unrolled_optimisation": ("updates, rates, meta_updates = 20, 8, 2", []),
 }

@@ -94,18 +94,18 @@ BAD = [
     (
         made(lambda h: (h, h)),
         ValueError,
-        "step: must return the new state alone, got a pair, both entries like state0; return step(params, "
+        "step: must return the new state alone…got a pair, both entries like state0; return step(params, "
         "state, x)[0] if…or, of one called as (params, x, state) -> (output, state), step(params, x, state)[1]",
     ),
     (
         made(lambda h: (h, h[:2])),
         ValueError,
-        "step: must return the new state alone, got a pair whose first entry is like state0; return…)[0]",
+        "step: must return the new state alone…got a pair whose first entry is like state0; return…)[0]",
     ),
     (
         made(lambda h: (h[:2], h)),
         ValueError,
-        "step: must return the new state alone, got a pair whose second entry is like state0; return…)[1], or, of",
+        "step: must return the new state alone…got a pair whose second entry is like state0; return…)[1], or, of",
     ),
     (
         made(lambda h: {"g": h["h"]}, {"h": H}),
@@ -147,7 +147,11 @@ BAD = [
     ),
     # what the loss returns
     (lambda: measure(lambda states: states[-1]), ValueError, "loss: must return a scalar, got shape [3]"),
-    (lambda: measure(lambda states: (1.0, 2.0)), TypeError, "loss: must return one number, got PyTreeDef((*, *))"),
+    (
+        lambda: measure(lambda states: (1.0, 2.0)),
+        TypeError,
+        "loss: must return one number, got (float32[], float32[]); a pair (loss, aux) wants has_aux=True",
+    ),
     (lambda: measure(lambda states: None), TypeError, "loss: must return one number, got PyTreeDef(None)"),
     (lambda: measure(lambda states: 3), TypeError, "loss: must return a real floating number, got int32"),
     (

@@ -9,6 +9,7 @@ from jaxtyping import Complex, Float
 
 from bptt_jax import devices
 from bptt_jax.analysis import matrix_free
+from bptt_jax.analysis.averages import pieces
 from bptt_jax.analysis.backward import contributions
 from bptt_jax.analysis.error_signal import ErrorSignal, propagate_error_signal
 from bptt_jax.analysis.float_range import float_range
@@ -200,7 +201,13 @@ def measure_flow(
         peak_gain=signal.peak_gain,
         reach=signal.reach,
         threshold=threshold,
-        signal=SignalFlow(signal.adjoint_log_norms, signal.gains, signal.lags, growth.weight),
+        signal=SignalFlow(
+            adjoint_log_norms=signal.adjoint_log_norms,
+            log_gains=signal.gains,
+            lags=signal.lags,
+            piece=jnp.asarray(pieces(recurrence)),
+            weight=growth.weight,
+        ),
         leaves=LeafFlow(
             log_norms=signal.leaf_gains,
             growth_rate=signal.leaf_growth.rate,

@@ -30,6 +30,7 @@ class SignalFlow(Result):
         error signal ``e = dl/dh_s`` of the last step s that the loss reads in this segment, followed alone. At a
         reset h_t is the state that the step starts from. NaN where there is no signal: for t >= s, and in padding.
       lags: ``[T]``, real steps from s back to t; 0 where there is no signal.
+      piece: ``[T]``, of each real step t -> t + 1 the number of resets up to it; -1 in padding.
       weight: of the growth rate, where those of several sequences are pooled: the sum of the squared lags about their
         mean.
     """
@@ -37,6 +38,7 @@ class SignalFlow(Result):
     adjoint_log_norms: Float[Array, " T"] = field(dims=("time",))
     log_gains: Float[Array, " T"] = field(dims=("time",))
     lags: Int[Array, " T"] = field(dims=("time",))
+    piece: Int[Array, " T"] = field(dims=("time",))
     weight: Float[Array, ""] = field(dims=())
 
 

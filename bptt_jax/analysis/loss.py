@@ -14,6 +14,8 @@ from bptt_jax.checks import (
     check_scalar,
     describe_shapes,
     notice_new_function,
+    signature_of,
+    takes,
 )
 from bptt_jax.step import Array, Loss, PyTree, State, differentiable_part
 
@@ -76,6 +78,15 @@ class BoundLoss:
                     f"loss: with has_aux=True it must return a pair (loss, aux), got {describe_shapes(found)}"
                 )
             found, aux = found
+        elif isinstance(found, tuple) and len(found) == 2:
+            got = describe_shapes(found)
+            raise TypeError(f"loss: must return one number, got {got}; a pair (loss, aux) wants has_aux=True")
+        steps = jax.tree.leaves(states)[0].shape[0]
+        if jax.tree_util.all_leaves([found]) and jnp.shape(found)[:1] == (steps,):
+            raise ValueError(
+                f"loss: must return a scalar, got shape {list(jnp.shape(found))}; it is given all T = {steps} states "
+                "at once: reduce it to one number, as in jnp.mean(...), or take the last state, states[-1]"
+            )
         check_scalar("loss", found)
         return jnp.asarray(found), aux
 
@@ -90,5 +101,16 @@ def bind_loss(loss: Loss, args: PyTree = None, has_aux: bool = False) -> BoundLo
     check_leaves("args", args)
     if not isinstance(has_aux, bool):
         raise TypeError(f"has_aux: expected True or False, got {type(has_aux).__name__}")
+    _check_arity(loss, args is not None)
     notice_new_function("loss", loss, "what changes from call to call goes into args=, for loss(states, args)")
     return BoundLoss(loss, args, args is not None, has_aux)
+
+
+def _check_arity(loss: Loss, has_args: bool) -> None:
+    given = ("states", "args") if has_args else ("states",)
+    if not takes(loss, len(given)):
+        way = "leave args= away" if has_args else "give args="
+        raise TypeError(
+            f"loss: expected a function called as loss({', '.join(given)}), since args "
+            f"{'are' if has_args else 'is not'} given, got {signature_of(loss)}; {way}"
+        )

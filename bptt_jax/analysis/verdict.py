@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -61,6 +62,32 @@ def describe(values: Any) -> dict[str, float]:
             "median": float(q[1]),
             "q75": float(q[2]),
         }
+
+
+# Of a table of gradient flows: a name, and what `table_row` gives.
+COLUMNS = (
+    "cell", "loss", "spectral\nnorm", "spectral\nradius", "growth rate\nnats/step back", "horizon\nsteps", "verdict",
+)  # fmt: skip
+
+
+def table_row(summary: Mapping[str, Any]) -> tuple[str, ...]:
+    """Cells under `COLUMNS` but the first, from what `GradientFlow.summary` gives, or its JSON."""
+    means = (summary[k]["mean"] if k in summary else None for k in ("loss", "spectral_norm", "spectral_radius"))
+    rate, verdicts = summary["growth_rate"], summary["verdicts"]
+    return (
+        *map(_three_digits, means),
+        f"{float(rate['mean']):+.4f} ± {float(rate['std']):.4f}",
+        f"{float(summary['horizon']['median']):.0f}",
+        f"{summary['verdict']}\n({verdicts[summary['verdict']]} of {sum(verdicts.values())})",
+    )
+
+
+def _three_digits(value: Any) -> str:
+    """After the point; of a large number all in all, so that a column stays as wide as it is. A dash for None."""
+    if value is None:
+        return "-"
+    number = float(value)
+    return f"{number:.3g}" if 1e5 <= abs(number) < float("inf") else f"{number:.3f}"
 
 
 class Findings(NamedTuple):

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -74,6 +74,15 @@ def prepare(
     made, _ = train.task_of("characters", length, source)
     digest = hashlib.sha256(source.encode()).hexdigest()
     return Settings(hidden, batch, seeds, "text", length, digest), embedded(made, hidden)
+
+
+class AtlasPart(NamedTuple):
+    """A map of `bptt_jax.plots.plot_atlas`, and a table under the names of its columns."""
+
+    heading: str
+    figure: Any
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
 
 
 def title(settings: Settings) -> str:

@@ -19,14 +19,13 @@ from bptt_jax import interrupts
 from bptt_jax.cells.atlas import ATLAS, Family
 from bptt_jax.checks import check_positive_int
 from bptt_jax.cli import atlas, diagnose, dynamics, train
-from bptt_jax.cli.page import AtlasPart, atlas_page, page
-from bptt_jax.cli.report import COLUMNS, BadArgument, provenance, rows, visible
+from bptt_jax.cli.report import COLUMNS, BadArgument, provenance, rows
 from bptt_jax.experiments.atlas import BASES, AtlasFileError, chosen, measure
 from bptt_jax.experiments.progress import progress, progress_bar
 from bptt_jax.experiments.records import Record
 from bptt_jax.experiments.runfolder import last_checkpoint
 from bptt_jax.files import atomic_path, write_json
-from bptt_jax.leaves import to_jsonable
+from bptt_jax.leaves import to_jsonable, visible
 
 _DIAGNOSE_EXAMPLES = """\
 examples:
@@ -471,7 +470,8 @@ def _diagnose(arguments: argparse.Namespace) -> _Outcome:
     try:
         from rich.console import Console
 
-        from bptt_jax.plots.flow import plot_gradient_flow, plot_parts
+        from bptt_jax.cli.page import flow_page
+        from bptt_jax.plots.flow import plot_gradient_flow
     except ImportError:
         raise BadArgument("needs matplotlib and rich: python -m pip install 'bptt_jax[plot]'") from None
     settings = _diagnose_settings(arguments)
@@ -503,8 +503,7 @@ def _diagnose(arguments: argparse.Namespace) -> _Outcome:
     with contextlib.ExitStack() as files:
         figure.savefig(files.enter_context(atomic_path(out / "flow.png")), dpi=120)
         if arguments.html:
-            norms, spectra = plot_parts(drawn)
-            text = page(title, numbers, norms, list(spectra.values()))
+            text = flow_page(title, numbers, flows, gated)
             files.enter_context(atomic_path(out / "flow.html")).write_text(text, encoding="utf-8")
         write_json(out / "flow.json", numbers)
     return _Outcome(numbers, [out / name for name in names], lambda: _console(Console).print(_table(numbers)))
@@ -636,6 +635,7 @@ def _atlas(arguments: argparse.Namespace) -> _Outcome:
     try:
         from rich.console import Console
 
+        from bptt_jax.cli.page import atlas_page
         from bptt_jax.plots.atlas import plot_atlas
     except ImportError:
         raise BadArgument("needs matplotlib and rich: python -m pip install 'bptt_jax[plot]'") from None
@@ -662,7 +662,9 @@ def _atlas(arguments: argparse.Namespace) -> _Outcome:
     title, provided = atlas.title(settings), provenance()
     of = {basis: atlas.of_basis(measured, basis) for basis in BASES}
     maps = {basis: plot_atlas(of[basis], title=f"{atlas.TITLES[basis]}: {title}") for basis in BASES}
-    parts = [AtlasPart(atlas.TITLES[k], maps[k], atlas.columns(of[k]), list(atlas.rows(of[k]))) for k in BASES]
+    parts = [
+        atlas.AtlasPart(atlas.TITLES[k], maps[k], atlas.columns(of[k]), list(atlas.rows(of[k]))) for k in BASES
+    ]
     computed = {**provided["versions"], "device": provided["device"]}
     text = atlas_page(title, parts, vars(settings), computed, atlas.MEANINGS, measured.failed)
     with contextlib.ExitStack() as files:
@@ -685,7 +687,7 @@ def _console(console: Any, width: int = 132) -> Any:
     return console(width=None if sys.stdout.isatty() else width)
 
 
-def _atlas_table(part: AtlasPart) -> Any:
+def _atlas_table(part: atlas.AtlasPart) -> Any:
     """A few of the columns; all of them are in the files."""
     from rich.table import Table
 

@@ -7,23 +7,11 @@ from typing import Any
 
 import jax
 
+from bptt_jax.analysis import verdict
+from bptt_jax.leaves import visible
+
 # Of the table of a diagnosis.
-COLUMNS = (
-    "cell",
-    "loss",
-    "spectral\nnorm",
-    "spectral\nradius",
-    "growth rate\nnats/step back",
-    "horizon\nsteps",
-    "verdict",
-    "what to try",
-)
-
-
-def visible(text: str) -> str:
-    """`text` in one line, where what cannot be seen is escaped as in Python: control characters, halves of surrogate
-    pairs, and what turns the direction of writing."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+COLUMNS = (*verdict.COLUMNS, "what to try")
 
 
 def one_line(error: BaseException) -> str:
@@ -58,19 +46,4 @@ def _version(package: str) -> str:
 def rows(recurrences: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     """Under `COLUMNS`, a row for each of the recurrences that `bptt_jax.cli.diagnose.record` holds."""
     for name, s in recurrences.items():
-        yield (
-            visible(name),
-            _three_digits(s["loss"]["mean"]),
-            _three_digits(s["spectral_norm"]["mean"]),
-            _three_digits(s["spectral_radius"]["mean"]),
-            f"{float(s['growth_rate']['mean']):+.4f} ± {float(s['growth_rate']['std']):.4f}",
-            f"{float(s['horizon']['median']):.0f}",
-            f"{s['verdict']}\n({s['verdicts'][s['verdict']]} of {sum(s['verdicts'].values())})",
-            "\n".join(s["advice"]),
-        )
-
-
-def _three_digits(value: Any) -> str:
-    """After the point; of a large number all in all, so that a column stays as wide as it is."""
-    number = float(value)
-    return f"{number:.3g}" if 1e5 <= abs(number) < float("inf") else f"{number:.3f}"
+        yield (visible(name), *verdict.table_row(s), "\n".join(s["advice"]))

@@ -35,7 +35,7 @@ def plot_influence_map(influence: InfluenceMap, *, ax: Axes | None = None, title
     shown = np.where(shown == -math.inf, -reach, shown)  # zero: as blue as it gets
     # Each value fills the cell that ends at its time.
     edges = np.concatenate([[times[0] - (times[1] - times[0])], times]) + 0.5
-    mesh = ax.pcolormesh(edges, edges, shown, cmap="RdBu_r", vmin=-reach, vmax=reach)
+    mesh = ax.pcolormesh(edges, edges, shown, cmap="RdBu_r", vmin=-reach, vmax=reach, rasterized=True)
     bar = figure.colorbar(mesh, ax=ax)
     bar.set_label(r"$\log_{10}\,\|dh_t/dh_s\|_2$", fontsize=text_size(ax))
     bar.ax.tick_params(labelsize=text_size(ax))

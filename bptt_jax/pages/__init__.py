@@ -1,0 +1,1 @@
+"""Results on one self-contained page."""
