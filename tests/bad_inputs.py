@@ -103,6 +103,7 @@ SAYS: dict[str, Callable[[Any], bool]] = {
     "deer": lambda found: not found.converged and bool(np.all(np.isnan(found.states))),
 }
 LOSS, NUM = (loss, "loss"), (1, "at most")
+ONLINE = {"carry": (None, "optional"), "has_carry": (False, "flag")}
 PERTURBED = {"key": (jax.random.key(0), "key"), "sigma": (0.1, "finite above zero"), "pairs": (2, "integer")}
 
 
@@ -336,15 +337,18 @@ TARGETS: list[Target] = [
     recurrence("estimators.tbptt", loss=LOSS, k1=(1, "integer"), k2=(2, "integer")),
     recurrence("truncation_bias", loss=LOSS, longest=(2, "optional integer")),
     recurrence("analysis.gradient_by_lag", loss=LOSS, longest=(2, "optional integer")),
-    recurrence("estimators.rtrl", loss=LOSS),
+    recurrence("estimators.rtrl", loss=LOSS, **ONLINE),
+    recurrence("estimators.snap", loss=LOSS, n=(1, "integer"), **ONLINE),
+    recurrence("estimators.rflo", loss=LOSS, **ONLINE),
+    recurrence("estimators.uoro", loss=LOSS, key=PERTURBED["key"], **ONLINE),
+    recurrence("estimators.kf_rtrl", loss=LOSS, key=PERTURBED["key"], **ONLINE),
     recurrence("estimators.es", loss=LOSS, **PERTURBED),
     recurrence(
         "estimators.pes",
         loss=LOSS,
         **PERTURBED,
         window=(2, "integer"),
-        carry=(None, "optional"),
-        has_carry=(False, "flag"),
+        **ONLINE,
     ),
     Target(
         "bptt.analysis.adaptive_window",

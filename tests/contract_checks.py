@@ -359,6 +359,100 @@ def check_rtrl(case: Case) -> Iterator[Comparison]:
 PAIRS, SIGMA, KEY = 2, 0.1, jax.random.key(5)
 
 
+def forward(case: Case, plan: Plan, kept: Callable[[Any], np.ndarray], diagonal: Any = 1) -> np.ndarray:
+    """``M = kept * (diagonal * J M + F)`` from zero in every piece; `kept` is asked with where J and F have not been
+    zero so far."""
+    truth = case.truth(plan)
+    total = np.zeros(truth.params_jacobians.shape[-1])
+    for steps, read in readings(case, plan):
+        influence = np.zeros(truth.params_jacobians.shape[1:])
+        seen = [np.zeros(a.shape[1:], bool) for a in (truth.jacobians, truth.params_jacobians)]
+        for k, signal in zip(steps, read, strict=True):
+            j, f = truth.jacobians[k], truth.params_jacobians[k]
+            seen = [seen[0] | (j != 0), seen[1] | (f != 0)]
+            influence = np.where(kept(seen), (diagonal * j) @ influence + f, 0)
+            total += signal @ influence
+    return total
+
+
+def check_snap(case: Case) -> Iterator[Comparison]:
+    def within(n: int) -> Callable[[Any], np.ndarray]:
+        def kept(seen: Any) -> np.ndarray:
+            by_state, by_params = (a.astype(int) for a in seen)
+            powers = [np.linalg.matrix_power(by_state, k) @ by_params for k in range(n)]
+            return np.any(powers, axis=0)
+
+        return kept
+
+    for plan in case.plans:
+        for n in (1, 2):
+            got = bptt.estimators.snap(*case.arguments(plan), only_loss, args=_args(case, plan), n=n)
+            yield Comparison(f"n={n}", real_vector(got), forward(case, plan, within(n)))
+        yield same_dtypes("gradient", got, floats(case.problem.params)[0])
+
+
+def check_rflo(case: Case) -> Iterator[Comparison]:
+    """The units of the state's vector: what stands at one place of arrays of one shape."""
+    units = []
+    for leaf in jax.tree.leaves(floats(case.problem.state0)[0]):
+        units += [(leaf.shape, place) for place in range(leaf.size)] * (1 + jnp.iscomplexobj(leaf))
+    diagonal = np.asarray([[a == b for b in units] for a in units])
+    for plan in case.plans:
+        got = bptt.estimators.rflo(*case.arguments(plan), only_loss, args=_args(case, plan))
+        yield Comparison("gradient", real_vector(got), forward(case, plan, lambda seen: np.True_, diagonal))
+        yield same_dtypes("gradient", got, floats(case.problem.params)[0])
+
+
+def mixed(signs: Any, products: list[Any]) -> list[Any]:
+    """Two factors with the mean of the sum of the `products`, each in two factors, its signs on the second."""
+    sides: list[Any] = [0, 0]
+    for sign, (a, b) in zip(signs, products, strict=True):
+        if np.any(a) and np.any(b):
+            p = np.sqrt(np.linalg.norm(a) / np.linalg.norm(b))
+            sides = [sides[0] + sign * a / p, sides[1] + sign * p * b]
+    return sides
+
+
+def check_uoro(case: Case) -> Iterator[Comparison]:
+    """With the same signs, which are documented."""
+    for plan in case.plans:
+        truth, dtype = case.truth(plan), vector_of(case.problem.state0).dtype
+        size, params_size = truth.params_jacobians.shape[1:]
+        total, count = np.zeros(params_size), 0
+        for steps, read in readings(case, plan):
+            s, theta = np.zeros(size), np.zeros(params_size)
+            for k, signal in zip(steps, read, strict=True):
+                now = jax.random.fold_in(KEY, count)
+                signs = np.asarray(jax.random.rademacher(now, (size,), dtype), np.float64)
+                products = [(theta, truth.jacobians[k] @ s), (signs @ truth.params_jacobians[k], signs)]
+                theta, s = mixed([1, 1], products)
+                theta, s = theta + np.zeros(params_size), s + np.zeros(size)
+                total += (signal @ s) * theta
+                count += 1
+        given = *case.arguments(plan), only_loss
+        got = bptt.estimators.uoro(*given, args=_args(case, plan), key=KEY)
+        yield Comparison("gradient", real_vector(got), total, slack=10)
+        yield same_dtypes("gradient", got, floats(case.problem.params)[0])
+
+
+def check_kf_rtrl(case: Case) -> Iterator[Comparison]:
+    """Parameters of one axis have no noise, so their part is exact; of matrices two factors are asked for."""
+    params = jax.tree.leaves(floats(case.problem.params)[0])
+    sizes = [a.size * (1 + jnp.iscomplexobj(a)) for a in params]
+    exactly = np.repeat([a.ndim < 2 for a in params], sizes)
+    for plan in case.plans:
+        given = *case.arguments(plan), only_loss
+        options = {"args": _args(case, plan), "key": KEY}
+        got, carry = bptt.estimators.kf_rtrl(*given, **options, has_carry=True)
+        expected = truncated(case, plan, plan.steps, plan.steps)
+        yield Comparison("of one axis", real_vector(got)[exactly], expected[exactly])
+        yield Comparison("finite", np.isfinite(real_vector(got)).all(), True)
+        wide = sum(a.size for own in carry.influence for a in own)
+        bound = sum(max((a.shape or (1,))[0], a.size) * (1 + jnp.iscomplexobj(a)) for a in params)
+        yield Comparison("memory", wide <= (vector_of(case.problem.state0).size + 1) * bound + len(params), True)
+        yield same_dtypes("gradient", got, floats(case.problem.params)[0])
+
+
 def noise_of(case: Case, key: Any, number: int) -> np.ndarray:
     vector, _ = bptt.ravel_state(floats(case.problem.params)[0])
     drawn = jax.random.normal(jax.random.fold_in(key, number), vector.shape, vector.dtype)
@@ -852,6 +946,10 @@ CHECKS: dict[str, Check] = {
     "truncation_bias": Check(check_truncation_bias, no_backward_pass, small),
     "gradient_by_lag": Check(check_gradient_by_lag, no_backward_pass, small),
     "rtrl": Check(check_rtrl, applies=small),
+    "snap": Check(check_snap, applies=small),
+    "rflo": Check(check_rflo, applies=small),
+    "uoro": Check(check_uoro, applies=small),
+    "kf_rtrl": Check(check_kf_rtrl, applies=small),
     "es": Check(check_es, applies=solved_fully),
     "pes": Check(check_pes, applies=solved_fully),
     "lyapunov_exponents": Check(check_exponents),

@@ -337,6 +337,11 @@ MUTATIONS = {
     ],
     "bptt_jax/recurrence/programs.py": [
         (
+            'for k in eqn.params["permutation"]',
+            "for k in range(len(marks[0][1]))",
+            "test_online.py::test_the_axis_of_a_product_is_found",
+        ),
+        (
             "out = [any(marks)] * len(eqn.outvars)",
             "out = [all(marks)] * len(eqn.outvars)",
             "test_linearization.py::test_which_results_may_depend_on_what_is_marked",
@@ -530,8 +535,18 @@ MUTATIONS = {
     ],
     "bptt_jax/estimators/influence.py": [
         (
-            "jnp.where(at.reset, 0, sensitivities)",
-            "sensitivities",
+            "jnp.where(signal[:, None] == 0, 0, influence)",
+            "influence",
+            "test_online.py::test_states_that_nothing_reads_may_overflow",
+        ),
+        ("seen.by_params | (f != 0)", "f != 0", "test_contract.py -k snap"),
+        ("jax.lax.fori_loop(1, ", "jax.lax.fori_loop(0, ", "test_contract.py -k snap"),
+        ("(leaf.shape, place)", "(leaf.shape, len(owners))", "test_contract.py -k rflo"),
+    ],
+    "bptt_jax/estimators/online.py": [
+        (
+            "choose(at.reset, nothing, before.influence)",
+            "before.influence",
             "test_estimators.py::test_rtrl_forgets_at_a_reset",
         ),
         (
@@ -539,13 +554,17 @@ MUTATIONS = {
             "unravel_params(total)",
             "test_estimators.py::test_complex_parameters_have_the_gradients_of_jax",
         ),
-        ("after = choose(at.real, after, (h, sensitivities))", "pass", "test_contract.py -k rtrl"),
-        (
-            "jnp.where(immediate_t[:, None] == 0, 0, after[1])",
-            "after[1]",
-            "test_estimators.py::test_rtrl_is_finite_where_states_that_nothing_reads_overflow",
-        ),
-        ("matmul(by_state, start)", "start", "test_estimators.py::test_rtrl_of_a_step_that_goes_backwards_alone"),
+        ("after = choose(at.real, after, before)", "pass", "test_contract.py -k rtrl"),
+        ("return matmul(jacobians()[0], v)", "return v", "test_online.py::test_the_mean_over_keys_is_the_gradient"),
+        ("reset_state = state0\n", "pass\n", "test_online.py::test_two_parts_are_the_whole"),
+    ],
+    "bptt_jax/estimators/rank_one.py": [
+        ("pair.of_params / rho_0", "pair.of_params", "test_contract.py -k uoro"),
+        ("size * at.push", "at.push", "test_contract.py -k uoro"),
+    ],
+    "bptt_jax/estimators/kronecker.py": [
+        ("(nu, random)]", "]", "test_online.py::test_the_mean_over_keys_is_the_gradient"),
+        ("matmul(j, own.a)", "own.a", "test_online.py::test_parameters_of_one_axis_have_no_noise"),
     ],
     "bptt_jax/analysis/averages.py": [
         (

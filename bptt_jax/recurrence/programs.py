@@ -6,6 +6,7 @@ from jax.extend.core import Literal as JaxprLiteral
 
 _CALLS = ("jit", "pjit", "remat2", "checkpoint", "closed_call", "core_call")
 _CUSTOM_CALLS = ("custom_jvp_call", "custom_vjp_call")
+_SAME_AXES = ("convert_element_type", "slice", "split", "mul", "div", "neg", "copy", "real", "imag")
 
 
 def called(eqn: Any, *, custom: bool = False) -> Any:
@@ -38,3 +39,36 @@ def depends(jaxpr: Any, inputs: list[bool]) -> list[bool]:
             out = [any(marks)] * len(eqn.outvars)
         marked.update(v for v, mark in zip(eqn.outvars, out, strict=True) if mark)
     return [is_marked(v) for v in jaxpr.outvars]
+
+
+def multiplied_axes(jaxpr: Any, count: int) -> dict[int, int]:
+    """Of the first `count` inputs those that are a factor in a product of matrices, and the axis summed over there;
+    where there are several products, of the first. Within loops none is found."""
+    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+    marks = [(k, tuple(range(len(v.aval.shape)))) for k, v in enumerate(jaxpr.invars[:count])]
+    return _multiplied(jaxpr, [*marks, *[None] * (len(jaxpr.invars) - count)])
+
+
+def _multiplied(jaxpr: Any, inputs: list[tuple[int, tuple[int, ...]] | None]) -> dict[int, int]:
+    """`inputs`: which of the first ones it is, and where its axes have come from."""
+    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+    places = {v: mark for v, mark in zip(jaxpr.invars, inputs, strict=True) if mark is not None}
+    found: dict[int, int] = {}
+    for eqn in jaxpr.eqns:
+        name = eqn.primitive.name
+        marks = [None if isinstance(v, JaxprLiteral) else places.get(v) for v in eqn.invars]
+        if (program := called(eqn, custom=True)) is not None:
+            found = _multiplied(program, marks) | found
+        elif name == "cond":
+            for branch in eqn.params["branches"]:
+                found = _multiplied(branch, marks[1:]) | found
+        elif name == "dot_general":
+            for mark, axes in zip(marks, eqn.params["dimension_numbers"][0], strict=True):
+                if mark is not None and len(axes) == 1:
+                    found.setdefault(mark[0], mark[1][axes[0]])
+        elif name == "transpose" and marks[0] is not None:
+            places[eqn.outvars[0]] = marks[0][0], tuple(marks[0][1][k] for k in eqn.params["permutation"])
+        elif name in _SAME_AXES:
+            mark = next((m for m in marks if m is not None), None)
+            places.update((v, mark) for v in eqn.outvars if mark is not None and len(v.aval.shape) == len(mark[1]))
+    return found
