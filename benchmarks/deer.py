@@ -25,13 +25,13 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 FULL: dict[str, Any] = {
-    "answers": ("rnn", "gru", "lstm"),
-    "variants": ("full", "damped", "diagonal"),
+    "answers": ("rnn", "gru", "lstm", "indrnn"),
+    "variants": ("full", "damped", "diagonal", "blocks"),
     "size": 100,
     "length": 1000,
     "gains": (0.5, 0.8, 1.0, 1.1, 1.2, 1.3, 1.5, 2.0),
     "networks": 2,
-    "most": {"full": 200, "damped": 100, "diagonal": 30},
+    "most": {"full": 200, "damped": 100, "diagonal": 30, "blocks": 30},
     "cells": ("rnn", "gru"),
     "linear_cells": ("lru", "min_gru"),
     "sizes": (4, 16, 64),
@@ -57,7 +57,12 @@ QUICK = FULL | {
 }
 PUBLISHED = {0.5: "3", 0.8: "4", 1.0: "5-14", 1.1: "13-21", 1.2: "37", 1.3: "67-91", 1.5: "170-200", 2.0: "> 750"}
 GPU_AIM = 68.0  # of the demonstration in DEER's README: gru of 2 units, T = 10,000, batch 16, on a V100
-VARIANTS: dict[str, dict[str, Any]] = {"full": {}, "damped": {"damped": True}, "diagonal": {"jacobian": "diagonal"}}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "damped": {"damped": True},
+    "diagonal": {"jacobian": "diagonal"},
+    "blocks": {"jacobian": "blocks"},
+}
 
 
 def network_step(w: jax.Array, s: jax.Array, x: None) -> jax.Array:
@@ -68,7 +73,7 @@ def answers(s: dict[str, Any]) -> list[tuple[Any, ...]]:
     """Largest relative deviation from the sequential evaluation and its gradient, float64, T = 1000."""
     rows = []
     for name in s["answers"]:
-        cell = {"rnn": bptt.rnn(16, gain=0.8), "gru": bptt.gru(16), "lstm": bptt.lstm(16)}[name]
+        cell = bptt.rnn(16, gain=0.8) if name == "rnn" else getattr(bptt.cells, name)(16)
         params, h0 = cell.init(jax.random.key(0), 2), cell.initial_state()
         xs = jax.random.normal(jax.random.key(1), (1000, 2))
 

@@ -223,10 +223,11 @@ def check_cost(name: str, what: str, size: int, cubes: float, ways: str) -> None
         )
 
 
-def check_choice(name: str, value: Any, first: Any, second: Any) -> Any:
-    """Returns `value` if it is one of the two."""
-    if not any(type(value) is type(choice) and value == choice for choice in (first, second)):
-        raise ValueError(f"{name}: expected {first!r} or {second!r}, got {value!r}")
+def check_choice(name: str, value: Any, *choices: Any) -> Any:
+    """Returns `value` if it is one of them."""
+    if not any(type(value) is type(choice) and value == choice for choice in choices):
+        *others, last = map(repr, choices)
+        raise ValueError(f"{name}: expected {', '.join(others)} or {last}, got {value!r}")
     return value
 
 

@@ -710,8 +710,8 @@ MUTATIONS = {
             "test_deer.py::test_a_guess_saves_iterations",
         ),
         (
-            "affine_scan(factors, f - h, begins=instants.reset)",
-            "affine_scan(factors, f - h)",
+            "matrices, f - h, instants.reset)",
+            "matrices, f - h, None)",
             "test_deer.py::test_a_linear_recurrence_takes_one_iteration",
         ),
         ("jnp.where(real[:, None], new, prepend(self.h0, h))", "new", "test_contract.py -k deer"),
@@ -721,13 +721,13 @@ MUTATIONS = {
             "test_deer.py::test_damping_tames_what_overshoots",
         ),
         (
-            "left(h, f), eps * signs)",
-            "left(h, f), 0 * signs)",
+            "roundings = eps * signs",
+            "roundings = 0 * signs",
             "test_deer.py::test_chaos_is_not_taken_for_a_result",
         ),
         ("(error <= math.sqrt(eps))", "(error <= 1)", "test_deer.py::test_error_is_how_far_roundings_grow"),
         (
-            "affine_scan(factors, offsets, begins=recurrence.instants.reset)",
+            "affine_scan(matrices, offsets, begins=recurrence.instants.reset)",
             "offsets",
             "test_deer.py::test_gradients_are_those_of_unroll_and_of_the_parallel_adjoint",
         ),
@@ -735,6 +735,20 @@ MUTATIONS = {
             "jnp.where(instants.reset[0], 0, come)",
             "come",
             "test_deer.py::test_error_does_not_depend_on_the_chunks_of_time",
+        ),
+        (
+            "(last, found.grown[-1])",
+            "(last, 0 * found.grown[-1])",
+            "test_deer.py::test_errors_are_carried_from_window_to_window",
+        ),
+    ],
+    "bptt_jax/parallel/factors.py": [
+        ("after=count * steps * size)", "after=0)", "test_deer.py::test_blocks_are_right_in_the_mean"),
+        ('if mode == "forward" else -2)', "if True else -2)", "test_deer.py::test_blocks_are_right_in_the_mean"),
+        (
+            "start += leaf.size",
+            "start += leaf.size * (2 if jnp.iscomplexobj(leaf) else 1)",
+            "test_deer.py::test_blocks_are_exact_where_units_do_not_meet",
         ),
     ],
     "bptt_jax/parallel/prediction.py": [

@@ -11,10 +11,12 @@ from oracles import EXAMPLES, cell_example, linear_step, losses, relative_error,
 from slices import covering
 
 import bptt_jax as bptt
-from bptt_jax.parallel import newton
+from bptt_jax.parallel import factors, newton
+from bptt_jax.step import bind, check_step
 
-deer = jax.jit(bptt.deer, static_argnames=("step", "length", "jacobian", "damped", "max_iterations"))
+deer = jax.jit(bptt.deer, static_argnames=("step", "length", "jacobian", "damped", "max_iterations", "window"))
 VARIANTS = {"full": {}, "diagonal": {"jacobian": "diagonal"}, "damped": {"damped": True}}
+FORMS = VARIANTS | {"blocks": {"jacobian": "blocks"}, "windows": {"window": 4}}
 
 
 def random_network(gain: float, size: int = 30, steps: int = 200):
@@ -29,11 +31,11 @@ def network_step(w, s, x):
     return w @ jnp.tanh(s)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", FORMS)
 @pytest.mark.parametrize("name", covering(EXAMPLES, "lstm", "tokens"))
 def test_equals_the_sequential_evaluation(x64, name, variant) -> None:
     e = EXAMPLES[name](jnp.float64)
-    found = deer(*e[:4], length=e.length, **VARIANTS[variant])
+    found = deer(*e[:4], length=e.length, **FORMS[variant])
     assert found.converged
     assert relative_error(found.states, bptt.unroll(*e[:4], length=e.length)) < 1e-13
     assert float(found.residual) <= 100 * np.finfo(np.float64).eps
@@ -288,7 +290,7 @@ def problem_of(step):
     return step, params | {"stride": jnp.asarray(2)}, state0, reset_state, xs
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", FORMS)
 @pytest.mark.parametrize("step", covering([noisy_step, cond_step, spiking_step], noisy_step))
 def test_padding_resets_and_other_leaves(step, variant, x64) -> None:
     """States and gradients, of both starts and of the inputs too, are those of `unroll`; the padding is NaN."""
@@ -314,7 +316,7 @@ def test_padding_resets_and_other_leaves(step, variant, x64) -> None:
 
     @jax.jit
     def both():
-        return of(lambda *arguments: bptt.deer(*arguments, **VARIANTS[variant])), of(bptt.unroll)
+        return of(lambda *arguments: bptt.deer(*arguments, **FORMS[variant])), of(bptt.unroll)
 
     ((_, found), gradient), ((_, expected), expected_gradient) = both()
     assert found.converged
@@ -458,6 +460,111 @@ def test_gradients_where_it_has_not_converged_are_nan(x64) -> None:
     assert np.isnan(gradient).all()
 
 
+@jax.custom_vjp
+def backwards_only(w, h, x):
+    return jnp.tanh(w @ h + x)
+
+
+backwards_only.defvjp(
+    lambda w, h, x: (backwards_only(w, h, x), (w, h, x)),
+    lambda given, g: jax.vjp(lambda w, h, x: jnp.tanh(w @ h + x), *given)[1](g),
+)
+
+
+@pytest.mark.parametrize("mode", ["forward", "reverse"])
+def test_blocks_are_right_in_the_mean(x64, mode) -> None:
+    """Hutchinson's estimate of the blocks of the exact Jacobians, over the signs of 400 iterations."""
+    if mode == "forward":
+        cell = bptt.lstm(3)
+        step, params, state0 = cell.step, cell.init(jax.random.key(0), 2), cell.initial_state()
+        params, state0 = jax.tree.map(lambda a: 2 * a.astype(jnp.float64), (params, state0))
+        places = [[[0, 3], [1, 4], [2, 5]]]
+    else:
+        step, params, state0 = backwards_only, jax.random.normal(jax.random.key(0), (2, 2)), jnp.zeros(2)
+        places = [[[0], [1]]]
+    xs = jax.random.normal(jax.random.key(1), (3, 2))
+    recurrence = check_step(bind(step, params, state0, bptt.Sequence(xs, mask=jnp.asarray([True, True, False]))))
+    starts = recurrence.starts(bptt.unroll(step, params, state0, xs))
+    np.testing.assert_array_equal(factors.units(state0), places)
+
+    def at(count):
+        return factors.blocks(recurrence, starts, recurrence.instants, mode, count)[0][0]
+
+    found = np.asarray(jax.jit(jax.vmap(at))(jnp.arange(400)))
+    full = np.asarray(factors.full(recurrence, starts, recurrence.instants, mode)[0])
+    index = np.asarray(places[0])
+    expected = full[:, index[:, :, None], index[:, None, :]]
+    errors = found.std(axis=0) / np.sqrt(400)
+    assert errors[:2].max() > 1e-3  # units meet
+    assert (np.abs(found.mean(axis=0) - expected) < 4 * errors + 1e-12).all()
+    np.testing.assert_array_equal(found[:, 2], np.broadcast_to(np.eye(index.shape[1]), found[:, 2].shape))
+
+
+@pytest.mark.parametrize("name", ["indrnn", "lru"])
+def test_blocks_are_exact_where_units_do_not_meet(x64, name) -> None:
+    """Newton's method in full, iteration by iteration, from one product with a Jacobian a leaf."""
+    cell = getattr(bptt.cells, name)(5, dtype=jnp.float64)
+    xs = jax.random.normal(jax.random.key(1), (60, 2))
+    given = cell.step, cell.init(jax.random.key(0), 2), cell.initial_state(), xs
+    found, newton = deer(*given, jacobian="blocks"), deer(*given)
+    assert found.converged
+    assert int(found.iterations) == int(newton.iterations)
+    large = np.asarray(newton.residuals) > 1e-10
+    np.testing.assert_allclose(found.residuals[large], newton.residuals[large], rtol=1e-6)
+    assert relative_error(found.states, bptt.unroll(*given)) < 1e-13
+
+
+@pytest.mark.parametrize("window", covering([1, 7, 12, 13], 7))
+def test_windows_of_any_length(x64, window) -> None:
+    """A trajectory of 13 steps, its error and its gradients, with a guess; padding at the seams and a reset on one."""
+    e = cell_example("lstm", jnp.float64, steps=13)
+    mask, resets = jnp.arange(13) % 7 != 6, jnp.arange(13) == 7
+
+    def of(evaluate):
+        def total(params, state0, xs):
+            return sum(jnp.sum(jnp.sin(a)) for a in jax.tree.leaves(evaluate(e.step, params, state0, xs(params))))
+
+        sequence = lambda p: bptt.Sequence(e.xs, mask=mask, resets=resets)  # noqa: E731
+        return jax.jit(jax.grad(total, argnums=(0, 1)), static_argnums=2)(e.params, e.state0, sequence)
+
+    xs = bptt.Sequence(e.xs, mask=mask, resets=resets)
+    found, whole = deer(*e[:3], xs, window=window), deer(*e[:3], xs)
+    assert found.converged
+    assert relative_error(found.states, bptt.unroll(*e[:3], xs)) < 1e-13
+    np.testing.assert_allclose(found.error, whole.error, rtol=10 * window)  # of the same roundings, other signs
+    assert int(found.iterations) <= window + 1
+    assert int(np.isfinite(found.residuals).sum()) == int(found.iterations)
+    assert int(deer(*e[:3], xs, window=window, guess=found.states).iterations) <= 2
+    by_windows = of(lambda *given: bptt.deer(*given, window=window).states)
+    assert relative_error(by_windows, of(bptt.unroll)) < 1e-12
+
+
+def test_errors_are_carried_from_window_to_window(x64) -> None:
+    """A scalar that doubles: its roundings after 36 steps are those of all windows."""
+    arguments = (lambda p, h, x: p * h + x), 2.0, jnp.ones(()), jnp.full(36, -1.0)
+    for window in (5, 12):
+        found = deer(*arguments, window=window)
+        assert math.sqrt(np.finfo(np.float64).eps) < float(found.error) < 1
+        assert not found.converged
+        assert np.isnan(found.states).all()
+
+
+def test_memory_of_windows() -> None:
+    """Of the gradient too, in which all exact Jacobians are needed once: T of them are 64 MiB."""
+    cell = bptt.rnn(64)
+    params = jax.eval_shape(lambda key: cell.init(key, 2), jax.random.key(0))
+    shapes = (params, jax.ShapeDtypeStruct((64,), jnp.float32), jax.ShapeDtypeStruct((4096, 2), jnp.float32))
+
+    def memory(window):
+        def total(p, h, xs):
+            return jnp.sum(bptt.deer(cell.step, p, h, xs, window=window).states)
+
+        return jax.jit(jax.grad(total)).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+
+    assert memory(None) > 1 << 26
+    assert memory(64) < 1 << 24
+
+
 def test_memory_of_the_diagonal_variant() -> None:
     """T Jacobians of this size are 1 GiB."""
     cell = bptt.rnn(512)
@@ -475,7 +582,8 @@ def test_memory_of_the_diagonal_variant() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"jacobian": "dense"}, ValueError, "jacobian: expected 'full' or 'diagonal', got 'dense'"),
+        ({"jacobian": "dense"}, ValueError, "jacobian: expected 'full', 'diagonal' or 'blocks', got 'dense'"),
+        ({"window": 0}, ValueError, "window: expected at least 1"),
         ({"damped": 0.5}, TypeError, "damped: expected True or False, got float"),
         ({"max_iterations": 0}, ValueError, "max_iterations: expected at least 1"),
         ({"guess": np.zeros((4, 3), np.float32)}, ValueError, "guess: expected the trajectory's"),

@@ -4,20 +4,25 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 
-def scattered(shape: tuple[int, ...], dtype: jnp.dtype) -> Float[Array, "..."]:
-    """Always the same numbers, spread evenly over [-1, 1), of which none tells of another.
+def scattered(shape: tuple[int, ...], dtype: jnp.dtype, *, after: Int[Array, ""] | int = 0) -> Float[Array, "..."]:
+    """Always the same numbers, spread evenly over [-1, 1), of which none tells of another; the first `after` left out.
 
     The finaliser of MurmurHash3 (Appleby 2011) of their places: `jax.random.normal` takes a fifth of the time in which
     exponents are compiled.
     """
     # Not a constant, which the compiler would evaluate.
     first = jax.lax.optimization_barrier(jnp.uint32(1))
-    bits = first + jax.lax.iota(jnp.uint32, math.prod(shape))
+    bits = first + jnp.asarray(after, jnp.uint32) + jax.lax.iota(jnp.uint32, math.prod(shape))
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
         bits = (bits ^ (bits >> shift)) * jnp.uint32(factor)
     bits = bits ^ (bits >> 16)
     numbers = (bits >> 8).astype(jnp.float32) * 2.0**-23 - 1
     return numbers.astype(dtype).reshape(shape)
+
+
+def signs(shape: tuple[int, ...], dtype: jnp.dtype, *, after: Int[Array, ""] | int = 0) -> Float[Array, "..."]:
+    """Those of the numbers."""
+    return jnp.where(scattered(shape, dtype, after=after) < 0, -1, 1).astype(dtype)

@@ -1,6 +1,8 @@
 """Parallel in time: a whole trajectory at once, by Newton's method on all its equations."""
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -10,10 +12,10 @@ from jaxtyping import Bool, Float, Int
 
 from bptt_jax import devices
 from bptt_jax.checks import at_path, check_choice, check_leaves, check_positive_int
-from bptt_jax.linalg.affine import affine_scan, carried
+from bptt_jax.linalg.affine import affine_scan
 from bptt_jax.linalg.precision import matmul
-from bptt_jax.linalg.scattered import scattered
-from bptt_jax.recurrence.jacobians import jacobians_at
+from bptt_jax.linalg.scattered import signs
+from bptt_jax.parallel import factors
 from bptt_jax.recurrence.linearization import Mode, differentiation_mode
 from bptt_jax.recurrence.programs import depends
 from bptt_jax.results import Result, field
@@ -53,15 +55,15 @@ class DeerSolution(Result):
       converged: whether every equation ``h_t = step(h_{t-1}, x_t)`` holds to 100 roundings, and `error` is at most
         half of the digits (1.5e-8 in float64, 3.5e-4 in float32; half precision has too few of them for more than
         a few steps).
-      iterations: how many were made.
+      iterations: how many were made; of several windows, in the one that took most.
       residual: the largest ``|step(h_{t-1}, x_t) - h_t|``.
       error: of the trajectory, to first order: what is left of the residuals, and one rounding at every step, sent
         through the exact linearisation; inf if the equations do not hold. In a chaotic recurrence it grows with
         exp(exponent * T), and then no evaluation, sequential ones included, knows the trajectory. Steps that jump
         (rounding, thresholds) have no derivative to tell of it. It is relative, so it is large also where a sum
         passes zero: a plain integrator in float32 may lose half of its digits there within some 1000 steps.
-      residuals: ``[max_iterations]``, root mean square of the residual after each iteration, absolute; NaN for
-        those that were not made.
+      residuals: ``[max_iterations]``, root mean square of the residual after each iteration, absolute, of several
+        windows the largest; NaN for those that were not made.
     """
 
     states: State = field(dims=("time", ...))
@@ -85,10 +87,11 @@ def deer(
     xs: PyTree = None,
     *,
     length: int | None = None,
-    jacobian: Literal["full", "diagonal"] = "full",
+    jacobian: Literal["full", "diagonal", "blocks"] = "full",
     damped: bool = False,
     guess: State | None = None,
     max_iterations: int = 100,
+    window: int | None = None,
 ) -> DeerSolution:
     """All states of a recurrence in O(log T) rounds an iteration instead of T steps (DEER: Lim et al. 2023,
     arXiv:2309.12252).
@@ -106,7 +109,12 @@ def deer(
         which takes T steps of little work.
       jacobian: A_t is the exact Jacobian, or its diagonal alone (quasi-DEER: Gonzalez et al. 2024,
         arXiv:2407.19115): more iterations, but O(T D) memory instead of O(T D^2), and products of matrices only
-        once, for `error` at the end, a chunk of time after the other.
+        once, for `error` at the end, a chunk of time after the other. Or "blocks": one of L x L numbers for each
+        unit, of what the L leaves of one shape have of it (an lstm's h and c; real and imaginary part). It is
+        estimated from one product with the Jacobian for each leaf, along random signs, instead of D products (as in
+        Zoltowski et al. 2025, arXiv:2508.18413, for the diagonal): O(T D L) memory, and exact where units do not
+        meet, as in `cells.indrnn` or `cells.lru`; there it is Newton's method in full. Where they do, what the
+        others add is noise in A_t, and `damped` helps.
       damped: multiply the A_t by a factor that is halved whenever the residual has grown, and recovers to 1 while
         it falls. Like the trust region of ELK (Gonzalez et al. 2024) it tames iterates that overshoot, which they
         do where a wrong state has expanding Jacobians, and keeps the quadratic convergence at the end. At 0 it
@@ -114,6 +122,9 @@ def deer(
       guess: where to start, like the result's `states`; by default h_0 at all times. In training, the trajectory of
         the update before.
       max_iterations: after T + 1 all states are exact; but beyond some dozens the sequential evaluation is faster.
+      window: solve so many steps at a time, one window after the other, each from the end of the one before, and
+        each within `max_iterations`: O(window D^2) memory beside the states instead of O(T D^2), for the gradient
+        too, and fewer iterations where differences grow; T / window times as many rounds. T by default.
 
     Returns:
       `DeerSolution`. Its `states` can be differentiated with respect to `params`, `state0`, `xs` and a
@@ -132,12 +143,14 @@ def deer(
       (True, True, (100, 1))
     """
     recurrence = bind(step, params, state0, xs, length)
-    check_choice("jacobian", jacobian, "full", "diagonal")
+    check_choice("jacobian", jacobian, "full", "diagonal", "blocks")
     if not isinstance(damped, bool):
         raise TypeError(f"damped: expected True or False, got {type(damped).__name__}")
     max_iterations = check_positive_int("max_iterations", max_iterations)
     check_leaves("guess", guess)
-    return _deer(recurrence, guess, jacobian=jacobian, damped=damped, max_iterations=max_iterations)
+    window = recurrence.length if window is None else min(check_positive_int("window", window), recurrence.length)
+    options = _Options(jacobian, damped, max_iterations)
+    return _deer(recurrence, guess, options=options, window=window)
 
 
 class _Equations(NamedTuple):
@@ -185,31 +198,121 @@ class _Equations(NamedTuple):
         return new if real is None else jnp.where(real[:, None], new, prepend(self.h0, h))
 
 
+class _Options(NamedTuple):
+    """Of `deer`."""
+
+    jacobian: str
+    damped: bool
+    max_iterations: int
+
+
+class _Solved(NamedTuple):
+    """A window.
+
+    Attributes:
+      h: its states ``[K, D]``.
+      residual: the largest, relative.
+      grown: ``[K, D, 2]``, what is left of the equations, and one rounding at each, sent through the Jacobians, with
+        what came in from the window before; infinite where the equations do not hold.
+      sizes: ``[K, D]``, to which it is relative.
+      iterations, residuals: see `DeerSolution`.
+    """
+
+    h: Array
+    residual: Array
+    grown: Array
+    sizes: Array
+    iterations: Array
+    residuals: Array
+
+
 @devices.compiled
-def _deer(
-    recurrence: Recurrence, guess: State | None, *, jacobian: str, damped: bool, max_iterations: int
-) -> DeerSolution:
+def _deer(recurrence: Recurrence, guess: State | None, *, options: _Options, window: int) -> DeerSolution:
     recurrence = check_step(recurrence)
-    others = _other_leaves(recurrence)
-    equations = _Equations(jax.lax.stop_gradient(recurrence), others)
-    mode, instants, h0 = differentiation_mode(recurrence), equations.recurrence.instants, equations.h0
-    if guess is None:
-        first = jnp.broadcast_to(h0, (recurrence.length, h0.size))
-    else:
-        first = equations.held(_vectors(recurrence.state0, guess, recurrence.length))
+    others, mode = _other_leaves(recurrence), differentiation_mode(recurrence)
+    whole, steps = _Equations(jax.lax.stop_gradient(recurrence), others), recurrence.length
+    vectors = None if guess is None else _vectors(recurrence.state0, guess, steps)
+    start = recurrence.state0, jnp.zeros((whole.h0.size, 2), whole.h0.dtype)
+    solve = partial(_solve, mode=mode, options=options)
+    found = (
+        solve(whole, vectors, start[1]) if window == steps else _in_windows(solve, whole, vectors, start, window)
+    )
+    h, residual, grown, sizes, count, residuals = found
+    if recurrence.instants.real is not None:
+        grown = jnp.where(recurrence.instants.real[:, None, None], grown, 0)
+    eps = float(jnp.finfo(h.dtype).eps)
+    # A unit that rests at zero has no size of its own there.
+    own = jnp.where(sizes > 0, sizes, jnp.max(sizes, axis=0))
+    error = _relative(jnp.sum(jnp.abs(grown), axis=-1), own)
+    converged = (residual <= _tolerance(eps)) & (error <= math.sqrt(eps))
+    attached = _attached(recurrence, others, jnp.where(converged, h, jnp.nan), window)
+    states = _Equations(recurrence, others).states(attached)
+    return DeerSolution(states, converged, count, residual, error, residuals)
+
+
+def _in_windows(
+    solve: Callable[..., _Solved], whole: _Equations, vectors: Array | None, start: PyTree, window: int
+) -> _Solved:
+    """One after the other; the last is filled up with padding, like the first real step."""
+    (recurrence, others), steps = whole, whole.recurrence.length
+    first, missing = jnp.argmax(recurrence.real), -whole.recurrence.length % window
+    places = jnp.concatenate([jnp.arange(steps), jnp.full(missing, first)])
+
+    def cut(tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda a: a[places].reshape(-1, window, *a.shape[1:]), tree)
+
+    given = (jnp.arange(steps + missing) < steps).reshape(-1, window)
+    x, real, reset = cut(recurrence.instants)
+    real = given if real is None else given & real
+    instants = Instant(x, real, None if reset is None else given & reset)
+    at_first = jax.tree.map(lambda a: a[first], recurrence.instants)
+    spare = recurrence.begin(recurrence.state0, at_first) if recurrence.spare is None else recurrence.spare
+    filled = replace(recurrence, spare=spare)
+
+    def body(carry: PyTree, piece: PyTree) -> tuple[PyTree, _Solved]:
+        (state, grown), (instants, others, vectors) = carry, piece
+        equations = _Equations(filled.stretch(state, instants, window), others)
+        found = solve(equations, vectors, grown)
+        last = jax.tree.map(lambda a: a[-1], equations.states(found.h))
+        return (last, found.grown[-1]), found
+
+    _, found = devices.scan(body, start, (instants, *cut((others, vectors))))
+    h, grown, sizes = _together((found.h, found.grown, found.sizes), steps)
+    # NaN where no window made it.
+    largest = jnp.max(jnp.where(jnp.isnan(found.residuals), -jnp.inf, found.residuals), axis=0)
+    residuals = jnp.where(jnp.isnan(found.residuals).all(axis=0), jnp.nan, largest)
+    return _Solved(h, jnp.max(found.residual), grown, sizes, jnp.max(found.iterations), residuals)
+
+
+def _tolerance(eps: float) -> float:
+    return min(_ROUNDINGS * eps, math.sqrt(eps))  # the latter in half precision
+
+
+def _solve(
+    equations: _Equations, vectors: Array | None, come_in: Float[Array, "D 2"], *, mode: Mode, options: _Options
+) -> _Solved:
+    """Newton's iterations; `come_in` is what the errors before have grown to."""
+    recurrence, instants, h0 = equations.recurrence, equations.recurrence.instants, equations.h0
+    jacobian, damped, max_iterations = options
+    at_rest = jnp.broadcast_to(h0, (recurrence.length, h0.size))
+    first = at_rest if vectors is None else equations.held(vectors)
     eps = float(jnp.finfo(h0.dtype).eps)
-    tolerance = min(_ROUNDINGS * eps, math.sqrt(eps))  # the latter in half precision
-    linearised = _full if jacobian == "full" else _diagonals
+    tolerance = _tolerance(eps)
     count_real = jnp.maximum(jnp.sum(recurrence.real), 1).astype(h0.dtype)
 
-    def update(h: Array, f: Array, damping: Array) -> tuple[Array, Array]:
-        factors, abs_jac_times_state = linearised(equations.recurrence, equations.starts(h), instants, mode)
-        factors = damping * factors
+    def update(h: Array, f: Array, damping: Array, count: Array) -> tuple[Array, Array]:
+        about = recurrence, equations.starts(h), instants, mode
+        matrices: Any
+        if jacobian == "blocks":
+            matrices, sizes = factors.blocks(*about, count)
+        else:
+            matrices, sizes = factors.full(*about) if jacobian == "full" else factors.diagonals(*about)
+        matrices = jax.tree.map(lambda a: damping * a, matrices)
         # After a state that is exact this is exactly zero, so that every iteration makes one more state exact at
         # least; also where products of expanding Jacobians have overflowed, and the plain evaluation stays.
-        moved = carried(factors, affine_scan(factors, f - h, begins=instants.reset), begins=instants.reset)
+        moved = factors.added(recurrence, matrices, f - h, instants.reset)
         new = f + jnp.where(jnp.isfinite(moved), moved, 0)
-        return equations.held(jnp.where(jnp.isfinite(new), new, first)), abs_jac_times_state
+        return equations.held(jnp.where(jnp.isfinite(new), new, first)), sizes
 
     def left(h: Array, f: Array) -> Array:
         # What is held in padding solves its equation, be it infinite.
@@ -226,7 +329,7 @@ def _deer(
     def iterate(carry: Any) -> Any:
         h, f, (residual, _), count, residuals, damping = carry
         before = rms(left(h, f))
-        h, abs_jac_times_state = update(h, f, damping)
+        h, abs_jac_times_state = update(h, f, damping, count)
         f = equations.advance(h)
         after = rms(left(h, f))
         if damped:
@@ -234,23 +337,22 @@ def _deer(
         both = _relative(left(h, f), jnp.abs(h) + abs_jac_times_state), residual
         return h, f, both, count + 1, residuals.at[count].set(after), damping
 
-    def judged(h: Array, f: Array) -> tuple[Array, Array]:
-        """Residual and error by the Jacobians of the iterate itself; within the loop they are those of the one before,
-        which may be others."""
-        signs = jnp.where(scattered(h.shape, h.dtype) < 0, -1, 1).astype(h.dtype)
-        grown, size = _propagated(equations.recurrence, h, equations.starts(h), mode, left(h, f), eps * signs)
-        # A unit that rests at zero has no size of its own there.
-        own = jnp.where(size > 0, size, jnp.max(size, axis=0))
-        return _relative(left(h, f), size), _relative(jnp.sum(jnp.abs(grown), axis=-1), own)
+    def judged(h: Array, f: Array) -> tuple[Array, Array, Array]:
+        """By the Jacobians of the iterate itself; within the loop they are those of the one before, which may be
+        others."""
+        roundings = eps * signs(h.shape, h.dtype)
+        grown, sizes = _propagated(recurrence, h, equations.starts(h), mode, left(h, f), roundings, come_in)
+        return _relative(left(h, f), sizes), grown, sizes
 
     infinite = jnp.full_like(h0[0], jnp.inf)
+    unknown = jnp.full((*first.shape, 2), jnp.inf, h0.dtype), jnp.ones_like(first)
 
     def until_judged(carry: Any) -> Any:
         h, f, (before, _), _, count, residuals, damping = carry
         start = h, f, (infinite, infinite), count, residuals, damping
         h, f, (residual, _), count, residuals, damping = devices.while_loop(unfinished, iterate, start)
-        residual, error = devices.cond(residual <= tolerance, judged, lambda *_: (residual, infinite), h, f)
-        return h, f, (residual, before), error, count, residuals, damping
+        residual, *judgement = devices.cond(residual <= tolerance, judged, lambda *_: (residual, *unknown), h, f)
+        return h, f, (residual, before), tuple(judgement), count, residuals, damping
 
     def goes_on(carry: Any) -> Array:
         _, _, (residual, before), _, count, _, _ = carry
@@ -258,12 +360,10 @@ def _deer(
 
     none = jnp.full(max_iterations, jnp.nan, h0.dtype)
     counts = jnp.zeros((), jnp.int32), none
-    start = first, equations.advance(first), (infinite, infinite), infinite, *counts, jnp.ones_like(infinite)
-    h, _, (residual, _), error, count, residuals, _ = devices.while_loop(goes_on, until_judged, start)
-    converged = (residual <= tolerance) & (error <= math.sqrt(eps))
-    found = _attached(recurrence, others, jnp.where(converged, h, jnp.nan))
-    states = _Equations(recurrence, others).states(found)
-    return DeerSolution(states, converged, count, residual, error, residuals)
+    start = first, equations.advance(first), (infinite, infinite), unknown, *counts, jnp.ones_like(infinite)
+    h, _, (residual, _), judgement, count, residuals, _ = devices.while_loop(goes_on, until_judged, start)
+    grown, sizes = judgement
+    return _Solved(h, residual, grown, sizes, count, residuals)
 
 
 def _other_leaves(recurrence: Recurrence) -> list[Array]:
@@ -305,16 +405,16 @@ def _other_leaves(recurrence: Recurrence) -> list[Array]:
     return devices.scan(body, start, recurrence.instants, length=recurrence.length)[1]
 
 
-@jax.custom_jvp
-def _attached(recurrence: Recurrence, others: list[Array], h: Array) -> Array:
+@partial(jax.custom_jvp, nondiff_argnums=(3,))
+def _attached(recurrence: Recurrence, others: list[Array], h: Array, window: int) -> Array:
     """`h`, the solution of the recurrence, with the derivatives that this makes it have."""
     return h
 
 
 @_attached.defjvp
-def _differential(primals: PyTree, tangents: PyTree) -> tuple[Array, Array]:
+def _differential(window: int, primals: PyTree, tangents: PyTree) -> tuple[Array, Array]:
     recurrence, others, h = primals
-    h = _attached(*primals)
+    h = _attached(*primals, window)
     moving, merge = differentiable_part(recurrence)
     changes = differentiable_part(tangents[0])[0]
 
@@ -327,8 +427,47 @@ def _differential(primals: PyTree, tangents: PyTree) -> tuple[Array, Array]:
     else:
         new, pull = jax.vjp(advanced, moving)
         offsets = jax.linear_transpose(pull, new)((changes,))[0]
-    factors, _ = _full(recurrence, _Equations(recurrence, others).starts(h), recurrence.instants, mode)
-    return h, affine_scan(factors, offsets, begins=recurrence.instants.reset)
+    starts = _Equations(recurrence, others).starts(h)
+    return h, _carried_through(recurrence, starts, mode, offsets, window)
+
+
+def _carried_through(recurrence: Recurrence, starts: State, mode: Mode, offsets: Array, chunk: int) -> Array:
+    """The offsets, ``[T, D]``, through the exact Jacobians, those of a chunk of time at hand at once."""
+
+    def through(before: Array, given: PyTree) -> tuple[Array, Array]:
+        starts, instants, offsets = given
+        matrices = factors.full(recurrence, starts, instants, mode)[0]
+        total = affine_scan(
+            matrices, offsets.at[0].add(_come_in(matrices, instants, before)), begins=instants.reset
+        )
+        return total[-1], total
+
+    given, nothing = (starts, recurrence.instants, offsets), jnp.zeros_like(offsets[0])
+    if chunk == recurrence.length:
+        matrices = factors.full(recurrence, starts, recurrence.instants, mode)[0]
+        return affine_scan(matrices, offsets, begins=recurrence.instants.reset)
+    _, total = devices.scan(jax.checkpoint(through), nothing, _in_chunks(given, chunk))
+    return _together(total, recurrence.length)
+
+
+def _come_in(matrices: Array, instants: Instant, before: Array) -> Array:
+    """What goes on from the chunk before."""
+    come = matmul(matrices[0], before)
+    return come if instants.reset is None else jnp.where(instants.reset[0], 0, come)
+
+
+def _in_chunks(tree: PyTree, chunk: int) -> PyTree:
+    """Leaves ``[T, ...]`` as ``[count, chunk, ...]``, the last with its last entry repeated."""
+
+    def cut(a: Array) -> Array:
+        fill = jnp.broadcast_to(a[-1], (-len(a) % chunk, *a.shape[1:]))
+        return jnp.concatenate([a, fill]).reshape(-1, chunk, *a.shape[1:])
+
+    return jax.tree.map(cut, tree)
+
+
+def _together(tree: PyTree, steps: int) -> PyTree:
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:steps], tree)
 
 
 def _relative(difference: Array, size: Array) -> Array:
@@ -337,83 +476,29 @@ def _relative(difference: Array, size: Array) -> Array:
     return jnp.max(jnp.where(jnp.isnan(ratio), jnp.inf, ratio))
 
 
-def _full(recurrence: Recurrence, starts: State, instants: Instant, mode: Mode) -> tuple[Array, Array]:
-    """``[K, D, D]``, the Jacobians J with respect to what K steps start from; and ``[K, D]``, ``|J| |start|``."""
-    factors = jacobians_at(recurrence.step, recurrence.params, starts, instants.x, mode)
-    with full_precision():
-        abs_jac_times_state = jnp.einsum("tij,tj->ti", jnp.abs(factors), _sizes(starts))
-    if instants.real is not None:
-        factors = jnp.where(instants.real[:, None, None], factors, jnp.eye(recurrence.size, dtype=factors.dtype))
-    return factors, abs_jac_times_state
-
-
-def _sizes(starts: State) -> Array:
-    """``[K, D]``; 0 of what is infinite: a computation in the log domain that begins with log 0 forgets it at once."""
-    vectors = jnp.abs(jax.vmap(lambda h: ravel_state(h)[0])(starts))
-    return jnp.where(vectors < jnp.inf, vectors, 0)
-
-
-def _diagonals(recurrence: Recurrence, starts: State, instants: Instant, mode: Mode) -> tuple[Array, Array]:
-    """``[K, D]``: the diagonals of the Jacobians, a column or a row of each at a time; otherwise as `_full`."""
-    vectors = _sizes(starts)
-
-    def part(abs_jac_times_state: Array, i: Array) -> tuple[Array, Array]:
-        def at(state: State, x: PyTree) -> Array:
-            vector, unravel = ravel_state(state)
-            direction = jnp.zeros_like(vector).at[i].set(1)
-
-            def moved(v: Array) -> Array:
-                return ravel_state(recurrence.step(recurrence.params, unravel(v), x))[0]
-
-            if mode == "forward":
-                return jax.jvp(moved, (vector,), (direction,))[1]
-            return jax.vjp(moved, vector)[1](direction)[0]
-
-        with full_precision():
-            parts = jax.vmap(at)(starts, instants.x)
-        if mode == "forward":  # the i-th columns
-            abs_jac_times_state = abs_jac_times_state + jnp.abs(parts) * vectors[:, i, None]
-        else:
-            abs_jac_times_state = abs_jac_times_state.at[:, i].set(jnp.sum(jnp.abs(parts) * vectors, axis=1))
-        return abs_jac_times_state, parts[:, i]
-
-    abs_jac_times_state, diagonals = devices.scan(part, jnp.zeros_like(vectors), jnp.arange(vectors.shape[1]))
-    diagonals = diagonals.T if instants.real is None else jnp.where(instants.real[:, None], diagonals.T, 1)
-    return diagonals, abs_jac_times_state
-
-
 def _propagated(
-    recurrence: Recurrence, h: Array, starts: State, mode: Mode, left: Array, roundings: Array
+    recurrence: Recurrence, h: Array, starts: State, mode: Mode, left: Array, roundings: Array, come_in: Array
 ) -> tuple[Array, Array]:
     """What is `left` of the equations, and one of the `roundings` of every number, ``[T, D]`` each, sent through the
-    exact Jacobians, a chunk of time after the other: ``[T, D, 2]``; zero in padding. And ``|h| + |J| |start|``,
-    ``[T, D]``, the sizes to which roundings are relative.
+    exact Jacobians, a chunk of time after the other: ``[T, D, 2]``. And ``|h| + |J| |start|``, ``[T, D]``, the sizes to
+    which roundings are relative. In padding what was there before is held.
     """
-    instants, (steps, size) = recurrence.instants, h.shape
+    steps, size = h.shape
     chunk = max(1, min(steps, _CHUNK_NUMBERS // size**2))
-    count = -(-steps // chunk)
 
-    def in_chunks(a: Array) -> Array:
-        a = jnp.concatenate([a, jnp.repeat(a[-1:], count * chunk - steps, axis=0)])
-        return a.reshape(count, chunk, *a.shape[1:])
-
-    def body(before: Array, inputs: PyTree) -> tuple[Array, tuple[Array, Array]]:
-        starts, instants, h, left, roundings = inputs
-        factors, abs_jac_times_state = _full(recurrence, starts, instants, mode)
+    def body(before: Array, given: PyTree) -> tuple[Array, tuple[Array, Array]]:
+        starts, instants, h, left, roundings = given
+        matrices, abs_jac_times_state = factors.full(recurrence, starts, instants, mode)
         sizes = jnp.abs(h) + abs_jac_times_state
         errors = jnp.stack([left, sizes * roundings], axis=-1)
         if instants.real is not None:
             errors = jnp.where(instants.real[:, None, None], errors, 0)
-        come = matmul(factors[0], before)
-        come = come if instants.reset is None else jnp.where(instants.reset[0], 0, come)
-        scan = partial(affine_scan, factors, begins=instants.reset)
-        total = jax.vmap(scan, -1, -1)(errors.at[0].add(come))
+        scan = partial(affine_scan, matrices, begins=instants.reset)
+        total = jax.vmap(scan, -1, -1)(errors.at[0].add(_come_in(matrices, instants, before)))
         return total[-1], (total, sizes)
 
-    nothing = jnp.zeros((size, 2), h.dtype)
-    _, found = devices.scan(body, nothing, jax.tree.map(in_chunks, (starts, instants, h, left, roundings)))
-    totals, sizes = jax.tree.map(lambda a: a.reshape(count * chunk, *a.shape[2:])[:steps], found)
-    return totals if instants.real is None else jnp.where(instants.real[:, None, None], totals, 0), sizes
+    _, found = devices.scan(body, come_in, _in_chunks((starts, recurrence.instants, h, left, roundings), chunk))
+    return _together(found, steps)
 
 
 def _vectors(state0: State, guess: State, steps: int) -> Array:

@@ -1,0 +1,140 @@
+"""By what a parallel evaluation carries differences from step to step: the Jacobians of K steps, or a part of them.
+
+Beside these matrices come sizes, ``[K, D]``, to which the roundings of a step are relative: ``|J| |start|``, or as near
+to it as the part tells.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from bptt_jax import devices
+from bptt_jax.linalg.affine import affine_scan, carried
+from bptt_jax.linalg.scattered import signs
+from bptt_jax.recurrence.jacobians import jacobians_at
+from bptt_jax.recurrence.linearization import Mode
+from bptt_jax.step import Instant, PyTree, Recurrence, State, differentiable_part, full_precision, ravel_state
+
+
+def added(
+    recurrence: Recurrence, matrices: Array | list[Array], offsets: Float[Array, "K D"], reset: Array | None
+) -> Float[Array, "K D"]:
+    """``A_t d_{t-1}`` of the affine recurrence ``d_t = A_t d_{t-1} + offsets_t``, whichever of the three A is."""
+
+    def of(matrices: Array, offsets: Array) -> Array:
+        return carried(matrices, affine_scan(matrices, offsets, begins=reset), begins=reset)
+
+    if not isinstance(matrices, list):
+        return of(matrices, offsets)
+    total = jnp.zeros_like(offsets)
+    for places, blocks in zip(units(recurrence.state0), matrices, strict=True):
+        there = offsets[:, places]
+        if blocks.shape[-1] == 1:
+            solved = of(blocks[..., 0, 0], there[..., 0])[..., None]
+        else:
+            solved = jax.vmap(of, 1, 1)(blocks, there)
+        total = total.at[:, places].set(solved)
+    return total
+
+
+def units(state: State) -> list[Int[np.ndarray, "U L"]]:
+    """The places in the state's vector that belong to one unit, for all U units of the leaves of one shape; a complex
+    number has two. A list, one for each shape.
+    """
+    places: dict[tuple[int, ...], list[np.ndarray]] = {}
+    start = 0
+    for leaf in jax.tree.leaves(differentiable_part(state)[0]):
+        for _ in range(2 if jnp.iscomplexobj(leaf) else 1):
+            places.setdefault(leaf.shape, []).append(start + np.arange(leaf.size))
+            start += leaf.size
+    return [np.stack(of_shape, axis=1) for of_shape in places.values()]
+
+
+def full(
+    recurrence: Recurrence, starts: State, instants: Instant, mode: Mode
+) -> tuple[Float[Array, "K D D"], Float[Array, "K D"]]:
+    """The Jacobians with respect to what K steps start from; in padding the identity."""
+    factors = jacobians_at(recurrence.step, recurrence.params, starts, instants.x, mode)
+    with full_precision():
+        abs_jac_times_state = jnp.einsum("tij,tj->ti", jnp.abs(factors), _magnitudes(starts))
+    if instants.real is not None:
+        factors = jnp.where(instants.real[:, None, None], factors, jnp.eye(recurrence.size, dtype=factors.dtype))
+    return factors, abs_jac_times_state
+
+
+def diagonals(
+    recurrence: Recurrence, starts: State, instants: Instant, mode: Mode
+) -> tuple[Float[Array, "K D"], Float[Array, "K D"]]:
+    """The diagonals of the Jacobians, a column or a row of each at a time; in padding ones."""
+    vectors = _magnitudes(starts)
+
+    def part(abs_jac_times_state: Array, i: Array) -> tuple[Array, Array]:
+        directions = jnp.zeros_like(vectors).at[:, i].set(1)
+        parts = _along(recurrence, starts, instants, mode, directions)
+        if mode == "forward":  # the i-th columns
+            abs_jac_times_state = abs_jac_times_state + jnp.abs(parts) * vectors[:, i, None]
+        else:
+            abs_jac_times_state = abs_jac_times_state.at[:, i].set(jnp.sum(jnp.abs(parts) * vectors, axis=1))
+        return abs_jac_times_state, parts[:, i]
+
+    abs_jac_times_state, found = devices.scan(part, jnp.zeros_like(vectors), jnp.arange(vectors.shape[1]))
+    found = found.T if instants.real is None else jnp.where(instants.real[:, None], found.T, 1)
+    return found, abs_jac_times_state
+
+
+def blocks(
+    recurrence: Recurrence, starts: State, instants: Instant, mode: Mode, count: Int[Array, ""]
+) -> tuple[list[Float[Array, "K U L L"]], Float[Array, "K D"]]:
+    """The blocks on the diagonal of each unit, estimated from one product with a Jacobian for each leaf; in padding the
+    identity.
+
+    The direction has a random sign in every unit of the leaf and zeros elsewhere. Times the unit's own sign the product
+    is the block's column, and what other units add is as often positive as negative (Hutchinson 1990; Bekas,
+    Kokiopoulou, Saad 2007). The signs are others at each `count`.
+    """
+    vectors = _magnitudes(starts)
+    steps, size = vectors.shape
+    sign = signs((steps, size), vectors.dtype, after=count * steps * size)
+    found, most = [], jnp.zeros(steps, vectors.dtype)
+    for places in units(recurrence.state0):
+        own = sign[:, places[:, 0]]
+        lines = []
+        for leaf in places.T:
+            directions = jnp.zeros_like(vectors).at[:, leaf].set(own)
+            lines.append(own[..., None] * _along(recurrence, starts, instants, mode, directions)[:, places])
+        matrices = jnp.stack(lines, axis=-1 if mode == "forward" else -2)
+        grown = jnp.sum(jnp.abs(matrices) * vectors[:, places][:, :, None], axis=-1)
+        most = jnp.maximum(most, jnp.max(grown, axis=(1, 2), initial=0))
+        if instants.real is not None:
+            matrices = jnp.where(
+                instants.real[:, None, None, None], matrices, jnp.eye(places.shape[1], dtype=matrices.dtype)
+            )
+        found.append(matrices)
+    most = jnp.maximum(most, jnp.max(vectors, axis=1))
+    return found, jnp.broadcast_to(most[:, None], vectors.shape)
+
+
+def _along(
+    recurrence: Recurrence, starts: State, instants: Instant, mode: Mode, directions: Float[Array, "K D"]
+) -> Float[Array, "K D"]:
+    """``J_t d_t``, or ``J_t^T d_t`` where the step goes backwards alone."""
+
+    def at(state: State, x: PyTree, direction: Array) -> Array:
+        vector, unravel = ravel_state(state)
+
+        def moved(v: Array) -> Array:
+            return ravel_state(recurrence.step(recurrence.params, unravel(v), x))[0]
+
+        if mode == "forward":
+            return jax.jvp(moved, (vector,), (direction,))[1]
+        return jax.vjp(moved, vector)[1](direction)[0]
+
+    with full_precision():
+        return jax.vmap(at)(starts, instants.x, directions)
+
+
+def _magnitudes(starts: State) -> Float[Array, "K D"]:
+    """0 of what is infinite: a computation in the log domain that begins with log 0 forgets it at once."""
+    vectors = jnp.abs(jax.vmap(lambda h: ravel_state(h)[0])(starts))
+    return jnp.where(vectors < jnp.inf, vectors, 0)
