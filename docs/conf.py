@@ -27,6 +27,7 @@ nb_execution_mode = "off"  # notebooks are shown as they are committed
 nb_merge_streams = True
 
 NOTEBOOKS = {
+    "characters": "Language",
     "agent_memory": "Agents",
     "double_pendulum": "Physics",
     "unrolled_optimisation": "Unrolled optimisation",
