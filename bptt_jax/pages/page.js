@@ -510,8 +510,8 @@ function map(part, {times, rows}) {
     all.forEach((row, t) => row.forEach((v, s) => {
       if (s > t || Number.isNaN(v)) return;
       const strength = v === -Infinity ? 1 : Math.min(1, Math.abs(v) / reach);
-      on.layer.append(draw("rect", {class: v > 0 ? "grown" : "shrunk", x: on.X(s), y: on.Y(t + 1), width: wide + 0.3,
-        height: wide + 0.3, "fill-opacity": strength.toFixed(3)}));
+      on.layer.append(draw("rect", {class: v > 0 ? "grown" : "shrunk", x: on.X(s), y: on.Y(t + 1), width: wide,
+        height: wide, "fill-opacity": strength.toFixed(3)}));
     }));
     const label = (x, y, anchor, words) => on.layer.append(draw("text", {x, y, "text-anchor": anchor}, words));
     for (const k of ticks(0, last, 5, true)) {
