@@ -1,8 +1,11 @@
 """Settings of the documentation site: ``python -m sphinx -W docs OUT`` builds it, without a network."""
 
+import ast
 import base64
 import importlib.metadata
+import inspect
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,8 @@ html_title = f"bptt_jax {release}"
 html_copy_source = False
 html_show_sphinx = False
 autodoc_member_order = "bysource"
-autodoc_typehints = "none"  # the docstrings give shapes, which types do not
+autodoc_typehints = "none"  # `written_signature` has them
+python_maximum_signature_line_length = 90
 autodoc_preserve_defaults = True
 napoleon_use_rtype = False  # "Returns: x, of this shape: what it is" is one sentence
 napoleon_attr_annotations = False
@@ -39,6 +43,22 @@ NOTEBOOKS = {
 def skip_fields(app: Any, what: str, name: str, member: object, skip: bool, options: Any) -> bool | None:
     """The fields of a NamedTuple stand in its docstring, not once more each by itself."""
     return True if type(member).__name__ == "_tuplegetter" else None
+
+
+def written_signature(
+    app: Any, what: str, name: str, of: Any, options: Any, signature: str | None, returns: str | None
+) -> tuple[str, str] | None:
+    """As in the source, where types have the names that were given to them, and arrays their axes."""
+    if what not in ("function", "method"):
+        return None
+    (node,) = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(of)))).body
+    if not isinstance(node, ast.FunctionDef) or node.returns is None:
+        return None
+    if what == "method":
+        del node.args.args[0]
+    shown = (ast.unparse(part).replace("' ", "'") for part in (node.args, node.returns))
+    arguments, result = shown
+    return f"({arguments})", result.strip("'")
 
 
 def whole_sentence(app: Any, what: str, name: str, of: object, options: Any, lines: list[str]) -> None:
@@ -79,4 +99,5 @@ def make_gallery(app: Any) -> None:
 def setup(app: Any) -> None:
     app.connect("builder-inited", make_gallery)
     app.connect("autodoc-skip-member", skip_fields)
+    app.connect("autodoc-process-signature", written_signature)
     app.connect("autodoc-process-docstring", whole_sentence, priority=400)
