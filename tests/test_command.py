@@ -21,7 +21,7 @@ import pytest
 
 import bptt_jax
 from bptt_jax import interrupts
-from bptt_jax.cli import diagnose
+from bptt_jax.cli import diagnose, own_step
 from bptt_jax.cli.main import main
 from bptt_jax.cli.report import BadArgument
 
@@ -160,8 +160,8 @@ def make():
     monkeypatch.delitem(sys.modules, "xarray", raising=False)  # as before anything needs it
     before = dict(sys.modules)
     try:
-        step, gain, state0, readout = diagnose._load(f"{path}:make", 5)
-        assert (float(step(gain, 2.0, None)), state0.shape, readout) == (1.0, (3,), None)
+        step, gain, state0, *rest = own_step.load(f"{path}:make", 5)
+        assert (float(step(gain, 2.0, None)), state0.shape, rest) == (1.0, (3,), [None] * 5)
         changed = {name for name, module in before.items() if sys.modules.get(name) is not module}
         assert changed == set()
         assert sys.modules.get(library) is not sys.modules[step.__module__]
@@ -181,7 +181,7 @@ def test_a_file_and_its_neighbours_know_each_other_by_name(tmp_path, monkeypatch
     )
     monkeypatch.setattr(sys, "path", list(sys.path))
     for _ in range(2):
-        assert diagnose._load(f"{tmp_path / 'first_of_two.py'}:make", 5)[2] == [0.0, True]
+        assert own_step.load(f"{tmp_path / 'first_of_two.py'}:make", 5).state0 == [0.0, True]
     for name in ("first_of_two", "second_of_two"):
         monkeypatch.delitem(sys.modules, name)
 

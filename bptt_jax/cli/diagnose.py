@@ -1,19 +1,13 @@
 """The job of ``bptt-jax diagnose``: gradient flows side by side, of several recurrences on real text, of a trained
 network and the untrained one that it was, or of weights that another library has trained."""
 
-import importlib
-import importlib.util
-import inspect
 import math
-import os
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +21,7 @@ from bptt_jax.cells.atlas import ATLAS
 from bptt_jax.cells.simple import leaky_rnn
 from bptt_jax.cli import train, weights
 from bptt_jax.cli.data import own_data
+from bptt_jax.cli.own_step import OwnStep, load, with_keys
 from bptt_jax.cli.report import BadArgument, one_line, provenance
 from bptt_jax.experiments.network import LossArgs, Readout, apply_readout
 from bptt_jax.experiments.text import Corpus, corpus, english_text, read_text, windows
@@ -38,14 +33,15 @@ Measure = Callable[..., GradientFlow]
 
 # Steps whose spectra are computed, spread over the sequence: enough for the quantiles of a figure.
 _SPECTRA = 20
+_LENGTH = 200  # of pieces of text
 # Sequences measured at once; progress is reported between groups.
 _GROUP = 4
 
 
 @dataclass(frozen=True)
 class Settings:
-    """All that the outcome depends on; with a checkpoint, `loss` names the task of the run; with weights, what they
-    or their data say is None."""
+    """All that the outcome depends on; with a checkpoint, `loss` names the task of the run; what weights, a step of the
+    user's own or their data say is None."""
 
     checkpoint: str | None
     text: str | None
@@ -115,6 +111,7 @@ def prepare(settings: Settings) -> tuple[Data, list[Recurrence]]:
         return _trained(settings, Path(settings.checkpoint))
     if settings.weights is not None:
         return _of_weights(settings, settings.weights)
+    given, settings = settings, replace(settings, length=settings.length or _LENGTH, loss=settings.loss or "last")
     data, codes = _text(settings)
     cells = _cells(settings)
     keys = jax.random.split(jax.random.key(settings.seed + 1), len(cells) + 1)
@@ -126,17 +123,29 @@ def prepare(settings: Settings) -> tuple[Data, list[Recurrence]]:
         for (name, gated, cell), key in zip(cells, keys[:-1], strict=True)
     ]
     if settings.step is not None:
-        step, params, state0, readout = _load(settings.step, size)
-        name = settings.step.rpartition(":")[2]
+        own, name = load(settings.step, size), settings.step.rpartition(":")[2]
+        if own.xs is not None:
+            return _own_data(given, own, name)
         if name in {r.name for r in recurrences}:
             name = settings.step
-        made = _recurrence(name, None, step, params, state0, loss, symbols, keys[-1])
-        if readout is not None:
+        made = _recurrence(name, None, own.step, own.params, own.state0, loss, symbols, keys[-1])
+        if own.readout is not None:
+            readout = own.readout
             made = made._replace(
                 loss=_text_loss(lambda _, state: readout(state), settings.loss), readout_weights=()
             )
+        if own.key is not None:
+            _refuse(given, name, "a key", ("cells",))
+            data = data._replace(inputs=with_keys(data.inputs, own.key))
         recurrences.append(made)
     return data, recurrences
+
+
+def resolved(settings: Settings, data: Data) -> Settings:
+    """The settings of a step that is driven by text, with what was not said."""
+    if data.vocabulary is None or settings.weights is not None:
+        return settings
+    return replace(settings, length=_steps(data.inputs), loss=settings.loss or "last")
 
 
 def compile_all(recurrences: list[Recurrence], data: Data) -> Iterator[tuple[Recurrence, Measure]]:
@@ -180,6 +189,9 @@ def title(settings: Settings, data: Data) -> str:
     """Of the figure."""
     if settings.checkpoint is not None:
         return f"{settings.batch} sequences of the task {settings.loss}, T = {_steps(data.inputs)}"
+    if data.vocabulary is None and settings.weights is None:
+        assert settings.step is not None
+        return f"{data.batch} sequences of {settings.step.rpartition(':')[2]}, T = {_steps(data.inputs)}"
     if settings.data is not None:
         return f"{data.batch} sequences of {Path(settings.data).name}, T = {_steps(data.inputs)}"
     where = "at the last step" if settings.loss == "last" else "of all steps"
@@ -200,6 +212,33 @@ def record(
             "recurrences": {name: _numbers(flow, gated[name]) for name, flow in flows.items()},
         }
     )
+
+
+def _own_data(settings: Settings, own: OwnStep, name: str) -> tuple[Data, list[Recurrence]]:
+    """A step with data of its own, as many sequences of them as are asked for."""
+    _refuse(settings, name, "xs", ("cells", "text", "embed", "length", "loss"))
+    total = len(jax.tree.leaves(own.xs)[0])
+    count = min(total, settings.batch)
+    xs, args = jax.tree.map(lambda a: a[:count], (own.xs, own.args))
+    if own.key is not None:
+        xs = with_keys(xs, own.key)
+    loss, has_args = own.loss, own.args is not None
+
+    def loss_of_states(_: PyTree, states: State, args: PyTree) -> Array:
+        if loss is None:
+            raise BadArgument("its factory returns xs, and no loss on them")
+        return loss(states, args) if has_args else loss(states)
+
+    said = (
+        f"{name}: {count} of its {total} sequences of {_steps(xs)} steps{'' if loss is None else ', its own loss'}"
+    )
+    data = Data(None, xs, args if has_args else np.zeros(count), (said,))
+    return data, [Recurrence(name, None, own.step, own.params, own.state0, loss_of_states, ())]
+
+
+def _refuse(settings: Settings, name: str, what: str, options: tuple[str, ...]) -> None:
+    if wrong := [f"--{option}" for option in options if getattr(settings, option)]:
+        raise BadArgument(f"--step: {name} returns {what} of its own; drop {', '.join(wrong)}")
 
 
 def _text(settings: Settings) -> tuple[Data, Corpus]:
@@ -386,62 +425,6 @@ def _compile(step: Step, loss: LossOfStates, *example: PyTree) -> Measure:
         return jax.vmap(flow)(inputs, targets)
 
     return jax.jit(measure).lower(*example).compile()
-
-
-def _load(spec: str, input_size: int) -> tuple[Step, Params, State, Callable[[State], Array] | None]:
-    place, colon, name = spec.rpartition(":")
-    if not (place and colon and name):
-        raise BadArgument(f"--step: expected FILE_OR_MODULE:FACTORY, got {spec!r}")
-    factory = getattr(_module(place), name, None)
-    if not callable(factory):
-        raise BadArgument(f"--step: {place} has no function {name}")
-    try:
-        made = factory(input_size) if _takes_argument(factory) else factory()
-    except (Exception, SystemExit) as error:
-        raise BadArgument(f"--step: {name} raised {one_line(error)}") from error
-    if not (isinstance(made, tuple) and len(made) in (3, 4)):
-        raise BadArgument(f"--step: {name} must return (step, params, state0) or (step, params, state0, readout)")
-    step, params, state0, *rest = made
-    return step, params, state0, rest[0] if rest else None
-
-
-def _module(place: str) -> ModuleType:
-    try:
-        if not place.endswith(".py"):
-            sys.path.append(os.getcwd())
-            return importlib.import_module(place)
-        if not Path(place).is_file():
-            raise BadArgument(f"--step: {place}: no such file")
-        # Its folder comes last, and its name is one that nothing else has: it takes no library's place.
-        sys.path.append(str(Path(place).resolve().parent))
-        spec = importlib.util.spec_from_file_location(_module_name(Path(place)), place)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module  # dataclasses look themselves up there
-        spec.loader.exec_module(module)
-        return module
-    except BadArgument:
-        raise
-    except (Exception, SystemExit) as error:
-        raise BadArgument(f"--step: importing {place} raised {one_line(error)}") from error
-
-
-def _module_name(path: Path) -> str:
-    """The file's own name where an import of that name finds this file, as its neighbours may wish to; else another."""
-    importlib.invalidate_caches()
-    try:
-        spec = importlib.util.find_spec(path.stem) if path.stem.isidentifier() else None
-    except ValueError:  # of a module that was made otherwise, such as __main__
-        spec = None
-    if spec is not None and spec.origin is not None and Path(spec.origin).exists() and path.samefile(spec.origin):
-        return path.stem
-    return f"--step {path.stem.replace('.', '_')}"
-
-
-def _takes_argument(factory: Callable[..., Any]) -> bool:
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return any(p.kind in kinds for p in inspect.signature(factory).parameters.values())
 
 
 def _numbers(flow: GradientFlow, gated: bool | None) -> dict[str, Any]:

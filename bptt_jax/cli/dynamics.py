@@ -142,8 +142,15 @@ def _nothing(vectors: Any, state: State) -> None:
 def _constant(inputs: PyTree, which: str) -> Input:
     """One input, without the key beside it: of the noise there is none at a fixed point."""
     xs = inputs.xs if isinstance(inputs, Sequence) else inputs
-    xs = xs[0] if isinstance(xs, tuple) else xs
-    return jnp.zeros(xs.shape[2:], xs.dtype) if which == "zero" else jnp.mean(xs, axis=(0, 1))
+    if isinstance(xs, tuple) and len(xs) == 2 and _is_key(xs[1]):
+        xs = xs[0]
+    return jax.tree.map(
+        lambda a: jnp.zeros(a.shape[2:], a.dtype) if which == "zero" else jnp.mean(a, axis=(0, 1)), xs
+    )
+
+
+def _is_key(tree: PyTree) -> bool:
+    return isinstance(tree, jax.Array) and jnp.issubdtype(tree.dtype, jax.dtypes.prng_key)
 
 
 def _numbers(d: Dynamics, dt: float) -> dict[str, Any]:

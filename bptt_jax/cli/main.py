@@ -9,6 +9,7 @@ import platform
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, get_args
 
@@ -19,6 +20,7 @@ from bptt_jax import interrupts
 from bptt_jax.cells.atlas import ATLAS, Family
 from bptt_jax.checks import check_positive_int
 from bptt_jax.cli import atlas, diagnose, dynamics, train
+from bptt_jax.cli.own_step import write_example
 from bptt_jax.cli.report import COLUMNS, BadArgument, provenance, rows
 from bptt_jax.experiments.atlas import BASES, AtlasFileError, chosen, measure
 from bptt_jax.experiments.progress import progress, progress_bar
@@ -36,8 +38,8 @@ examples:
   bptt-jax diagnose --checkpoint train-adding --batch 8 --html
   bptt-jax diagnose --weights model.safetensors --prefix encoder.rnn --data validation.npz
 
-A FACTORY(input_size) returns (step, params, state0), or (step, params, state0, readout), where
-step(params, state, x) -> state is pure and readout(state) gives one logit for each character of the text.
+A FACTORY(input_size) returns (step, params, state0), where step(params, state, x) -> state is pure; then the step reads
+text. It may also return data, a loss and a random key: bptt-jax new-step FILE.py writes a file that shows how.
 """
 _TRAIN_EXAMPLES = """\
 examples:
@@ -66,6 +68,13 @@ examples:
   bptt-jax atlas --cells rnn lstm lru --task copy-memory --length 100
 
 Interrupted or killed, the same command goes on where it was; with other cells it adds them to the folder.
+"""
+_NEW_STEP_EXAMPLES = """\
+examples:
+  bptt-jax new-step my_step.py
+  bptt-jax diagnose --step my_step.py:make --out results
+  bptt-jax diagnose --step my_step.py:make_on_text --cells gru lstm --length 100
+  bptt-jax dynamics --step my_step.py:make --dt 0.01
 """
 _COMPLETION_EXAMPLES = """\
 examples, for the shell as it starts:
@@ -235,6 +244,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(jobs)
     _add_dynamics(jobs)
     _add_atlas(jobs)
+    _add_new_step(jobs)
     _add_completion(jobs)
     return parser
 
@@ -438,6 +448,27 @@ def _add_atlas(jobs: Any) -> None:
     _finish(job, _atlas)
 
 
+def _add_new_step(jobs: Any) -> None:
+    job = jobs.add_parser(
+        "new-step",
+        help="write a file with a step, data and a loss, as a beginning for a step of your own",
+        description="Writes a commented file that works as it is: a network with noise, trials of different lengths, "
+        "targets and a loss, and a second one that reads text. Change it into yours.",
+        epilog=_NEW_STEP_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    job.add_argument(
+        "file", type=Path, metavar="FILE", help="of Python; one that is there already is left as it is"
+    )
+    _finish(job, _new_step)
+
+
+def _new_step(arguments: argparse.Namespace) -> _Outcome:
+    write_example(arguments.file)
+    name = visible(str(arguments.file))
+    return _Outcome({}, [arguments.file], lambda: print(f"try bptt-jax diagnose --step {name}:make"))
+
+
 def _add_completion(jobs: Any) -> None:
     job = jobs.add_parser(
         "completion",
@@ -479,6 +510,7 @@ def _diagnose(arguments: argparse.Namespace) -> _Outcome:
     if settings.float64:
         jax.config.update("jax_enable_x64", True)
     data, recurrences = diagnose.prepare(settings)
+    settings = diagnose.resolved(settings, data)
     if not (arguments.quiet or arguments.json):
         for sentence in data.found:
             print(visible(sentence), flush=True)
@@ -543,7 +575,7 @@ def _diagnose_settings(arguments: argparse.Namespace) -> diagnose.Settings:
             | {"float64": run.float64}
         )
     cells = given["cells"] or ([] if given["step"] else ["rnn", "gru", "lstm"])
-    defaults = {"gain": [0.5, 2.0], "hidden": 64, "length": 200, "loss": "last"}
+    defaults = {"gain": [0.5, 2.0], "hidden": 64}
     given |= {k: v for k, v in defaults.items() if given[k] is None}
     given |= {"cells": tuple(dict.fromkeys(cells)), "gain": tuple(dict.fromkeys(given["gain"]))}
     return diagnose.Settings(**given)
@@ -608,6 +640,7 @@ def _dynamics(arguments: argparse.Namespace) -> _Outcome:
     if settings.source.float64:
         jax.config.update("jax_enable_x64", True)
     data, recurrences = dynamics.prepare(settings)
+    settings = replace(settings, source=diagnose.resolved(settings.source, data))
     measured = []
     with progress(len(recurrences), "recurrences", quiet=arguments.quiet) as show:
         for i, recurrence in enumerate(recurrences):
