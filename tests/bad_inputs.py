@@ -337,6 +337,15 @@ TARGETS: list[Target] = [
     recurrence("estimators.tbptt", loss=LOSS, k1=(1, "integer"), k2=(2, "integer")),
     recurrence("truncation_bias", loss=LOSS, longest=(2, "optional integer")),
     recurrence("analysis.gradient_by_lag", loss=LOSS, longest=(2, "optional integer")),
+    Target(
+        "bptt.analysis.gradient_noise",
+        bptt.analysis.gradient_noise,
+        RECURRENCE
+        | {"xs": np.stack([XS, 2 * XS]), "loss": batch_loss, "args": np.stack([H, H]), "longest": 2, "batch": 4}
+        | {"in_axes": (None, 0, 0)},
+        {"step": "step", "params": "params", "state0": "state", "xs": "batch", "loss": "loss", "args": "targets"}
+        | {"longest": "optional integer", "batch": "optional integer", "in_axes": "axes"},
+    ),
     recurrence("estimators.rtrl", loss=LOSS, **ONLINE),
     recurrence("estimators.snap", loss=LOSS, n=(1, "integer"), **ONLINE),
     recurrence("estimators.rflo", loss=LOSS, **ONLINE),
@@ -502,7 +511,7 @@ TARGETS: list[Target] = [
         "bptt.Monitor",
         monitor,
         MONITOR
-        | {"has_aux": False, "every": 100, "sequences": 4, "spectra": 2, "num": None}
+        | {"has_aux": False, "every": 100, "sequences": 4, "spectra": 2, "num": None, "noise": 2}
         | {"threshold": 1e-3, "in_axes": (None, 0, 0)},
         {
             "step": "function",
@@ -510,6 +519,7 @@ TARGETS: list[Target] = [
             "every": "integer",
             "sequences": "integer",
             "spectra": "integer",
+            "noise": "optional integer",
             "threshold": "fraction",
             "in_axes": "axes",
         },

@@ -349,6 +349,33 @@ def check_gradient_by_lag(case: Case) -> Iterator[Comparison]:
             yield Comparison("shares", got.shares, parts @ whole / (whole @ whole))
 
 
+def check_gradient_noise(case: Case) -> Iterator[Comparison]:
+    """Three sequences that differ in the size of their loss alone."""
+    sizes = np.asarray([1.0, 2.0, -0.5])
+    signal, noise = sizes.mean(), sizes.var(ddof=1)
+    for plan in case.plans:
+        step, params, state0, xs = case.arguments(plan)
+        args = _args(case, plan)
+        args = args | {"weights": jnp.asarray(sizes[:, None], args["weights"].dtype) * args["weights"][None]}
+        axes = None, None, {"weights": 0, "readout": None, "label": None}
+        got = bptt.analysis.gradient_noise(
+            step, params, state0, xs, only_loss, args=args, in_axes=axes, batch=60, length=plan.steps
+        )
+        norms = np.linalg.norm(by_lag(case.name, plan), axis=1)
+        sure = norms > np.linalg.norm(norms) * 1e-5
+        ratio = np.where(norms > 0, 60 * (signal**2 / noise - 1 / 3), np.nan)
+        for what, found, expected in (
+            ("signal_to_noise", got.signal_to_noise, ratio),
+            ("log_norms", got.log_norms, log(signal * norms)),
+            ("log_spreads", got.log_spreads, log(np.sqrt(noise) * norms)),
+        ):
+            yield Comparison(what, np.where(sure, found, 0), np.where(sure, expected, 0), True)
+        ends = np.flatnonzero(sure & np.append(norms[1:] == 0, True))
+        horizon = (ends[0] + 1 if len(ends) and ends[0] + 1 < plan.steps else np.inf) if sure.any() else 0
+        if np.array_equal(sure, norms > 0):
+            yield Comparison("horizon", got.horizon, horizon)
+
+
 def check_rtrl(case: Case) -> Iterator[Comparison]:
     for plan in case.plans:
         got = bptt.estimators.rtrl(*case.arguments(plan), only_loss, args=_args(case, plan))
@@ -945,6 +972,7 @@ CHECKS: dict[str, Check] = {
     "tbptt": Check(check_tbptt, no_backward_pass, small),
     "truncation_bias": Check(check_truncation_bias, no_backward_pass, small),
     "gradient_by_lag": Check(check_gradient_by_lag, no_backward_pass, small),
+    "gradient_noise": Check(check_gradient_noise, no_backward_pass, small),
     "rtrl": Check(check_rtrl, applies=small),
     "snap": Check(check_snap, applies=small),
     "rflo": Check(check_rflo, applies=small),

@@ -478,6 +478,14 @@ MUTATIONS = {
             "test_verdict.py::test_a_typical_length_is_the_lower_median",
         ),
     ],
+    "bptt_jax/analysis/noise.py": [
+        (
+            "square / jnp.where(none, 1, variance) - 1 / count",
+            "square / jnp.where(none, 1, variance)",
+            "test_noise.py::test_against_numpy",
+        ),
+        ("~seen & (jnp.cumsum(seen) > 0)", "~seen", "test_noise.py::test_no_noise_no_signal_and_a_late_one"),
+    ],
     "bptt_jax/analysis/lags.py": [
         (
             "residuals, immediate = jax.tree.map(lambda a: a[order], (residuals, immediate))",

@@ -618,3 +618,18 @@ def test_once_there_are_more_programs_than_allowed_all_are_let_go(compilations) 
         del compilations[:]
         double(x)
         assert len(compilations) == new
+
+
+def test_noise_is_that_of_the_sampled_sequences_at_the_size_of_the_batch():
+    params, state0, xs, args = example()
+    monitor = bptt.Monitor(step, loss, sequences=3, noise=4, in_axes=(None, 0, AXES))
+    scalars = quietly(monitor.probe, 0, params, state0, xs, args).scalars
+    three = jax.tree.map(lambda a: a[:3], xs), {**args, "target": args["target"][:3]}
+    found = bptt.analysis.gradient_noise(
+        step, params, state0, three[0], loss, args=three[1], in_axes=(None, 0, AXES), longest=4, batch=B
+    )
+    assert scalars["bptt/noise_scale"] == pytest.approx(float(found.noise_scale), rel=1e-4)
+    assert scalars["bptt/noise_horizon"] == float(found.horizon)
+    assert math.isnan(probe(params, state0, xs, args).scalars["bptt/noise_scale"])
+    alone = bptt.Monitor(step, loss, sequences=1, noise=4, in_axes=(None, 0, AXES))
+    assert math.isnan(quietly(alone.probe, 0, params, state0, xs, args).scalars["bptt/noise_horizon"])

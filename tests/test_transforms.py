@@ -86,6 +86,12 @@ def fixed_points(w):
     return replace(found, iterations=None, representatives=None)  # which the last bit decides
 
 
+def gradient_noise(w):
+    xs = jnp.asarray([XS, XS[::-1], 0.5 - XS], w.dtype)
+    found = bptt.analysis.gradient_noise(step, w, jnp.full(2, 0.1, w.dtype), xs, loss)
+    return replace(found, horizon=found.whole)  # a whole number of steps
+
+
 def filled(shapes, w):
     return jax.tree.map(lambda a: jnp.resize(w, a.shape), shapes)
 
@@ -148,6 +154,8 @@ OF_WEIGHTS = {
     "adjoints": along(bptt.adjoints, loss),
     "temporal_contributions": along(bptt.temporal_contributions, loss),
     "gradient_flow": along(bptt.gradient_flow, loss),
+    "gradient_noise": gradient_noise,
+    "truncation_bias": along(bptt.truncation_bias, loss, longest=2),
     "gradient_by_lag": along(bptt.analysis.gradient_by_lag, loss, parts=(1,)),
     "recommend_gain": lambda w: along(bptt.analysis.recommend_gain, loss, threshold=0.5)(w).nearest,
     "calibrate": lambda w: calibrated(w, loss=lambda states: states[-1, 0]).value,

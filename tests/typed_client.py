@@ -70,6 +70,9 @@ def mend(w: jax.Array, h0: jax.Array, xs: jax.Array) -> None:
     by_lag = bptt.temporal_contributions(leaky, w, h0, xs, last).log_norms[::-1]
     assert_type(bptt.analysis.adaptive_window(by_lag, 0.5), bptt.analysis.AdaptiveWindow)
     assert_type(bptt.analysis.gradient_by_lag(leaky, w, h0, xs, last), bptt.analysis.GradientByLag)
+    noise = bptt.analysis.gradient_noise(leaky, w, h0, xs[None], last)
+    assert_type(noise, bptt.analysis.GradientNoise)
+    assert_type(noise.batch_needed, jax.Array)
     assert_type(
         bptt.remedies.omega_penalty(bptt.remedies.omega_terms(leaky, w, h0, xs, last), version="code"), jax.Array
     )

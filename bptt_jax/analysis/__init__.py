@@ -20,6 +20,7 @@ from bptt_jax.analysis.matrix_free import (
 )
 from bptt_jax.analysis.modes import modal_coordinates
 from bptt_jax.analysis.monitor import Monitor, MonitorRecord, MonitorWarning
+from bptt_jax.analysis.noise import GradientNoise, gradient_noise
 from bptt_jax.analysis.nonfinite import NonFinite
 from bptt_jax.analysis.truncation import TruncationBias, truncation_bias
 from bptt_jax.analysis.window import AdaptiveWindow, adaptive_window
@@ -34,6 +35,7 @@ __all__ = [
     "GainTrials",
     "GradientByLag",
     "GradientFlow",
+    "GradientNoise",
     "InfluenceMap",
     "LeadingLogValues",
     "LeadingValues",
@@ -53,6 +55,7 @@ __all__ = [
     "fixed_points",
     "gradient_by_lag",
     "gradient_flow",
+    "gradient_noise",
     "influence_map",
     "leading_eigenvalues",
     "leading_singular_values",

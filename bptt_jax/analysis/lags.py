@@ -113,16 +113,40 @@ def over_lags(
     `part` is like the floating parameters, so that no two of them need be held at once.
 
     Args:
-      along: the recurrence, linearised.
-      immediate: dl/dh_1 .. dl/dh_T, as `BoundLoss.differentiate` has them.
+      along, immediate, log_scale: as for `way_back`.
       visit: to be traced.
       init: its first carry.
       longest: how many lags.
+
+    Returns:
+      The last carry, and the stacked outputs.
+    """
+    start, go = way_back(along, immediate, log_scale)
+
+    def body(carry: tuple[Any, LogScaled], _: None) -> tuple[tuple[Any, LogScaled], Any]:
+        visited, signals = carry
+        part, signals = go(signals)
+        visited, out = visit(visited, part)
+        return (visited, signals), out
+
+    (visited, _), outs = devices.scan(body, (init, start), None, length=longest)
+    return visited, outs
+
+
+def way_back(
+    along: Linearization, immediate: State, log_scale: bool = True
+) -> tuple[LogScaled, Callable[[LogScaled], tuple[LogScaled, LogScaled]]]:
+    """The error signals of all loss steps, and what takes them one lag further; to be traced.
+
+    Args:
+      along: the recurrence, linearised.
+      immediate: dl/dh_1 .. dl/dh_T, as `BoundLoss.differentiate` has them.
       log_scale: whether every signal has a power of two of its own. Without, all is in plain numbers of the dtype,
         as `jax.grad` computes it: signals underflow and overflow where theirs do.
 
     Returns:
-      The last carry, and the stacked outputs.
+      ``(signals, go)`` with ``part, signals = go(signals)``: the gradient's part from the lag at which the signals
+      are, and the signals at the next.
     """
     real, residuals = along.recurrence.instants.real, along.residuals
     if real is not None:
@@ -138,21 +162,17 @@ def over_lags(
     def earlier(a: Array, nothing: int = 0) -> Array:
         return jnp.concatenate([a[1:], jnp.full_like(a[:1], nothing)])
 
-    def body(carry: tuple[Any, LogScaled], _: None) -> tuple[tuple[Any, LogScaled], Any]:
-        # signals[t] is what arrives at h_{t+1} of the loss that lies `lag` steps later.
-        visited, signals = carry
+    def go(signals: LogScaled) -> tuple[LogScaled, LogScaled]:
+        # signals[t] is what arrives at h_{t+1} of the loss that lies so many steps later.
         if log_scale:
             part = contracted(along, signals).normalized()
         else:
             part = LogScaled(along.pull_params(residuals, signals.mantissa), jnp.zeros((), jnp.int32))
-        visited, out = visit(visited, part)
         pulled = jax.vmap(lambda r, signal: cut(r, along.pull(r, signal)))(residuals, signals.mantissa)
         exponents = earlier(signals.exponent, logscale.ZERO_EXPONENT) if log_scale else signals.exponent
-        return (visited, scaled(jax.tree.map(earlier, pulled), exponents)), out
+        return part, scaled(jax.tree.map(earlier, pulled), exponents)
 
-    start = scaled(immediate, jnp.zeros(along.recurrence.length, jnp.int32))
-    (visited, _), outs = devices.scan(body, (init, start), None, length=longest)
-    return visited, outs
+    return scaled(immediate, jnp.zeros(along.recurrence.length, jnp.int32)), go
 
 
 def inner(a: LogScaled, b: LogScaled) -> LogScaled:

@@ -6,7 +6,7 @@ import operator
 import time
 import warnings
 from collections import deque
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +14,12 @@ import numpy as np
 from jaxtyping import Bool, Complex, Float
 
 from bptt_jax import devices
+from bptt_jax.analysis.batches import Axes, batch_size, check_axes, item, leaf_axes
 from bptt_jax.analysis.flow import check_levels, measure_flow, spectra_at
 from bptt_jax.analysis.flow_results import GradientFlow
 from bptt_jax.analysis.loss import BoundLoss, bind_loss
 from bptt_jax.analysis.matrix_free import check_num
+from bptt_jax.analysis.noise import GradientNoise, noise_of
 from bptt_jax.analysis.nonfinite import (
     LeafNames,
     NonFinite,
@@ -32,10 +34,8 @@ from bptt_jax.analysis.verdict import SEVERITY, Verdict, describe, horizon_words
 from bptt_jax.checks import (
     EIGEN,
     SINGULAR,
-    at_path,
     check_cost,
     check_function,
-    check_leaves,
     check_positive_int,
     notice_new_shape,
 )
@@ -58,8 +58,6 @@ from bptt_jax.step import (
     ravel_state,
 )
 from bptt_jax.timeline import real_steps_first
-
-Axes: TypeAlias = Any  # as `in_axes` of `jax.vmap`: a tree of integers and None, or one of them for a whole subtree
 
 _PROGRAMS = 8  # shapes for which a probe is kept compiled, some 20 MB each
 _REMEMBERED = 10  # probes whose gradient norms are told with a NaN
@@ -108,6 +106,7 @@ class _Measured(NamedTuple):
       singular_values, eigenvalues: NaN where there is no such Jacobian.
       fine: whether nothing anywhere is to be searched for a NaN.
       others_finite: whether the losses of all other sequences and the parameters are.
+      noise: where asked for.
     """
 
     flow: GradientFlow
@@ -116,6 +115,7 @@ class _Measured(NamedTuple):
     eigenvalues: Complex[Array, "K D"]
     fine: Bool[Array, ""]
     others_finite: Bool[Array, ""]
+    noise: GradientNoise | None
 
 
 class Monitor:
@@ -152,6 +152,10 @@ class Monitor:
     bptt/growth_rate_error            its standard error
     bptt/horizon                      steps, `PooledFlow.horizon`; may be inf
     bptt/horizon_extrapolated         1 if that lies beyond what was measured, else 0
+    bptt/noise_horizon                the lag from which on noise prevails at the batch's size, `GradientNoise.horizon`;
+                                      NaN without ``noise=``, or with one sequence
+    bptt/noise_scale                  the batch size at which signal and noise of the whole gradient are alike,
+                                      `GradientNoise.noise_scale`; NaN likewise
     bptt/end_gain                     log of what arrives at h_0 of the error signal, `GradientFlow.end_gain`
     bptt/peak_gain                    `GradientFlow.peak_gain`
     bptt/gradient_log_norm            log of the norm of one sequence's dL/dparams
@@ -193,6 +197,9 @@ class Monitor:
         sequences by turns.
       num: of these spectra the first `num` values only, without any D x D matrix; see `bptt_jax.gradient_flow`.
       threshold, share: as for `bptt_jax.gradient_flow`.
+      noise: of how many lags signal and noise are told apart (`bptt_jax.analysis.gradient_noise`), from the sampled
+        sequences for the size of the whole batch: 4 sequences give no more than a rough idea. As many lags cost as
+        many backward passes of theirs. None: of none.
       in_axes: where the batch is in ``(state0, xs, args)``, as for `jax.vmap`: by default in front of every leaf of
         `xs` and `args`, and nowhere in a `state0` that all sequences start from. States carried over from the batch
         before: ``(0, 0, 0)``. A readout beside the targets: ``(None, 0, {"readout": None, "target": 0})``.
@@ -223,6 +230,7 @@ class Monitor:
         num: int | None = None,
         threshold: float = 1e-3,
         share: float = 1e-3,
+        noise: int | None = None,
         in_axes: tuple[Axes, Axes, Axes] = (None, 0, 0),
     ) -> None:
         check_function("step", step, "step(params, state, x) -> state")
@@ -232,8 +240,9 @@ class Monitor:
         self._sequences = check_positive_int("sequences", sequences)
         self._spectra = check_positive_int("spectra", spectra)
         self._num = None if num is None else check_positive_int("num", num)
+        self._noise = None if noise is None else check_positive_int("noise", noise)
         self._levels = check_levels(threshold, share)
-        self._in_axes = _check_axes(in_axes)
+        self._in_axes = check_axes(in_axes)
         self._measure = devices.compiled(self._measured, most=_PROGRAMS)
         self._trace = devices.compiled(self._traced, most=_PROGRAMS)
         self._last: MonitorRecord | None = None
@@ -291,7 +300,7 @@ class Monitor:
         of a call, with the parameters before the update whose loss or gradient was not finite.
         """
         given = params, state0, xs, args
-        return self._locate(given, self._count(*given), length)
+        return self._locate(given, batch_size(params, given[1:], self._in_axes), length)
 
     def _locate(self, given: tuple[Any, ...], count: int, length: int | None) -> NonFinite | None:
         bad_params, nan_params, traces = jax.device_get(self._trace(*given, count=count, length=length))
@@ -305,7 +314,7 @@ class Monitor:
         self, update: int, params: Params, state0: State, xs: PyTree, args: PyTree, length: int | None
     ) -> MonitorRecord:
         given = params, state0, xs, args
-        count = self._count(*given)
+        count = batch_size(params, given[1:], self._in_axes)
         notice_new_shape(self._step, tuple(np.shape(leaf) for leaf in jax.tree.leaves((state0, xs, args))))
         jax.block_until_ready(given)  # what is still running is the loop's own time
         start = time.perf_counter()
@@ -350,27 +359,9 @@ class Monitor:
             )
         return f"update {record.update}: {'; '.join(parts)}" if parts else ""
 
-    def _count(self, params: Params, state0: State, xs: PyTree, args: PyTree) -> int:
-        """How many sequences the batch has."""
-        check_leaves("params", params)
-        sizes = {}
-        for name, tree, axes in zip(("state0", "xs", "args"), (state0, xs, args), self._in_axes, strict=True):
-            check_leaves(name, tree)
-            leaves = jax.tree_util.tree_leaves_with_path(tree)
-            for (path, leaf), axis in zip(leaves, _leaf_axes(name, axes, tree), strict=True):
-                shape = list(np.shape(leaf))
-                if axis is None:
-                    continue
-                if not -len(shape) <= axis < len(shape):
-                    raise ValueError(f"{at_path(name, path)}: expected the batch as axis {axis}, got shape {shape}")
-                sizes[at_path(name, path)] = shape[axis]
-        if len(set(sizes.values())) > 1 or 0 in sizes.values():
-            raise ValueError(f"batch: expected one number of sequences, at least 1, in all leaves, got {sizes}")
-        return next(iter(sizes.values()), 1)
-
     def _shared(self, args: PyTree) -> list[bool]:
         """Of every leaf of `args` that holds floating numbers: whether all sequences share it."""
-        axes = _leaf_axes("args", self._in_axes[2], args)
+        axes = leaf_axes("args", self._in_axes[2], args)
         return [
             axis is None for axis, leaf in zip(axes, jax.tree.leaves(args), strict=True) if is_differentiable(leaf)
         ]
@@ -379,8 +370,7 @@ class Monitor:
         self, params: Params, batch: tuple[State, PyTree, PyTree], i: Array, length: int | None
     ) -> tuple[Recurrence, BoundLoss]:
         """Recurrence and loss of one sequence."""
-        parts = zip(("state0", "xs", "args"), self._in_axes, batch, strict=True)
-        state0, xs, args = (_item(name, axes, tree, i) for name, axes, tree in parts)
+        state0, xs, args = item(batch, self._in_axes, i)
         return check_step(bind(self._step, params, state0, xs, length)), bind_loss(self._loss, args, self._has_aux)
 
     def _measured(
@@ -407,9 +397,12 @@ class Monitor:
         with full_precision():
             flow, fine, along = jax.vmap(sequence)(jnp.arange(sampled))
             sv, ev = self._spectra_of(params, *along, flow.mode)
+            noise = None
+            if self._noise is not None and sampled > 1:
+                noise = noise_of(lambda i: self._one(params, batch, i, length), sampled, count, self._noise)
         others = jax.vmap(value)(jnp.arange(sampled, count)) if count > sampled else jnp.zeros(0)
         others_finite = jnp.all(jnp.isfinite(others)) & ~jnp.any(any_nan(params))
-        return _Measured(flow, along[2], sv, ev, fine, others_finite)
+        return _Measured(flow, along[2], sv, ev, fine, others_finite, noise)
 
     def _spectra_of(
         self, params: Params, starts: State, xs: PyTree, real: Bool[Array, "S T"], mode: Mode
@@ -447,44 +440,6 @@ class Monitor:
         return any_nonfinite(params), any_nan(params), jax.lax.map(sequence, jnp.arange(count))
 
 
-def _check_axes(in_axes: Any) -> tuple[Axes, Axes, Axes]:
-    if not (isinstance(in_axes, tuple) and len(in_axes) == 3):
-        raise TypeError(f"in_axes: expected a tuple of three, for (state0, xs, args), got {in_axes!r}")
-    for axis in jax.tree.leaves(in_axes):
-        if isinstance(axis, bool) or not isinstance(axis, int):
-            raise TypeError(f"in_axes: expected integers and None, got {axis!r}")
-    return in_axes
-
-
-def _parts(name: str, axes: Axes, tree: PyTree) -> tuple[list[tuple[int | None, PyTree]], Any]:
-    """The parts of the tree, each with its axis, and the structure that puts parts together."""
-    structure: Any
-    leaves, structure = jax.tree.flatten(axes, is_leaf=lambda node: node is None)
-    try:
-        return list(zip(leaves, structure.flatten_up_to(tree), strict=True)), structure
-    except ValueError as error:
-        raise ValueError(
-            f"in_axes: expected for {name} a prefix of its structure, {jax.tree.structure(tree)}, got {axes}"
-        ) from error
-
-
-def _leaf_axes(name: str, axes: Axes, tree: PyTree) -> list[int | None]:
-    """For every leaf of the tree its axis."""
-    return [axis for axis, part in _parts(name, axes, tree)[0] for _ in jax.tree.leaves(part)]
-
-
-def _item(name: str, axes: Axes, tree: PyTree, i: Array) -> PyTree:
-    """The i-th of a batch."""
-
-    def of(axis: int | None, part: PyTree) -> PyTree:
-        if axis is None:
-            return part
-        return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(jnp.asarray(a), i, axis, keepdims=False), part)
-
-    parts, structure = _parts(name, axes, tree)
-    return jax.tree.unflatten(structure, [of(axis, part) for axis, part in parts])
-
-
 def _scalars(found: _Measured) -> dict[str, float]:
     flow, pooled = found.flow, found.flow.pooled()
     rows = zip(flow.signal.adjoint_log_norms, found.real, strict=True)
@@ -505,6 +460,8 @@ def _scalars(found: _Measured) -> dict[str, float]:
         "bptt/growth_rate_error": float(pooled.growth_rate_error),
         "bptt/horizon": float(pooled.horizon),
         "bptt/horizon_extrapolated": float(pooled.horizon_extrapolated),
+        "bptt/noise_horizon": math.nan if found.noise is None else float(found.noise.horizon),
+        "bptt/noise_scale": math.nan if found.noise is None else float(found.noise.noise_scale),
         **{f"bptt/{name}": _median(a) for name, a in values.items()},
     }
 
