@@ -352,6 +352,34 @@ def input_step(p, h, x):
     return 0.5 * h + p * x
 
 
+def test_contributions_of_a_backward_pass_with_a_loop_of_unknown_length():
+    """As that of a solver of differential equations: it runs, and cannot be transposed."""
+
+    @jax.custom_vjp
+    def thrice(h):
+        return 3 * h
+
+    def backward(count, g):
+        return (jax.lax.while_loop(lambda c: c[0] < count, lambda c: (c[0] + 1, c[1] + g), (0, 0 * g))[1],)
+
+    thrice.defvjp(lambda h: (3 * h, jnp.asarray(3)), backward)
+    xs = jnp.asarray([[0.5], [-1.0], [0.25]])
+    found, expected = (
+        bptt.gradient_flow(
+            lambda w, h, x, f=f: f(w * h) + x,
+            jnp.float32(0.5),
+            jnp.ones(1),
+            xs,
+            lambda h: h[-1, 0] ** 2,
+            spectra=False,
+        )
+        for f in (thrice, lambda h: 3 * h)
+    )
+    assert (found.mode, expected.mode) == ("reverse", "forward")
+    np.testing.assert_allclose(found.contributions.shares, expected.contributions.shares, rtol=1e-5)
+    np.testing.assert_allclose(found.contributions.log_norms, expected.contributions.log_norms, rtol=1e-5)
+
+
 def test_contributions_hold_where_float32_underflows():
     back = np.arange(1999, -1, -1)
     got = temporal_contributions(input_step, jnp.ones(1), jnp.ones(1), np.ones((2000, 1), np.float32), last)

@@ -268,18 +268,21 @@ def backward(recurrence: Recurrence, loss: BoundLoss, *, inputs: bool = False) -
 def contributions(done: Backward, whole: LogScaled) -> TemporalContributions:
     """What the steps contribute, after the backward pass; `whole` is the parameters' gradient, normalized."""
     along = done.along
+    # A cotangent is the conjugate of the direction that it stands for.
+    direction = jax.tree.map(jnp.conj, whole.mantissa)
 
     def at_t(inputs: tuple[PyTree, LogScaled]) -> tuple[Array, Array]:
         residuals, signal = inputs
         one = jax.tree.map(lambda a: a[None], (residuals, signal.mantissa))
-        log_norm = logscale.log_norm(along.pull_params(*one), signal.exponent)
-        # <J_params^T lambda, g> = <lambda, J_params g>: no second gradient of the parameters' size.
-        # (A cotangent is the conjugate of the direction that it stands for.)
-        pushed = along.push_params(residuals, jax.tree.map(jnp.conj, whole.mantissa))
-        products = [
-            jnp.sum(jnp.real(a * b), dtype=log_norm.dtype)
-            for a, b in zip(jax.tree.leaves(signal.mantissa), jax.tree.leaves(pushed), strict=True)
-        ]
+        part = along.pull_params(*one)
+        log_norm = logscale.log_norm(part, signal.exponent)
+        if along.mode == "forward":
+            # <J_params^T lambda, g> = <lambda, J_params g>: no second gradient of the parameters' size.
+            pushed = along.push_params(residuals, direction)
+            pairs = zip(jax.tree.leaves(signal.mantissa), jax.tree.leaves(pushed), strict=True)
+        else:  # a backward pass, which may have loops that cannot be transposed
+            pairs = zip(jax.tree.leaves(part), jax.tree.leaves(direction), strict=True)
+        products = [jnp.sum(jnp.real(a * b), dtype=log_norm.dtype) for a, b in pairs]
         return log_norm, LogScaled(sum(products), signal.exponent).over(whole.exponent)
 
     log_norms, inner = jax.lax.map(at_t, (along.residuals, done.signal))
