@@ -36,6 +36,7 @@ NOTEBOOKS = {
     "double_pendulum": "Physics",
     "unrolled_optimisation": "Unrolled optimisation",
     "depth_as_time": "Deep networks",
+    "pytorch_checkpoint": "From PyTorch",
     "flipflop": "Dynamical systems",
 }
 

@@ -16,6 +16,7 @@ NOTEBOOKS: dict[str, tuple[str, list[str]]] = {
     "depth_as_time": ("updates = 2", []),
     "double_pendulum": ("steps, values, updates = 100, 4, 2", []),
     "flipflop": ("updates = 2", []),
+    "pytorch_checkpoint": ("steps, sequences = 40, 2", []),
     "unrolled_optimisation": ("updates, rates, meta_updates = 20, 8, 2", []),
 }
 CLOSING = "## What the numbers changed"
