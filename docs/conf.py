@@ -33,6 +33,7 @@ nb_merge_streams = True
 NOTEBOOKS = {
     "characters": "Language",
     "agent_memory": "Agents",
+    "spiking": "Spiking networks",
     "double_pendulum": "Physics",
     "unrolled_optimisation": "Unrolled optimisation",
     "depth_as_time": "Deep networks",

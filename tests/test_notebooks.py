@@ -17,6 +17,7 @@ NOTEBOOKS: dict[str, tuple[str, list[str]]] = {
     "double_pendulum": ("steps, values, updates = 100, 4, 2", []),
     "flipflop": ("updates = 2", []),
     "pytorch_checkpoint": ("steps, sequences = 40, 2", []),
+    "spiking": ("updates = 2", ["spyx"]),
     "unrolled_optimisation": ("updates, rates, meta_updates = 20, 8, 2", []),
 }
 CLOSING = "## What the numbers changed"
