@@ -36,6 +36,7 @@ from bptt_jax.cells import (
     stack,
 )
 from bptt_jax.checks import RecompilationWarning
+from bptt_jax.estimators import audit
 from bptt_jax.linalg import eigensystem, eigenvalues, jacobian_product, product_log_norms, singular_values
 from bptt_jax.parallel import deer, predict_parallel, unroll_linear
 from bptt_jax.recurrence.jacobians import jacobians
@@ -69,6 +70,7 @@ __all__ = [
     "Step",
     "adjoints",
     "analysis",
+    "audit",
     "calibrate",
     "cells",
     "clip_by_global_norm",

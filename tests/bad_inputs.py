@@ -351,6 +351,15 @@ TARGETS: list[Target] = [
     recurrence("estimators.rflo", loss=LOSS, **ONLINE),
     recurrence("estimators.uoro", loss=LOSS, key=PERTURBED["key"], **ONLINE),
     recurrence("estimators.kf_rtrl", loss=LOSS, key=PERTURBED["key"], **ONLINE),
+    recurrence(
+        "audit",
+        loss=LOSS,
+        estimators=({"rtrl": bptt.estimators.rtrl}, "estimators"),
+        key=(jax.random.key(0), "key"),
+        keys=(2, "integer"),
+        lags=((0, 1), "lags"),
+        in_axes=((None, None, None), "axes"),
+    ),
     recurrence("estimators.es", loss=LOSS, **PERTURBED),
     recurrence(
         "estimators.pes",
@@ -593,6 +602,7 @@ TARGETS: list[Target] = [
     Target("bptt.plots.plot_leaves", bptt.plots.plot_leaves, {"found": None}, {"found": "anything"}),
     Target("bptt.plots.plot_adjoints", bptt.plots.plot_adjoints, {"adjoints": None}, {"adjoints": "anything"}),
     Target("bptt.plots.plot_exponents", bptt.plots.plot_exponents, {"spectrum": None}, {"spectrum": "anything"}),
+    Target("bptt.plots.plot_audit", bptt.plots.plot_audit, {"audit": None}, {"audit": "anything"}),
     Target(
         "bptt.plots.plot_influence_map",
         bptt.plots.plot_influence_map,

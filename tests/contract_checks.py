@@ -3,6 +3,7 @@
 import itertools
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -381,6 +382,26 @@ def check_rtrl(case: Case) -> Iterator[Comparison]:
         got = bptt.estimators.rtrl(*case.arguments(plan), only_loss, args=_args(case, plan))
         yield Comparison("gradient", real_vector(got), truncated(case, plan, plan.steps, plan.steps))
         yield same_dtypes("gradient", got, floats(case.problem.params)[0])
+
+
+def check_audit(case: Case) -> Iterator[Comparison]:
+    """Truncation to two steps sees the lags 0 and 1, and nothing of the others. Of one plan, for it compiles much."""
+    for plan in case.plans[:1]:
+        problem, options = (
+            case.arguments(plan),
+            {"args": _args(case, plan), "key": KEY, "keys": 1, "lags": (0, 1, 2)},
+        )
+        got = bptt.audit({"two": partial(bptt.estimators.tbptt, k1=1, k2=2)}, *problem, only_loss, **options)
+        cut, full = truncated(case, plan, 1, 2), truncated(case, plan, plan.steps, plan.steps)
+        size = np.linalg.norm(full)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            yield Comparison("bias", 1 + got.bias[0], 1 + np.linalg.norm(cut - full) / size)
+            yield Comparison("share", 1 + got.share[0], 1 + cut @ full / size**2)
+            yield Comparison("cosine", got.cosine[0], cut @ full / size / np.linalg.norm(cut))
+        yield Comparison("exact_log_norm", got.exact_log_norm, log(size), True)
+        shares = np.asarray(got.lag_shares[0], np.float64)
+        nothing = np.isnan(shares) & (np.linalg.norm(by_lag(case.name, plan)[:3], axis=1) == 0)
+        yield Comparison("lag_shares", shares, np.where(nothing, np.nan, [1.0, 1.0, 0.0]))
 
 
 PAIRS, SIGMA, KEY = 2, 0.1, jax.random.key(5)
@@ -978,6 +999,7 @@ CHECKS: dict[str, Check] = {
     "rflo": Check(check_rflo, applies=small),
     "uoro": Check(check_uoro, applies=small),
     "kf_rtrl": Check(check_kf_rtrl, applies=small),
+    "audit": Check(check_audit, no_backward_pass, solved_fully),
     "es": Check(check_es, applies=solved_fully),
     "pes": Check(check_pes, applies=solved_fully),
     "lyapunov_exponents": Check(check_exponents),

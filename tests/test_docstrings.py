@@ -55,6 +55,7 @@ def test_the_main_functions_have_examples() -> None:
         "plot_eigenvalues",
         "plot_leaves",
         "plot_influence_map",
+        "plot_audit",
         "plot_training",
         "plot_atlas",  # of what takes minutes to measure
     }

@@ -69,6 +69,9 @@ MORE = {
     "rflo": in_pieces(bptt.estimators.rflo, loss),
     "uoro": in_pieces(partial(bptt.estimators.uoro, key=KEY), loss),
     "kf_rtrl": in_pieces(partial(bptt.estimators.kf_rtrl, key=KEY), loss),
+    "audit": along(
+        partial(bptt.audit, {"es": partial(bptt.estimators.es, pairs=2)}), loss, key=KEY, keys=2, lags=(1,)
+    ),
     "es": along(bptt.estimators.es, loss, key=KEY, pairs=2),
     "pes": in_pieces(partial(bptt.estimators.pes, key=KEY, window=2, pairs=2), loss),
     "omega_terms": along(remedies.omega_terms, loss),

@@ -36,6 +36,7 @@ STILL = {
     "RecommendedGain.gain": "constants: the trials of recommend_gain",
     "analysis.recommend_gain": "constants: the trials of recommend_gain",
     "GradientFlow.leaf_log_norms": "of NumPy; those of LeafFlow are here",
+    "Audit.exact_log_norm": "that of `adjoints`, of a batch",
     "NonFinite.log_norms_before": "a word about what is not finite, on the host",
     "CellMeasurement.log_condition": "on the host, of measurements that are no longer traced",
     "plots.plot_eigenvalues": "a figure",

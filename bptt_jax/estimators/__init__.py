@@ -5,6 +5,7 @@
 where it is not.
 """
 
+from bptt_jax.estimators.audit import Audit, audit
 from bptt_jax.estimators.influence import rflo, rtrl, snap
 from bptt_jax.estimators.kronecker import kf_rtrl
 from bptt_jax.estimators.online import OnlineCarry
@@ -12,4 +13,17 @@ from bptt_jax.estimators.perturbation import PESCarry, es, pes
 from bptt_jax.estimators.rank_one import uoro
 from bptt_jax.estimators.truncated import tbptt
 
-__all__ = ["OnlineCarry", "PESCarry", "es", "kf_rtrl", "pes", "rflo", "rtrl", "snap", "tbptt", "uoro"]
+__all__ = [
+    "Audit",
+    "OnlineCarry",
+    "PESCarry",
+    "audit",
+    "es",
+    "kf_rtrl",
+    "pes",
+    "rflo",
+    "rtrl",
+    "snap",
+    "tbptt",
+    "uoro",
+]

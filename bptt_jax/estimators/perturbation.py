@@ -225,7 +225,7 @@ def _pes(
     if carry is None:
         states = jax.tree.map(lambda a: jnp.broadcast_to(a, (pairs, 2, *a.shape)), recurrence.state0)
         carry = PESCarry(states, jnp.zeros((pairs, point.size), point.dtype))
-    carry = devices.vary(carry, axes)
+    carry, key = devices.vary((carry, key), axes)
 
     def estimate(key: Array, carry: PESCarry) -> tuple[Array, PESCarry]:
         def perturbed(start: State, sign: Array) -> tuple[State, State]:

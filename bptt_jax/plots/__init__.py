@@ -2,6 +2,7 @@
 
 from bptt_jax.plots.adjoints import plot_adjoints
 from bptt_jax.plots.atlas import plot_atlas
+from bptt_jax.plots.audit import plot_audit
 from bptt_jax.plots.dynamics import (
     plot_angles,
     plot_calibration,
@@ -18,6 +19,7 @@ __all__ = [
     "plot_adjoints",
     "plot_angles",
     "plot_atlas",
+    "plot_audit",
     "plot_calibration",
     "plot_eigenvalues",
     "plot_exponents",
