@@ -235,6 +235,12 @@ class Recurrence:
         before = prepend(self.state0, states)
         return before if self.is_plain else jax.vmap(self.begin)(before, self.instants)
 
+    def going_on(self, state: State) -> "Recurrence":
+        """The same from a state that its stream has come to; resets lead where they did. Before `check_step`."""
+        resets = self.instants.reset is not None
+        reset_state = self.state0 if resets and self.reset_state is None else self.reset_state
+        return replace(self, state0=state, reset_state=reset_state, resets_to_start=False)
+
     def stretch(self, state: State, instants: Instant, length: int) -> "Recurrence":
         """A part of it: from a state of its own through `length` of its instants."""
         return replace(self, state0=state, instants=instants, length=length)

@@ -139,7 +139,8 @@ def audit(
     the user's at one later loss step t. Then the exact gradient is the part of (s, t), that with lag t - s, scaled to
     about 1 so that it does not underflow where it has vanished. For each lag, three loss steps t of every sequence are
     taken, evenly spaced up to the latest, of those that the loss reads and that have so many steps before them in
-    their piece.
+    their piece. What the parts of other steps do to this one, as they mix in what is random, is not seen by lag but
+    in the variance.
 
     Args:
       estimators: by name; each called as ``estimator(step, params, state0, xs, loss, key=, args=, length=)``, for one
@@ -203,7 +204,7 @@ class _Setting(NamedTuple):
     loss: Loss
     length: int | None
     axes: tuple[tuple[int | None, ...], ...]
-    count: int
+    sequences: int
 
     def items(self, batch: Batch, i: Array) -> Batch:
         """State, inputs and arguments of the loss, of one sequence."""
@@ -236,7 +237,7 @@ def _exact(
     params: Params, state0: State, xs: PyTree, args: PyTree, *, setting: _Setting
 ) -> tuple[LogScaled, Array, Array]:
     """The gradient of the mean loss, its norm, and its variance over the sequences."""
-    count = setting.count
+    count = setting.sequences
 
     def add(total: LogScaled, i: Array) -> tuple[LogScaled, Array]:
         found = backward(*setting.problem(params, setting.items((state0, xs, args), i))).params_grad.normalized()
@@ -270,7 +271,7 @@ def _judge(
 ) -> _Columns:
     given = params, state0, xs, args, key, whole
     params, state0, xs, args, key, whole = devices.vary(given, devices.axes_of(given))
-    count, like, exact = setting.count, differentiable_part(params)[0], _vector(whole.mantissa)
+    count, like, exact = setting.sequences, differentiable_part(params)[0], _vector(whole.mantissa)
 
     def estimates(step: Step, items: Batch, loss: Loss, key: Array, exponent: Array) -> Float[Array, "keys P"]:
         """One for each key, over ``2^exponent``."""

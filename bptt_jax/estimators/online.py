@@ -1,7 +1,6 @@
 """What all estimators share that go forward in time: the scan, the step's differential, what they hand on."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -129,10 +128,7 @@ def go_forward(
         raise TypeError(f"has_carry: expected True or False, got {type_name(has_carry)}")
     if carry is not None:
         _check_carry(rule, recurrence, carry)
-        reset_state = recurrence.reset_state
-        if reset_state is None and recurrence.instants.reset is not None:
-            reset_state = state0
-        recurrence = replace(recurrence, state0=carry.state, reset_state=reset_state, resets_to_start=False)
+        recurrence = recurrence.going_on(carry.state)
     found, carry = _gradient_forward(recurrence, bound, carry, key, rule=rule)
     return (found, carry) if has_carry else found
 

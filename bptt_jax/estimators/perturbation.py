@@ -84,11 +84,13 @@ class PESCarry(NamedTuple):
     """What `pes` carries from batch to batch.
 
     Attributes:
-      states: of the perturbed trajectories, leaves ``[pairs, 2, ...]``.
+      state: of the unperturbed trajectory.
+      perturbed: those of the others, leaves ``[pairs, 2, ...]``.
       accumulated: ``[pairs, P]``, the sum of the perturbations since the piece's beginning, in units of sigma.
     """
 
-    states: State
+    state: State
+    perturbed: State
     accumulated: Float[Array, "pairs P"]
 
 
@@ -126,15 +128,16 @@ def pes(
     then a difference of losses where all other pieces are unperturbed: the sum of what the pieces give alone.
 
     Args:
-      step, params, state0, xs, length: as for `bptt_jax.unroll`; `state0` begins the unperturbed trajectory.
+      step, params, state0, xs, length: as for `bptt_jax.unroll`.
       loss, args: as for `bptt_jax.adjoints`; `args` are not perturbed.
       key: of the perturbations; a new one for each batch.
       window: steps between two draws, K.
       sigma, pairs: as for `es`.
-      carry: of the batch before, whose stream this one goes on with; None where it begins. Its number of pairs holds.
-        Perturbed trajectories go on where they were, and a new window begins. The perturbations accumulated so far are
-        those of earlier parameters, if these have changed since.
-      has_carry: whether the carry is returned too.
+      carry: what the part of a stream before returned: all trajectories go on where they were, and a new window begins.
+        Its state stands in place of `state0`, to which resets still lead where the sequence does not say another
+        state, and its number of pairs in place of `pairs`. Perturbations accumulated so far are those of earlier
+        parameters, if these have changed since.
+      has_carry: whether to return ``(params_grad, carry)``.
 
     Returns:
       A pytree like `params`, None at parameters that are not floating; with ``has_carry=True`` that and a `PESCarry`.
@@ -158,6 +161,7 @@ def pes(
         raise TypeError(f"has_carry: expected True or False, got {type(has_carry).__name__}")
     if carry is not None:
         pairs = _check_carry(carry, recurrence)
+        recurrence = recurrence.going_on(carry.state)
     key, sigma = check_key("key", key), check_positive_finite("sigma", sigma)
     estimate, after = _pes(recurrence, bound, key, sigma, carry, window=window, pairs=pairs)
     return (estimate, after) if has_carry else estimate
@@ -224,10 +228,10 @@ def _pes(
     plain = states_of(recurrence)
     if carry is None:
         states = jax.tree.map(lambda a: jnp.broadcast_to(a, (pairs, 2, *a.shape)), recurrence.state0)
-        carry = PESCarry(states, jnp.zeros((pairs, point.size), point.dtype))
+        carry = PESCarry(recurrence.state0, states, jnp.zeros((pairs, point.size), point.dtype))
     carry, key = devices.vary((carry, key), axes)
 
-    def estimate(key: Array, carry: PESCarry) -> tuple[Array, PESCarry]:
+    def estimate(key: Array, starts: State, before: Array) -> tuple[Array, State, Array]:
         def perturbed(start: State, sign: Array) -> tuple[State, State]:
             def body(
                 moving: tuple[State, Array], at_t: tuple[Instant, Array, Array]
@@ -243,10 +247,10 @@ def _pes(
             return end, states
 
         signs = _both(jnp.ones((), point.dtype))
-        ends, trajectories = jax.vmap(perturbed)(carry.states, signs)
+        ends, trajectories = jax.vmap(perturbed)(starts, signs)
 
-        def add(w: Array, before: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-            total, accumulated, difference = before
+        def add(w: Array, so_far: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+            total, accumulated, difference = so_far
             first = jnp.argmax(windows == w)
             anew = resets[first]
             known = (pieces == pieces[first]) & (windows <= w)
@@ -261,12 +265,15 @@ def _pes(
             term = (above - below) / 2 - jnp.where(anew, 0, difference)
             return total + term / sigma * accumulated, accumulated, (above - below) / 2
 
-        nothing = jnp.zeros(point.size, point.dtype), carry.accumulated, jnp.zeros((), point.dtype)
+        nothing = jnp.zeros(point.size, point.dtype), before, jnp.zeros((), point.dtype)
         total, accumulated, _ = devices.fori_loop(1, windows[-1] + 1, add, nothing)
-        return total, PESCarry(ends, accumulated)
+        return total, ends, accumulated
 
-    estimates, after = jax.vmap(estimate)(jax.random.split(key, pairs), carry)
-    return point.gradient(estimates, given), after
+    estimates, ends, accumulated = jax.vmap(estimate)(
+        jax.random.split(key, pairs), carry.perturbed, carry.accumulated
+    )
+    last = jax.tree.map(lambda a: a[-1], plain)
+    return point.gradient(estimates, given), PESCarry(last, ends, accumulated)
 
 
 def _both(a: Array) -> Array:
@@ -288,11 +295,13 @@ def _check_carry(carry: Any, recurrence: Recurrence) -> int:
     check_leaves("carry", carry)
     size = ravel_state(differentiable_part(recurrence.params)[0])[0].size
     pairs = jnp.shape(carry.accumulated)[0] if jnp.ndim(carry.accumulated) else 0
-    one = jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct((pairs, 2, *jnp.shape(a)), jnp.result_type(a)), recurrence.state0
-    )
-    expected = describe_shapes(one)
-    got = describe_shapes(carry.states)
+
+    def many(*lead: int) -> PyTree:
+        return jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct((*lead, *jnp.shape(a)), jnp.result_type(a)), recurrence.state0
+        )
+
+    expected, got = describe_shapes((many(), many(pairs, 2))), describe_shapes((carry.state, carry.perturbed))
     if jnp.shape(carry.accumulated) != (pairs, size) or not pairs or got != expected:
         raise ValueError(
             f"carry: expected states {expected} and accumulated [pairs, {size}], got {got} and "
