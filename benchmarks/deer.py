@@ -26,12 +26,12 @@ import matplotlib.pyplot as plt
 
 FULL: dict[str, Any] = {
     "answers": ("rnn", "gru", "lstm", "indrnn"),
-    "variants": ("full", "damped", "diagonal", "blocks"),
+    "variants": ("full", "scaled", "kalman", "diagonal", "blocks"),
     "size": 100,
     "length": 1000,
     "gains": (0.5, 0.8, 1.0, 1.1, 1.2, 1.3, 1.5, 2.0),
     "networks": 2,
-    "most": {"full": 200, "damped": 100, "diagonal": 30, "blocks": 30},
+    "most": {"full": 200, "scaled": 100, "kalman": 100, "diagonal": 30, "blocks": 30},
     "cells": ("rnn", "gru"),
     "linear_cells": ("lru", "min_gru"),
     "sizes": (4, 16, 64),
@@ -47,7 +47,7 @@ QUICK = FULL | {
     "length": 100,
     "gains": (0.5, 2.0),
     "networks": 1,
-    "most": {"full": 20, "damped": 20, "diagonal": 20},
+    "most": {"full": 20},
     "cells": ("gru",),
     "linear_cells": ("lru",),
     "sizes": (4,),
@@ -59,7 +59,8 @@ PUBLISHED = {0.5: "3", 0.8: "4", 1.0: "5-14", 1.1: "13-21", 1.2: "37", 1.3: "67-
 GPU_AIM = 68.0  # of the demonstration in DEER's README: gru of 2 units, T = 10,000, batch 16, on a V100
 VARIANTS: dict[str, dict[str, Any]] = {
     "full": {},
-    "damped": {"damped": True},
+    "scaled": {"damping": "scale"},
+    "kalman": {"damping": "kalman"},
     "diagonal": {"jacobian": "diagonal"},
     "blocks": {"jacobian": "blocks"},
 }
@@ -182,7 +183,7 @@ def times(kind: str, size: int, length: int, batch: int, s: dict[str, Any]) -> d
 
 def figure(gains: list[dict[str, Any]], timed: Sequence[dict[str, Any]], s: dict[str, Any]) -> Any:
     fig, (left, right) = plt.subplots(1, 2, figsize=(12, 4.3), layout="constrained")
-    colours = {"full": "C0", "damped": "C1", "diagonal": "C2"}
+    colours = {name: f"C{i}" for i, name in enumerate(VARIANTS)}
     for variant in s["variants"]:
         colour, most = colours[variant], s["most"][variant]
         made = [(r["gain"], min(r[variant], most)) for r in gains]

@@ -322,7 +322,8 @@ TARGETS: list[Target] = [
     recurrence(
         "deer",
         jacobian=("full", "choice"),
-        damped=(False, "flag"),
+        damping=("kalman", "optional choice"),
+        window=(2, "at most or none"),
         max_iterations=(100, "integer"),
     ),
     Target(

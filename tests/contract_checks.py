@@ -1011,7 +1011,7 @@ CHECKS: dict[str, Check] = {
     "leading_eigenvalues": Check(check_leading_eigenvalues),
     "product_singular_values": Check(check_product_singular_values, no_backward_pass),
     "deer": Check(check_deer(), applies=solved_fully),
-    "deer diagonal": Check(check_deer(jacobian="diagonal", damped=True), applies=solved),
+    "deer diagonal": Check(check_deer(jacobian="diagonal", damping="kalman"), applies=solved),
     "parallel_adjoints": Check(check_parallel_adjoints, applies=has_adjoints),
     "covariant_vectors": Check(check_covariant),
 }

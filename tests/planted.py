@@ -717,11 +717,6 @@ MUTATIONS = {
             "h",
             "test_deer.py::test_a_guess_saves_iterations",
         ),
-        (
-            "matrices, f - h, instants.reset)",
-            "matrices, f - h, None)",
-            "test_deer.py::test_a_linear_recurrence_takes_one_iteration",
-        ),
         ("jnp.where(real[:, None], new, prepend(self.h0, h))", "new", "test_contract.py -k deer"),
         (
             "_RECOVER * damping), 0.5 * damping)",
@@ -751,6 +746,11 @@ MUTATIONS = {
         ),
     ],
     "bptt_jax/parallel/factors.py": [
+        (
+            "affine_scan(matrices, offsets, begins=reset), begins=reset)",
+            "affine_scan(matrices, offsets), begins=reset)",
+            "test_deer.py::test_a_linear_recurrence_takes_one_iteration",
+        ),
         ("after=count * steps * size)", "after=0)", "test_deer.py::test_blocks_are_right_in_the_mean"),
         ('if mode == "forward" else -2)', "if True else -2)", "test_deer.py::test_blocks_are_right_in_the_mean"),
         (
@@ -763,6 +763,14 @@ MUTATIONS = {
         ("lengths // 10", "0 * lengths", "test_contract.py -k predict_parallel"),
         ("jnp.max(lengths)", "jnp.sum(recurrence.real)", "test_contract.py -k predict_parallel"),
         ("(0.0 if np.isnan(error) else error)", "0.0", "test_prediction.py::test_verdict"),
+    ],
+    "bptt_jax/linalg/kalman.py": [
+        (
+            "where(begins, 0 * factors, factors), _id",
+            "factors, _id",
+            "test_kalman.py::test_gains_are_those_of_a_kalman_filter",
+        ),
+        (" + near.information", "", "test_kalman.py::test_gains_are_those_of_a_kalman_filter"),
     ],
     "bptt_jax/linalg/affine.py": [
         (

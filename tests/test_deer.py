@@ -14,9 +14,12 @@ import bptt_jax as bptt
 from bptt_jax.parallel import factors, newton
 from bptt_jax.step import bind, check_step
 
-deer = jax.jit(bptt.deer, static_argnames=("step", "length", "jacobian", "damped", "max_iterations", "window"))
-VARIANTS = {"full": {}, "diagonal": {"jacobian": "diagonal"}, "damped": {"damped": True}}
-FORMS = VARIANTS | {"blocks": {"jacobian": "blocks"}, "windows": {"window": 4}}
+deer = jax.jit(bptt.deer, static_argnames=("step", "length", "jacobian", "damping", "max_iterations", "window"))
+VARIANTS = {"full": {}, "diagonal": {"jacobian": "diagonal"}, "scaled": {"damping": "scale"}}
+FORMS = VARIANTS | {
+    "blocks": {"jacobian": "blocks", "damping": "kalman"},
+    "windows": {"window": 4, "damping": "kalman"},
+}
 
 
 def random_network(gain: float, size: int = 30, steps: int = 200):
@@ -192,7 +195,8 @@ def test_error_does_not_depend_on_the_chunks_of_time(x64, resets, monkeypatch) -
     np.testing.assert_allclose(list(found.values()), found[1 << 22], rtol=1e-10)
 
 
-def test_damping_tames_what_overshoots(x64) -> None:
+@pytest.mark.parametrize("kind", ["scale", "kalman"])
+def test_damping_tames_what_overshoots(x64, kind) -> None:
     """Contracting recurrences with steep slopes off their trajectories: Newton's iterates leave these by many orders of
     magnitude, and come back one state after the other; damped ones stay near, and all converge."""
 
@@ -204,8 +208,8 @@ def test_damping_tames_what_overshoots(x64) -> None:
     rates = np.mean(np.log(np.abs(0.3 * p * np.sin(p * states))), axis=(1, 2))
     assert np.all(rates < -0.2)
     plain, damped = (
-        jax.jit(jax.vmap(partial(deer, step, p, h0, damped=damped, max_iterations=60)))(xs)
-        for damped in (False, True)
+        jax.jit(jax.vmap(partial(deer, step, p, h0, damping=damping, max_iterations=60)))(xs)
+        for damping in (None, kind)
     )
     assert not np.any(plain.converged)
     assert np.all(np.nanmax(plain.residuals, axis=1) > 1e10)
@@ -584,7 +588,7 @@ def test_memory_of_the_diagonal_variant() -> None:
     [
         ({"jacobian": "dense"}, ValueError, "jacobian: expected 'full', 'diagonal' or 'blocks', got 'dense'"),
         ({"window": 0}, ValueError, "window: expected at least 1"),
-        ({"damped": 0.5}, TypeError, "damped: expected True or False, got float"),
+        ({"damping": True}, ValueError, "damping: expected None, 'scale' or 'kalman', got True"),
         ({"max_iterations": 0}, ValueError, "max_iterations: expected at least 1"),
         ({"guess": np.zeros((4, 3), np.float32)}, ValueError, "guess: expected the trajectory's"),
         ({"guess": {"h": 1.0}}, ValueError, "guess: expected the trajectory's"),

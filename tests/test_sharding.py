@@ -61,7 +61,7 @@ MORE = {
     "lyapunov_exponents in pieces": in_pieces(bptt.lyapunov_exponents),
     "covariant_vectors in pieces": in_pieces(bptt.covariant_vectors),
     "jacobians reverse": along(bptt.jacobians, mode="reverse"),
-    "deer diagonal": lambda w: along(bptt.deer, jacobian="diagonal", damped=True)(w).states,
+    "deer diagonal": lambda w: along(bptt.deer, jacobian="diagonal", damping="scale")(w).states,
     "tbptt": along(bptt.estimators.tbptt, loss, k1=1, k2=2),
     "truncation_bias": along(bptt.truncation_bias, loss),
     "rtrl": along(bptt.estimators.rtrl, loss),

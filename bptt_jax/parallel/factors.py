@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from bptt_jax import devices
 from bptt_jax.linalg.affine import affine_scan, carried
+from bptt_jax.linalg.kalman import filtered_scan
 from bptt_jax.linalg.scattered import signs
 from bptt_jax.recurrence.jacobians import jacobians_at
 from bptt_jax.recurrence.linearization import Mode
@@ -18,12 +19,24 @@ from bptt_jax.step import Instant, PyTree, Recurrence, State, differentiable_par
 
 
 def added(
-    recurrence: Recurrence, matrices: Array | list[Array], offsets: Float[Array, "K D"], reset: Array | None
+    recurrence: Recurrence,
+    matrices: Array | list[Array],
+    offsets: Float[Array, "K D"],
+    weight: Float[Array, ""] | None = None,
 ) -> Float[Array, "K D"]:
-    """``A_t d_{t-1}`` of the affine recurrence ``d_t = A_t d_{t-1} + offsets_t``, whichever of the three A is."""
+    """``A_t d_{t-1}`` of the affine recurrence ``d_t = G_t (A_t d_{t-1} + offsets_t)``, whichever of the three A is.
+
+    G is the identity, or with a `weight` the gain of a Kalman filter which is told, with so much confidence, that d is
+    zero (ELK: Gonzalez et al. 2024, arXiv:2407.19115, section 4.2).
+    """
+    _, real, reset = recurrence.instants
+    held = None if real is None else ~real
 
     def of(matrices: Array, offsets: Array) -> Array:
-        return carried(matrices, affine_scan(matrices, offsets, begins=reset), begins=reset)
+        if weight is None:
+            return carried(matrices, affine_scan(matrices, offsets, begins=reset), begins=reset)
+        filtered = filtered_scan(matrices, offsets, weight, begins=reset, held=held)
+        return carried(matrices, filtered, begins=reset)
 
     if not isinstance(matrices, list):
         return of(matrices, offsets)

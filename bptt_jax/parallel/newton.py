@@ -88,7 +88,7 @@ def deer(
     *,
     length: int | None = None,
     jacobian: Literal["full", "diagonal", "blocks"] = "full",
-    damped: bool = False,
+    damping: Literal["scale", "kalman"] | None = None,
     guess: State | None = None,
     max_iterations: int = 100,
     window: int | None = None,
@@ -114,11 +114,13 @@ def deer(
         estimated from one product with the Jacobian for each leaf, along random signs, instead of D products (as in
         Zoltowski et al. 2025, arXiv:2508.18413, for the diagonal): O(T D L) memory, and exact where units do not
         meet, as in `cells.indrnn` or `cells.lru`; there it is Newton's method in full. Where they do, what the
-        others add is noise in A_t, and `damped` helps.
-      damped: multiply the A_t by a factor that is halved whenever the residual has grown, and recovers to 1 while
-        it falls. Like the trust region of ELK (Gonzalez et al. 2024) it tames iterates that overshoot, which they
-        do where a wrong state has expanding Jacobians, and keeps the quadratic convergence at the end. At 0 it
-        would be Jacobi's iteration; the solution is the same.
+        others add is noise in A_t, and `damping` helps.
+      damping: tames iterates that overshoot, which they do where a wrong state has expanding Jacobians, and keeps the
+        quadratic convergence at the end; the solution is the same. By a number that is halved whenever the residual has
+        grown, and recovers to 1 while it falls: "scale" multiplies all A_t by it. "kalman" is the trust region of ELK
+        (Gonzalez et al. 2024, section 4.2), a Kalman filter that is told that the states hardly move, with the
+        confidence 1 / number - 1: it holds back most where products of the A_t grow, for one more associative scan
+        an iteration, of D x D matrices and their inverses if A_t is full.
       guess: where to start, like the result's `states`; by default h_0 at all times. In training, the trajectory of
         the update before.
       max_iterations: after T + 1 all states are exact; but beyond some dozens the sequential evaluation is faster.
@@ -144,12 +146,11 @@ def deer(
     """
     recurrence = bind(step, params, state0, xs, length)
     check_choice("jacobian", jacobian, "full", "diagonal", "blocks")
-    if not isinstance(damped, bool):
-        raise TypeError(f"damped: expected True or False, got {type(damped).__name__}")
+    check_choice("damping", damping, None, "scale", "kalman")
     max_iterations = check_positive_int("max_iterations", max_iterations)
     check_leaves("guess", guess)
     window = recurrence.length if window is None else min(check_positive_int("window", window), recurrence.length)
-    options = _Options(jacobian, damped, max_iterations)
+    options = _Options(jacobian, damping, max_iterations)
     return _deer(recurrence, guess, options=options, window=window)
 
 
@@ -202,7 +203,7 @@ class _Options(NamedTuple):
     """Of `deer`."""
 
     jacobian: str
-    damped: bool
+    damping: str | None
     max_iterations: int
 
 
@@ -293,7 +294,7 @@ def _solve(
 ) -> _Solved:
     """Newton's iterations; `come_in` is what the errors before have grown to."""
     recurrence, instants, h0 = equations.recurrence, equations.recurrence.instants, equations.h0
-    jacobian, damped, max_iterations = options
+    jacobian, kind, max_iterations = options
     at_rest = jnp.broadcast_to(h0, (recurrence.length, h0.size))
     first = at_rest if vectors is None else equations.held(vectors)
     eps = float(jnp.finfo(h0.dtype).eps)
@@ -307,10 +308,11 @@ def _solve(
             matrices, sizes = factors.blocks(*about, count)
         else:
             matrices, sizes = factors.full(*about) if jacobian == "full" else factors.diagonals(*about)
-        matrices = jax.tree.map(lambda a: damping * a, matrices)
+        if kind == "scale":
+            matrices = jax.tree.map(lambda a: damping * a, matrices)
         # After a state that is exact this is exactly zero, so that every iteration makes one more state exact at
         # least; also where products of expanding Jacobians have overflowed, and the plain evaluation stays.
-        moved = factors.added(recurrence, matrices, f - h, instants.reset)
+        moved = factors.added(recurrence, matrices, f - h, 1 / damping - 1 if kind == "kalman" else None)
         new = f + jnp.where(jnp.isfinite(moved), moved, 0)
         return equations.held(jnp.where(jnp.isfinite(new), new, first)), sizes
 
@@ -332,7 +334,7 @@ def _solve(
         h, abs_jac_times_state = update(h, f, damping, count)
         f = equations.advance(h)
         after = rms(left(h, f))
-        if damped:
+        if kind is not None:
             damping = jnp.where(after <= before, jnp.minimum(1.0, _RECOVER * damping), 0.5 * damping)
         both = _relative(left(h, f), jnp.abs(h) + abs_jac_times_state), residual
         return h, f, both, count + 1, residuals.at[count].set(after), damping

@@ -99,7 +99,7 @@ def predict_parallel(
 
     Returns:
       `ParallelPrediction`. The exponent speaks of the solution: where wrong states have expanding Jacobians, the
-      first iterates may overshoot although the recurrence contracts; then ``deer(..., damped=True)``.
+      first iterates may overshoot although the recurrence contracts; then ``deer(..., damping="scale")``.
 
     Raises:
       TypeError, ValueError: an argument breaks the contract.

@@ -1,0 +1,45 @@
+"""The gains that hold an affine recurrence back, against a filter step by step."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bptt_jax.linalg.kalman import filtered_scan, gains
+
+
+@pytest.mark.parametrize("diagonal", [False, True])
+def test_gains_are_those_of_a_kalman_filter(x64, diagonal) -> None:
+    """Step by step in NumPy: covariance 0 at the start and at resets, noise 1, seen to be 0 with noise 1 / weight."""
+    rng = np.random.default_rng(0)
+    matrices, weight = 1.5 * rng.standard_normal((9, 3, 3)), 0.7
+    if diagonal:
+        matrices = matrices * np.eye(3)
+    real, reset = np.arange(9) % 5 != 2, np.arange(9) == 6
+    given = np.where(real[:, None, None], matrices, np.eye(3))
+    found = jax.jit(gains)(
+        jnp.asarray(np.diagonal(given, axis1=1, axis2=2) if diagonal else given),
+        jnp.asarray(weight),
+        begins=jnp.asarray(reset),
+        held=jnp.asarray(~real),
+    )
+    covariance = np.zeros((3, 3))
+    for t in range(9):
+        if real[t]:
+            before = 0 * covariance if reset[t] else covariance
+            predicted = matrices[t] @ before @ matrices[t].T + np.eye(3)
+            kept = np.eye(3) - predicted @ np.linalg.inv(predicted + np.eye(3) / weight)
+            covariance = kept @ predicted
+        else:
+            kept = np.eye(3)
+        np.testing.assert_allclose(np.diag(found[t]) if diagonal else found[t], kept, rtol=1e-9, atol=1e-12)
+
+
+def test_means_are_those_of_the_filter(x64) -> None:
+    rng = np.random.default_rng(0)
+    factors, offsets = rng.standard_normal((7, 2, 2)), rng.standard_normal((7, 2))
+    kept, h = gains(jnp.asarray(factors), jnp.asarray(0.3)), np.zeros(2)
+    found = jax.jit(filtered_scan)(jnp.asarray(factors), jnp.asarray(offsets), jnp.asarray(0.3))
+    for t in range(7):
+        h = kept[t] @ (factors[t] @ h + offsets[t])
+        np.testing.assert_allclose(found[t], h, rtol=1e-12)
