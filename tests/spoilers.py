@@ -498,7 +498,6 @@ KINDS: dict[str, dict[str, Spoiler]] = {
     "fraction": FRACTIONS,
     "finite": FINITE,
     "choice": CHOICES,
-    "optional choice": {k: v for k, v in CHOICES.items() if k != "none"},
     "flag": FLAGS,
     "dtype": DTYPES,
     "key": KEYS,
