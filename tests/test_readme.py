@@ -1,11 +1,14 @@
 """The examples of the README and of the guides are run as they stand."""
 
 import re
+import shlex
 from pathlib import Path
 
 import jax
 import pytest
 from slices import covering
+
+from bptt_jax.cli.main import _parser
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -67,3 +70,27 @@ def test_links_lead_somewhere() -> None:
 
 def test_the_front_page_is_short() -> None:
     assert len(README.read_text(encoding="utf-8").splitlines()) <= 180
+
+
+COMMANDS = sorted(
+    {
+        line.strip()
+        for page in (*PAGES, ROOT / "bptt_jax" / "cli" / "main.py", ROOT / "bptt_jax" / "cli" / "new_step.txt")
+        for line in re.findall(
+            r"(?:^ *|`|&& )(bptt-jax (?:\w|--)[^`\n]*)", page.read_text(encoding="utf-8"), re.MULTILINE
+        )
+    }
+)
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_commands_that_are_shown_are_understood(line: str) -> None:
+    """As far as the parser: nothing is run."""
+    words = shlex.split(line.replace("TASK", "adding").replace("FOLDER", "."))[1:]
+    if words[-1] in ("--help", "--version"):
+        return
+    if words in (["train"], ["new-step"], ["completion"]) or "bash|zsh|fish" in line:
+        return  # spoken of, without what it wants
+    words += ["."] * (words[-1] in ("--checkpoint", "--weights"))
+    arguments = _parser().parse_args(words)
+    assert arguments.command == words[0]
