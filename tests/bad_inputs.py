@@ -347,6 +347,12 @@ TARGETS: list[Target] = [
         {"step": "step", "params": "params", "state0": "state", "xs": "batch", "loss": "loss", "args": "targets"}
         | {"longest": "optional integer", "batch": "optional integer", "in_axes": "axes"},
     ),
+    Target(
+        "bptt.analysis.gradient_precision",
+        jax.enable_x64(True)(bptt.analysis.gradient_precision),
+        RECURRENCE | {"loss": loss, "dtype": np.float32, "longest": 2, "length": 3},
+        {"step": "step", "loss": "loss", "dtype": "dtype", "longest": "optional integer", "length": "length"},
+    ),
     recurrence("estimators.rtrl", loss=LOSS, **ONLINE),
     recurrence("estimators.snap", loss=LOSS, n=(1, "integer"), **ONLINE),
     recurrence("estimators.rflo", loss=LOSS, **ONLINE),

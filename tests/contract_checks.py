@@ -377,6 +377,20 @@ def check_gradient_noise(case: Case) -> Iterator[Comparison]:
             yield Comparison("horizon", got.horizon, horizon)
 
 
+def check_gradient_precision(case: Case) -> Iterator[Comparison]:
+    """Of single precision, whose errors are those of few steps where it does not underflow."""
+    for plan in case.plans:
+        got = bptt.analysis.gradient_precision(
+            *case.arguments(plan), only_loss, args=_args(case, plan), dtype="float32"
+        )
+        norms = np.linalg.norm(by_lag(case.name, plan), axis=1)
+        sure = norms > np.linalg.norm(norms) * 1e-5
+        yield Comparison("log_norms", np.where(sure, got.log_norms, 0), np.where(sure, log(norms), 0), True)
+        seen = sure & (norms > 1e-35)
+        yield Comparison("errors", np.where(seen, got.relative_errors, 0) < 1e-3, np.ones(plan.steps, bool))
+        yield Comparison("underflows", np.asarray(got.underflows) & seen, np.zeros(plan.steps, bool))
+
+
 def check_rtrl(case: Case) -> Iterator[Comparison]:
     for plan in case.plans:
         got = bptt.estimators.rtrl(*case.arguments(plan), only_loss, args=_args(case, plan))
@@ -994,6 +1008,11 @@ CHECKS: dict[str, Check] = {
     "truncation_bias": Check(check_truncation_bias, no_backward_pass, small),
     "gradient_by_lag": Check(check_gradient_by_lag, no_backward_pass, small),
     "gradient_noise": Check(check_gradient_noise, no_backward_pass, small),
+    "gradient_precision": Check(
+        check_gradient_precision,
+        lambda entry: "step: must keep the dtype" if entry.tolerance else no_backward_pass(entry),
+        lambda case: small(case) and case.dtype == "float64",
+    ),
     "rtrl": Check(check_rtrl, applies=small),
     "snap": Check(check_snap, applies=small),
     "rflo": Check(check_rflo, applies=small),

@@ -478,6 +478,25 @@ MUTATIONS = {
             "test_verdict.py::test_a_typical_length_is_the_lower_median",
         ),
     ],
+    "bptt_jax/analysis/precision.py": [
+        (
+            "jax.lax.cummax(jnp.maximum(needed, 0))",
+            "jnp.maximum(needed - 1, 0)",
+            "test_gradient_precision.py::test_float16_ends_at_6e_8",
+        ),
+        (
+            "int(info.maxexp) - 1 - top",
+            "int(info.maxexp) + 1 - top",
+            "test_gradient_precision.py::test_overflow",
+        ),
+    ],
+    "bptt_jax/recurrence/tensorfloat32.py": [
+        (
+            "**{k: _rounding(p) for k, p in eqn.params.items()}",
+            "**eqn.params",
+            "test_gradient_precision.py::test_tensorfloat32_rounds_factors_to_ten_bits",
+        ),
+    ],
     "bptt_jax/analysis/noise.py": [
         (
             "square / jnp.where(none, 1, variance) - 1 / count",

@@ -97,7 +97,14 @@ def test_every_public_function_is_here():
         for name, member in PUBLIC.items()
         if inspect.isfunction(member) and not name.startswith(("plot", "cells.initializers", "cells.surrogates"))
     }
-    assert functions <= {*ALL, "clip_records", "skip_records", "from_torchrecurrent", "report"}
+    assert functions <= {
+        *ALL,
+        "clip_records",
+        "skip_records",
+        "from_torchrecurrent",
+        "report",
+        "gradient_precision",
+    }
 
 
 def mesh_of(kind, make):

@@ -73,6 +73,9 @@ def mend(w: jax.Array, h0: jax.Array, xs: jax.Array) -> None:
     noise = bptt.analysis.gradient_noise(leaky, w, h0, xs[None], last)
     assert_type(noise, bptt.analysis.GradientNoise)
     assert_type(noise.batch_needed, jax.Array)
+    precision = bptt.analysis.gradient_precision(leaky, w, h0, xs, last, dtype="bfloat16")
+    assert_type(precision, bptt.analysis.GradientPrecision)
+    assert_type(precision.digits, jax.Array)
     assert_type(
         bptt.remedies.omega_penalty(bptt.remedies.omega_terms(leaky, w, h0, xs, last), version="code"), jax.Array
     )

@@ -22,6 +22,7 @@ from bptt_jax.analysis.modes import modal_coordinates
 from bptt_jax.analysis.monitor import Monitor, MonitorRecord, MonitorWarning
 from bptt_jax.analysis.noise import GradientNoise, gradient_noise
 from bptt_jax.analysis.nonfinite import NonFinite
+from bptt_jax.analysis.precision import GradientPrecision, gradient_precision
 from bptt_jax.analysis.truncation import TruncationBias, truncation_bias
 from bptt_jax.analysis.window import AdaptiveWindow, adaptive_window
 
@@ -36,6 +37,7 @@ __all__ = [
     "GradientByLag",
     "GradientFlow",
     "GradientNoise",
+    "GradientPrecision",
     "InfluenceMap",
     "LeadingLogValues",
     "LeadingValues",
@@ -56,6 +58,7 @@ __all__ = [
     "gradient_by_lag",
     "gradient_flow",
     "gradient_noise",
+    "gradient_precision",
     "influence_map",
     "leading_eigenvalues",
     "leading_singular_values",
