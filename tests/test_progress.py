@@ -19,7 +19,7 @@ def clock(monkeypatch) -> None:
 
 
 def record(updates: int, **other) -> dict:
-    empty = {"clipped": None, "skipped": None, "solved_at": [None]}
+    empty = {"clipped": None, "skipped": None, "solved_at": [None], "window": None, "bias_bound": None}
     return {"updates": updates, "loss": [0.5], "gradient_log_norm": [math.log(3)], **empty, **other}
 
 
@@ -55,11 +55,15 @@ def test_medians_of_the_seeds_that_run(capsys) -> None:
             | {
                 "clipped": [0.25, None, 0.5, 1.0],
                 "skipped": [0.0, None, 0.0, 0.0],
+                "window": 16,
+                "bias_bound": [0.3, 0.2, 0.1, 0.4],
                 "solved_at": [None, 5, None, None],
             }
         )
     line = capsys.readouterr().err.strip()
-    assert line == "10 of 10 updates: loss 2, log gradient norm 900, clipped 50%, skipped 0%, solved 1 of 4"
+    assert (
+        line == "10 of 10 updates: loss 2, log gradient norm 900, clipped 50%, skipped 0%, window 16, solved 1 of 4"
+    )
 
 
 def test_no_number_is_no_trouble(capsys) -> None:

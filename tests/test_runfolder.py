@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -354,11 +355,12 @@ import bptt_jax as bptt
 from bptt_jax.experiments import runfolder
 from bptt_jax.experiments.loop import train
 from bptt_jax.experiments.network import network
-from bptt_jax.experiments.tasks import adding
+from bptt_jax.experiments.tasks import adding, delayed_copy
 
-net = network(bptt.gru(4), adding(10))
+window = int(sys.argv[3]) or None
+net = network(bptt.gru(4), delayed_copy(2, episode=9) if window else adding(10))
 optimizer = bptt.with_clipping(optax.sgd(0.1), 1.0)
-train(net, optimizer, updates=250, batch=2, seeds=(0, 1), chunk=5, folder=Path(sys.argv[1]))
+train(net, optimizer, updates=250, batch=2, seeds=(0, 1), chunk=5, window=window, folder=Path(sys.argv[1]))
 """
 
 
@@ -379,8 +381,9 @@ def wait(process: subprocess.Popen, until, limit: float) -> None:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
-@pytest.mark.parametrize("times", covering([3, 20], 3))
-def test_killed_at_any_moment_it_ends_as_if_it_had_never_been(times, tmp_path) -> None:
+@pytest.mark.parametrize(("times", "window"), covering([(3, 0), (20, 0), (8, 7)], (3, 0)))
+def test_killed_at_any_moment_it_ends_as_if_it_had_never_been(times, window, tmp_path) -> None:
+    """Between updates of fresh sequences, and in mid-stream."""
     (tmp_path / "run.py").write_text(SCRIPT)
     environment = os.environ | {
         "OPENBLAS_NUM_THREADS": "1",
@@ -390,7 +393,7 @@ def test_killed_at_any_moment_it_ends_as_if_it_had_never_been(times, tmp_path) -
     }
 
     def command(folder):
-        return [sys.executable, str(tmp_path / "run.py"), str(folder), str(tmp_path / "cache")]
+        return [sys.executable, str(tmp_path / "run.py"), str(folder), str(tmp_path / "cache"), str(window)]
 
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     subprocess.run(command(whole), env=environment, check=True, timeout=120)
@@ -398,9 +401,10 @@ def test_killed_at_any_moment_it_ends_as_if_it_had_never_been(times, tmp_path) -
 
     moments = random.Random(0)
     kills, in_writing, looked = 0, 0, 0
-    net = network(bptt.gru(4), adding(10))
+    net = network(bptt.gru(4), delayed_copy(2, episode=9) if window else adding(10))
     optimizer = bptt.with_clipping(optax.sgd(0.1), 1.0)
-    example = jax.vmap(lambda seed: init_state(net, optimizer, seed))(jnp.arange(2, dtype=jnp.int32))
+    init = partial(init_state, net, optimizer, batch=2 if window else None)
+    example = jax.vmap(init)(jnp.arange(2, dtype=jnp.int32))
     for attempt in range(times):
         process = subprocess.Popen(command(killed), env=environment, stderr=subprocess.DEVNULL)
         try:

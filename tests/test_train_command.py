@@ -183,6 +183,51 @@ def test_a_noisy_leaky_network_on_trials_of_different_lengths(noisy) -> None:
     np.testing.assert_allclose(trained.loss(trained.readout_weights, states, one[1]), expected[1], rtol=1e-5)
 
 
+def test_a_stateful_run_its_log_and_its_checkpoint(tmp_path, capsys) -> None:
+    small = [
+        "--cell",
+        "rnn",
+        "--hidden",
+        "3",
+        "--optimizer",
+        "sgd",
+        "--length",
+        "2",
+        "--batch",
+        "2",
+        "--chunk",
+        "1",
+    ]
+    auto = ["--stateful", "--truncate", "auto", "--bias", "0.8", "--updates", "2", "--out", str(tmp_path)]
+    assert main(["train", "delayed-copy", *small, *auto]) == 0
+    windows = [r["window"] for r in lines(tmp_path)]
+    assert all(1 <= w <= 10 for w in windows)
+    assert f"window {windows[-1]}" in capsys.readouterr().err
+    arguments = json.loads((tmp_path / "settings.json").read_text())["arguments"]
+    assert (arguments["truncate"], arguments["stateful"], arguments["bias"]) == ("auto", True, 0.8)
+    settings = train.read(tmp_path)
+    _, now = train.states(train.prepare(settings), settings, tmp_path)
+    assert int(now.carried.position[0]) == sum(windows)
+    looked_at = diagnose.Settings(
+        checkpoint=str(tmp_path), text=None, embed=None, cells=("rnn",), gain=(), alpha=None, hidden=3, length=2,
+        batch=2, loss="delayed-copy", step=None, float64=False, seed=0,
+    )  # fmt: skip
+    assert [r.name for r in diagnose.prepare(looked_at)[1]] == ["rnn, untrained", "rnn, 2 updates"]
+
+
+def test_a_truncated_network_is_cut() -> None:
+    job = train.prepare(replace(SETTINGS, truncate=2, cell="rnn"))
+    params = job.network.init(jax.random.key(0))
+    (inputs,), (target,) = job.network.task.sample(jax.random.key(1), 1)
+
+    def read(h):
+        return jnp.sum(job.network.unroll(params, (h, jnp.int32(0)), inputs)[0][-1])
+
+    assert np.all(jax.grad(read)(jnp.ones(6)) == 0)
+    bare = train.prepare(replace(SETTINGS, cell="rnn")).network
+    np.testing.assert_allclose(job.network.loss(params, inputs, target), bare.loss(params, inputs, target))
+
+
 def test_quantiles_are_of_what_is_not_padding() -> None:
     values = np.asarray([[1.0, np.nan, np.nan], [3.0, 2.0, np.nan]])
     np.testing.assert_array_equal(diagnose._quantiles(values, [0.0, 1.0], axis=0), [[1, 2, np.nan], [3, 2, np.nan]])

@@ -111,6 +111,7 @@ def _line(record: Record) -> str:
     # A norm may lie beyond the range of numbers, where its logarithm does not.
     parts.append(f"gradient norm {math.exp(norm):.3g}" if norm < 700 else f"log gradient norm {norm:.0f}")
     parts += [f"{what} {_median(record[what]):.0%}" for what in ("clipped", "skipped") if record[what] is not None]
+    parts += [f"window {record['window']}"] if record["bias_bound"] is not None else []
     solved, seeds = sum(n is not None for n in record["solved_at"]), len(record["solved_at"])
     return ", ".join([*parts, f"solved {solved} of {seeds}"] if seeds > 1 else parts)
 
