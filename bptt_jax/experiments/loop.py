@@ -232,7 +232,8 @@ def train(
         `Training.states` global ones. Equal to one device up to rounding; to itself, resumed, bit for bit.
       folder: where ``log.jsonl`` and ``checkpoints/`` are kept, one after each chunk. If a run is there, it is
         resumed from its last whole checkpoint, and ends bit for bit as if it had never been stopped. (Where
-        `updates` was no multiple of `chunk` and is raised later, it has been evaluated there as well.)
+        `updates` was no multiple of `chunk` and is raised later, it has been evaluated there as well, and a window been
+        chosen.)
       settings: what the run depends on, in JSON types: written to ``settings.json``; a folder with others is
         refused. Batch, seeds, chunk and the task's name and length are always among them; functions (the cell, the
         optimiser and its rate, the penalty) cannot be compared, so name here what tells them apart.
