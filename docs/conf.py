@@ -31,6 +31,7 @@ nb_execution_mode = "off"  # notebooks are shown as they are committed
 nb_merge_streams = True
 
 NOTEBOOKS = {
+    "decision": "Neuroscience",
     "characters": "Language",
     "agent_memory": "Agents",
     "spiking": "Spiking networks",

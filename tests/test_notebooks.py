@@ -13,6 +13,7 @@ FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS: dict[str, tuple[str, list[str]]] = {
     "agent_memory": ("updates = 2", []),
     "characters": ("updates, longest = 8, 4", []),
+    "decision": ("updates, starts = 2, 8", []),
     "depth_as_time": ("updates = 2", []),
     "double_pendulum": ("steps, values, updates = 100, 4, 2", []),
     "flipflop": ("updates = 2", []),
