@@ -12,7 +12,9 @@ from bptt_jax.analysis.influence import InfluenceMap
 from bptt_jax.leaves import to_jsonable, visible
 from bptt_jax.plots.style import batched, quantiles
 
-_CURVES = 40_000  # numbers of all curves together, and as many of all spectra: half a megabyte or so
+# Numbers of all curves together, and of all spectra: a megabyte or so.
+_CURVES = 80_000
+_SPECTRA = 50_000
 _SEQUENCES = 8  # that are shown by themselves
 _FEWEST = 40  # steps that a curve keeps
 _STEPS = 1500  # the most: a screen has no more
@@ -36,13 +38,15 @@ def data_block(content: Mapping[str, Any]) -> Markup:
 
 def of_flows(flows: Mapping[str, GradientFlow]) -> tuple[list[dict[str, Any]], list[str]]:
     """Curves and spectra of every flow, batches of any axes as one, and what of them had to be left out, in words."""
-    told, notes = [], []
+    told: list[dict[str, Any]] = []
+    notes: dict[str, list[str]] = {}
     rows = sum(_rows_of(flow) for flow in flows.values())
     for name, flow in flows.items():
-        one, left_out = _of_flow(flow, _CURVES // rows, _CURVES // len(flows))
+        one, left_out = _of_flow(flow, _CURVES // rows, _SPECTRA // len(flows))
         told.append({"name": visible(name), **one})
-        notes += [f"{visible(name)}: {sentence}" for sentence in left_out]
-    return told, notes
+        for sentence in left_out:
+            notes.setdefault(sentence, []).append(visible(name))
+    return told, [f"{', '.join(names)}: {sentence}" for sentence, names in notes.items()]
 
 
 def of_map(influence: InfluenceMap) -> dict[str, Any]:
@@ -51,9 +55,11 @@ def of_map(influence: InfluenceMap) -> dict[str, Any]:
     return {"times": np.asarray(influence.times).tolist(), "rows": [_digits(row) for row in norms]}
 
 
-def of_modes(values: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
-    """Eigenvalues ``[K, N]``, of each of K matrices."""
-    return {"labels": list(map(visible, labels)), "rows": [_pairs(row) for row in values]}
+def of_modes(values: np.ndarray, labels: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Eigenvalues ``[K, N]``, of each of K matrices, and what of them had to be left out."""
+    count = max(1, min(len(values), _SPECTRA // (2 * values.shape[1])))
+    notes = [f"The slider goes through the first {count} of {len(values)}."] if count < len(values) else []
+    return {"labels": list(map(visible, labels[:count])), "rows": [_pairs(row) for row in values[:count]]}, notes
 
 
 def of_series(values: np.ndarray, labels: Sequence[str], unit: str) -> dict[str, Any]:

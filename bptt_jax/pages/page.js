@@ -464,7 +464,7 @@ function modes(part, {labels, rows}) {
   let dots = [];
   const say = slider(which, told, () => {
     const row = all[which.value], moduli = row.filter((_, i) => i % 2 === 0).map((re, i) => Math.hypot(re, row[2 * i + 1]));
-    return `${labels[which.value]}: ${moduli.length} eigenvalues, moduli ${plain(moduli[0])} to ${plain(moduli[moduli.length - 1])}, ` +
+    return `${labels[which.value]}: ${moduli.length} eigenvalue${moduli.length === 1 ? "" : "s"}, moduli ${plain(moduli[0])} to ${plain(moduli[moduli.length - 1])}, ` +
       `${moduli.filter(m => m > 1).length} above 1`;
   });
   const all_ = () => {

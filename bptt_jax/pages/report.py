@@ -28,10 +28,16 @@ from bptt_jax.plots.style import Figure, batched, figure_of
 
 Reported: TypeAlias = GradientFlow | LyapunovSpectrum | InfluenceMap | FixedPoints | Eigensystem
 
-_KINDS = (GradientFlow, LyapunovSpectrum, InfluenceMap, FixedPoints, Eigensystem)
+_KINDS = {
+    GradientFlow: "Gradient flow",
+    LyapunovSpectrum: "Lyapunov exponents",
+    InfluenceMap: "Influence map",
+    FixedPoints: "Fixed points",
+    Eigensystem: "Eigensystem",
+}
 _ROWS = 64  # of a table
 _CURVES = 16  # exponents whose estimates are followed
-_MATRICES = 200  # whose eigenvalues can be gone through
+_MARKS = 2000  # of a figure, beyond which they are an image
 _JACOBIAN = Markup("dh<sub>t</sub>/dh<sub>t-1</sub>")
 _OF_FLOWS = {
     "error signal": "The derivative of the loss with respect to the last state that the loss reads, followed back "
@@ -185,11 +191,11 @@ def report_page(
 
 
 def _named(results: Any) -> Mapping[str, Reported]:
-    named = results if isinstance(results, Mapping) else {"result": results}
+    named = results if isinstance(results, Mapping) else {_KINDS.get(type(results), ""): results}
     for name, found in named.items():
         if not isinstance(name, str):
             raise TypeError(f"results: expected names that are str, got {name!r}")
-        if not isinstance(found, _KINDS):
+        if type(found) not in _KINDS:
             kinds = ", ".join(kind.__name__ for kind in _KINDS)
             raise TypeError(f"results: expected {kinds}, or these by name, got {type(found).__name__} ({name!r})")
     if not named:
@@ -276,7 +282,7 @@ def _exponents(key: str, name: str, found: LyapunovSpectrum) -> Part:
     return Part(
         key,
         name,
-        "Lyapunov exponents",
+        _KINDS[LyapunovSpectrum],
         pooled.statement,
         [
             (
@@ -299,7 +305,7 @@ def _influence(key: str, name: str, found: InfluenceMap) -> Part:
     return Part(
         key,
         name,
-        "Influence map",
+        _KINDS[InfluenceMap],
         found._headline(),
         [
             (
@@ -338,11 +344,11 @@ def _fixed_points(key: str, name: str, found: FixedPoints) -> Part:
             0, (_drawn(plot_fixed_points(found), f"{key}-points", name), "The fixed points, a mark for each kind.")
         )
     labels = [f"fixed point {i + 1}, {kind}" for i, kind in enumerate(kinds.tolist())]
-    live = _modes(values, labels) if rows else {}
+    live = _modes(values, labels, len(rows)) if rows else {}
     return Part(
         key,
         name,
-        "Fixed points",
+        _KINDS[FixedPoints],
         found._headline(),
         figures,
         columns=(
@@ -351,7 +357,6 @@ def _fixed_points(key: str, name: str, found: FixedPoints) -> Part:
         ),
         rows=rows[:_ROWS],
         caption="The distinct fixed points",
-        notes=_first(len(rows), "fixed points"),
         **live,
     )  # fmt: skip
 
@@ -366,7 +371,7 @@ def _eigensystem(key: str, name: str, found: Eigensystem) -> Part:
     return Part(
         key,
         name,
-        "Eigensystem",
+        _KINDS[Eigensystem],
         found._headline(),
         [
             (
@@ -377,17 +382,15 @@ def _eigensystem(key: str, name: str, found: Eigensystem) -> Part:
         columns=("number", "real part", "imaginary part", "modulus", "condition\nnumber"),
         rows=rows[:_ROWS],
         caption="The eigenvalues" if len(values) == 1 else "The eigenvalues of the first matrix",
-        notes=_first(len(rows), "eigenvalues"),
-        **_modes(values, labels),
+        **_modes(values, labels, len(rows)),
     )
 
 
-def _modes(values: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
-    return {
-        "live": "modes",
-        "live_caption": "Eigenvalues and the unit circle.",
-        "data": embedded.of_modes(values[:_MATRICES], labels[:_MATRICES]),
-    }
+def _modes(values: np.ndarray, labels: Sequence[str], rows: int) -> dict[str, Any]:
+    """What a part has of eigenvalues ``[K, N]``, with so many rows in its table."""
+    data, left_out = embedded.of_modes(values, labels)
+    notes = left_out + _first(rows, "rows")
+    return {"live": "modes", "live_caption": "Eigenvalues and the unit circle.", "data": data, "notes": notes}
 
 
 def _first(count: int, what: str) -> list[str]:
@@ -396,4 +399,6 @@ def _first(count: int, what: str) -> list[str]:
 
 def _drawn(figure: Figure, key: str, name: str) -> Markup:
     figure.set_size_inches(3.7, 3.3)
+    for marks in (marks for ax in figure.axes for marks in ax.collections):
+        marks.set_rasterized(marks.get_rasterized() or np.shape(marks.get_offsets())[0] > _MARKS)
     return drawing(figure, key, f"Figure of {name}")
