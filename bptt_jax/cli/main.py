@@ -8,6 +8,7 @@ import os
 import platform
 import signal
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -50,7 +51,7 @@ examples:
   bptt-jax train characters --stateful --truncate 50 --cell gru
   bptt-jax train delayed-copy --length 10 --stateful --truncate auto --bias 0.3
 
-Interrupted or killed, the same command goes on from the last checkpoint; --updates may be raised.
+After an interruption the same command resumes from the last checkpoint; --updates may be raised.
 """
 
 
@@ -59,7 +60,7 @@ examples:
   bptt-jax dynamics --checkpoint train-flipflop
   bptt-jax dynamics --step my_cell.py:make --length 500 --starts 2000 --dt 0.01
 
-A FACTORY is as for bptt-jax diagnose. Points are sought from states that are visited, under a constant input.
+A FACTORY is as for bptt-jax diagnose. The search starts at states that the network visits; the input is constant.
 """
 _ATLAS_EXAMPLES = """\
 examples:
@@ -67,7 +68,7 @@ examples:
   bptt-jax atlas --family gated linear --hidden 128 --length 500
   bptt-jax atlas --cells rnn lstm lru --task copy-memory --length 100
 
-Interrupted or killed, the same command goes on where it was; with other cells it adds them to the folder.
+After an interruption the same command continues; with other cells it adds them to the folder.
 """
 _NEW_STEP_EXAMPLES = """\
 examples:
@@ -116,6 +117,13 @@ class _Version(argparse.Action):
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {visible(message)} (see --help)\n")
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Wraps what is one paragraph, and leaves examples as they stand."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return super()._fill_text(text if "\n" in text else textwrap.fill(text, width), width, indent)
 
 
 class _Terminated(KeyboardInterrupt):
@@ -229,7 +237,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="bptt-jax",
         description="See what backpropagation through time does to gradients.",
         epilog=_STATUSES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Help,
     )
     parser.add_argument(
         "--version",
@@ -267,7 +275,7 @@ def _add_diagnose(jobs: Any) -> None:
         "on its task; or, with --weights, for one that PyTorch or Keras has trained, on data of "
         "yours. Writes flow.png and flow.json, with --html a page too.",
         epilog=_DIAGNOSE_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Help,
     )
     add = job.add_argument
     add(
@@ -275,9 +283,14 @@ def _add_diagnose(jobs: Any) -> None:
         nargs="+",
         choices=train.CELLS,
         metavar="CELL",
-        help="of the atlas, by name (rnn gru lstm; with --step none)",
+        help="names of cells (default: rnn gru lstm; none with --step)",
     )
-    add("--gain", nargs="+", type=_positive_float, help="recurrent gains of rnn and leaky_rnn (0.5 2)")
+    add(
+        "--gain",
+        nargs="+",
+        type=_positive_float,
+        help="gains of the recurrent weights of rnn and leaky_rnn (0.5 2)",
+    )
     add("--alpha", type=_share, help="leak of leaky_rnn: the time step over the time constant (0.2)")
     add("--hidden", type=_positive_int, help="units (64)")
     add("--length", type=_positive_int, help="time steps (200)")
@@ -287,26 +300,30 @@ def _add_diagnose(jobs: Any) -> None:
     add("--embed", type=_positive_int, metavar="SIZE", help="random embeddings of this size instead of one-hot")
     add("--step", metavar="FILE_OR_MODULE:FACTORY", help="a recurrent step of your own")
     add(
-        "--checkpoint", metavar="FOLDER", help="of bptt-jax train: its networks, untrained and trained, on its task"
+        "--checkpoint",
+        metavar="FOLDER",
+        help="run of bptt-jax train: its network before and after training, on its task",
     )
     add(
         "--weights",
         metavar="FILE",
-        help="trained with PyTorch or Keras: .safetensors, .npz, .keras, .h5, .pt (no code of a file is executed)",
+        help="weights trained with PyTorch or Keras: .safetensors, .npz, .keras, .h5, .pt (no code in a file is run)",
     )
-    add("--prefix", metavar="NAME", help="of the recurrent layer in --weights, where there are several")
+    add("--prefix", metavar="NAME", help="name of the recurrent layer in --weights, if there are several")
     add(
-        "--data", metavar="FILE.npz", help="for --weights: inputs [B, T, I]; mask, resets, targets, loss if need be"
+        "--data",
+        metavar="FILE.npz",
+        help="data for --weights: inputs [B, T, I]; optional: mask, resets, targets, loss",
     )
     add(
         "--readout",
         metavar="NAME",
-        help="of the linear layer in --weights for the targets, where there are several",
+        help="name of the linear layer in --weights that predicts the targets, if there are several",
     )
     add("--float64", action="store_true", help="compute in double precision")
-    add("--seed", type=_seed, default=0, help="of texts and weights (0)")
+    add("--seed", type=_seed, default=0, help="seed of texts and weights (0)")
     add("--out", type=Path, default=Path("."), metavar="FOLDER", help="where flow.png and flow.json go (.)")
-    add("--html", action="store_true", help="also write flow.html: figures, numbers and what to try on one page")
+    add("--html", action="store_true", help="also write flow.html, one page with figures, numbers and what to try")
     _finish(job, _diagnose)
 
 
@@ -317,7 +334,7 @@ def _add_train(jobs: Any) -> None:
         description="Trains a recurrence with an affine readout on a task until it is solved. Writes train.png and "
         "train.json, log.jsonl as it goes, and a checkpoint after every chunk of updates.",
         epilog=_TRAIN_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Help,
     )
     add = job.add_argument
     add("task", metavar="TASK", choices=tuple(train.LENGTHS), help=", ".join(train.LENGTHS))
@@ -327,13 +344,13 @@ def _add_train(jobs: Any) -> None:
         help="time steps, or of the memory tasks the delay (100; temporal order and decision 50)",
     )
     add("--text", metavar="FILE", help="of characters: UTF-8 text (default: Python's help texts)")
-    add("--cell", choices=train.CELLS, default="lstm", metavar="CELL", help="of the atlas, by name (default: lstm)")
+    add("--cell", choices=train.CELLS, default="lstm", metavar="CELL", help="name of the cell (default: lstm)")
     add("--hidden", type=_positive_int, default=64, help="units (64)")
     add("--activation", choices=tuple(train.ACTIVATIONS), help="activation of rnn and leaky_rnn (default: tanh)")
     add("--gain", type=_positive_float, help="factor of the recurrent weights of rnn and leaky_rnn (default: 1)")
     add("--alpha", type=_share, help="leak of leaky_rnn: the time step over the time constant (default: 0.2)")
-    add("--noise", type=_nonnegative_float, help="of leaky_rnn, in the input of its units (default: 0)")
-    add("--init", choices=tuple(train.RECURRENT), help="recurrent weights, of cells that take them")
+    add("--noise", type=_nonnegative_float, help="noise in the input of the units of leaky_rnn (default: 0)")
+    add("--init", choices=tuple(train.RECURRENT), help="initial recurrent weights, for cells that take them")
     add("--chrono", action="store_true", help="gate biases for memories as long as the whole sequence")
     add("--optimizer", choices=tuple(train.OPTIMIZERS), default="adam", help="optimiser (default: adam)")
     add("--rate", type=_positive_float, default=1e-3, help="learning rate (0.001)")
@@ -352,8 +369,8 @@ def _add_train(jobs: Any) -> None:
         metavar="WEIGHT",
         help="Pascanu's regulariser as in his code (0; his is 4)",
     )
-    add("--updates", type=_positive_int, default=5000, help="at most (5000)")
-    add("--batch", type=_positive_int, default=20, help="sequences of an update (20)")
+    add("--updates", type=_positive_int, default=5000, help="number of updates, at most (5000)")
+    add("--batch", type=_positive_int, default=20, help="sequences in each update (20)")
     add("--seeds", type=_positive_int, default=1, help="independent runs, side by side (1)")
     add("--chunk", type=_positive_int, default=100, help="updates between evaluations and checkpoints (100)")
     add(
@@ -373,9 +390,9 @@ def _add_train(jobs: Any) -> None:
         metavar="BOUND",
         help="of --truncate auto: on the gradient's relative bias (default: 0.5)",
     )
-    add("--remat", action="store_true", help="memory O(sqrt(T)) in the backward pass (Omega's aside)")
+    add("--remat", action="store_true", help="memory O(sqrt(T)) in the backward pass (except for Omega)")
     add("--float64", action="store_true", help="compute in double precision")
-    add("--out", type=Path, metavar="FOLDER", help="of the run (default: train-TASK)")
+    add("--out", type=Path, metavar="FOLDER", help="folder of the run (default: train-TASK)")
     _finish(job, _train)
 
 
@@ -383,14 +400,14 @@ def _add_dynamics(jobs: Any) -> None:
     job = jobs.add_parser(
         "dynamics",
         help="fixed points, modes, exponents and covariant vectors of a trained network",
-        description="Where a trained network rests, what is stable there, which directions live how long, and which "
-        "grow along its trajectories: of a run of bptt-jax train, or of a step of your own, driven by text. Writes "
-        "dynamics.png and dynamics.json.",
+        description="Finds the fixed points of a trained network, their stability and time constants, and the Lyapunov "
+        "exponents and covariant vectors along its trajectories: for a run of bptt-jax train, or for a step of your "
+        "own. Writes dynamics.png and dynamics.json.",
         epilog=_DYNAMICS_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Help,
     )
     add = job.add_argument
-    add("--checkpoint", metavar="FOLDER", help="of bptt-jax train: its trained networks, on its task")
+    add("--checkpoint", metavar="FOLDER", help="run of bptt-jax train: its trained network, on its task")
     add("--step", metavar="FILE_OR_MODULE:FACTORY", help="a recurrent step of your own")
     add("--text", metavar="FILE", help="UTF-8 text (default: Python's help texts, some 450 kB of English)")
     add("--length", type=_positive_int, help="time steps of a step of your own (200)")
@@ -400,15 +417,28 @@ def _add_dynamics(jobs: Any) -> None:
         "--perturbation",
         type=_nonnegative_float,
         default=0.3,
-        help="of these states, relative to their standard deviation (0.3)",
+        help="noise added to these states, relative to their standard deviation (0.3)",
     )
-    add("--input", choices=("zero", "mean"), default="zero", help="that is held constant (default: zero)")
-    add("--vectors", type=_positive_int, help="directions carried along, of the largest exponents (at most 16)")
-    add("--tol", type=_positive_float, help="speed up to which a point counts as one (default: roundings)")
-    add("--margin", type=_positive_float, default=1e-2, help="of a modulus from 1 that counts as neutral (0.01)")
-    add("--dt", type=_positive_float, default=1.0, help="how long a step is (1)")
+    add("--input", choices=("zero", "mean"), default="zero", help="input that is held constant (default: zero)")
+    add(
+        "--vectors",
+        type=_positive_int,
+        help="number of covariant vectors, those of the largest exponents (default: at most 16)",
+    )
+    add(
+        "--tol",
+        type=_positive_float,
+        help="speed below which a state counts as a fixed point (default: rounding errors)",
+    )
+    add(
+        "--margin",
+        type=_positive_float,
+        default=1e-2,
+        help="distance of a modulus from 1 that counts as neutral (0.01)",
+    )
+    add("--dt", type=_positive_float, default=1.0, help="duration of one step, for time constants (1)")
     add("--float64", action="store_true", help="compute in double precision")
-    add("--seed", type=_seed, default=0, help="of sequences and starts (0)")
+    add("--seed", type=_seed, default=0, help="seed of sequences and starts (0)")
     add("--out", type=Path, default=Path("."), metavar="FOLDER", help="where the files go (.)")
     _finish(job, _dynamics)
 
@@ -421,7 +451,7 @@ def _add_atlas(jobs: Any) -> None:
         "number of parameters: growth rate and horizon of the gradient, exponents, time and memory of a step. Writes "
         "atlas.json as it goes, then atlas.md, atlas.png and atlas.html.",
         epilog=_ATLAS_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Help,
     )
     add = job.add_argument
     add(
@@ -433,10 +463,15 @@ def _add_atlas(jobs: Any) -> None:
         help=", ".join(get_args(Family)),
     )
     add("--cells", nargs="+", choices=tuple(ATLAS), default=[], metavar="CELL", help="by name; default: all cells")
-    add("--hidden", type=_positive_int, default=64, help="units of rnn, and of all cells at equal width (64)")
+    add(
+        "--hidden",
+        type=_positive_int,
+        default=64,
+        help="units of each cell at equal width, and of the rnn whose parameters the others match (64)",
+    )
     add("--length", type=_positive_int, default=200, help="time steps (200)")
     add("--batch", type=_positive_int, default=8, help="sequences (8)")
-    add("--seeds", type=_positive_int, default=4, help="of initial weights (4)")
+    add("--seeds", type=_positive_int, default=4, help="number of initial weights (4)")
     add("--text", metavar="FILE", help="UTF-8 text, embedded at random (default: Python's help texts)")
     add(
         "--task",
@@ -455,7 +490,7 @@ def _add_new_step(jobs: Any) -> None:
         description="Writes a commented file that works as it is: a network with noise, trials of different lengths, "
         "targets and a loss, and a second one that reads text. Change it into yours.",
         epilog=_NEW_STEP_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Help,
     )
     job.add_argument(
         "file", type=Path, metavar="FILE", help="of Python; one that is there already is left as it is"
@@ -476,7 +511,7 @@ def _add_completion(jobs: Any) -> None:
         description="Prints a script for a shell: options, the names of cells and tasks, and files are then completed "
         "by the Tab key.",
         epilog=_COMPLETION_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Help,
     )
     job.add_argument("shell", metavar="SHELL", choices=_SHELLS, help=", ".join(_SHELLS))
     job.set_defaults(job=_completion, json=False, quiet=False)
