@@ -36,6 +36,7 @@ NOTEBOOKS = {
     "agent_memory": "Agents",
     "spiking": "Spiking networks",
     "double_pendulum": "Physics",
+    "irregular_times": "Differential equations",
     "unrolled_optimisation": "Unrolled optimisation",
     "depth_as_time": "Deep networks",
     "pytorch_checkpoint": "From PyTorch",

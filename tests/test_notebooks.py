@@ -17,6 +17,7 @@ NOTEBOOKS: dict[str, tuple[str, list[str]]] = {
     "depth_as_time": ("updates = 2", []),
     "double_pendulum": ("steps, values, updates = 100, 4, 2", []),
     "flipflop": ("updates = 2", []),
+    "irregular_times": ("observations, sequences = 20, 2", ["diffrax"]),
     "pytorch_checkpoint": ("steps, sequences = 40, 2", []),
     "spiking": ("updates = 2", ["spyx"]),
     "unrolled_optimisation": ("updates, rates, meta_updates = 20, 8, 2", []),
