@@ -8,6 +8,11 @@ ROOT = Path(__file__).parents[1]
 MUTATIONS = {
     "bptt_jax/step.py": [
         (
+            "self.state0 if resets and self.reset_state is None else self.reset_state",
+            "self.reset_state",
+            "test_online.py::test_two_parts_are_the_whole",
+        ),
+        (
             "choose(at.reset, self.reset_state, state)",
             "choose(at.reset, state, self.reset_state)",
             "test_sequence.py::test_python_numbers_as_reset_state",
@@ -505,6 +510,35 @@ MUTATIONS = {
         ),
         ("~seen & (jnp.cumsum(seen) > 0)", "~seen", "test_noise.py::test_no_noise_no_signal_and_a_late_one"),
     ],
+    "bptt_jax/estimators/perturbation.py": [
+        (
+            "jnp.where(anew, 0, accumulated) + point.draw(key, w)",
+            "point.draw(key, w)",
+            "test_perturbation.py::test_closed_form",
+        ),
+        (
+            "(pieces == pieces[first]) & (windows <= w)",
+            "windows <= w",
+            "test_perturbation.py::test_masks_and_resets",
+        ),
+        (
+            " - jnp.where(anew, 0, difference)",
+            "",
+            "test_perturbation.py::test_of_a_sum_over_steps_it_is_the_published_algorithm",
+        ),
+    ],
+    "bptt_jax/estimators/audit.py": [
+        (
+            "choose(here, part, self._elsewhere)",
+            "part",
+            "test_audit.py::test_by_lag_truncation_is_blind_beyond_its_window",
+        ),
+        (
+            "(squares - count) / (count - 1)",
+            "squares / (count - 1)",
+            "test_audit.py::test_variance_over_keys_and_sequences",
+        ),
+    ],
     "bptt_jax/analysis/lags.py": [
         (
             "residuals, immediate = jax.tree.map(lambda a: a[order], (residuals, immediate))",
@@ -583,7 +617,6 @@ MUTATIONS = {
         ),
         ("after = choose(at.real, after, before)", "pass", "test_contract.py -k rtrl"),
         ("return matmul(jacobians()[0], v)", "return v", "test_online.py::test_the_mean_over_keys_is_the_gradient"),
-        ("reset_state = state0\n", "pass\n", "test_online.py::test_two_parts_are_the_whole"),
     ],
     "bptt_jax/estimators/rank_one.py": [
         ("pair.of_params / rho_0", "pair.of_params", "test_contract.py -k uoro"),

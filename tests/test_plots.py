@@ -215,6 +215,32 @@ def test_influence_map_shows_the_pairs() -> None:
         bptt.plots.plot_influence_map(bptt.analysis.InfluenceMap(jnp.zeros((2, 3)), jnp.zeros((2, 3, 3))))
 
 
+def test_audit_shows_the_shares_by_lag() -> None:
+    one, nothing = jnp.ones(2), math.nan
+    names = "bias", "bias_error", "share", "share_error", "cosine", "cosine_error", "variance", "sequence_variance"
+    audit = bptt.estimators.Audit(
+        names=("uoro", "tbptt"),
+        **dict.fromkeys(names, one),
+        exact_variance=one[0],
+        exact_log_norm=one[0],
+        lags=jnp.asarray([0, 1, 10]),
+        lag_shares=jnp.asarray([[1.1, 0.9, 1.0], [1.0, 0.0, nothing]]),
+        lag_share_errors=jnp.asarray([[0.1, 0.2, 0.3], [0.0, nothing, nothing]]),
+    )
+    (ax,) = bptt.plots.plot_audit(audit, title="judged").axes
+    first, second = ax.containers
+    np.testing.assert_allclose(first.lines[0].get_xydata(), [[0, 1.1], [1, 0.9], [10, 1.0]], rtol=1e-6)
+    np.testing.assert_allclose(second.lines[0].get_xydata(), [[0, 1], [1, 0]])
+    bars = [segment[:, 1] for segment in first.lines[2][0].get_segments()]
+    np.testing.assert_allclose(bars, [[1.0, 1.2], [0.7, 1.1], [0.7, 1.3]], rtol=1e-6)
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["uoro: cosine 1.00", "tbptt: cosine 1.00"]
+    assert ax.get_title() == "judged"
+    with pytest.raises(ValueError, match="expected that of one problem, got a batch"):
+        bptt.plots.plot_audit(jax.tree.map(lambda a: a[None], audit))
+    with pytest.raises(ValueError, match="expected one with lags"):
+        bptt.plots.plot_audit(replace(audit, lags=jnp.zeros(0), lag_shares=jnp.zeros((2, 0))))
+
+
 def test_ticks_that_lie_close_are_told_apart():
     """A signal that loses 1 % at a step stays within a decade."""
     xs = jnp.zeros((LENGTH, 2))
