@@ -285,7 +285,8 @@ def check_flags(name: str, flags: Any, steps: int | None = None) -> None:
     if not hasattr(flags, "dtype"):
         raise TypeError(f"{name}: expected an array of booleans [T], got {type_name(flags)}")
     if flags.dtype != bool:
-        raise TypeError(f"{name}: expected booleans [T], got {flags.dtype}; compare, as in {name} > 0")
+        way = "jnp.arange(T) < length" if name == "mask" and len(flags.shape) < 2 else f"{name} > 0"
+        raise TypeError(f"{name}: expected booleans [T], got {flags.dtype}; compare, as in {way}")
     if len(flags.shape) != 1:
         raise ValueError(
             f"{name}: expected shape [T], got {list(flags.shape)}; for a batch, jax.vmap over its first axis"

@@ -812,3 +812,17 @@ def test_nothing_but_padding_is_unmeasured():
     assert flow.verdict == "unmeasured"
     assert np.isnan(flow.summary()["spectral_norm"]["median"])
     plot_gradient_flow(flow)
+
+
+def test_advice_against_vanishing_is_of_those_that_vanish() -> None:
+    """Two kinds that together are more than they, with no horizon at all, are not what it speaks of."""
+
+    def flow(gain, length):
+        sequence = bptt.Sequence(jnp.full((40, 1), gain), mask=jnp.arange(40) < length)
+        return bptt.gradient_flow(lambda _, h, x: x * h, None, jnp.ones(1), sequence, lambda states: states[-1, 0])
+
+    gains = jnp.array([0.5, 0.5, 0.5, 1.0, 1.0, 1.5, 1.5])
+    flows = jax.vmap(flow)(gains, jnp.array([40, 30, 20, 5, 5, 22, 22]))
+    assert flows.verdicts.tolist() == ["vanishing"] * 3 + ["steady"] * 2 + ["exploding"] * 2
+    assert flows.verdict == "vanishing"
+    assert "the signal falls to 0.001 in 10 steps of 30: nothing older is learned" in flows.advice()

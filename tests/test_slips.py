@@ -65,6 +65,10 @@ SLIPS = {
         of(GRU.step, GRU_PARAMS, H, bptt.Sequence(BATCH, mask=np.ones((2, 5), bool))),
         "mask: expected shape [T], got [2, 5]; for a batch, jax.vmap",
     ),
+    "lengths for a mask": (
+        of(GRU.step, GRU_PARAMS, H, bptt.Sequence(XS, mask=np.array([5, 4]))),
+        "mask: expected booleans [T], got int64; compare, as in jnp.arange(T) < length",
+    ),
     "time last": (of(GRU.step, GRU_PARAMS, H, XS.T), "xs: expected time as the first axis, got float32[3,5]…xs.T"),
     "inputs of another size": (
         of(GRU.step, GRU_PARAMS, H, np.ones((7, 5), np.float32)),

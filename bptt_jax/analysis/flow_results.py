@@ -279,7 +279,7 @@ class GradientFlow(Result):
           TypeError: `calibrated` is no mapping of names to `Calibration`.
         """
         found = [] if calibrated is None else _in_words(calibrated)
-        return self._of_each(lambda flow: verdict.advise(_findings(flow, gated, found)))
+        return self._of_each(lambda flow: verdict.advise(_findings(_typical(flow), gated, found)))
 
     def _of_each(self, function: Callable[["GradientFlow"], Any]) -> Any:
         """Of this, if it is one sequence or a batch of one axis; else a list of what it gives along the first axis."""
@@ -345,6 +345,14 @@ def _pooled(flow: GradientFlow) -> PooledFlow:
         horizon_extrapolated=np.take_along_axis(beyond, median, -1)[..., 0] > 0,
         sequences=count,
     )
+
+
+def _typical(flow: GradientFlow) -> GradientFlow:
+    """Of a batch whose gradients vanish the sequences that do: the horizons and lengths of others would not fit."""
+    if flow.loss.ndim == 0 or flow.verdict != "vanishing":
+        return flow
+    vanishing = flow.verdicts == "vanishing"
+    return jax.tree.map(lambda a: np.asarray(a)[vanishing], flow)
 
 
 def _said(flow: GradientFlow) -> str:
