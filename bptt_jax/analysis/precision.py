@@ -24,7 +24,8 @@ _TF32 = "tensorfloat32"
 
 
 class GradientPrecision(Result):
-    """The gradient's part from each lag, as a dtype computes it beside what it is.
+    """The gradient's part from each lag, as a dtype computes it beside what it is; in single precision itself, so that
+    it can be used where double precision is off.
 
     Attributes:
       lags: ``[K]``: 0 .. K - 1 real steps.
@@ -56,8 +57,9 @@ class GradientPrecision(Result):
 
     @property
     def digits(self) -> Float[Array, " K"]:
-        """Decimal digits left of each lag's part: none is 0; NaN where nothing comes from there."""
-        return jnp.maximum(-jnp.log10(jnp.maximum(self.relative_errors, 1e-300)), 0)
+        """Decimal digits left of each lag's part: none is 0, inf where it is exact; NaN where nothing comes from there."""
+        errors = self.relative_errors
+        return jnp.where(errors == 0, jnp.inf, jnp.maximum(-jnp.log10(jnp.where(errors == 0, 1, errors)), 0))
 
     @property
     def loss_scale_log2(self) -> Int[Array, ""]:
@@ -168,7 +170,7 @@ def _cast(tree: PyTree, dtype: jnp.dtype) -> PyTree:
 
 
 def _first(which: Bool[Array, " K"]) -> Float[Array, ""]:
-    return jnp.where(jnp.any(which), jnp.argmax(which).astype(jnp.float64), jnp.inf)
+    return jnp.where(jnp.any(which), jnp.argmax(which).astype(jnp.float32), jnp.inf)
 
 
 def _largest(tree: PyTree) -> Float[Array, ""]:
@@ -239,14 +241,14 @@ def _gradient_precision(
     whole = jnp.max(done.signal.normalized().exponent), done.params_grad.normalized().exponent
     top = jnp.maximum(jnp.max(tops), jnp.maximum(*whole))
     return GradientPrecision(
-        lags=jnp.arange(longest),
-        log_norms=log_norms,
-        relative_errors=errors,
+        lags=jnp.arange(longest, dtype=jnp.int32),
+        log_norms=log_norms.astype(jnp.float32),
+        relative_errors=errors.astype(jnp.float32),
         underflows=underflows,
         half_lag=_first(something & ~(errors <= epsilon**0.5)),
         underflow_lag=_first(underflows),
         lost_lag=_first(something & (largest == 0)),
         loss_scales_log2=jax.lax.cummax(jnp.maximum(needed, 0)),
-        highest_log2=int(info.maxexp) - 1 - top,
+        highest_log2=(int(info.maxexp) - 1 - top).astype(jnp.int32),
         dtype=_TF32 if tensorfloat else low,
     )

@@ -13,6 +13,7 @@ from bptt_jax.plots.dynamics import (
 from bptt_jax.plots.exponents import plot_exponents
 from bptt_jax.plots.flow import plot_eigenvalues, plot_gradient_flow, plot_leaves, plot_norms, plot_singular_values
 from bptt_jax.plots.influence import plot_influence_map
+from bptt_jax.plots.lags import plot_gradient_lags, plot_gradient_noise, plot_gradient_precision
 from bptt_jax.plots.training import plot_training
 
 __all__ = [
@@ -26,6 +27,9 @@ __all__ = [
     "plot_fixed_points",
     "plot_flow_field",
     "plot_gradient_flow",
+    "plot_gradient_lags",
+    "plot_gradient_noise",
+    "plot_gradient_precision",
     "plot_influence_map",
     "plot_leaves",
     "plot_modes",
