@@ -57,7 +57,7 @@ class GradientPrecision(Result):
 
     @property
     def digits(self) -> Float[Array, " K"]:
-        """Decimal digits left of each lag's part: none is 0, inf where it is exact; NaN where nothing comes from there."""
+        """Decimal digits left of each lag's part: 0 is none, inf exact; NaN where nothing comes from."""
         errors = self.relative_errors
         return jnp.where(errors == 0, jnp.inf, jnp.maximum(-jnp.log10(jnp.where(errors == 0, 1, errors)), 0))
 
