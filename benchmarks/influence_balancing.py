@@ -3,7 +3,10 @@
 Influence balancing (Tallec and Ollivier 2017, arXiv:1705.08209): one parameter, optimum theta* = -1/6. Worked out
 from the system, truncation to 40 steps or fewer turns the gradient round. Plain gradient descent from theta = 0,
 the state going on from sequence to sequence, by truncated backpropagation with windows K on either side of 41, by
-full backpropagation and by real-time recurrent learning.
+full backpropagation, by real-time recurrent learning, by SnAp-1 and KF-RTRL, which are exact here (theta moves every
+unit at once, and is one number), by UORO, which is right in the mean (at a smaller rate: at that of the others its
+noise diverges), and by RFLO, which sees every unit's own memory alone: the sum 2 of the powers of a half, the sign of
+truncation.
 """
 
 import math
@@ -28,6 +31,7 @@ FULL: dict[str, Any] = {
     "length": 150,
     "updates": 2000,
     "rate": 0.02,
+    "noisy_rate": 0.001,
 }
 QUICK = FULL | {"windows": [10, 40, 41, 60], "updates": 500}
 SYSTEM = influence_balancing()
@@ -35,8 +39,10 @@ SYSTEM = influence_balancing()
 BY_HAND = {1: 1.0, 10: 10.0, 20: 16.476, 30: 9.870, 40: 0.566, 41: -0.219, 50: -4.753}
 
 
-def truncated_influence(steps: int) -> float:
-    """What a change of theta `steps` steps ago, kept up since, has done to s_0 by now."""
+def seen(steps: int | None) -> float:
+    """What a change of theta `steps` steps ago, kept up since, has done to s_0 by now; without any to s_0 alone."""
+    if steps is None:
+        return 2.0
 
     def run(theta: Array) -> Array:
         return bptt.final_state(SYSTEM.step, theta, SYSTEM.state0, length=steps)[0]
@@ -44,31 +50,34 @@ def truncated_influence(steps: int) -> float:
     return float(jax.jvp(run, (SYSTEM.params,), (jnp.ones(()),))[1])
 
 
-def gradients(s: dict[str, Any]) -> dict[str, Callable[[Array, Array], Array]]:
-    """By name, gradient(theta, state) of the loss at the end of one sequence."""
+Gradient = Callable[[Array, Array, Array], Array]
+
+
+def gradients(s: dict[str, Any]) -> dict[str, Gradient]:
+    """By name, gradient(theta, state, key) of the loss at the end of one sequence."""
     given = {"loss": SYSTEM.loss, "length": s["length"]}
 
-    def truncated(window: int) -> Callable[[Array, Array], Array]:
-        return lambda theta, h: bptt.estimators.tbptt(SYSTEM.step, theta, h, None, k1=1, k2=window, **given)
+    def by(estimator: Callable[..., Array], **options: Any) -> Gradient:
+        return lambda theta, h, key: estimator(SYSTEM.step, theta, h, None, key=key, **given, **options)
 
     return {
-        **{f"truncated, K = {k}": truncated(k) for k in s["windows"]},
-        "full": lambda theta, h: bptt.adjoints(SYSTEM.step, theta, h, None, **given).params_grad,
-        "rtrl": lambda theta, h: bptt.estimators.rtrl(SYSTEM.step, theta, h, None, **given),
+        **{f"truncated, K = {k}": by(bptt.estimators.tbptt, k1=1, k2=k) for k in s["windows"]},
+        "full": lambda theta, h, key: bptt.adjoints(SYSTEM.step, theta, h, None, **given).params_grad,
+        **{name: by(getattr(bptt.estimators, name)) for name in ("rtrl", "snap", "kf_rtrl", "uoro", "rflo")},
     }
 
 
-def descend(gradient: Callable[[Array, Array], Array], s: dict[str, Any]) -> np.ndarray:
+def descend(gradient: Gradient, rate: float, s: dict[str, Any]) -> np.ndarray:
     """Theta after every update."""
 
-    def update(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], Array]:
+    def update(carry: tuple[Array, Array], key: Array) -> tuple[tuple[Array, Array], Array]:
         theta, h = carry
-        moved = theta - s["rate"] * gradient(theta, h)
+        moved = theta - rate * gradient(theta, h, key)
         return (moved, bptt.final_state(SYSTEM.step, theta, h, length=s["length"])), moved
 
-    return np.asarray(
-        jax.jit(lambda carry: jax.lax.scan(update, carry, length=s["updates"])[1])((SYSTEM.params, SYSTEM.state0))
-    )
+    keys = jax.random.split(jax.random.key(0), s["updates"])
+    run = jax.jit(lambda carry: jax.lax.scan(update, carry, keys)[1])
+    return np.asarray(run((SYSTEM.params, SYSTEM.state0)))
 
 
 def outcome(thetas: np.ndarray) -> tuple[str, int | None]:
@@ -105,16 +114,17 @@ def figure(curves: dict[str, np.ndarray]) -> Any:
 def main() -> None:
     arguments = parser(__doc__).parse_args()
     s = QUICK if arguments.quick else FULL
-    curves = {name: descend(gradient, s) for name, gradient in gradients(s).items()}
+    rates = {"uoro": s["noisy_rate"]}
+    curves = {name: descend(found, rates.get(name, s["rate"]), s) for name, found in gradients(s).items()}
     rows = []
     for name, thetas in curves.items():
-        window = int(name.split("= ")[1]) if "=" in name else s["length"]
+        window = int(name.split("= ")[1]) if "=" in name else None if name == "rflo" else s["length"]
         what, at = outcome(thetas)
-        row = {"gradient": name, "influence": truncated_influence(window), "by_hand": BY_HAND.get(window)}
+        row = {"gradient": name, "influence": seen(window), "by_hand": BY_HAND.get(window)}
         rows.append(row | {"theta": float(thetas[-1]), "outcome": what, "updates": at})
     print_table(
-        f"Influence balancing: gradient descent, rate {s['rate']}, {s['updates']} updates on sequences of "
-        f"{s['length']} steps;\npublished: theta* = -1/6, and that truncation can diverge",
+        f"Influence balancing: gradient descent, rate {s['rate']} (uoro {s['noisy_rate']}), {s['updates']} updates "
+        f"on sequences of {s['length']} steps;\npublished: theta* = -1/6, and that truncation can diverge",
         ("gradient", "ds_0/dtheta seen", "by hand", "theta at the end", "theta*", "outcome", "updates"),
         [(*list(r.values())[:4], SYSTEM.optimum, r["outcome"], r["updates"]) for r in rows],
     )
