@@ -120,7 +120,7 @@ def main() -> None:
     for name, thetas in curves.items():
         window = int(name.split("= ")[1]) if "=" in name else None if name == "rflo" else s["length"]
         what, at = outcome(thetas)
-        row = {"gradient": name, "influence": seen(window), "by_hand": BY_HAND.get(window)}
+        row = {"gradient": name, "influence": seen(window), "by_hand": BY_HAND.get(window or 0)}
         rows.append(row | {"theta": float(thetas[-1]), "outcome": what, "updates": at})
     print_table(
         f"Influence balancing: gradient descent, rate {s['rate']} (uoro {s['noisy_rate']}), {s['updates']} updates "

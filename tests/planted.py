@@ -601,7 +601,7 @@ MUTATIONS = {
             "test_online.py::test_states_that_nothing_reads_may_overflow",
         ),
         ("seen.by_params | (f != 0)", "f != 0", "test_contract.py -k snap"),
-        ("jax.lax.fori_loop(1, ", "jax.lax.fori_loop(0, ", "test_contract.py -k snap"),
+        ("devices.fori_loop(1, ", "devices.fori_loop(0, ", "test_contract.py -k snap"),
         ("(leaf.shape, place)", "(leaf.shape, len(owners))", "test_contract.py -k rflo"),
     ],
     "bptt_jax/estimators/online.py": [

@@ -2,11 +2,11 @@
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
+from bptt_jax import devices
 from bptt_jax.checks import check_positive_int
 from bptt_jax.estimators.online import Differential, Numbers, OnlineCarry, go_forward
 from bptt_jax.linalg.precision import matmul
@@ -241,7 +241,7 @@ class _Within(NamedTuple):
         def further(_: Array, reached: Array) -> Array:
             return by_params | (matmul(by_state.astype(jnp.float32), reached.astype(jnp.float32)) > 0)
 
-        kept = jax.lax.fori_loop(1, min(self.n, of.size), further, by_params)
+        kept = devices.fori_loop(1, min(self.n, of.size), further, by_params)
         return _Seen(jnp.where(kept, matmul(j, seen.influence) + f, 0), by_state, by_params)
 
     def product(self, of: Numbers, seen: _Seen, signal: Array) -> Array:
