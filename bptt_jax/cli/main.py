@@ -539,7 +539,7 @@ def _diagnose(arguments: argparse.Namespace) -> _Outcome:
         from bptt_jax.cli.page import flow_page
         from bptt_jax.plots.flow import plot_gradient_flow
     except ImportError:
-        raise BadArgument("needs matplotlib and rich: python -m pip install 'bptt_jax[plot]'") from None
+        raise BadArgument("needs matplotlib, Jinja2 and rich: python -m pip install 'bptt_jax[plot]'") from None
     settings = _diagnose_settings(arguments)
     out = _writable(arguments.out)
     if settings.float64:
@@ -706,7 +706,7 @@ def _atlas(arguments: argparse.Namespace) -> _Outcome:
         from bptt_jax.cli.page import atlas_page
         from bptt_jax.plots.atlas import plot_atlas
     except ImportError:
-        raise BadArgument("needs matplotlib and rich: python -m pip install 'bptt_jax[plot]'") from None
+        raise BadArgument("needs matplotlib, Jinja2 and rich: python -m pip install 'bptt_jax[plot]'") from None
     given = {k: getattr(arguments, k) for k in ("task", "text", "length", "hidden", "batch", "seeds")}
     settings, task = atlas.prepare(**given)
     out = _writable(arguments.out)
