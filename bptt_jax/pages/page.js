@@ -91,7 +91,7 @@ function axes(svg, {x, y, xLabel, yLabel, decades = false, square = false}) {
   const X = v => box.left + (v - x[0]) / (x[1] - x[0]) * (right - box.left);
   const Y = v => bottom - (v - y[0]) / (y[1] - y[0]) * (bottom - box.top);
   const shades = draw("g"), grid = draw("g", {class: "grid"}), layer = draw("g");
-  for (const v of ticks(...x, width < 420 ? 4 : 8, !square)) {
+  for (const v of ticks(...x, square ? 6 : width < 420 ? 4 : 8, !square)) {
     grid.append(draw("line", {x1: X(v), x2: X(v), y1: box.top, y2: bottom}),
       draw("text", {x: X(v), y: bottom + 16, "text-anchor": "middle"}, linear(v)));
   }
