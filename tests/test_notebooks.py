@@ -12,7 +12,7 @@ FOLDER = Path(__file__).parents[1] / "notebooks"
 # By name, the small setting that stands for the first cell, and libraries that are not among the tests' own.
 NOTEBOOKS: dict[str, tuple[str, list[str]]] = {
     "agent_memory": ("updates = 2", []),
-    "characters": ("updates, longest = 8, 4", []),
+    "characters": ("updates, longest = 1, 4", []),
     "decision": ("updates, starts = 2, 8", []),
     "depth_as_time": ("updates = 2", []),
     "double_pendulum": ("steps, values, updates = 100, 4, 2", []),
