@@ -183,6 +183,22 @@ def test_a_noisy_leaky_network_on_trials_of_different_lengths(noisy) -> None:
     np.testing.assert_allclose(trained.loss(trained.readout_weights, states, one[1]), expected[1], rtol=1e-5)
 
 
+def test_what_is_stateful_reaches_the_loop(tmp_path, monkeypatch) -> None:
+    told = {}
+    monkeypatch.setattr(train.loop, "train", lambda *given, **options: told.update(options))
+    for options, expected in (
+        ({"truncate": 7}, {"window": 7}),
+        ({"truncate": "auto"}, {"window": "auto"}),
+        ({"truncate": "auto", "bias": 0.2}, {"window": "auto", "bias": 0.2}),
+        ({"stateful": False, "truncate": 7}, {}),
+    ):
+        settings = replace(SETTINGS, task="delayed-copy", **{"stateful": True} | options)
+        told.clear()
+        train.run(train.prepare(settings), settings, 1, tmp_path, print)
+        assert {k: v for k, v in told.items() if k in ("window", "bias")} == expected
+
+
+@pytest.mark.exhaustive
 def test_a_stateful_run_its_log_and_its_checkpoint(tmp_path, capsys) -> None:
     small = [
         "--cell",
