@@ -9,6 +9,7 @@ from bptt_jax.experiments.network import LossArgs, Network
 from bptt_jax.experiments.records import Carried, TrainState
 from bptt_jax.experiments.tasks import Batch, Task
 from bptt_jax.step import Array, Cell, Instant, Params, Sequence, State, choose
+from bptt_jax.timeline import resets_at_real_steps
 
 
 def check_stream(task: Task) -> None:
@@ -37,7 +38,10 @@ def measured_window(network: Network, state: TrainState, ahead: Batch, bias: flo
     assert state.carried is not None
     cell, (inputs, targets) = network.cell, ahead
     sequence = inputs if isinstance(inputs, Sequence) else Sequence(inputs)
-    by_stream = Instant(sequence.xs, sequence.mask, sequence.resets)
+    resets = sequence.resets
+    if resets is not None and sequence.mask is not None:
+        resets = jax.vmap(resets_at_real_steps)(resets, sequence.mask)
+    by_stream = Instant(sequence.xs, sequence.mask, resets)
 
     def step(params: Params, states: State, at: Instant) -> State:
         def of_one(h: State, at: Instant) -> State:
