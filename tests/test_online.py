@@ -124,6 +124,18 @@ def test_within_many_steps_nothing_is_lost(x64) -> None:
     assert np.abs(_vector(estimators.snap(*given, n=1, args=args)) - exact).max() > 1e-3
 
 
+def test_what_a_parameter_has_reached_it_reaches_from_then_on() -> None:
+    """By way of the first unit, which the input moves at step 1 alone, and which moves the second at step 2 alone."""
+
+    def step(w, h, x):
+        return jnp.stack([0.5 * h[0] + x[0] * w, 0.5 * h[1] + x[1] * h[0]])
+
+    given = step, jnp.asarray(0.3), jnp.zeros(2), jnp.asarray([[1.0, 0], [0, 1], [0, 0]])
+    assert float(estimators.snap(*given, lambda states: states[-1, 0])) == 0.25
+    assert float(estimators.snap(*given, lambda states: states[-1, 1])) == 0
+    assert float(estimators.snap(*given, lambda states: states[-1, 1], n=2)) == 0.5
+
+
 def test_where_a_parameter_touches_one_number_both_are_the_diagonal(x64) -> None:
     step, params, state0, _, xs = _problem(cond_step)
     given = step, params, state0, xs, lambda states: jnp.sum(jnp.sin(states["h"]))
