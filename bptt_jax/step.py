@@ -67,10 +67,11 @@ class Cell(NamedTuple):
 )
 @dataclass(frozen=True, eq=False)
 class Sequence:
-    """Inputs with padding and new beginnings; stands wherever `xs` stands, as a pytree.
+    """Inputs with padding and resets; a pytree that can be passed wherever `xs` is.
 
-    Every function gives of it what it gives of its pieces run alone. Under `jax.vmap` all leaves have the batch as
-    their first axis; a `reset_state` that all share wants ``in_axes=(Sequence(0, resets=0, reset_state=None),)``.
+    Every function returns for it what it returns for its pieces run separately. Under `jax.vmap` all leaves have the
+    batch as their first axis; a `reset_state` that all share wants
+    ``in_axes=(Sequence(0, resets=0, reset_state=None),)``.
 
     Attributes:
       xs: inputs, leaves ``[T, ...]``; None for an autonomous step.

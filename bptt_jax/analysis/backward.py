@@ -54,7 +54,7 @@ class ScaledGradients(Result):
 
 
 class Adjoints(Result):
-    """The backward pass, laid open; a pytree of arrays.
+    """What `adjoints` returns, the backward pass step by step; a pytree of arrays.
 
     Gradients have the structure of what they belong to, with None at leaves that are no floating numbers; they are
     in the convention of `jax.grad` for complex numbers too. Where one leaves the range of its dtype it is 0 or inf,

@@ -36,7 +36,7 @@ from bptt_jax.step import (
 
 
 class OnlineCarry(Result):
-    """Where an estimator that goes forward in time has come to: what it wants to go on from there.
+    """What an estimator that goes forward in time carries from one call to the next.
 
     Attributes:
       state: the last one.

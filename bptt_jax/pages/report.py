@@ -107,7 +107,7 @@ class Part(NamedTuple):
 def report(
     results: Reported | Mapping[str, Reported], path: str | os.PathLike[str], *, title: str | None = None
 ) -> Path:
-    """Writes results as one HTML file that needs nothing else, no network either.
+    """Writes results as one self-contained HTML file, which needs no network.
 
     Gradient flows stand first and together: their verdicts, the gradient norms, a table, what to try, singular values
     and eigenvalues. Where scripts run, a slider goes through time, and singular values and eigenvalues move along;

@@ -15,7 +15,7 @@ from bptt_jax.timeline import resets_at_real_steps
 
 
 class ParallelAdjoints(Result):
-    """The error signal at every step, from Jacobians that are at hand.
+    """The error signal at every step, computed from given Jacobians.
 
     Attributes:
       adjoints: ``[T, D]``, the total derivatives dL/dh_1 .. dL/dh_T; 0 or inf beyond the range of the dtype.

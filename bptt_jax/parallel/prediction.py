@@ -16,7 +16,7 @@ _MARGIN = 1.0  # nats over the whole sequence
 
 
 class ParallelPrediction(Result):
-    """What to expect of `bptt_jax.deer`; a pytree of arrays.
+    """Whether `bptt_jax.deer` will pay; a pytree of arrays.
 
     Under ``jax.vmap`` every field has the sequences as its first axis, and the words speak of the one with the
     largest exponent: a batch iterates until its last sequence has converged.

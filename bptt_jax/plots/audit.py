@@ -7,7 +7,7 @@ from bptt_jax.plots.style import LINES, Axes, Figure, figure_of, finish, new_axe
 
 
 def plot_audit(audit: Audit, *, ax: Axes | None = None, title: str | None = None) -> Figure:
-    """Draws by lag how much each estimator carries of what comes from there, with standard errors over the keys.
+    """Draws, lag by lag, which share of the gradient each estimator retains, with standard errors over the keys.
 
     Args:
       audit: from `bptt_jax.audit`, of lags.

@@ -276,7 +276,7 @@ def plot_angles(found: CovariantVectors, *, ax: Axes | None = None, title: str |
 
 
 def plot_calibration(found: Calibration, *, ax: Axes | None = None, title: str | None = None) -> Figure:
-    """Draws the rates that were measured on the way to a critical value, with bars of two standard errors, and it.
+    """Draws the critical value and the rates measured on the way to it, with bars of two standard errors.
 
     Args:
       found: from `bptt_jax.calibrate`, no batch.

@@ -321,7 +321,7 @@ def skip_updates(
 def with_clipping(
     optimizer: optax.GradientTransformation, max_norm: float | Float[Array, ""], *, max_in_a_row: int = 10
 ) -> optax.GradientTransformationExtraArgs:
-    """A sound chain in one line.
+    """An optimiser that skips gradients that are not finite and clips the others, in one line.
 
     ``skip_updates(optax.chain(clip_by_global_norm(max_norm), optimizer))``: what is not finite is skipped before it
     can reach the optimiser's moments, what is finite is clipped at any size, then the optimiser acts.
