@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from slices import covering
 
 from bptt_jax.analysis.precision import gradient_precision
 from bptt_jax.recurrence.tensorfloat32 import with_tensorfloat32
@@ -72,6 +73,7 @@ def test_tensorfloat32_rounds_factors_to_ten_bits(x64) -> None:
     assert np.all(gradient_precision(*given, dtype="float32", length=80).relative_errors < 1e-5)
 
 
+@pytest.mark.exhaustive
 def test_products_within_loops_and_derivatives_are_rounded() -> None:
     """Within scan, cond, jit, checkpoint and derivatives of one's own; other operations are not."""
 
@@ -94,7 +96,7 @@ def test_products_within_loops_and_derivatives_are_rounded() -> None:
     np.testing.assert_array_equal(turned, 2j * np.eye(2))
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("dtype", covering(["float16", "bfloat16"], "float16"))
 def test_errors_are_those_of_plain_gradients(dtype, x64) -> None:
     """`jax.grad` in the dtype, with parameters of their own for every step."""
     steps, rng = 24, np.random.default_rng(0)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracles import relative_error
+from slices import covering
 
 import bptt_jax as bptt
 from bptt_jax.analysis.lags import gradient_by_lag
@@ -35,7 +36,7 @@ def test_parts_by_hand(x64) -> None:
     np.testing.assert_allclose(short.shares, found.shares[:2], rtol=1e-12)
 
 
-@pytest.mark.parametrize("w", [0.9, 2.0])
+@pytest.mark.parametrize("w", covering([0.9, 2.0], 0.9))
 def test_log_norms_beyond_the_range_of_the_dtype(w) -> None:
     """In float32, of w h + b at the origin: ``k log w``, down to 1e-229 and up to 1e1505."""
     found = gradient_by_lag(lambda b, h, x: w * h + b, 0.0, 0.0, None, last, length=5000)
@@ -53,6 +54,7 @@ def test_lags_are_real_steps_and_end_at_resets() -> None:
     np.testing.assert_array_equal(found.log_norms[2:], -np.inf)
 
 
+@pytest.mark.exhaustive
 def test_truncated_gradients_are_the_first_parts(x64) -> None:
     cell = bptt.gru(3)
     given = cell.step, cell.init(jax.random.key(0), 2), cell.initial_state(), jnp.ones((7, 2))

@@ -631,5 +631,3 @@ def test_noise_is_that_of_the_sampled_sequences_at_the_size_of_the_batch():
     assert scalars["bptt/noise_scale"] == pytest.approx(float(found.noise_scale), rel=1e-4)
     assert scalars["bptt/noise_horizon"] == float(found.horizon)
     assert math.isnan(probe(params, state0, xs, args).scalars["bptt/noise_scale"])
-    alone = bptt.Monitor(step, loss, sequences=1, noise=4, in_axes=(None, 0, AXES))
-    assert math.isnan(quietly(alone.probe, 0, params, state0, xs, args).scalars["bptt/noise_horizon"])
