@@ -1163,6 +1163,17 @@ MUTATIONS = {
             "test_command.py::test_groups_divide_the_batch",
         ),
     ],
+    "bptt_jax/cli/own_step.py": [
+        ('path.open("x"', 'path.open("w"', "test_own_step.py::test_a_file_that_is_there_is_left_alone"),
+        ("1 if own.args is None else 2", "1", "test_own_step.py::test_what_is_no_contract"),
+    ],
+    "bptt_jax/interrupts.py": [
+        (
+            "if _is_command() and",
+            "if False and",
+            "test_command.py::test_an_interrupt_while_it_is_imported_is_one_line",
+        ),
+    ],
     "bptt_jax/cli/main.py": [
         (
             "if not 0 <= value < 2**31:\n        raise argparse",
@@ -1221,6 +1232,11 @@ MUTATIONS = {
         ),
     ],
     "bptt_jax/experiments/progress.py": [
+        (
+            "self._first = now, done",
+            "self._first = now, 0",
+            "test_progress.py::test_lines_for_tenths_and_for_events",
+        ),
         ("tenth > told", "tenth >= told", "test_progress.py::test_lines_for_tenths_and_for_events"),
     ],
     "bptt_jax/experiments/records.py": [
