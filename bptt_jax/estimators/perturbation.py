@@ -72,8 +72,8 @@ def es(
       >>> step = lambda w, h, x: w * h + x
       >>> problem = step, 0.5, jnp.zeros(1), jnp.ones((4, 1)), lambda states: states[-1, 0]
       >>> estimate = bptt.estimators.es(*problem, key=jax.random.key(0), pairs=10_000)
-      >>> round(float(estimate), 1)  # of 2.75
-      2.7
+      >>> abs(float(estimate) - 2.75) < 0.1
+      True
     """
     recurrence, bound = bind(step, params, state0, xs, length), bind_loss(loss, args)
     pairs = check_positive_int("pairs", pairs)
@@ -152,8 +152,8 @@ def pes(
       >>> step = lambda w, h, x: w * h + x
       >>> problem = step, 0.5, jnp.zeros(1), jnp.ones((4, 1)), lambda states: states[-1, 0]
       >>> estimate = bptt.estimators.pes(*problem, key=jax.random.key(0), window=2, pairs=10_000)
-      >>> round(float(estimate), 1)  # of 2.75
-      2.7
+      >>> abs(float(estimate) - 2.75) < 0.1
+      True
     """
     recurrence, bound = bind(step, params, state0, xs, length), bind_loss(loss, args)
     window, pairs = check_positive_int("window", window), check_positive_int("pairs", pairs)
