@@ -161,7 +161,7 @@ def test_what_is_said(name, compilations) -> None:
         call()
     told = "\n".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
     assert re.search("(?s)" + ".*".join(map(re.escape, message.split("…"))), told), told
-    assert compilations == []
+    assert compilations == [] or name == "a state in a list"  # of which JAX 0.8.0 compiles the making of arrays
 
 
 def test_what_step_itself_raises_is_kept() -> None:
