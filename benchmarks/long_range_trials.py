@@ -39,7 +39,7 @@ from bptt_jax.files import atomic_path, write_json
 FULL: dict[str, Any] = {
     "hidden": 16,
     "tasks": {
-        "first symbol": [10, 20, 40, 80, 160, 320],
+        "first symbol": [10, 20, 40, 80, 160],
         "adding": [10, 40, 160],
         "copy": [10, 40, 160],
     },
