@@ -35,6 +35,7 @@ from bptt_jax.cells import ATLAS
 from bptt_jax.experiments.network import Network, NetworkParams, network
 from bptt_jax.experiments.tasks import Batch, Task, adding, memorization, random_permutation
 from bptt_jax.files import atomic_path, write_json
+from bptt_jax.step import ravel_state
 
 FULL: dict[str, Any] = {
     "hidden": 16,
@@ -90,6 +91,7 @@ FROM_THE_ATLAS = (
 _FAMILIES = {"rnn, orthogonal": "orthogonal", "irnn": "simple"}
 SET_ASIDE_SEED = 20
 _ANY = 10  # steps
+_MULTIPLE = 4096
 
 
 def recurrences(hidden: int, longest: int) -> dict[str, bptt.Cell]:
@@ -148,7 +150,7 @@ class Programs(NamedTuple):
     """Compiled once for all recurrences that share a step, a task and a length."""
 
     sample: Callable[..., Batch]
-    gradients: Callable[..., tuple[jax.Array, Any]]
+    gradients: Callable[..., tuple[jax.Array, jax.Array]]
     losses: Callable[..., jax.Array]
 
 
@@ -163,16 +165,30 @@ def programs(net: Network) -> Programs:
     def mean_loss(params: NetworkParams, data: Batch) -> jax.Array:
         return jnp.mean(jax.vmap(partial(net.loss, params))(*data))
 
-    def gradients(params: NetworkParams, data: Batch) -> tuple[jax.Array, Any]:
-        losses, found = jax.vmap(jax.value_and_grad(mean_loss))(params, data)
-        return losses, jax.tree.map(jnp.conj, found)
+    shapes = jax.eval_shape(net.init, jax.random.key(0))
+    example, merge = ravel_state(jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes))
+
+    def unravel(flat: jax.Array) -> NetworkParams:
+        return merge(flat[: len(example)])
+
+    def gradients(flat: jax.Array, data: Batch) -> tuple[jax.Array, jax.Array]:
+        return jax.vmap(jax.value_and_grad(lambda p, data: mean_loss(unravel(p), data)))(flat, data)
+
+    def losses(flat: jax.Array, data: Batch) -> jax.Array:
+        return jax.vmap(lambda p: mean_loss(unravel(p), data))(flat)
 
     task = net.task.name, net.task.length
     sampler = _PROGRAMS.setdefault(task, jax.jit(sample, static_argnums=2))
     key = (net.cell.step, jax.tree.structure(net.cell.initial_state()), *task)
     if key not in _PROGRAMS:
-        _PROGRAMS[key] = jax.jit(gradients), jax.jit(jax.vmap(mean_loss, in_axes=(0, None)))
+        _PROGRAMS[key] = jax.jit(gradients), jax.jit(losses)
     return Programs(sampler, *_PROGRAMS[key])
+
+
+def flattened(params: NetworkParams) -> jax.Array:
+    """One real vector, filled up with zeros to a size that networks share: one program updates them all."""
+    vector = ravel_state(params)[0]
+    return jnp.pad(vector, (0, -len(vector) % _MULTIPLE))
 
 
 @cache
@@ -191,12 +207,12 @@ def network_of(cell: bptt.Cell, task: str, length: int) -> Network:
 
 
 @cache
-def initial(cell: bptt.Cell, task: str, seeds: int) -> NetworkParams:
-    """Leaves with a leading axis of seeds; the same at all lengths."""
+def initial(cell: bptt.Cell, task: str, seeds: int) -> jax.Array:
+    """Of each seed the parameters, flattened; the same at all lengths."""
     init = network_of(cell, task, _ANY).init
     # Not compiled as one program: its operations are, and cells share them.
     drawn = [init(jax.random.fold_in(jax.random.key(seed), 2**31 - 1)) for seed in range(seeds)]
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *drawn)
+    return jnp.stack([flattened(params) for params in drawn])
 
 
 def _seeds(count: int) -> jax.Array:
@@ -205,8 +221,8 @@ def _seeds(count: int) -> jax.Array:
 
 def trial(
     cell: bptt.Cell, task: str, length: int, s: dict[str, Any], updates: int
-) -> tuple[dict[str, Any], Any, Any]:
-    """What came of it, and the parameters before and after the burst, leaves with a leading axis of seeds."""
+) -> tuple[dict[str, Any], jax.Array, jax.Array]:
+    """What came of it, and the parameters before and after the burst, flattened, ``[S, P]``."""
     start = time.process_time()
     net = network_of(cell, task, length)
     run, (begin, apply) = programs(net), optimizer(s["rate"], s["max_norm"])
@@ -284,9 +300,7 @@ class Folder:
             found, before, after = trial(cell, task, length, s, s["burst"] if burst else s["updates"])
             file.parent.mkdir(exist_ok=True)
             with atomic_path(file.with_suffix(".npz")) as path, path.open("wb") as out:
-                leaves = {f"{k}{i}": a for k, tree in (("before", before), ("after", after))
-                          for i, a in enumerate(jax.tree.leaves(tree))}  # fmt: skip
-                np.savez(out, **leaves)
+                np.savez(out, before=before, after=after)
             write_json(file, found)
             print(name, task, length, found["solved_at"], found["updates"], f"{found['seconds']:.1f} s", flush=True)
         return dict(json.loads(file.read_text()))
