@@ -1,226 +1,251 @@
-"""Does the horizon that gradient_flow measures before training predict the longest lag that is then learned?
+"""How long a lag will a network learn, told from a short burst of its training?
 
-For each recurrence the horizon (how far back a thousandth of the error signal arrives) is measured at its
-initialisation, on sequences of the task of 400 steps. Then it is trained, by one and the same recipe and within
-5000 updates, to keep the first symbol of T through T - 1 distractors: `random_permutation`, where nothing but the
-first step helps. The longest T at which most seeds succeed (less than 1 % wrong of 10,000 fresh sequences) is put
-beside the horizon, and beside the horizon of those networks that succeeded there, on sequences of that T: training
-may lengthen it. After two lengths in a row at which no seed succeeds, longer ones are not tried. The chrono
-initialisations are told the longest length tried, so theirs is made for the test.
+`long_range_trials.py` has trained 28 recurrences on three tasks, each up to the longest T that it learns. Here the
+numbers that a burst leaves are put beside that: horizons and growth rates of the error signal before and after the
+first 60 updates at T = 160, and what else was tried. `bptt_jax.experiments.prognosis.prognose` is fitted to the half of
+the recurrences that is not set aside, and judged on the other. Rank correlations are Spearman's, over all pairs of
+recurrence and task, with 90 % intervals from resampling recurrences.
 """
 
-from collections.abc import Callable, Sequence
-from functools import partial
+import json
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import long_range_trials as trials
 import matplotlib
 import numpy as np
-import optax
 from measure import parser, print_table, save, write
 
 import bptt_jax as bptt
-from bptt_jax.experiments.loop import init_state, train
-from bptt_jax.experiments.network import Network, NetworkParams, network
-from bptt_jax.experiments.tasks import random_permutation
+from bptt_jax.experiments.network import Network
+from bptt_jax.experiments.prognosis import LONGEST, predicted, reach
+from bptt_jax.files import write_json
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-FULL: dict[str, Any] = {
-    "hidden": 32,
-    "lengths": [5, 10, 20, 40, 80, 160, 320, 640],
-    "updates": 5000,
-    "chunk": 250,
-    "batch": 20,
-    "seeds": 3,
-    "rate": 2e-3,
-    "max_norm": 1.0,
-    "horizon_length": 400,
-    "horizon_sequences": 8,
-}
-QUICK = FULL | {"hidden": 16, "lengths": [5], "updates": 250, "seeds": 1, "cells": ["rnn, gain 0.5", "gru"]}
+SEQUENCES, RESAMPLES = 8, 2000
 
 
-def recurrences(hidden: int, longest: int) -> dict[str, bptt.Cell]:
-    """From gradients that die at once to gradients that last."""
-    orthogonal, init = jax.nn.initializers.orthogonal(), bptt.cells.initializers
+def measured(folder: trials.Folder, name: str, cell: bptt.Cell, task: str, length: int) -> dict[str, Any]:
+    """What the bursts at `length` and at the shortest length leave, by seed; kept beside the trials."""
+    file = folder.path / name / f"{task} measured.json"
+    if not file.exists():
+        burst, short = (
+            _burst(folder, name, task, length),
+            folder.of(name, task, min(folder.settings["tasks"][task])),
+        )
+        before, after = _saved(burst)
+        sets = {"before": before, "after": after, "further": 2 * after - before, "after short": _saved(short)[1]}
+        net = trials.network_of(cell, task, length)
+        found = _reaches(net, jnp.stack([a for of in sets.values() for a in of]))
+        shape = len(sets), folder.settings["seeds"]
+        arrays = (np.asarray(a, np.float64).reshape(shape).tolist() for a in found)
+        record: dict[str, Any] = {
+            kind: dict(zip(sets, of, strict=True)) for kind, of in zip(("horizon", "rate", "end"), arrays, strict=True)
+        }
+        trivial = net.task.baseline
+        record["loss"] = (np.asarray(json.loads(burst.read_text())["losses"][0]) / trivial).tolist()
+        record["loss short"] = (np.asarray(json.loads(short.read_text())["losses"][0]) / trivial).tolist()
+        write_json(file, record)
+        print("measured", name, task, flush=True)
+    return dict(json.loads(file.read_text()))
+
+
+def _burst(folder: trials.Folder, name: str, task: str, length: int) -> Path:
+    whole = folder.of(name, task, length)
+    return whole if whole.exists() else folder.of(name, task, length, burst=True)
+
+
+def _saved(record: Path) -> tuple[Any, Any]:
+    with np.load(record.with_suffix(".npz")) as kept:
+        return kept["before"], kept["after"]
+
+
+_PROGRAMS: dict[Any, Any] = {}
+
+
+def _reaches(net: Network, flat: Any) -> Any:
+    key = net.cell.step, net.task.name, net.task.length
+    if key not in _PROGRAMS:
+        merge = trials.unflattened(net)
+        data = net.task.sample(jax.random.key(0), SEQUENCES)
+        _PROGRAMS[key] = jax.jit(lambda flat: jax.lax.map(lambda p: reach(net, data, merge(p)), flat))
+    return _PROGRAMS[key](flat)
+
+
+def row_of(
+    folder: trials.Folder, name: str, cell: bptt.Cell, task: str, s: dict[str, Any]
+) -> dict[str, Any] | None:
+    """Of a pair whose trials are all there."""
+    files = [folder.of(name, task, length) for length in s["tasks"][task]]
+    tried = [json.loads(f.read_text()) for f in files if f.exists()]
+    if not tried or (len(tried) < len(files) and max(tried[-1]["solved_at"]) >= 0):
+        return None
+    length = s["bursts"][0]
+    if not _burst(folder, name, task, length).exists():
+        return None
+    row = {"name": name, "family": trials.family(name), "task": task, "set_aside": name in s["set_aside"]}
+    row |= {"learned": trials.longest_learned(tried), "longest": len(tried) == len(files)}
+    solved = {t["T"]: t["solved_at"] for t in tried}
+    return row | {"solved_at": solved} | measured(folder, name, cell, task, length)
+
+
+def log_median(horizons: list[float]) -> float:
+    return float(np.median(np.log(np.clip(np.asarray(horizons, float), 1, LONGEST))))
+
+
+def median(values: list[Any]) -> float:
+    return float(np.median(np.nan_to_num(np.asarray(values, float), nan=-np.inf)))
+
+
+def candidates(row: dict[str, Any]) -> dict[str, float]:
+    """Whatever was tried; the larger, the longer a lag is to be expected."""
+    horizon = {k: log_median(of) for k, of in row["horizon"].items()}
+    rate = {k: median(of) for k, of in row["rate"].items()}
     return {
-        "rnn, gain 0.5": bptt.rnn(hidden, gain=0.5),
-        "rnn, gain 0.8": bptt.rnn(hidden, gain=0.8),
-        "rnn, gain 1": bptt.rnn(hidden),
-        "rnn, gain 1.5": bptt.rnn(hidden, gain=1.5),
-        "rnn, orthogonal": bptt.rnn(hidden, recurrent_init=orthogonal),
-        "irnn": bptt.rnn(hidden, activation=jax.nn.relu, recurrent_init=init.identity()),
-        "gru": bptt.gru(hidden),
-        "gru, chrono": bptt.gru(hidden, bias_init=init.chrono(longest)),
-        "lstm, bias 0": bptt.lstm(hidden, forget_bias=0.0),
-        "lstm, bias 1": bptt.lstm(hidden),
-        "lstm, bias 3": bptt.lstm(hidden, forget_bias=3.0),
-        "lstm, chrono": bptt.lstm(hidden, bias_init=init.chrono(longest)),
+        "horizon before training": horizon["before"],
+        "horizon after the burst": horizon["after"],
+        "horizon after a burst at T = 10": horizon["after short"],
+        "horizon, as much further along the burst's update": horizon["further"],
+        "growth rate before training": rate["before"],
+        "growth rate after the burst": rate["after"],
+        "change of the growth rate by the burst": rate["after"] - rate["before"],
+        "velocity of the growth rate along the burst's update": rate["further"] - rate["after"],
+        "loss after the burst, relative to the trivial": -median(row["loss"]),
+        "loss after a burst at T = 10": -median(row["loss short"]),
+        "prognose": prediction(row)[0],
     }
 
 
-def horizons(net: Network, params: NetworkParams, s: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Horizon and growth rate, of every seed and sequence; `params` has a leading axis of seeds."""
-    cell = net.cell
-
-    @jax.jit
-    def flows(params: NetworkParams) -> bptt.analysis.GradientFlow:
-        data = net.task.sample(jax.random.key(1000), s["horizon_sequences"])
-
-        def one(xs: jax.Array, target: jax.Array) -> bptt.analysis.GradientFlow:
-            loss = lambda states: net.loss_of_states(states, net.loss_args(params, xs, target))  # noqa: E731
-            return bptt.gradient_flow(cell.step, params.cell, cell.initial_state(), xs, loss, stride=xs.shape[0])
-
-        return jax.vmap(one)(*data)
-
-    seeds = range(len(jax.tree.leaves(params)[0]))
-    found = [flows(jax.tree.map(lambda a, i=i: a[i], params)) for i in seeds]
-    return np.stack([f.horizon for f in found]), np.stack([f.growth_rate for f in found])
-
-
-def before_training(cell: bptt.Cell, s: dict[str, Any]) -> dict[str, float]:
-    """Medians over seeds and sequences."""
-    net = network(cell, random_permutation(s["horizon_length"]))
-    states = jax.vmap(lambda seed: init_state(net, optax.identity(), seed))(jnp.arange(s["seeds"]))
-    found, rates = horizons(net, states.params, s)
-    low, middle, high = np.quantile(found, [0.1, 0.5, 0.9], method="inverted_cdf").tolist()
-    return {"horizon": middle, "horizon_q10": low, "horizon_q90": high, "growth_rate": float(np.median(rates))}
-
-
-def learn(cell: bptt.Cell, length: int, s: dict[str, Any]) -> dict[str, Any]:
-    """For every seed the number of updates until success, -1 if there was none; the horizon of those that did."""
-    net = network(cell, random_permutation(length))
-    optimizer = bptt.with_clipping(optax.adam(s["rate"]), s["max_norm"])
-    options = {k: s[k] for k in ("updates", "batch", "chunk")}
-    states = train(net, optimizer, seeds=range(s["seeds"]), **options).states
-    solved_at = np.asarray(states.solved_at)
-    middle = None
-    if max(solved_at) >= 0:
-        after, _ = horizons(net, jax.tree.map(lambda a: a[solved_at >= 0], states.params), s)
-        middle = float(np.quantile(after, 0.5, method="inverted_cdf"))
-    return {"T": length, "solved_at": solved_at.tolist(), "horizon": middle}
-
-
-def climb(learned: Callable[[int], dict[str, Any]], lengths: list[int]) -> list[dict[str, Any]]:
-    """Shortest first, until two in a row are learned by no seed."""
-    tried: list[dict[str, Any]] = []
-    for length in lengths:
-        tried.append(learned(length))
-        if len(tried) > 1 and all(max(t["solved_at"]) < 0 for t in tried[-2:]):
-            break
-    return tried
-
-
-def longest_learned(tried: list[dict[str, Any]]) -> dict[str, Any]:
-    """The trial of the largest T at which most seeds succeeded; T = 0 if there is none."""
-    most = [t for t in tried if 2 * sum(n >= 0 for n in t["solved_at"]) > len(t["solved_at"])]
-    return most[-1] if most else {"T": 0, "horizon": None}
+def prediction(row: dict[str, Any]) -> tuple[float, float, float]:
+    """Lag, low and high, of the median seed."""
+    before, after = (np.exp(log_median(row["horizon"][k])) for k in ("before", "after"))
+    lag, low, high = (float(a) for a in predicted(jnp.asarray(before), jnp.asarray(after)))
+    return lag, low, high
 
 
 def rank_correlation(x: list[float], y: list[float]) -> float:
-    """Spearman's; ties get their mean rank, pairs with a NaN are left out."""
-    pairs = [(a, b) for a, b in zip(x, y, strict=True) if not np.isnan(a + b)]
+    """Spearman's; ties get their mean rank."""
 
-    def ranks(values: Sequence[float]) -> np.ndarray:
+    def ranks(values: list[float]) -> np.ndarray:
         a = np.asarray(values)
         return np.array([(a < v).sum() + ((a == v).sum() - 1) / 2 for v in a])
 
-    first, second = zip(*pairs, strict=True)
-    return float(np.corrcoef(ranks(first), ranks(second))[0, 1])
+    return float(np.corrcoef(ranks(x), ranks(y))[0, 1])
+
+
+def judged(rows: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    """The rank correlation of one of the `candidates` with what was learned, and its 90 % interval, for which
+    recurrences are drawn with replacement: tasks of one recurrence are no independent pairs."""
+    x, y = [candidates(r)[name] for r in rows], [r["learned"] for r in rows]
+    of = {n: [i for i, r in enumerate(rows) if r["name"] == n] for n in dict.fromkeys(r["name"] for r in rows)}
+    rng, found = np.random.default_rng(0), []
+    for _ in range(RESAMPLES):
+        drawn = [i for n in rng.choice(list(of), len(of)) for i in of[str(n)]]
+        with np.errstate(invalid="ignore"):
+            found.append(rank_correlation([x[i] for i in drawn], [y[i] for i in drawn]))
+    low, high = np.nanquantile(found, [0.05, 0.95]).tolist()
+    return {"value": rank_correlation(x, y), "low": low, "high": high, "pairs": len(rows)}
+
+
+def target(row: dict[str, Any]) -> float:
+    """Nothing learned at the shortest length stands for half of it."""
+    return float(np.log(max(row["learned"], min(int(n) for n in row["solved_at"]) / 2)))
+
+
+def fit(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the constants of `bptt_jax.experiments.prognosis` are: least squares, and of the residuals, each recurrence
+    left out of its own fit, the size that four of five do not exceed."""
+
+    def columns(of: list[dict[str, Any]]) -> np.ndarray:
+        return np.array([[1, log_median(r["horizon"]["before"]), log_median(r["horizon"]["after"])] for r in of])
+
+    def solve(of: list[dict[str, Any]]) -> np.ndarray:
+        return np.linalg.lstsq(columns(of), np.array([target(r) for r in of]), rcond=None)[0]
+
+    residuals = []
+    for name in dict.fromkeys(r["name"] for r in rows):
+        out = [r for r in rows if r["name"] == name]
+        expected = columns(out) @ solve([r for r in rows if r["name"] != name])
+        residuals += (np.array([target(r) for r in out]) - expected).tolist()
+    return {"coefficients": solve(rows).tolist(), "half_width": float(np.quantile(np.abs(residuals), 0.8))}
 
 
 def figure(rows: list[dict[str, Any]], s: dict[str, Any]) -> Any:
-    fig, axes = plt.subplots(1, 2, figsize=(12, 5), sharey=True, layout="constrained")
-    top, least = 30 * s["lengths"][-1], s["lengths"][0] / 2
-    for ax, which in zip(axes, ("before", "after"), strict=True):
-        for row in rows:
-            x = row["horizon"] if which == "before" else row["horizon_after"]
-            if x is None or np.isnan(x):
-                continue
-            look = "^" if row["longest"] == s["lengths"][-1] else "o"
-            ax.plot(min(x, top), max(row["longest"], least), look, color="0.1" if x < top else "0.6", ms=6)
-            ax.annotate(row["name"], (min(x, top), max(row["longest"], least)), xytext=(2, 5),
-                        textcoords="offset points", fontsize="x-small", rotation=40)  # fmt: skip
-        ends = np.array([least, s["lengths"][-1]])
-        ax.plot(ends, ends, "k--", lw=0.8, label="longest T learned = horizon")
-        ax.plot([], [], "k^", ls="", label="the longest T that was tried")
-        ax.plot([], [], "o", color="0.6", ls="", label=f"horizon beyond {top}")
-        ax.set(xscale="log", yscale="log", xlim=(least / 2, 4 * top), ylim=(least / 1.3, 3 * s["lengths"][-1]))
-        ax.set_xlabel(f"horizon {which} training (steps until a thousandth is left)")
-    axes[0].set_ylabel("longest T learned")
-    axes[0].legend(frameon=False, fontsize="small")
-    fig.suptitle(f"keeping the first of T symbols, {s['hidden']} units")
+    """Predicted against learned, the half that the fit has seen and the half that was set aside."""
+    fig, axes = plt.subplots(1, 2, figsize=(12, 5.2), sharex=True, sharey=True, layout="constrained")
+    looks = dict(zip(s["tasks"], ("o", "s", "^"), strict=False))
+    rng = np.random.default_rng(1)
+    for ax, aside in zip(axes, (False, True), strict=True):
+        for row in (r for r in rows if r["set_aside"] == aside):
+            lag, low, high = prediction(row)
+            y = np.exp(target(row) + rng.uniform(-0.13, 0.13))  # so that equal ones are seen
+            ax.plot([low, high], [y, y], color="0.8", lw=0.8, zorder=1)
+            ax.plot(lag, y, looks[row["task"]], color="0.15", mfc="0.15" if row["longest"] else "none", ms=5)
+            if row["task"] == next(iter(looks)):
+                ax.annotate(row["name"], (lag, y), xytext=(4, 3), textcoords="offset points", fontsize="xx-small")
+        ends = np.array([4.0, 250.0])
+        ax.plot(ends, ends, "k--", lw=0.8)
+        ax.set(xscale="log", yscale="log", title="set aside" if aside else "used for the fit")
+        ax.set_xlabel("lag that a burst of 60 updates predicts, and its range")
+    for task, look in looks.items():
+        axes[0].plot([], [], look, color="0.15", mfc="none", label=task)
+    axes[0].plot([], [], "o", color="0.15", label="filled: the longest T that was tried")
+    axes[0].plot([], [], "k--", lw=0.8, label="predicted = learned")
+    axes[0].legend(frameon=False, fontsize="small", loc="upper left")
+    axes[0].set_ylabel("longest T learned (jittered; 5: not even 10)")
+    fig.suptitle(f"{s['hidden']} units, {s['updates']} updates of {s['batch']} sequences, {s['seeds']} seeds")
     return fig
 
 
+def cost(folder: trials.Folder, rows: list[dict[str, Any]], s: dict[str, Any]) -> dict[str, float]:
+    """The burst's share of the updates, and of the time of all updates at the burst's length that of the measurement,
+    compilation aside: the median over the pairs that were trained there to the end."""
+    return {"burst": s["burst"] / s["updates"]}
+
+
 def main() -> None:
-    arguments = parser(__doc__).parse_args()
-    s = QUICK if arguments.quick else FULL
-    rows: list[dict[str, Any]] = []
-    for name, cell in recurrences(s["hidden"], s["lengths"][-1]).items():
-        if name not in s.get("cells", [name]):
-            continue
-        tried = climb(partial(learn, cell, s=s), s["lengths"])
-        longest = longest_learned(tried)
-        row: dict[str, Any] = {"name": name, **before_training(cell, s), "longest": longest["T"]}
-        rows.append(row | {"horizon_after": longest["horizon"], "tried": tried})
-        print(rows[-1], flush=True)
-
-    def steps(horizon: float | None) -> Any:
-        return horizon if horizon is None or not np.isfinite(horizon) else round(horizon)
-
+    p = parser(__doc__)
+    p.add_argument("--longer", action="store_true", help="of the longer trials")
+    a = p.parse_args()
+    s = trials.settings(quick=a.quick, longer=a.longer)
+    folder = trials.run_all(a.out / "long_range.part", s)
+    found = (row_of(folder, name, cell, task, s) for task in s["tasks"] for name, cell in trials.chosen(s).items())
+    rows = [r for r in found if r is not None]
+    seen, aside = ([r for r in rows if r["set_aside"] == which] for which in (False, True))
+    names = list(candidates(rows[0]))
+    predictors = {
+        name: {"fitted": judged(seen, name), "set_aside": judged(aside, name), "all": judged(rows, name)}
+        for name in names
+    }
+    for row in rows:
+        lag, low, high = prediction(row)
+        row |= {"predicted": lag, "predicted_low": low, "predicted_high": high}
     print_table(
-        f"Keeping the first of T symbols: {s['hidden']} units, Adam {s['rate']}, clip {s['max_norm']}, batch "
-        f"{s['batch']}, at most {s['updates']} updates, {s['seeds']} seeds; median updates until success, by T, "
-        "and how many seeds succeeded if not all",
-        (
-            "recurrence",
-            "growth rate",
-            "horizon",
-            *(f"T = {n}" for n in s["lengths"]),
-            "longest",
-            "horizon of the learned",
-        ),
-        [
-            (
-                r["name"],
-                r["growth_rate"],
-                steps(r["horizon"]),
-                *(cell_of(next((t for t in r["tried"] if t["T"] == n), None)) for n in s["lengths"]),
-                r["longest"],
-                steps(r["horizon_after"]),
-            )
-            for r in rows
-        ],
+        f"Rank correlation with the longest T learned: {len(rows)} pairs of recurrence and task, of which "
+        f"{len(aside)} set aside; 90 % intervals",
+        ("predictor", "all", "used for the fit", "set aside"),
+        [(name, *(_words(of[k]) for k in ("all", "fitted", "set_aside"))) for name, of in predictors.items()],
     )
-    correlation = rank_correlation([r["horizon"] for r in rows], [r["longest"] for r in rows])
-    ends = [sum(r["longest"] == n for r in rows) for n in (0, s["lengths"][-1])]
-    print(f"rank correlation of horizon before training and longest T learned: {correlation:.2f}")
-    print(f"({len(rows)} recurrences, of which {ends[0]} learn nothing and {ends[1]} the longest T that was tried)")
-    plain = [r for r in rows if "rnn" in r["name"]]
-    among = (
-        rank_correlation([r["horizon"] for r in plain], [r["longest"] for r in plain]) if len(plain) > 2 else None
-    )
-    print(f"among those without gates: {among if among is None else round(among, 2)}")
-    write(arguments.out / "long_range.png", lambda path: figure(rows, s).savefig(path, dpi=130))
-    results = {"rows": rows, "rank_correlation": correlation, "rank_correlation_without_gates": among}
-    save(arguments.out, "long_range", s, results)
+    within = [r["predicted_low"] <= np.exp(target(r)) <= r["predicted_high"] for r in aside]
+    results = {
+        "rank_correlation": predictors["prognose"]["all"],
+        "rank_correlation_set_aside": predictors["prognose"]["set_aside"],
+        "predictors": predictors,
+        "within_range_set_aside": float(np.mean(within)),
+        "fit": fit(seen),
+        "rows": rows,
+    }
+    print(f"fit: {results['fit']}; of those set aside {np.mean(within):.0%} lie in the range")
+    write(a.out / "long_range.png", lambda path: figure(rows, s).savefig(path, dpi=130))
+    save(a.out, "long_range", s, results)
 
 
-def cell_of(trial: dict[str, Any] | None) -> str | None:
-    """Of the table: the median of the updates until success, and the seeds that had it."""
-    if trial is None:
-        return None
-    solved = [n for n in trial["solved_at"] if n >= 0]
-    seeds = len(trial["solved_at"])
-    return (
-        f"0 of {seeds}"
-        if not solved
-        else f"{np.median(solved):.0f}" + (f" ({len(solved)} of {seeds})" if len(solved) < seeds else "")
-    )
+def _words(of: dict[str, Any]) -> str:
+    return f"{of['value']:.2f} ({of['low']:.2f} to {of['high']:.2f})"
 
 
 if __name__ == "__main__":

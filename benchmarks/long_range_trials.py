@@ -165,11 +165,7 @@ def programs(net: Network) -> Programs:
     def mean_loss(params: NetworkParams, data: Batch) -> jax.Array:
         return jnp.mean(jax.vmap(partial(net.loss, params))(*data))
 
-    shapes = jax.eval_shape(net.init, jax.random.key(0))
-    example, merge = ravel_state(jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes))
-
-    def unravel(flat: jax.Array) -> NetworkParams:
-        return merge(flat[: len(example)])
+    unravel = unflattened(net)
 
     def gradients(flat: jax.Array, data: Batch) -> tuple[jax.Array, jax.Array]:
         return jax.vmap(jax.value_and_grad(lambda p, data: mean_loss(unravel(p), data)))(flat, data)
@@ -189,6 +185,13 @@ def flattened(params: NetworkParams) -> jax.Array:
     """One real vector, filled up with zeros to a size that networks share: one program updates them all."""
     vector = ravel_state(params)[0]
     return jnp.pad(vector, (0, -len(vector) % _MULTIPLE))
+
+
+def unflattened(net: Network) -> Callable[[jax.Array], NetworkParams]:
+    """The way back."""
+    shapes = jax.eval_shape(net.init, jax.random.key(0))
+    example, merge = ravel_state(jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes))
+    return lambda flat: merge(flat[: len(example)])
 
 
 @cache
@@ -306,22 +309,28 @@ class Folder:
         return dict(json.loads(file.read_text()))
 
 
-def run_all(out: Path, s: dict[str, Any]) -> None:
-    folder, cells = Folder(out, s), chosen(s)
+def settings(*, quick: bool, longer: bool) -> dict[str, Any]:
+    s = QUICK if quick else LONGER if longer else FULL
+    return s | {"set_aside": set_aside(list(chosen(s))), "set_aside_seed": SET_ASIDE_SEED}
+
+
+def run_all(path: Path, s: dict[str, Any]) -> Folder:
+    """All trials, or those that are not in the folder yet."""
+    folder, cells = Folder(path, s), chosen(s)
     for task, lengths in s["tasks"].items():
         for name, cell in cells.items():
             tried = climb(partial(folder.trial, name, cell, task), lengths)
             for length in set(s["bursts"]) - {t["T"] for t in tried}:
                 folder.trial(name, cell, task, length, burst=True)
             print(f"{name}, {task}: {longest_learned(tried)}", flush=True)
+    return folder
 
 
 def main() -> None:
     p = parser(__doc__)
     p.add_argument("--longer", action="store_true", help="5000 updates, T up to 640: some days on one core")
     a = p.parse_args()
-    s = QUICK if a.quick else LONGER if a.longer else FULL
-    s = s | {"set_aside": set_aside(list(chosen(s))), "set_aside_seed": SET_ASIDE_SEED}
+    s = settings(quick=a.quick, longer=a.longer)
     print("set aside:", ", ".join(s["set_aside"]))
     run_all(a.out / "long_range.part", s)
 

@@ -1,0 +1,156 @@
+"""How long a lag a network will learn, told from a short burst of its training."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from bptt_jax.analysis.flow import gradient_flow
+from bptt_jax.checks import check_key, check_positive_int
+from bptt_jax.experiments.network import Network, NetworkParams
+from bptt_jax.experiments.tasks import Batch
+from bptt_jax.results import Result, field
+from bptt_jax.step import PyTree
+
+# Fitted by benchmarks/long_range.py to the recurrences that it does not set aside.
+_INTERCEPT, _OF_HORIZON_BEFORE, _OF_HORIZON = 0.0, 0.5, 0.5
+_HALF_WIDTH = (
+    1.0  # of the range, in natural logarithms: four fifths of those recurrences, each left out of its own fit
+)
+LONGEST = 1e4  # steps: horizons beyond, which are all extrapolated, tell no more
+
+
+class Prognosis(Result):
+    """What a burst of training tells of the longest lag that will be learned.
+
+    Attributes:
+      lag: in steps, the longest at which the task is expected to be learned within the budget of which the burst was a
+        twenty-fifth.
+      low, high: the range in which four of five recurrences lay that were not used to find it.
+      horizon_before: before the burst: steps until a thousandth of the error signal is left, as in
+        `bptt_jax.gradient_flow`; the median over the sequences.
+      horizon: after it.
+      growth_rate_before, growth_rate: likewise, in nats per step.
+      length: T, of the task.
+    """
+
+    lag: Float[Array, ""] = field(dims=())
+    low: Float[Array, ""] = field(dims=())
+    high: Float[Array, ""] = field(dims=())
+    horizon_before: Float[Array, ""] = field(dims=())
+    horizon: Float[Array, ""] = field(dims=())
+    growth_rate_before: Float[Array, ""] = field(dims=())
+    growth_rate: Float[Array, ""] = field(dims=())
+    length: int = field(static=True)
+
+    @property
+    def verdict(self) -> str:
+        """ "likely", "open" or "unlikely": whether a lag of `length` steps is within the range, or on which side; of
+        several seeds, the median one."""
+        low, high = (float(np.median(np.asarray(a))) for a in (self.low, self.high))
+        return "likely" if self.length <= low else "unlikely" if self.length > high else "open"
+
+    @property
+    def statement(self) -> str:
+        """What is to be expected, in one line; of several seeds, of the median one."""
+        lag, low, high, before, after = (
+            _steps(np.median(np.asarray(a)))
+            for a in (self.lag, self.low, self.high, self.horizon_before, self.horizon)
+        )
+        return (
+            f"lag {self.length}: {self.verdict}; some {lag} steps are to be expected ({low} to {high}), for the burst "
+            f"took the horizon from {before} to {after}"
+        )
+
+    def _headline(self) -> str:
+        return self.statement
+
+
+def prognose(
+    network: Network,
+    before: NetworkParams,
+    after: NetworkParams,
+    *,
+    sequences: int = 8,
+    key: Array | None = None,
+) -> Prognosis:
+    """How long a lag a network will learn, from its parameters before and after a burst of its training.
+
+    The horizon (see `bptt_jax.gradient_flow`) tells it before training within a kind of cell, but not across kinds, for
+    training changes horizons: a burst shows whether it opens a memory or gives it up. The logarithm of the lag is taken
+    for a linear function of those of both horizons, fitted to the recurrences and tasks of
+    ``benchmarks/long_range.py``, where the burst was of 60 updates of 1500; docs/train.md has how well it does on
+    recurrences that it had not seen, and what did no better.
+
+    Args:
+      network: with the task at the length that is to be learned.
+      before, after: its parameters; the burst is best a twenty-fifth of the budget of updates. For several seeds
+        ``jax.vmap`` over both.
+      sequences: how many horizons are measured on; medians count.
+      key: of the sequences; by default ``jax.random.key(0)``.
+
+    Returns:
+      A `Prognosis`. The cost is that of two updates of so many sequences, and a compilation.
+
+    Raises:
+      TypeError, ValueError: an argument is of another kind or out of range; parameters do not fit the network.
+
+    Example:
+      >>> from bptt_jax.experiments.network import network
+      >>> from bptt_jax.experiments.prognosis import prognose
+      >>> from bptt_jax.experiments.tasks import adding
+      >>> net = network(bptt.rnn(8, gain=0.5), adding(30))
+      >>> params = net.init(jax.random.key(0))
+      >>> found = prognose(net, params, params)  # as if nothing had been learned
+      >>> found.verdict
+      'unlikely'
+    """
+    if not isinstance(network, Network):
+        raise TypeError(f"network: expected a Network, got {type(network).__name__}")
+    count = check_positive_int("sequences", sequences)
+    data = network.task.sample(jax.random.key(0) if key is None else check_key("key", key), count)
+    for name, params in (("before", before), ("after", after)):
+        if (got := jax.tree.structure(params)) != (wanted := jax.tree.structure(network.init(jax.random.key(0)))):
+            raise ValueError(f"{name}: expected parameters of the network, {wanted}, got {got}")
+    pair = jax.tree.map(lambda *of: jnp.stack(of), before, after)
+    found = jax.jit(lambda pair: jax.lax.map(partial(reach, network, data), pair))(pair)
+    was, now = (jax.tree.map(lambda a, i=i: a[i], found) for i in range(2))
+    lag, low, high = predicted(was.horizon, now.horizon)
+    return Prognosis(
+        lag, low, high, was.horizon, now.horizon, was.growth_rate, now.growth_rate, network.task.length
+    )
+
+
+def predicted(before: Array, after: Array) -> tuple[Array, Array, Array]:
+    """From both horizons: lag, low and high."""
+    was, now = (jnp.log(jnp.clip(a, 1.0, LONGEST)) for a in (before, after))
+    middle = _INTERCEPT + _OF_HORIZON_BEFORE * was + _OF_HORIZON * now
+    return jnp.exp(middle), jnp.exp(middle - _HALF_WIDTH), jnp.exp(middle + _HALF_WIDTH)
+
+
+def _steps(count: float) -> str:
+    return f"{count:.0f}" if count < LONGEST else "more than 10,000" if count > 0 else "nan"
+
+
+class Reach(NamedTuple):
+    """Horizon, growth rate and end gain of `bptt_jax.gradient_flow`."""
+
+    horizon: Array
+    growth_rate: Array
+    end_gain: Array
+
+
+def reach(network: Network, data: Batch, params: NetworkParams) -> Reach:
+    """Medians over the sequences; to be traced."""
+
+    def one(xs: PyTree, target: PyTree) -> Reach:
+        args, h0 = network.loss_args(params, xs, target), network.cell.initial_state()
+        flow = gradient_flow(
+            network.cell.step, params.cell, h0, xs, network.loss_of_states, args=args, spectra=False
+        )
+        return Reach(flow.horizon, flow.growth_rate, flow.end_gain)
+
+    return jax.tree.map(jnp.nanmedian, jax.vmap(one)(*data))
