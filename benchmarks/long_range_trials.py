@@ -17,6 +17,7 @@ recurrences share of them is compiled once, and compilation would take most of t
     python benchmarks/long_range_trials.py --longer   5000 updates, T up to 640
 """
 
+import itertools
 import json
 import time
 from collections.abc import Callable
@@ -315,14 +316,17 @@ def settings(*, quick: bool, longer: bool) -> dict[str, Any]:
 
 
 def run_all(path: Path, s: dict[str, Any]) -> Folder:
-    """All trials, or those that are not in the folder yet."""
+    """All trials, or those that are not in the folder yet: the first task of all, then the others, of one recurrence
+    after the other and of both halves in turn, so that a run that is ended early has as many of each."""
     folder, cells = Folder(path, s), chosen(s)
-    for task, lengths in s["tasks"].items():
-        for name, cell in cells.items():
-            tried = climb(partial(folder.trial, name, cell, task), lengths)
-            for length in set(s["bursts"]) - {t["T"] for t in tried}:
-                folder.trial(name, cell, task, length, burst=True)
-            print(f"{name}, {task}: {longest_learned(tried)}", flush=True)
+    first, *others = s["tasks"]
+    halves = [n for n in cells if n not in s["set_aside"]], s["set_aside"]
+    in_turn = [n for pair in itertools.zip_longest(*halves) for n in pair if n is not None]
+    for name, task in [*itertools.product(cells, [first]), *itertools.product(in_turn, others)]:
+        tried = climb(partial(folder.trial, name, cells[name], task), s["tasks"][task])
+        for length in set(s["bursts"]) - {t["T"] for t in tried}:
+            folder.trial(name, cells[name], task, length, burst=True)
+        print(f"{name}, {task}: {longest_learned(tried)}", flush=True)
     return folder
 
 
