@@ -1,7 +1,7 @@
 """How far does the gradient of every cell of the atlas reach at its initialisation, and what does a step of it cost?
 
 Measures what `bptt-jax atlas` measures, on the same text: every cell at the width of `rnn` and at its number of
-parameters. With --learn each is trained besides, as in long_range.py, to keep the first of T symbols through T - 1
+parameters. With --learn each is trained besides, as in long_range_trials.py, to keep the first of T symbols through T-1
 distractors, within one budget of updates; the longest T that most seeds learn is its learned lag. What is done is kept
 in atlas.part.json, so that the same command goes on where it was stopped.
 """
@@ -10,7 +10,7 @@ import time
 from functools import partial
 from typing import Any
 
-import long_range
+import long_range_trials as trials
 import matplotlib
 from measure import Claim, parser, print_claims, save, write
 
@@ -25,15 +25,16 @@ matplotlib.use("Agg")
 FULL: dict[str, Any] = {"hidden": 64, "length": 200, "batch": 8, "seeds": 4}
 QUICK = FULL | {"hidden": 16, "length": 50, "batch": 2, "seeds": 2}
 QUICK_CELLS = ["rnn", "lru"]
-LEARN: dict[str, Any] = long_range.FULL | {"seeds": 2, "updates": 2000, "lengths": [10, 20, 40, 80, 160, 320]}
-LEARN_QUICK = LEARN | {"seeds": 1, "updates": 100, "chunk": 100, "lengths": [5]}
+LEARN: dict[str, Any] = trials.FULL | {"seeds": 2, "tasks": {"first symbol": [10, 20, 40, 80, 160, 320]}}
+LEARN_QUICK = LEARN | {"seeds": 1, "updates": 60, "tasks": {"first symbol": [5]}}
 MINUTES = 15.0  # for all cells, on two cores
 
 
 def learned(name: str, hidden: int, s: dict[str, Any]) -> int:
     """The longest lag."""
-    tried = long_range.climb(partial(long_range.learn, ATLAS[name].make(hidden), s=s), s["lengths"])
-    return int(long_range.longest_learned(tried)["T"])
+    cell, ((task, lengths),) = ATLAS[name].make(hidden), s["tasks"].items()
+    tried = trials.climb(lambda length: trials.trial(cell, task, length, s, s["updates"])[0], lengths)
+    return trials.longest_learned(tried)
 
 
 def main() -> None:

@@ -44,7 +44,8 @@ def measured(folder: trials.Folder, name: str, cell: bptt.Cell, task: str, lengt
         shape = len(sets), folder.settings["seeds"]
         arrays = (np.asarray(a, np.float64).reshape(shape).tolist() for a in found)
         record: dict[str, Any] = {
-            kind: dict(zip(sets, of, strict=True)) for kind, of in zip(("horizon", "rate", "end"), arrays, strict=True)
+            kind: dict(zip(sets, of, strict=True))
+            for kind, of in zip(("horizon", "rate", "end"), arrays, strict=True)
         }
         trivial = net.task.baseline
         record["loss"] = (np.asarray(json.loads(burst.read_text())["losses"][0]) / trivial).tolist()

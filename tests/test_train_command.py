@@ -19,6 +19,7 @@ from bptt_jax.cli import diagnose, train
 from bptt_jax.cli.main import main
 from bptt_jax.cli.report import BadArgument
 from bptt_jax.experiments import tasks
+from bptt_jax.experiments.loop import init_state
 from bptt_jax.experiments.network import NetworkParams
 
 SMALL = [
@@ -429,3 +430,32 @@ def test_interrupted_goes_on(tmp_path) -> None:
     done = lines(tmp_path)[-1]["updates"]
     assert main([*command[3:], "--updates", str(done), "--out", str(tmp_path)]) == 0
     assert lines(tmp_path)[-1]["updates"] == done
+
+
+def test_after_the_burst_it_is_told_what_is_to_be_expected() -> None:
+    settings = replace(SETTINGS, cell="gru", length=200, chunk=15)
+    job, said = train.prepare(settings), []
+    foretold = train.Foretold(job, settings, 1000, said.append)
+    begun = jax.vmap(lambda seed: init_state(job.network, job.optimizer, seed))(jnp.arange(2, dtype=jnp.int32))
+    lost = jax.tree.map(lambda a: a.at[0].set(jnp.nan), begun.params)
+    moved = begun._replace(params=lost, running=jnp.asarray([False, True]))
+    for updates in (15, 30, 45, 60):  # a twenty-fifth is 40; chunks end at 45
+        foretold(moved._replace(updates=jnp.full(2, updates, jnp.int32)))
+    assert foretold.found.lag.shape == (1,)  # of the seed that runs
+    np.testing.assert_allclose(foretold.found.horizon, foretold.found.horizon_before)
+    assert foretold.found.verdict == "unlikely"  # an untrained gru forgets in some twenty steps
+    assert foretold.chrono_horizon > 5 * foretold.found.horizon[0]
+    assert said == [f"after 45 updates: {foretold.statement}"]
+    assert f"with --chrono it would begin at {foretold.chrono_horizon:.0f}" in foretold.statement
+    assert json.loads(json.dumps(foretold.to_dict()))["updates"] == 45
+
+
+@pytest.mark.parametrize(("changed", "updates"), [({}, 999), ({"task": "flipflop", "length": 15}, 1000)])
+def test_what_is_over_soon_or_has_no_one_lag_is_not_foretold(changed, updates) -> None:
+    settings = replace(SETTINGS, **changed)
+    job = train.prepare(settings)
+    foretold = train.Foretold(job, settings, updates, pytest.fail)
+    states = jax.vmap(lambda seed: init_state(job.network, job.optimizer, seed))(jnp.arange(2))
+    foretold(states._replace(updates=jnp.full(2, 40, jnp.int32)))
+    assert foretold.to_dict() is None
+    assert foretold.statement is None

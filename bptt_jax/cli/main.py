@@ -636,17 +636,20 @@ def _train(arguments: argparse.Namespace) -> _Outcome:
             _raise_if_signalled()
             show(line)
 
-        done = train.run(job, settings, arguments.updates, out, report)
+        foretold = train.Foretold(job, settings, arguments.updates, show)
+        done = train.run(job, settings, arguments.updates, out, report, foretold)
     task = job.network.task
     title = f"{settings.cell} of {settings.hidden} units, {settings.task}, T = {task.length}"
     figure = plot_training(done.records, baseline=task.baseline, title=title)
-    numbers = train.record(job, settings, done)
+    numbers = train.record(job, settings, done, foretold)
     with atomic_path(out / "train.png") as temporary:
         figure.savefig(temporary, dpi=120)
         write_json(out / "train.json", numbers)
 
     def shown() -> None:
         _console(Console).print(_training_table(numbers))
+        if foretold.statement is not None:
+            print(f"foretold {foretold.statement}")
         print(f"see bptt-jax diagnose --checkpoint {visible(str(out))}")
 
     return _Outcome(numbers, [out / "train.png", out / "train.json"], shown)

@@ -17,7 +17,8 @@ from bptt_jax.cells.atlas import ATLAS
 from bptt_jax.cells.initializers import chrono, identity, sparse
 from bptt_jax.cli.report import BadArgument, one_line, provenance
 from bptt_jax.experiments import loop, tasks
-from bptt_jax.experiments.network import Network, network, truncated
+from bptt_jax.experiments.network import Network, NetworkParams, network, truncated
+from bptt_jax.experiments.prognosis import Prognosis, prognose, steps_in_words
 from bptt_jax.experiments.records import Record, Training, TrainState
 from bptt_jax.experiments.runfolder import RunFolderError, read_settings, read_state
 from bptt_jax.experiments.text import english_text, read_text
@@ -40,6 +41,17 @@ LENGTHS = {
     "flipflop": 100,
     "context-decision": 50,
 }
+# What the prognosis is fitted to, and what is like it: one lag, as long as the sequence or its delay.
+_OF_ONE_LAG = (
+    "adding",
+    "multiplication",
+    "temporal-order",
+    "temporal-order-3",
+    "random-permutation",
+    "copy-memory",
+    "memorization",
+)
+_BURSTS, _WORTH_IT = 25, 1000  # of a burst the updates in all; fewer are over before it is compiled
 STREAMS = ("characters", "delayed-copy")
 CELLS = tuple(ATLAS)
 OPTIMIZERS = {"sgd": optax.sgd, "adam": optax.adam, "rmsprop": optax.rmsprop}
@@ -125,7 +137,14 @@ def prepare(settings: Settings) -> Job:
     )
 
 
-def run(job: Job, settings: Settings, updates: int, folder: Path, on_record: Callable[[Record], None]) -> Training:
+def run(
+    job: Job,
+    settings: Settings,
+    updates: int,
+    folder: Path,
+    on_record: Callable[[Record], None],
+    on_states: Callable[[TrainState], None] | None = None,
+) -> Training:
     """Trains, or goes on with what the folder holds.
 
     Raises:
@@ -145,9 +164,79 @@ def run(job: Job, settings: Settings, updates: int, folder: Path, on_record: Cal
             **_stateful(settings),
             settings={"arguments": asdict(settings), "text_sha256": job.text_sha256},
             on_record=on_record,
+            on_states=on_states,
         )
     except (RunFolderError, ImportError) as error:
         raise BadArgument(f"--out: {error}" if isinstance(error, RunFolderError) else str(error)) from None
+
+
+class Foretold:
+    """For `on_states`: after the burst, what is to be expected of the rest.
+
+    Attributes:
+      found: the prognosis of the seeds that still run, leaves ``[S]``; None before the burst is over, where no seed
+        runs on then, in a run that is resumed later, and in those that have none: with less than 1000 updates it costs
+        too much of the time, and neither a stream nor a task without one long lag is told it.
+      chrono_horizon: of the same cell with the biases of ``--chrono``, before training; None if it has them, takes
+        none, or is likely to do without.
+    """
+
+    found: Prognosis | None = None
+    chrono_horizon: float | None = None
+
+    def __init__(self, job: Job, settings: Settings, updates: int, say: Callable[[str], None]) -> None:
+        self._job, self._settings, self._say = job, settings, say
+        burst = -(-updates // _BURSTS)
+        self._end = -(-burst // settings.chunk) * settings.chunk  # evaluations come after whole chunks
+        self._told = settings.stateful or settings.task not in _OF_ONE_LAG or updates < _WORTH_IT
+
+    def __call__(self, states: TrainState) -> None:
+        running = np.asarray(states.running)
+        if self._told or int(np.max(states.updates)) != self._end or not running.any():
+            return
+        self._told = True
+        net, seeds = self._job.network, states.seed[running]
+        begun = jax.vmap(lambda seed: loop.init_state(net, self._job.optimizer, seed).params)(seeds)
+        now = jax.tree.map(lambda a: a[running], states.params)
+        with_chrono = _with_chrono(self._settings, net)
+        if with_chrono is not None:  # measured beside the others, in the same program
+            begun, now = (
+                jax.tree.map(lambda a, c: jnp.concatenate([a, c[None]]), p, with_chrono) for p in (begun, now)
+            )
+        found = jax.vmap(partial(prognose, net))(begun, now)
+        self.found = jax.tree.map(lambda a: a[: len(seeds)], found)
+        if with_chrono is not None and self.found.verdict != "likely":
+            self.chrono_horizon = float(found.horizon_before[-1])
+        self._say(f"after {self._end} updates: {self.statement}")
+
+    @property
+    def statement(self) -> str | None:
+        """In one line; None where there is no prognosis."""
+        if self.found is None:
+            return None
+        said = self.found.statement
+        if self.chrono_horizon is None:
+            return said
+        return f"{said}; with --chrono it would begin at {steps_in_words(self.chrono_horizon)}"
+
+    def to_dict(self) -> dict[str, Any] | None:
+        """For JSON."""
+        if self.found is None:
+            return None
+        return {
+            "updates": self._end,
+            "statement": self.statement,
+            "verdict": self.found.verdict,
+            "chrono_horizon": self.chrono_horizon,
+            **self.found.to_dict(),
+        }
+
+
+def _with_chrono(settings: Settings, net: Network) -> NetworkParams | None:
+    if settings.chrono or "bias_init" not in inspect.signature(ATLAS[settings.cell].make).parameters:
+        return None
+    cell = _cell(replace(settings, chrono=True), net.task)
+    return network(cell, net.task).init(jax.random.key(0))
 
 
 def read(folder: Path) -> Settings:
@@ -188,7 +277,7 @@ def states(job: Job, settings: Settings, folder: Path) -> tuple[TrainState, Trai
         raise BadArgument(str(error)) from None
 
 
-def record(job: Job, settings: Settings, done: Training) -> dict[str, Any]:
+def record(job: Job, settings: Settings, done: Training, foretold: Foretold) -> dict[str, Any]:
     """What came of it, for JSON."""
     chunks = [r for r in done.records if "event" not in r]
     return {
@@ -206,6 +295,7 @@ def record(job: Job, settings: Settings, done: Training) -> dict[str, Any]:
             }
             for i in range(settings.seeds)
         ],
+        "prognosis": foretold.to_dict(),
         "events": done.events,
     }
 

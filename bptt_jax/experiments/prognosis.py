@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from bptt_jax.analysis.flow import gradient_flow
-from bptt_jax.checks import check_key, check_positive_int
+from bptt_jax.checks import check_key, check_positive_int, describe_shapes
 from bptt_jax.experiments.network import Network, NetworkParams
 from bptt_jax.experiments.tasks import Batch
 from bptt_jax.results import Result, field
@@ -57,7 +57,7 @@ class Prognosis(Result):
     def statement(self) -> str:
         """What is to be expected, in one line; of several seeds, of the median one."""
         lag, low, high, before, after = (
-            _steps(np.median(np.asarray(a)))
+            steps_in_words(np.median(np.asarray(a)))
             for a in (self.lag, self.low, self.high, self.horizon_before, self.horizon)
         )
         return (
@@ -112,8 +112,9 @@ def prognose(
         raise TypeError(f"network: expected a Network, got {type(network).__name__}")
     count = check_positive_int("sequences", sequences)
     data = network.task.sample(jax.random.key(0) if key is None else check_key("key", key), count)
+    wanted = describe_shapes(jax.eval_shape(network.init, jax.random.key(0)))
     for name, params in (("before", before), ("after", after)):
-        if (got := jax.tree.structure(params)) != (wanted := jax.tree.structure(network.init(jax.random.key(0)))):
+        if (got := describe_shapes(params)) != wanted:
             raise ValueError(f"{name}: expected parameters of the network, {wanted}, got {got}")
     pair = jax.tree.map(lambda *of: jnp.stack(of), before, after)
     found = jax.jit(lambda pair: jax.lax.map(partial(reach, network, data), pair))(pair)
@@ -131,7 +132,8 @@ def predicted(before: Array, after: Array) -> tuple[Array, Array, Array]:
     return jnp.exp(middle), jnp.exp(middle - _HALF_WIDTH), jnp.exp(middle + _HALF_WIDTH)
 
 
-def _steps(count: float) -> str:
+def steps_in_words(count: float) -> str:
+    """A number of steps; beyond those that are measured, which."""
     return f"{count:.0f}" if count < LONGEST else "more than 10,000" if count > 0 else "nan"
 
 

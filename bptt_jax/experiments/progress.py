@@ -72,8 +72,9 @@ def progress(total: int, unit: str, *, quiet: bool = False) -> Iterator[Progress
 
 
 @contextmanager
-def progress_bar(updates: int, *, quiet: bool = False) -> Iterator[Callable[[Record], None]]:
-    """Shows updates, loss, gradient norm and clipped share on stderr; what it gives is for `train`'s `on_record`.
+def progress_bar(updates: int, *, quiet: bool = False) -> Iterator[Callable[[Record | str], None]]:
+    """Shows updates, loss, gradient norm and clipped share on stderr; what it gives is for `train`'s `on_record`, and
+    shows a line of text that it is given above the bar.
 
     Numbers are medians of the seeds that run. Events are printed above the bar, a line each; where stderr is no
     terminal, as in a notebook, a line for every tenth of the updates takes the bar's place. With `quiet` nothing is
@@ -85,8 +86,11 @@ def progress_bar(updates: int, *, quiet: bool = False) -> Iterator[Callable[[Rec
     with progress(updates, "updates", quiet=quiet) as shown:
         told = 0
 
-        def report(record: Record) -> None:
+        def report(record: Record | str) -> None:
             nonlocal told
+            if isinstance(record, str):
+                shown.say(record)
+                return
             if "event" in record:
                 shown.say(describe(record))
                 return
