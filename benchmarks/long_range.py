@@ -8,6 +8,7 @@ recurrence and task, with 90 % intervals from resampling recurrences.
 """
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ import long_range_trials as trials
 import matplotlib
 import numpy as np
 from measure import parser, print_table, save, write
+from scipy.stats import rankdata
 
 import bptt_jax as bptt
-from bptt_jax.experiments.network import Network
+from bptt_jax.experiments.network import LossArgs, Network
 from bptt_jax.experiments.prognosis import LONGEST, predicted, reach
 from bptt_jax.files import write_json
 
@@ -27,6 +29,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 SEQUENCES, RESAMPLES = 8, 2000
+STAGES = ("before", "after", "further")
 
 
 def measured(folder: trials.Folder, name: str, cell: bptt.Cell, task: str, length: int) -> dict[str, Any]:
@@ -53,6 +56,26 @@ def measured(folder: trials.Folder, name: str, cell: bptt.Cell, task: str, lengt
         write_json(file, record)
         print("measured", name, task, flush=True)
     return dict(json.loads(file.read_text()))
+
+
+def noise(folder: trials.Folder, name: str, cell: bptt.Cell, task: str, length: int) -> float:
+    """After the burst, the lag at which a batch's gradient is lost in its noise, of the first seed; kept likewise."""
+    file = folder.path / name / f"{task} noise.json"
+    if not file.exists():
+        net = trials.network_of(cell, task, length)
+        params = trials.unflattened(net)(jnp.asarray(_saved(_burst(folder, name, task, length))[1][0]))
+        inputs, targets = net.task.sample(jax.random.key(0), folder.settings["batch"])
+        found = bptt.analysis.gradient_noise(
+            cell.step,
+            params.cell,
+            cell.initial_state(),
+            inputs,
+            net.loss_of_states,
+            args=net.loss_args(params, inputs, targets),
+            in_axes=(None, 0, LossArgs(None, 0, None)),  # type: ignore[arg-type]
+        )
+        write_json(file, {"horizon": float(found.horizon)})
+    return float(json.loads(file.read_text())["horizon"])
 
 
 def _burst(folder: trials.Folder, name: str, task: str, length: int) -> Path:
@@ -89,9 +112,12 @@ def row_of(
     if not _burst(folder, name, task, length).exists():
         return None
     row = {"name": name, "family": trials.family(name), "task": task, "set_aside": name in s["set_aside"]}
-    row |= {"learned": trials.longest_learned(tried), "longest": len(tried) == len(files)}
+    learned = trials.longest_learned(tried)
+    row |= {"learned": learned, "longest": learned == max(s["tasks"][task])}
     solved = {t["T"]: t["solved_at"] for t in tried}
-    return row | {"solved_at": solved} | measured(folder, name, cell, task, length)
+    first = task == next(iter(s["tasks"]))  # it is dear
+    row |= {"solved_at": solved, "noise": noise(folder, name, cell, task, length) if first else None}
+    return row | measured(folder, name, cell, task, length)
 
 
 def log_median(horizons: list[float]) -> float:
@@ -102,8 +128,8 @@ def median(values: list[Any]) -> float:
     return float(np.median(np.nan_to_num(np.asarray(values, float), nan=-np.inf)))
 
 
-def candidates(row: dict[str, Any]) -> dict[str, float]:
-    """Whatever was tried; the larger, the longer a lag is to be expected."""
+def candidates(row: dict[str, Any]) -> dict[str, float | None]:
+    """Whatever was tried; the larger, the longer a lag is to be expected. None where it was not measured."""
     horizon = {k: log_median(of) for k, of in row["horizon"].items()}
     rate = {k: median(of) for k, of in row["rate"].items()}
     return {
@@ -115,6 +141,7 @@ def candidates(row: dict[str, Any]) -> dict[str, float]:
         "growth rate after the burst": rate["after"],
         "change of the growth rate by the burst": rate["after"] - rate["before"],
         "velocity of the growth rate along the burst's update": rate["further"] - rate["after"],
+        "lag at which noise prevails in the gradient after the burst": row["noise"],
         "loss after the burst, relative to the trivial": -median(row["loss"]),
         "loss after a burst at T = 10": -median(row["loss short"]),
         "prognose": prediction(row)[0],
@@ -123,33 +150,37 @@ def candidates(row: dict[str, Any]) -> dict[str, float]:
 
 def prediction(row: dict[str, Any]) -> tuple[float, float, float]:
     """Lag, low and high, of the median seed."""
-    before, after = (np.exp(log_median(row["horizon"][k])) for k in ("before", "after"))
-    lag, low, high = (float(a) for a in predicted(jnp.asarray(before), jnp.asarray(after)))
+    seeds = np.array([row["horizon"][k] for k in STAGES], float)
+    lag, low, high = (
+        median(np.asarray(a).tolist()) for a in jax.vmap(predicted, in_axes=1)(jnp.asarray(seeds, jnp.float32))
+    )
     return lag, low, high
+
+
+def longest_horizon(row: dict[str, Any]) -> float:
+    """The logarithm of what the prediction is a function of."""
+    return log_median(np.nanmax(np.array([row["horizon"][k] for k in STAGES], float), axis=0).tolist())
 
 
 def rank_correlation(x: list[float], y: list[float]) -> float:
     """Spearman's; ties get their mean rank."""
-
-    def ranks(values: list[float]) -> np.ndarray:
-        a = np.asarray(values)
-        return np.array([(a < v).sum() + ((a == v).sum() - 1) / 2 for v in a])
-
-    return float(np.corrcoef(ranks(x), ranks(y))[0, 1])
+    return float(np.corrcoef(rankdata(x), rankdata(y))[0, 1])
 
 
-def judged(rows: list[dict[str, Any]], name: str) -> dict[str, Any]:
-    """The rank correlation of one of the `candidates` with what was learned, and its 90 % interval, for which
-    recurrences are drawn with replacement: tasks of one recurrence are no independent pairs."""
-    x, y = [candidates(r)[name] for r in rows], [r["learned"] for r in rows]
+def judged(rows: list[dict[str, Any]], values: list[Any]) -> dict[str, Any]:
+    """The rank correlation of values with what was learned, and its 90 % interval, for which recurrences are drawn with
+    replacement: tasks of one recurrence are no independent pairs."""
+    pairs = [(r, v) for r, v in zip(rows, values, strict=True) if v is not None]
+    rows, values = [r for r, _ in pairs], [v for _, v in pairs]
+    learned = [r["learned"] for r in rows]
     of = {n: [i for i, r in enumerate(rows) if r["name"] == n] for n in dict.fromkeys(r["name"] for r in rows)}
     rng, found = np.random.default_rng(0), []
     for _ in range(RESAMPLES):
-        drawn = [i for n in rng.choice(list(of), len(of)) for i in of[str(n)]]
+        drawn = [i for k in rng.integers(len(of), size=len(of)) for i in list(of.values())[k]]
         with np.errstate(invalid="ignore"):
-            found.append(rank_correlation([x[i] for i in drawn], [y[i] for i in drawn]))
+            found.append(rank_correlation([values[i] for i in drawn], [learned[i] for i in drawn]))
     low, high = np.nanquantile(found, [0.05, 0.95]).tolist()
-    return {"value": rank_correlation(x, y), "low": low, "high": high, "pairs": len(rows)}
+    return {"value": rank_correlation(values, learned), "low": low, "high": high, "pairs": len(rows)}
 
 
 def target(row: dict[str, Any]) -> float:
@@ -158,11 +189,11 @@ def target(row: dict[str, Any]) -> float:
 
 
 def fit(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the constants of `bptt_jax.experiments.prognosis` are: least squares, and of the residuals, each recurrence
+    """The constants of `bptt_jax.experiments.prognosis`: by least squares, and of the residuals, each recurrence
     left out of its own fit, the size that four of five do not exceed."""
 
     def columns(of: list[dict[str, Any]]) -> np.ndarray:
-        return np.array([[1, log_median(r["horizon"]["before"]), log_median(r["horizon"]["after"])] for r in of])
+        return np.array([[1, longest_horizon(r)] for r in of])
 
     def solve(of: list[dict[str, Any]]) -> np.ndarray:
         return np.linalg.lstsq(columns(of), np.array([target(r) for r in of]), rcond=None)[0]
@@ -202,26 +233,47 @@ def figure(rows: list[dict[str, Any]], s: dict[str, Any]) -> Any:
     return fig
 
 
-def cost(folder: trials.Folder, rows: list[dict[str, Any]], s: dict[str, Any]) -> dict[str, float]:
-    """The burst's share of the updates, and of the time of all updates at the burst's length that of the measurement,
-    compilation aside: the median over the pairs that were trained there to the end."""
-    return {"burst": s["burst"] / s["updates"]}
+def cost(folder: trials.Folder, rows: list[dict[str, Any]], s: dict[str, Any]) -> dict[str, Any]:
+    """Shares of the training at the burst's length: of its updates the burst's, and of their time that of the
+    measurement, compilation aside, the largest of a few recurrences."""
+    length, cells = s["bursts"][0], trials.chosen(s)
+    shares: list[float] = []
+    for row in rows:
+        record = json.loads(_burst(folder, row["name"], row["task"], length).read_text())
+        if len(shares) == 3 or record["seconds_of_updates"] is None:
+            continue
+        pair = jnp.concatenate(_saved(_burst(folder, row["name"], row["task"], length)))
+        net, times = trials.network_of(cells[row["name"]], row["task"], length), []
+        for _ in range(4):
+            start = time.process_time()
+            jax.block_until_ready(_reaches(net, pair))
+            times.append(time.process_time() - start)
+        shares.append(min(times) / (record["seconds_of_updates"] * s["updates"]))
+    return {"burst": s["burst"] / s["updates"], "measurement": max(shares, default=None)}
 
 
 def main() -> None:
     p = parser(__doc__)
     p.add_argument("--longer", action="store_true", help="of the longer trials")
+    p.add_argument("--judge", action="store_true", help="train nothing: judge by the trials that are there")
     a = p.parse_args()
     s = trials.settings(quick=a.quick, longer=a.longer)
-    folder = trials.run_all(a.out / "long_range.part", s)
+    path = a.out / "long_range.part"
+    folder = trials.Folder(path, s) if a.judge else trials.run_all(path, s)
     found = (row_of(folder, name, cell, task, s) for task in s["tasks"] for name, cell in trials.chosen(s).items())
     rows = [r for r in found if r is not None]
-    seen, aside = ([r for r in rows if r["set_aside"] == which] for which in (False, True))
-    names = list(candidates(rows[0]))
-    predictors = {
-        name: {"fitted": judged(seen, name), "set_aside": judged(aside, name), "all": judged(rows, name)}
-        for name in names
+    halves = {
+        "all": rows,
+        "fitted": [r for r in rows if not r["set_aside"]],
+        "set_aside": [r for r in rows if r["set_aside"]],
     }
+    values = {half: [candidates(r) for r in of] for half, of in halves.items()}
+    predictors = {
+        name: {half: judged(of, [v[name] for v in values[half]]) for half, of in halves.items()}
+        for name in values["all"][0]
+    }
+    by_task = {task: {half: _of_task(task, of, values[half]) for half, of in halves.items()} for task in s["tasks"]}
+    seen, aside = halves["fitted"], halves["set_aside"]
     for row in rows:
         lag, low, high = prediction(row)
         row |= {"predicted": lag, "predicted_low": low, "predicted_high": high}
@@ -233,16 +285,27 @@ def main() -> None:
     )
     within = [r["predicted_low"] <= np.exp(target(r)) <= r["predicted_high"] for r in aside]
     results = {
-        "rank_correlation": predictors["prognose"]["all"],
-        "rank_correlation_set_aside": predictors["prognose"]["set_aside"],
+        **_with_interval("rank_correlation", predictors["prognose"]["all"]),
+        **_with_interval("rank_correlation_set_aside", predictors["prognose"]["set_aside"]),
         "predictors": predictors,
+        "by_task": by_task,
         "within_range_set_aside": float(np.mean(within)),
+        "cost": cost(folder, rows, s),
         "fit": fit(seen),
         "rows": rows,
     }
     print(f"fit: {results['fit']}; of those set aside {np.mean(within):.0%} lie in the range")
     write(a.out / "long_range.png", lambda path: figure(rows, s).savefig(path, dpi=130))
     save(a.out, "long_range", s, results)
+
+
+def _of_task(task: str, rows: list[dict[str, Any]], values: list[dict[str, Any]]) -> dict[str, Any] | None:
+    pairs = [(r, v["prognose"]) for r, v in zip(rows, values, strict=True) if r["task"] == task]
+    return judged([r for r, _ in pairs], [v for _, v in pairs]) if len(pairs) > 2 else None
+
+
+def _with_interval(name: str, of: dict[str, Any]) -> dict[str, Any]:
+    return {name: of["value"], f"{name}_interval": [of["low"], of["high"]]}
 
 
 def _words(of: dict[str, Any]) -> str:

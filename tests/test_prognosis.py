@@ -1,7 +1,9 @@
 """The prognosis: horizons that are known in closed form, its formula, and what it says."""
 
+import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -38,12 +40,29 @@ def params_of(rate):
     return params._replace(cell=params.cell | {"rate": jnp.full(3, rate)})
 
 
-def test_horizons_and_rates_are_those_of_both_parameters() -> None:
-    found = prognose(NET, params_of(0.5), params_of(0.8))
-    steps = [math.floor(math.log(1000) / -math.log(rate)) + 1 for rate in (0.5, 0.8)]
-    np.testing.assert_allclose([found.horizon_before, found.horizon], steps)
-    np.testing.assert_allclose([found.growth_rate_before, found.growth_rate], np.log([0.5, 0.8]), rtol=1e-5)
+def test_horizons_and_rates_are_those_before_and_after_and_further_on() -> None:
+    found = prognose(NET, params_of(0.5), params_of(0.6))
+    steps = [math.floor(math.log(1000) / -math.log(rate)) + 1 for rate in (0.5, 0.6, 0.7)]
+    np.testing.assert_allclose([found.horizon_before, found.horizon, found.horizon_further], steps)
+    np.testing.assert_allclose([found.growth_rate_before, found.growth_rate], np.log([0.5, 0.6]), rtol=1e-5)
     assert found.length == LENGTH
+
+
+def test_the_longest_horizon_counts() -> None:
+    given_up, opened, kept = (
+        prognose(NET, params_of(before), params_of(after)) for before, after in ((0.8, 0.5), (0.6, 0.7), (0.8, 0.8))
+    )
+    np.testing.assert_allclose([given_up.lag, opened.lag], kept.lag, rtol=1e-5)
+    np.testing.assert_allclose(kept.high / kept.lag, kept.lag / kept.low, rtol=1e-5)
+
+
+def test_constants_are_those_that_were_fitted() -> None:
+    """Between the lags of two horizons lies the slope, and so on."""
+    results = json.loads((Path(__file__).parents[1] / "benchmarks" / "results" / "long_range.json").read_text())
+    (intercept, slope), half_width = (results["results"]["fit"][k] for k in ("coefficients", "half_width"))
+    found = prognose(NET, params_of(0.5), params_of(0.5))
+    np.testing.assert_allclose(np.log(found.lag), intercept + slope * math.log(10), rtol=5e-3)
+    np.testing.assert_allclose(np.log(found.high / found.lag), half_width, rtol=5e-3)
 
 
 def test_what_is_measured_on_is_the_callers() -> None:

@@ -15,11 +15,9 @@ from bptt_jax.experiments.tasks import Batch
 from bptt_jax.results import Result, field
 from bptt_jax.step import PyTree
 
-# Fitted by benchmarks/long_range.py to the recurrences that it does not set aside.
-_INTERCEPT, _OF_HORIZON_BEFORE, _OF_HORIZON = 0.0, 0.5, 0.5
-_HALF_WIDTH = (
-    1.0  # of the range, in natural logarithms: four fifths of those recurrences, each left out of its own fit
-)
+# Fitted by benchmarks/long_range.py to the recurrences that it does not set aside, in natural logarithms; the half
+# width of the range is such that it holds four of five of them, each left out of its own fit.
+_INTERCEPT, _SLOPE, _HALF_WIDTH = 1.02, 0.44, 1.1
 LONGEST = 1e4  # steps: horizons beyond, which are all extrapolated, tell no more
 
 
@@ -33,7 +31,9 @@ class Prognosis(Result):
       horizon_before: before the burst: steps until a thousandth of the error signal is left, as in
         `bptt_jax.gradient_flow`; the median over the sequences.
       horizon: after it.
-      growth_rate_before, growth_rate: likewise, in nats per step.
+      horizon_further: where the parameters would be if they moved as far once more in the direction of the burst: the
+        velocity of the horizon along the training.
+      growth_rate_before, growth_rate: before the burst and after it, in nats per step.
       length: T, of the task.
     """
 
@@ -42,6 +42,7 @@ class Prognosis(Result):
     high: Float[Array, ""] = field(dims=())
     horizon_before: Float[Array, ""] = field(dims=())
     horizon: Float[Array, ""] = field(dims=())
+    horizon_further: Float[Array, ""] = field(dims=())
     growth_rate_before: Float[Array, ""] = field(dims=())
     growth_rate: Float[Array, ""] = field(dims=())
     length: int = field(static=True)
@@ -80,10 +81,11 @@ def prognose(
     """How long a lag a network will learn, from its parameters before and after a burst of its training.
 
     The horizon (see `bptt_jax.gradient_flow`) tells it before training within a kind of cell, but not across kinds, for
-    training changes horizons: a burst shows whether it opens a memory or gives it up. The logarithm of the lag is taken
-    for a linear function of those of both horizons, fitted to the recurrences and tasks of
-    ``benchmarks/long_range.py``, where the burst was of 60 updates of 1500; docs/train.md has how well it does on
-    recurrences that it had not seen, and what did no better.
+    training changes horizons: a burst shows whether it opens a memory or gives it up. Three are measured: before the
+    burst, after it, and where as much again of the same change would lead. What counts is the longest, the memory that
+    training passes by: one that is given up at first can be found again. The logarithm of the lag is taken for a linear
+    function of its logarithm, fitted to recurrences and tasks of ``benchmarks/long_range.py``, where the burst was of
+    60 updates of 1500; docs/train.md has how well it does on recurrences that it had not seen, and what did no better.
 
     Args:
       network: with the task at the length that is to be learned.
@@ -116,19 +118,22 @@ def prognose(
     for name, params in (("before", before), ("after", after)):
         if (got := describe_shapes(params)) != wanted:
             raise ValueError(f"{name}: expected parameters of the network, {wanted}, got {got}")
-    pair = jax.tree.map(lambda *of: jnp.stack(of), before, after)
-    found = jax.jit(lambda pair: jax.lax.map(partial(reach, network, data), pair))(pair)
-    was, now = (jax.tree.map(lambda a, i=i: a[i], found) for i in range(2))
-    lag, low, high = predicted(was.horizon, now.horizon)
-    return Prognosis(
-        lag, low, high, was.horizon, now.horizon, was.growth_rate, now.growth_rate, network.task.length
-    )
+    further = jax.tree.map(_extrapolated, before, after)
+    stages = jax.tree.map(lambda *of: jnp.stack(of), before, after, further)
+    horizons, rates, _ = jax.jit(lambda stages: jax.lax.map(partial(reach, network, data), stages))(stages)
+    lag, low, high = predicted(horizons)
+    was, now, then = horizons
+    return Prognosis(lag, low, high, was, now, then, rates[0], rates[1], network.task.length)
 
 
-def predicted(before: Array, after: Array) -> tuple[Array, Array, Array]:
-    """From both horizons: lag, low and high."""
-    was, now = (jnp.log(jnp.clip(a, 1.0, LONGEST)) for a in (before, after))
-    middle = _INTERCEPT + _OF_HORIZON_BEFORE * was + _OF_HORIZON * now
+def _extrapolated(before: Array, after: Array) -> Array:
+    return 2 * after - before if jnp.issubdtype(after.dtype, jnp.inexact) else after
+
+
+def predicted(horizons: Float[Array, " 3"]) -> tuple[Array, Array, Array]:
+    """From those before and after the burst, and further on: lag, low and high. NaN if that after it is."""
+    longest = jnp.nanmax(jnp.where(jnp.isnan(horizons[1]), jnp.nan, horizons))
+    middle = _INTERCEPT + _SLOPE * jnp.log(jnp.clip(longest, 1.0, LONGEST))
     return jnp.exp(middle), jnp.exp(middle - _HALF_WIDTH), jnp.exp(middle + _HALF_WIDTH)
 
 
