@@ -29,7 +29,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 SEQUENCES, RESAMPLES = 8, 2000
-STAGES = ("before", "after", "further")
+STAGES = ("before", "further")
 
 
 def measured(folder: trials.Folder, name: str, cell: bptt.Cell, task: str, length: int) -> dict[str, Any]:
@@ -151,9 +151,7 @@ def candidates(row: dict[str, Any]) -> dict[str, float | None]:
 def prediction(row: dict[str, Any]) -> tuple[float, float, float]:
     """Lag, low and high, of the median seed."""
     seeds = np.array([row["horizon"][k] for k in STAGES], float)
-    lag, low, high = (
-        median(np.asarray(a).tolist()) for a in jax.vmap(predicted, in_axes=1)(jnp.asarray(seeds, jnp.float32))
-    )
+    lag, low, high = (median(np.asarray(a).tolist()) for a in jax.vmap(predicted)(*jnp.asarray(seeds, jnp.float32)))
     return lag, low, high
 
 

@@ -1231,6 +1231,10 @@ MUTATIONS = {
             "test_network.py::test_a_complex_state_is_raveled_and_read_by_its_real_part",
         ),
     ],
+    "bptt_jax/experiments/prognosis.py": [
+        ("2 * after - before", "after", "test_prognosis.py -k further_on"),
+        ("jnp.fmax(before, further)", "further", "test_prognosis.py -k longer_horizon"),
+    ],
     "bptt_jax/experiments/progress.py": [
         (
             "self._first = now, done",

@@ -48,7 +48,7 @@ def test_horizons_and_rates_are_those_before_and_after_and_further_on() -> None:
     assert found.length == LENGTH
 
 
-def test_the_longest_horizon_counts() -> None:
+def test_the_longer_horizon_counts_of_those_before_and_further_on() -> None:
     given_up, opened, kept = (
         prognose(NET, params_of(before), params_of(after)) for before, after in ((0.8, 0.5), (0.6, 0.7), (0.8, 0.8))
     )

@@ -82,8 +82,8 @@ def prognose(
 
     The horizon (see `bptt_jax.gradient_flow`) tells it before training within a kind of cell, but not across kinds, for
     training changes horizons: a burst shows whether it opens a memory or gives it up. Three are measured: before the
-    burst, after it, and where as much again of the same change would lead. What counts is the longest, the memory that
-    training passes by: one that is given up at first can be found again. The logarithm of the lag is taken for a linear
+    burst, after it, and where as much again of the same change would lead. What counts is the longer of the
+    first and the last: one that is given up at first can be found again. The logarithm of the lag is taken for a linear
     function of its logarithm, fitted to recurrences and tasks of ``benchmarks/long_range.py``, where the burst was of
     60 updates of 1500; docs/train.md has how well it does on recurrences that it had not seen, and what did no better.
 
@@ -121,8 +121,8 @@ def prognose(
     further = jax.tree.map(_extrapolated, before, after)
     stages = jax.tree.map(lambda *of: jnp.stack(of), before, after, further)
     horizons, rates, _ = jax.jit(lambda stages: jax.lax.map(partial(reach, network, data), stages))(stages)
-    lag, low, high = predicted(horizons)
     was, now, then = horizons
+    lag, low, high = predicted(jnp.where(jnp.isnan(now), jnp.nan, was), jnp.where(jnp.isnan(now), jnp.nan, then))
     return Prognosis(lag, low, high, was, now, then, rates[0], rates[1], network.task.length)
 
 
@@ -130,9 +130,10 @@ def _extrapolated(before: Array, after: Array) -> Array:
     return 2 * after - before if jnp.issubdtype(after.dtype, jnp.inexact) else after
 
 
-def predicted(horizons: Float[Array, " 3"]) -> tuple[Array, Array, Array]:
-    """From those before and after the burst, and further on: lag, low and high. NaN if that after it is."""
-    longest = jnp.nanmax(jnp.where(jnp.isnan(horizons[1]), jnp.nan, horizons))
+def predicted(before: Float[Array, ""], further: Float[Array, ""]) -> tuple[Array, Array, Array]:
+    """From the horizons before the burst and further on: lag, low and high. The first alone counts where the other is
+    NaN, for extrapolated parameters may explode."""
+    longest = jnp.fmax(before, further)
     middle = _INTERCEPT + _SLOPE * jnp.log(jnp.clip(longest, 1.0, LONGEST))
     return jnp.exp(middle), jnp.exp(middle - _HALF_WIDTH), jnp.exp(middle + _HALF_WIDTH)
 
