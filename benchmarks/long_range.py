@@ -225,7 +225,7 @@ def figure(rows: list[dict[str, Any]], s: dict[str, Any]) -> Any:
         axes[0].plot([], [], look, color="0.15", mfc="none", label=task)
     axes[0].plot([], [], "o", color="0.15", label="filled: the longest T that was tried")
     axes[0].plot([], [], "k--", lw=0.8, label="predicted = learned")
-    axes[0].legend(frameon=False, fontsize="small", loc="upper left")
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
     axes[0].set_ylabel("longest T learned (jittered; 5: not even 10)")
     fig.suptitle(f"{s['hidden']} units, {s['updates']} updates of {s['batch']} sequences, {s['seeds']} seeds")
     return fig

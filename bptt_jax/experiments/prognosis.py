@@ -104,7 +104,7 @@ def prognose(
       >>> from bptt_jax.experiments.network import network
       >>> from bptt_jax.experiments.prognosis import prognose
       >>> from bptt_jax.experiments.tasks import adding
-      >>> net = network(bptt.rnn(8, gain=0.5), adding(30))
+      >>> net = network(bptt.rnn(8, gain=0.5), adding(80))
       >>> params = net.init(jax.random.key(0))
       >>> found = prognose(net, params, params)  # as if nothing had been learned
       >>> found.verdict
