@@ -501,7 +501,7 @@ def check_kf_rtrl(case: Case) -> Iterator[Comparison]:
     """Parameters of one axis have no noise, so their part is exact; of matrices two factors are asked for."""
     params = jax.tree.leaves(floats(case.problem.params)[0])
     sizes = [a.size * (1 + jnp.iscomplexobj(a)) for a in params]
-    exactly = np.repeat([a.ndim < 2 for a in params], sizes)
+    exactly = np.repeat(np.asarray([a.ndim < 2 for a in params], bool), np.asarray(sizes, int))
     for plan in case.plans:
         given = *case.arguments(plan), only_loss
         options = {"args": _args(case, plan), "key": KEY}
