@@ -73,7 +73,6 @@ def test_tensorfloat32_rounds_factors_to_ten_bits(x64) -> None:
     assert np.all(gradient_precision(*given, dtype="float32", length=80).relative_errors < 1e-5)
 
 
-@pytest.mark.exhaustive
 def test_products_within_loops_and_derivatives_are_rounded() -> None:
     """Within scan, cond, jit, checkpoint and derivatives of one's own; other operations are not."""
 

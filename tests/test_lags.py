@@ -45,13 +45,13 @@ def test_log_norms_beyond_the_range_of_the_dtype(w) -> None:
 
 
 def test_lags_are_real_steps_and_end_at_resets() -> None:
-    """Of w h + 1 from 0: before each step h is 0, 1, 1 + w in a piece; one loss at the end of each."""
+    """Of w h + 1 from 1: before each step h is 1, 1.5, 1.75 in a piece; one loss at the end of each."""
     mask = jnp.asarray([1, 0, 1, 1, 0, 1, 1, 0], bool)
     resets = jnp.asarray([0, 0, 0, 0, 1, 0, 0, 0], bool)
     sequence = bptt.Sequence(jnp.where(mask, 1, jnp.nan), mask=mask, resets=resets)
-    found = gradient_by_lag(linear, 0.5, 0.0, sequence, lambda states: states[3] + states[7], parts=range(8))
-    np.testing.assert_allclose(found.parts.value, [1.5 + 1, 0.5 + 0, 0, 0, 0, 0, 0, 0])
-    np.testing.assert_array_equal(found.log_norms[2:], -np.inf)
+    found = gradient_by_lag(linear, 0.5, 1.0, sequence, lambda states: states[3] + states[7], parts=range(8))
+    np.testing.assert_allclose(found.parts.value, [1.75 + 1.5, 0.75 + 0.5, 0.25, 0, 0, 0, 0, 0])
+    np.testing.assert_array_equal(found.log_norms[3:], -np.inf)
 
 
 @pytest.mark.exhaustive
