@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from bptt_jax.checks import (
     at_path,
@@ -371,6 +371,19 @@ def state_size(state: State) -> int:
     """D: floating numbers in a state, a complex one counted as two."""
     leaves = [leaf for leaf in jax.tree.leaves(state) if is_differentiable(leaf)]
     return sum(int(np.prod(jnp.shape(leaf))) * (2 if jnp.iscomplexobj(leaf) else 1) for leaf in leaves)
+
+
+def units(state: State) -> list[Int[np.ndarray, "U L"]]:
+    """The places in the state's vector that belong to one unit, for all U units of the leaves of one shape; a complex
+    number has two. A list, one for each shape.
+    """
+    places: dict[tuple[int, ...], list[np.ndarray]] = {}
+    start = 0
+    for leaf in jax.tree.leaves(differentiable_part(state)[0]):
+        for _ in range(2 if jnp.iscomplexobj(leaf) else 1):
+            places.setdefault(jnp.shape(leaf), []).append(start + np.arange(jnp.size(leaf)))
+            start += jnp.size(leaf)
+    return [np.stack(of_shape, axis=1) for of_shape in places.values()]
 
 
 def differentiable_part(tree: PyTree) -> tuple[PyTree, Callable[[PyTree], PyTree]]:

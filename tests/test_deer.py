@@ -12,7 +12,7 @@ from slices import covering
 
 import bptt_jax as bptt
 from bptt_jax.parallel import factors, newton
-from bptt_jax.step import bind, check_step
+from bptt_jax.step import bind, check_step, units
 
 deer = jax.jit(bptt.deer, static_argnames=("step", "length", "jacobian", "damping", "max_iterations", "window"))
 VARIANTS = {"full": {}, "diagonal": {"jacobian": "diagonal"}, "scaled": {"damping": "scale"}}
@@ -489,7 +489,7 @@ def test_blocks_are_right_in_the_mean(x64, mode) -> None:
     xs = jax.random.normal(jax.random.key(1), (3, 2))
     recurrence = check_step(bind(step, params, state0, bptt.Sequence(xs, mask=jnp.asarray([True, True, False]))))
     starts = recurrence.starts(bptt.unroll(step, params, state0, xs))
-    np.testing.assert_array_equal(factors.units(state0), places)
+    np.testing.assert_array_equal(units(state0), places)
 
     def at(count):
         return factors.blocks(recurrence, starts, recurrence.instants, mode, count)[0][0]

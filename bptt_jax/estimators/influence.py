@@ -10,7 +10,7 @@ from bptt_jax import devices
 from bptt_jax.checks import check_positive_int
 from bptt_jax.estimators.online import Differential, Numbers, OnlineCarry, go_forward
 from bptt_jax.linalg.precision import matmul
-from bptt_jax.step import Array, Loss, Params, PyTree, State, Step
+from bptt_jax.step import Array, Loss, Params, PyTree, State, Step, units
 
 
 def rtrl(
@@ -250,9 +250,8 @@ class _Within(NamedTuple):
 
 def _one_unit(of: Numbers) -> np.ndarray:
     """``[D, D]``: whether two numbers of the state stand at one place of arrays of one shape."""
-    names: dict[tuple[tuple[int, ...], int], int] = {}
-    owners: list[int] = []
-    for leaf in of.state:
-        for _ in range(2 if jnp.iscomplexobj(leaf) else 1):
-            owners += [names.setdefault((leaf.shape, place), len(names)) for place in range(leaf.size)]
+    owners, count = np.empty(of.size, int), 0
+    for places in units(of.state):
+        owners[places] = count + np.arange(len(places))[:, None]
+        count += len(places)
     return np.equal.outer(owners, owners)

@@ -6,7 +6,6 @@ to it as the part tells.
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from bptt_jax import devices
@@ -15,7 +14,7 @@ from bptt_jax.linalg.kalman import filtered_scan
 from bptt_jax.linalg.scattered import signs
 from bptt_jax.recurrence.jacobians import jacobians_at
 from bptt_jax.recurrence.linearization import Mode
-from bptt_jax.step import Instant, PyTree, Recurrence, State, differentiable_part, full_precision, ravel_state
+from bptt_jax.step import Instant, PyTree, Recurrence, State, full_precision, ravel_state, units
 
 
 def added(
@@ -49,19 +48,6 @@ def added(
             solved = jax.vmap(of, 1, 1)(blocks, there)
         total = total.at[:, places].set(solved)
     return total
-
-
-def units(state: State) -> list[Int[np.ndarray, "U L"]]:
-    """The places in the state's vector that belong to one unit, for all U units of the leaves of one shape; a complex
-    number has two. A list, one for each shape.
-    """
-    places: dict[tuple[int, ...], list[np.ndarray]] = {}
-    start = 0
-    for leaf in jax.tree.leaves(differentiable_part(state)[0]):
-        for _ in range(2 if jnp.iscomplexobj(leaf) else 1):
-            places.setdefault(leaf.shape, []).append(start + np.arange(leaf.size))
-            start += leaf.size
-    return [np.stack(of_shape, axis=1) for of_shape in places.values()]
 
 
 def full(
