@@ -608,7 +608,7 @@ MUTATIONS = {
         ("seen.by_params | (f != 0)", "f != 0", "test_online.py -k has_reached"),
         ("seen.by_state | (j != 0)", "j != 0", "test_online.py -k has_reached"),
         ("devices.fori_loop(1, ", "devices.fori_loop(0, ", "test_contract.py -k snap"),
-        ("(leaf.shape, place)", "(leaf.shape, len(owners))", "test_contract.py -k rflo"),
+        ("count += len(places)", "count += 1", "test_contract.py -k rflo"),
     ],
     "bptt_jax/estimators/online.py": [
         (
