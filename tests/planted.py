@@ -611,7 +611,7 @@ MUTATIONS = {
         (
             "count + np.arange(len(places))[:, None]",
             "count + np.arange(places.size).reshape(places.shape)",
-            "test_contract.py -k rflo",
+            "test_online.py -k units_do_not_meet",
         ),
     ],
     "bptt_jax/estimators/online.py": [

@@ -180,6 +180,20 @@ def test_the_axis_of_a_product_is_found() -> None:
     assert found == {2: 0, 3: 1, 4: 0}
 
 
+def test_what_a_unit_does_to_itself_is_all_where_units_do_not_meet(x64) -> None:
+    """Over all arrays of the state: RFLO is exact."""
+
+    def step(w, state, x):
+        h, c, z = state
+        c = w * h + 0.5 * c + x
+        return jnp.tanh(c) + 0.3 * h, c, 0.7j * z + w[0] * z.conj()
+
+    state0 = jnp.ones(3), jnp.zeros(3), jnp.asarray([1.0 + 0.5j])
+    given = step, jnp.asarray([0.4, -0.3, 0.6]), state0, jnp.linspace(-1, 1, 15).reshape(5, 3)
+    loss = lambda states: jnp.sum(jnp.sin(states[0])) + jnp.sum(states[2].real ** 2)  # noqa: E731
+    np.testing.assert_allclose(estimators.rflo(*given, loss), estimators.rtrl(*given, loss), rtol=1e-12)
+
+
 @pytest.mark.parametrize("name", covering(ONLINE, "snap", "uoro", "kf_rtrl"))
 def test_states_that_nothing_reads_may_overflow(name) -> None:
     def step(w, h, x):
