@@ -186,7 +186,7 @@ def test_what_a_unit_does_to_itself_is_all_where_units_do_not_meet(x64) -> None:
     def step(w, state, x):
         h, c, z = state
         c = w * h + 0.5 * c + x
-        return jnp.tanh(c) + 0.3 * h, c, 0.7j * z + w[0] * z.conj()
+        return jnp.tanh(c) + 0.3 * h, c, 0.7j * z + w[0].astype(z.dtype) * z.conj()
 
     state0 = jnp.ones(3), jnp.zeros(3), jnp.asarray([1.0 + 0.5j])
     given = step, jnp.asarray([0.4, -0.3, 0.6]), state0, jnp.linspace(-1, 1, 15).reshape(5, 3)
