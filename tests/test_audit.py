@@ -143,6 +143,13 @@ def test_one_sequence_and_one_key(x64) -> None:
     assert Audit is type(found)
 
 
+def test_a_lag_beyond_the_range_of_the_dtype_is_not_judged() -> None:
+    """Its part is 10^(6 lag), and single precision holds slopes down to 10^-38."""
+    given = lambda b, h, x: 1e6 * h + b, 0.0, 0.0, None, lambda states: states[-1]
+    found = audit({"rtrl": rtrl}, *given, length=12, key=jax.random.key(0), keys=1, lags=(0, 6, 7, 11))
+    np.testing.assert_allclose(found.lag_shares[0], [1, 1, math.nan, math.nan], rtol=1e-5)
+
+
 GIVEN = {"w": jnp.ones(2)}, jnp.zeros(2), jnp.ones((3, 2)), lambda states: jnp.sum(states)
 
 

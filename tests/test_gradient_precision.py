@@ -133,6 +133,15 @@ def test_what_is_zero_is_not_lost(x64) -> None:
     assert "half of the digits are left, no underflow" in repr(found)
 
 
+def test_no_gradient_and_one_that_is_not_finite(x64) -> None:
+    none = at_origin(halving, lambda states: 0 * states[-1], dtype="float16", length=5)
+    assert "float16: there is no gradient" in repr(none)
+    lost = at_origin(halving, lambda states: jnp.log(states[-1]) - jnp.log(states[-2]), dtype="float16", length=5)
+    np.testing.assert_array_equal(lost.relative_errors, np.inf)
+    assert float(lost.half_lag) == 0
+    assert "half gone at lag 0" in repr(lost)
+
+
 def test_refusals(x64) -> None:
     with pytest.raises(
         ValueError, match='dtype: expected bfloat16, float16, float32 or "tensorfloat32", got float64'

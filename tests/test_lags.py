@@ -76,6 +76,21 @@ def test_what_it_says() -> None:
     assert np.all(np.isnan(nothing.shares))
 
 
+def test_what_it_says_of_a_gradient_that_is_not_finite_or_from_farther_away() -> None:
+    given = linear, 2.0, jnp.ones(1), jnp.zeros((200, 1)), lambda states: states[-1, 0]
+    assert repr(gradient_by_lag(*given, longest=3)).startswith("GradientByLag: the gradient is not finite")
+    passed_on = (
+        lambda w, h, x: jnp.stack([w * x, h[0]]),
+        0.5,
+        jnp.zeros(2),
+        jnp.ones(4),
+        lambda states: states[-1, 1],
+    )
+    assert "nothing of the gradient comes from up to 0 steps back" in repr(gradient_by_lag(*passed_on, longest=1))
+    grown = lambda b, h, x: 2 * h + b, 0.5, jnp.zeros(1), jnp.ones(8), lambda states: states[-1, 0]
+    assert "less than half of the gradient comes from up to 2 steps" in repr(gradient_by_lag(*grown, longest=3))
+
+
 @pytest.mark.parametrize(
     ("parts", "error", "message"),
     [

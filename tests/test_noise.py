@@ -163,6 +163,15 @@ def test_no_noise_no_signal_and_a_late_one() -> None:
     np.testing.assert_allclose(two.signal_to_noise, 2 * (0.25 / 4.5 - 0.5), rtol=1e-5)
 
 
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+def test_a_sequence_that_is_not_finite(bad) -> None:
+    xs = jnp.ones((3, STEPS)).at[1, 4].set(bad)
+    found = gradient_noise(driven, 0.5, 0.0, xs, last)
+    assert not np.isfinite(found.log_norms[1])
+    assert np.isnan(found.horizon)
+    assert "of the 3 sequences' gradients not all are finite" in repr(found)
+
+
 @pytest.mark.parametrize(
     ("given", "error", "message"),
     [

@@ -41,11 +41,17 @@ class GradientByLag(Result):
 
     def _headline(self) -> str:
         longest, shares = int(self.lags[-1]), np.asarray(self.shares, np.float64)
-        if np.isnan(shares).any():
+        if self.whole_log_norm == -np.inf:
             return "the gradient is zero"
-        reach = int(np.flatnonzero(np.asarray(self.log_norms) > -np.inf)[-1])
-        half = int(np.argmax(np.cumsum(shares) >= 0.5)) if np.any(np.cumsum(shares) >= 0.5) else longest
-        return f"half of the gradient comes from at most {half} steps back, the farthest part from {reach}"
+        if np.isnan(shares).any():
+            return "the gradient is not finite"
+        some = np.flatnonzero(np.asarray(self.log_norms) > -np.inf)
+        if not len(some):
+            return f"nothing of the gradient comes from up to {longest} steps back"
+        farthest, enough = f"the farthest part from {some[-1]}", np.cumsum(shares) >= 0.5
+        if not enough.any():
+            return f"less than half of the gradient comes from up to {longest} steps back, {farthest}"
+        return f"half of the gradient comes from at most {np.argmax(enough)} steps back, {farthest}"
 
 
 def gradient_by_lag(

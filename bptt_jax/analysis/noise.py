@@ -38,7 +38,7 @@ class GradientNoise(Result):
       whole_error: its standard error.
       batch_size: B.
       horizon: the lag at which `signal_to_noise` falls below 1, having been above; 0 if it never is, inf if it stays
-        above up to the longest lag measured.
+        above up to the longest lag measured; NaN where a part is not finite.
     """
 
     lags: Int[Array, " K"] = field(dims=("lags",))
@@ -67,6 +67,8 @@ class GradientNoise(Result):
 
     def _headline(self) -> str:
         horizon, most, size = float(self.horizon), len(self.lags) - 1, int(self.batch_size)
+        if math.isnan(horizon):
+            return f"of the {size} sequences' gradients not all are finite"
         if math.isinf(horizon):
             return f"a batch of {size} tells every part up to a lag of {most} from noise"
         if horizon == 0:
@@ -187,16 +189,18 @@ def noise_of(
     seen = ratios >= 1
     ends = ~seen & (jnp.cumsum(seen) > 0)
     end = jnp.where(jnp.any(ends), jnp.argmax(ends).astype(ratios.dtype), jnp.inf)
+    log_norms = log_root(squares)
+    finite = jnp.all(log_norms < jnp.inf)
     return GradientNoise(
         lags=lags,
-        log_norms=log_root(squares),
+        log_norms=log_norms,
         log_spreads=log_root(spreads),
         signal_to_noise=ratios,
         errors=errors,
         whole=whole_ratio,
         whole_error=whole_error,
         batch_size=jnp.asarray(batch),
-        horizon=jnp.where(jnp.any(seen), end, 0),
+        horizon=jnp.where(finite, jnp.where(jnp.any(seen), end, 0), jnp.nan),
     )
 
 

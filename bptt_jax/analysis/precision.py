@@ -73,6 +73,8 @@ class GradientPrecision(Result):
         return _first(self.loss_scales_log2 > self.highest_log2)
 
     def _headline(self) -> str:
+        if np.all(np.asarray(self.log_norms) == -np.inf):
+            return f"{self.dtype}: there is no gradient"
         half, under, mended = float(self.half_lag), float(self.underflow_lag), float(self.mended_lag)
         said = f"{self.dtype}: " + (
             "half of the digits are left" if half == np.inf else f"half gone at lag {half:.0f}"
@@ -235,9 +237,9 @@ def _gradient_precision(
 
     carry = exact_signals, signals
     _, (log_norms, errors, largest, exponents, tops) = devices.scan(body, carry, None, length=longest)
-    something = log_norms > -jnp.inf
+    something, held = log_norms != -jnp.inf, jnp.isfinite(log_norms)
     underflows = something & (largest < float(info.smallest_normal))
-    needed = jnp.where(something, int(info.minexp) + 1 - exponents, 0)
+    needed = jnp.where(held, int(info.minexp) + 1 - exponents, 0)
     whole = jnp.max(done.signal.normalized().exponent), done.params_grad.normalized().exponent
     top = jnp.maximum(jnp.max(tops), jnp.maximum(*whole))
     return GradientPrecision(

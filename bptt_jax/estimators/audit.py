@@ -300,12 +300,16 @@ def _judge(
             immediate = moved_to_real_steps(immediate, recurrence.instants.real)
         gated = _AtOneStep(setting.step, params)
 
+        def ended(params: Params, state: State, x: Input) -> State:
+            # Beside what goes on to earlier steps, which may have exploded, the part would be none.
+            return gated(params, choose(x[1], jax.lax.stop_gradient(state), state), x)
+
         def of_one(at: _Part) -> tuple[Array, Array]:
             there = jax.tree.map(lambda a: a[at.loss_step], (differentiable_part(states)[0], immediate))
             cotangent = LogScaled.of(there[1]).mantissa
             sequence = _marked(items[1], jnp.arange(recurrence.length) == at.step)
             part = backward(
-                bind(gated, params, items[0], sequence, setting.length),
+                bind(ended, params, items[0], sequence, setting.length),
                 bind_loss(_one_state, (at.loss_step, cotangent, there[0])),
             ).params_grad.normalized()
             cotangent = logscale.shift(cotangent, -logscale.plain(part.exponent))
@@ -313,9 +317,7 @@ def _judge(
             found = estimates(gated, given, _one_state, at.key, jnp.zeros((), jnp.int32))
             exact = _vector(part.mantissa)
             square = exact @ exact
-            # Beyond the range of the dtype the loss itself would be infinite.
-            holds = jnp.stack([jnp.all(jnp.isfinite(a)) for a in jax.tree.leaves(cotangent)]).all()
-            known = holds & (square > 0)
+            known = _held(cotangent) & (square > 0)
             return jnp.where(known, found @ exact / jnp.where(known, square, 1), 0), known
 
         def of_lag(lag: Array) -> tuple[Array, Array]:
@@ -381,6 +383,13 @@ class _AtOneStep:
         x, here = x
         part, merge = differentiable_part(params)
         return self._step(merge(choose(here, part, self._elsewhere)), state, x)
+
+
+def _held(cotangent: State) -> Array:
+    """Whether the dtype holds the slope of a loss: beyond its range the loss is infinite, or constant."""
+    leaves = [abs(a) for a in jax.tree.leaves(cotangent)]
+    finite = jnp.stack([jnp.all(jnp.isfinite(a)) for a in leaves]).all()
+    return finite & jnp.stack([jnp.max(a, initial=0) >= jnp.finfo(a.dtype).smallest_normal for a in leaves]).any()
 
 
 def _one_state(states: State, args: tuple[Array, State, State]) -> Array:
