@@ -156,7 +156,7 @@ GIVEN = {"w": jnp.ones(2)}, jnp.zeros(2), jnp.ones((3, 2)), lambda states: jnp.s
 @pytest.mark.parametrize(
     ("estimator", "options", "error", "message"),
     [
-        (rtrl, {"lags": (0, 3)}, ValueError, "lags: expected at least 0 and below T = 3, got 3"),
+        (rtrl, {"lags": (0, 3)}, ValueError, "lags: expected lags of at least 0 and below 3, got 3"),
         (rtrl, {"lags": 3}, TypeError, "lags: expected a sequence of integers, got int"),
         (rtrl, {"in_axes": (None, 0)}, TypeError, "in_axes: expected a tuple of three"),
         (rtrl, {"keys": 0}, ValueError, "keys: expected at least 1, got 0"),

@@ -272,9 +272,8 @@ def measured(decay: float, longest: int, bias: float):
 @pytest.mark.parametrize("decay", [0.5, 0.9])
 def test_the_bound_holds_and_is_tight_where_the_decay_is_known(decay, k1) -> None:
     longest, steps = 30, 400
-    setting = lambda h, n: jnp.ones((n, 1)) if h is None else None  # noqa: E731
     step = lambda w, h, x: decay * h + w * x  # noqa: E731
-    problem = step, jnp.ones(1), jnp.zeros(1), setting(None, longest), lambda states: states[-1, 0]
+    problem = step, jnp.ones(1), jnp.zeros(1), jnp.ones((longest, 1)), lambda states: states[-1, 0]
     by_lag = bptt.temporal_contributions(*problem).log_norms[::-1]
     found = bptt.analysis.adaptive_window(by_lag, bptt.adjoints(*problem).params_log_norm, tolerance=0.2, k1=k1)
     assert float(found.rate) == pytest.approx(np.log(decay), rel=1e-4)

@@ -12,6 +12,7 @@ from bptt_jax.step import Array, Params, PyTree, State
 # As `in_axes` of `jax.vmap`: a tree of integers and None, or one of them for a whole subtree.
 Axes: TypeAlias = Any
 Batch: TypeAlias = tuple[State, PyTree, PyTree]  # state0, xs, args
+FlatAxes: TypeAlias = tuple[tuple[int | None, ...], ...]  # for every leaf of the batch, hashable
 _NAMES = ("state0", "xs", "args")
 
 
@@ -72,6 +73,17 @@ def item(batch: Batch, in_axes: tuple[Axes, Axes, Axes], i: Array) -> Batch:
 def leaf_axes(name: str, axes: Axes, tree: PyTree) -> list[int | None]:
     """For every leaf of the tree its axis."""
     return [axis for axis, part in _parts(name, axes, tree)[0] for _ in jax.tree.leaves(part)]
+
+
+def flat_axes(batch: Batch, in_axes: tuple[Axes, Axes, Axes]) -> FlatAxes:
+    """Those of all leaves, which a program can be compiled for."""
+    return tuple(tuple(leaf_axes(*each)) for each in zip(_NAMES, in_axes, batch, strict=True))
+
+
+def of_leaves(batch: Batch, axes: FlatAxes) -> tuple[Axes, Axes, Axes]:
+    """The way back."""
+    trees = [jax.tree.unflatten(jax.tree.structure(tree), of) for tree, of in zip(batch, axes, strict=True)]
+    return trees[0], trees[1], trees[2]
 
 
 def _parts(name: str, axes: Axes, tree: PyTree) -> tuple[list[tuple[int | None, PyTree]], Any]:

@@ -6,12 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jaxtyping import Float, Int
 
 from bptt_jax import devices
 from bptt_jax.analysis.backward import backward, contracted
 from bptt_jax.analysis.loss import BoundLoss, bind_loss
-from bptt_jax.checks import check_positive_int
+from bptt_jax.checks import check_positive_int, type_name
 from bptt_jax.linalg import logscale
 from bptt_jax.linalg.logscale import LogScaled
 from bptt_jax.recurrence.linearization import Linearization, cut
@@ -97,12 +98,28 @@ def gradient_by_lag(
     """
     recurrence, bound = bind(step, params, state0, xs, length), bind_loss(loss, args)
     longest = check_longest(longest, recurrence.length)
-    return _gradient_by_lag(recurrence, bound, longest=longest, chosen=_check_lags(parts, longest))
+    return _gradient_by_lag(recurrence, bound, longest=longest, chosen=check_lags("parts", parts, longest))
 
 
 def check_longest(longest: int | None, steps: int) -> int:
     """How many lags there are to be: as many as wanted, no more than there are steps."""
     return steps if longest is None else min(check_positive_int("longest", longest), steps)
+
+
+def check_lags(name: str, lags: Any, longest: int) -> tuple[int, ...]:
+    """As plain integers.
+
+    Raises:
+      TypeError, ValueError: they are no sequence of integers from 0 on and below `longest`.
+    """
+    if isinstance(lags, str) or not isinstance(lags, Sequence):
+        raise TypeError(f"{name}: expected a sequence of integers, got {type_name(lags)}")
+    for lag in lags:
+        if isinstance(lag, bool) or not isinstance(lag, (int, np.integer)):
+            raise TypeError(f"{name}: expected integers, got {type_name(lag)}")
+        if not 0 <= lag < longest:
+            raise ValueError(f"{name}: expected lags of at least 0 and below {longest}, got {lag}")
+    return tuple(map(int, lags))
 
 
 def over_lags(
@@ -181,6 +198,24 @@ def way_back(
     return scaled(immediate, jnp.zeros(along.recurrence.length, jnp.int32)), go
 
 
+def hoisted(
+    go: Callable[[LogScaled], tuple[LogScaled, LogScaled]], signals: LogScaled
+) -> tuple[list[Any], Callable[[list[Any], LogScaled], tuple[LogScaled, LogScaled]]]:
+    """``(constants, function)`` with ``function(constants, signals) = go(signals)``.
+
+    A closure does not leave the trace in which it was made, say that of `jax.vmap`; the two of these can.
+    """
+    program, shapes = jax.make_jaxpr(go, return_shape=True)(signals)
+    structure = jax.tree.structure(shapes)
+
+    def function(constants: list[Any], signals: LogScaled) -> tuple[LogScaled, LogScaled]:
+        out = jaxpr_as_fun(ClosedJaxpr(program.jaxpr, constants))(*jax.tree.leaves(signals))
+        part, further = jax.tree.unflatten(structure, out)
+        return part, further
+
+    return program.consts, function
+
+
 def inner(a: LogScaled, b: LogScaled) -> LogScaled:
     """The real inner product of two trees: sum of Re(conj(a) b). In half precision that of so many entries may be
     none, so it is at least in single."""
@@ -188,17 +223,6 @@ def inner(a: LogScaled, b: LogScaled) -> LogScaled:
     pairs = zip(jax.tree.leaves(a.mantissa), jax.tree.leaves(b.mantissa), strict=True)
     total = sum((jnp.sum(jnp.real(u.conj() * v), dtype=dtype) for u, v in pairs), jnp.zeros((), dtype))
     return LogScaled(total, logscale.plain(a.exponent) + logscale.plain(b.exponent))
-
-
-def _check_lags(lags: Sequence[int], longest: int) -> tuple[int, ...]:
-    if isinstance(lags, str) or not isinstance(lags, Sequence):
-        raise TypeError(f"parts: expected a sequence of integers, got {type(lags).__name__}")
-    for lag in lags:
-        if isinstance(lag, bool) or not isinstance(lag, (int, np.integer)):
-            raise TypeError(f"parts: expected integers, got {type(lag).__name__}")
-        if not 0 <= lag < longest:
-            raise ValueError(f"parts: expected lags of at least 0 and below {longest}, got {lag}")
-    return tuple(map(int, lags))
 
 
 @devices.compiled

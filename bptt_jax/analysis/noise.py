@@ -7,13 +7,12 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jaxtyping import Float, Int
 
 from bptt_jax import devices
 from bptt_jax.analysis.backward import backward
-from bptt_jax.analysis.batches import Axes, Batch, batch_size, check_axes, item, leaf_axes
-from bptt_jax.analysis.lags import check_longest, inner, way_back
+from bptt_jax.analysis.batches import Axes, Batch, FlatAxes, batch_size, check_axes, flat_axes, item, of_leaves
+from bptt_jax.analysis.lags import check_longest, hoisted, inner, way_back
 from bptt_jax.analysis.loss import BoundLoss, bind_loss
 from bptt_jax.checks import check_positive_int
 from bptt_jax.linalg import logscale
@@ -130,17 +129,13 @@ def gradient_noise(
         raise ValueError(f"batch: expected at least 2 sequences, whose gradients differ, got {count}")
     size = count if batch is None else check_positive_int("batch", batch)
     bound = bind_loss(loss, args)
-    axes = tuple(
-        tuple(leaf_axes(name, axes, tree))
-        for name, axes, tree in zip(("state0", "xs", "args"), in_axes, given, strict=True)
-    )
     longest = None if longest is None else check_positive_int("longest", longest)
     return _gradient_noise(
         params,
         given,
         step=step,
         loss=bound.function,
-        axes=axes,
+        axes=flat_axes(given, in_axes),
         count=count,
         batch=size,
         longest=longest,
@@ -156,22 +151,17 @@ def noise_of(
     kept: dict[str, Any] = {}
 
     def sequence(i: Array) -> tuple[LogScaled, list[Any], LogScaled]:
-        # Parts of all sequences meet at every lag, and a closure does not leave `vmap`: its program and constants do.
+        # Parts of all sequences meet at every lag.
         done = backward(*one(i))
         signals, go = way_back(done.along, done.loss.states)
-        program, shapes = jax.make_jaxpr(go, return_shape=True)(signals)
-        kept["program"], kept["structure"] = program.jaxpr, jax.tree.structure(shapes)
+        constants, kept["go"] = hoisted(go, signals)
         kept["longest"] = check_longest(longest, done.along.recurrence.length)
-        return signals, program.consts, done.params_grad.normalized()
+        return signals, constants, done.params_grad.normalized()
 
     signals, constants, whole_parts = jax.vmap(sequence)(jnp.arange(count))
 
-    def go(constants: list[Any], signals: LogScaled) -> tuple[LogScaled, LogScaled]:
-        out = jaxpr_as_fun(ClosedJaxpr(kept["program"], constants))(*jax.tree.leaves(signals))
-        return jax.tree.unflatten(kept["structure"], out)
-
     def body(signals: LogScaled, _: None) -> tuple[LogScaled, _Compared]:
-        parts, signals = jax.vmap(go)(constants, signals)
+        parts, signals = jax.vmap(kept["go"])(constants, signals)
         return signals, _compared(parts)
 
     _, found = devices.scan(body, signals, None, length=kept["longest"])
@@ -268,18 +258,14 @@ def _gradient_noise(
     *,
     step: Step,
     loss: Loss,
-    axes: tuple[tuple[int | None, ...], ...],
+    axes: FlatAxes,
     count: int,
     batch: int,
     longest: int | None,
     length: int | None,
 ) -> GradientNoise:
-    trees = tuple(
-        jax.tree.unflatten(jax.tree.structure(tree), each) for tree, each in zip(given, axes, strict=True)
-    )
-
     def one(i: Array) -> tuple[Recurrence, BoundLoss]:
-        state0, xs, args = item(given, trees, i)
+        state0, xs, args = item(given, of_leaves(given, axes), i)
         return bind(step, params, state0, xs, length), bind_loss(loss, args)
 
     return noise_of(one, count, batch, longest)

@@ -6,12 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jaxtyping import Bool, Float, Int
 
 from bptt_jax import devices
 from bptt_jax.analysis.backward import backward
-from bptt_jax.analysis.lags import check_longest, way_back
+from bptt_jax.analysis.lags import check_longest, hoisted, way_back
 from bptt_jax.analysis.loss import BoundLoss, bind_loss
 from bptt_jax.checks import check_floating
 from bptt_jax.linalg.logscale import LogScaled
@@ -206,16 +205,11 @@ def _gradient_precision(
         recurrence, bound = bound_to(given)
         along = linearize(recurrence)
         signals, go = way_back(along, bound.differentiate(along.states).states, log_scale=False)
-        program, shapes = jax.make_jaxpr(go, return_shape=True)(signals)
-        kept["program"], kept["structure"] = program.jaxpr, jax.tree.structure(shapes)
-        return signals, program.consts
+        constants, kept["go"] = hoisted(go, signals)
+        return signals, constants
 
     emulate = with_tensorfloat32 if tensorfloat else lambda function: function
     signals, constants = emulate(begin)(*lowly)
-
-    def go(signals: LogScaled) -> tuple[LogScaled, LogScaled]:
-        out = jaxpr_as_fun(ClosedJaxpr(kept["program"], constants))(*jax.tree.leaves(signals))
-        return jax.tree.unflatten(kept["structure"], out)
 
     info = jnp.finfo(low)
     epsilon = EPSILON if tensorfloat else float(info.eps)
@@ -224,7 +218,7 @@ def _gradient_precision(
         exact_signals, signals = carry
         top = jnp.max(exact_signals.exponent)
         exact, exact_signals = exact_go(exact_signals)
-        part, signals = emulate(go)(signals)
+        part, signals = emulate(kept["go"])(constants, signals)
         found = jax.tree.map(lambda a, like: a.astype(like.dtype), part.mantissa, exact.mantissa)
         negative = LogScaled(jax.tree.map(jnp.negative, exact.mantissa), exact.exponent)
         nothing = exact.log_norm == -jnp.inf

@@ -69,9 +69,9 @@ def adaptive_window(
         Of a batch as one loss, or means over sequences.
       gradient_log_norm: natural log of ``||g_0 + .. + g_{K-1}||``: `Adjoints.params_log_norm` of the same loss.
       tolerance: the relative bias that is allowed, above 0.
-      k1: steps between two backward passes, as for `tbptt_gradient`: a loss goes back ``k2 - j`` steps if j more come
-        before the pass, and the bias is the mean over j = 0 .. k1 - 1. None: disjoint windows, k1 = k2; 1: every loss
-        goes back the whole window.
+      k1: steps between two backward passes, as for `bptt_jax.estimators.tbptt`: a loss goes back ``k2 - j`` steps if j
+        more come before the pass, and the bias is the mean over j = 0 .. k1 - 1. None: disjoint windows, k1 = k2; 1:
+        every loss goes back the whole window.
 
     Returns:
       `AdaptiveWindow`: of windows k2 = 1 .. K.

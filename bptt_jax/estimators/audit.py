@@ -13,7 +13,8 @@ from jaxtyping import Float, Int, PRNGKeyArray
 
 from bptt_jax import devices
 from bptt_jax.analysis.backward import backward
-from bptt_jax.analysis.batches import Axes, Batch, batch_size, check_axes, item, leaf_axes
+from bptt_jax.analysis.batches import Axes, Batch, FlatAxes, batch_size, check_axes, flat_axes, item, of_leaves
+from bptt_jax.analysis.lags import check_lags
 from bptt_jax.analysis.loss import BoundLoss, bind_loss
 from bptt_jax.checks import (
     call_user_function,
@@ -177,11 +178,10 @@ def audit(
     key, keys = check_key("key", key), check_positive_int("keys", keys)
     in_axes = (None, None, None) if in_axes is None else check_axes(in_axes)
     batch = state0, xs, args
-    count, named = batch_size(params, batch, in_axes), zip(("state0", "xs", "args"), in_axes, batch, strict=True)
-    axes = tuple(tuple(leaf_axes(*each)) for each in named)
-    setting = _Setting(step, loss, length, axes, count)
+    count = batch_size(params, batch, in_axes)
+    setting = _Setting(step, loss, length, flat_axes(batch, in_axes), count)
     first, _ = setting.problem(params, setting.items(batch, jnp.int32(0)))
-    chosen = _check_lags(lags, first.length)
+    chosen = _spaced(first.length) if lags is None else check_lags("lags", lags, first.length)
     whole, log_norm, exact_variance = _exact(params, *batch, setting=setting)
     found = [
         _judge(params, *batch, key, whole, name=name, function=function, keys=keys, lags=chosen, setting=setting)
@@ -203,14 +203,12 @@ class _Setting(NamedTuple):
     step: Step
     loss: Loss
     length: int | None
-    axes: tuple[tuple[int | None, ...], ...]
+    axes: FlatAxes
     sequences: int
 
     def items(self, batch: Batch, i: Array) -> Batch:
         """State, inputs and arguments of the loss, of one sequence."""
-        each = zip(batch, self.axes, strict=True)
-        state0, xs, args = (jax.tree.unflatten(jax.tree.structure(tree), axes) for tree, axes in each)
-        return item(batch, (state0, xs, args), i)
+        return item(batch, of_leaves(batch, self.axes), i)
 
     def problem(self, params: Params, items: Batch) -> tuple[Recurrence, BoundLoss]:
         state0, xs, args = items
@@ -468,15 +466,6 @@ def _check_estimators(estimators: Any) -> dict[str, Callable[..., Params]]:
     return {name: check_function(f"estimators[{name!r}]", each, signature) for name, each in estimators.items()}
 
 
-def _check_lags(lags: Any, steps: int) -> tuple[int, ...]:
-    if lags is None:
-        spaced = [0, *(m * 10**e for e in range(len(str(steps))) for m in (1, 2, 5))]
-        return tuple(lag for lag in spaced if lag < steps)
-    if isinstance(lags, str) or not isinstance(lags, Sequence):
-        raise TypeError(f"lags: expected a sequence of integers, got {type_name(lags)}")
-    for lag in lags:
-        if isinstance(lag, bool) or not isinstance(lag, (int, np.integer)):
-            raise TypeError(f"lags: expected integers, got {type_name(lag)}")
-        if not 0 <= lag < steps:
-            raise ValueError(f"lags: expected at least 0 and below T = {steps}, got {lag}")
-    return tuple(map(int, lags))
+def _spaced(steps: int) -> tuple[int, ...]:
+    spaced = [0, *(m * 10**e for e in range(len(str(steps))) for m in (1, 2, 5))]
+    return tuple(lag for lag in spaced if lag < steps)

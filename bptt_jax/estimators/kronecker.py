@@ -47,8 +47,7 @@ def kf_rtrl(
     them is a third product, ``nu (x) R nu`` with random signs nu ``[n]``, without bias and with the variance that has.
     The axis of length n is that along which the step's program multiplies the array by something, else the last one.
     Every array has factors of its own, where the paper has one u for the recurrent weights, those of the input and
-    the bias together; arrays of one axis, and all along which nothing is summed up, cost no more when carried exactly,
-    and are.
+    the bias together; arrays of one axis cost no more when carried exactly, and are.
 
     Args:
       step, params, state0, xs, loss, args, length: as for `bptt_jax.adjoints`.

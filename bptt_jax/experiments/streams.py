@@ -3,12 +3,13 @@
 import jax
 import jax.numpy as jnp
 
-from bptt_jax.analysis.backward import adjoints, temporal_contributions
+from bptt_jax.analysis.backward import backward, contributions
+from bptt_jax.analysis.loss import bind_loss
 from bptt_jax.analysis.window import AdaptiveWindow, adaptive_window
 from bptt_jax.experiments.network import LossArgs, Network
 from bptt_jax.experiments.records import Carried, TrainState
 from bptt_jax.experiments.tasks import Batch, Task
-from bptt_jax.step import Array, Cell, Instant, Params, Sequence, State, choose
+from bptt_jax.step import Array, Cell, Instant, Params, Sequence, State, bind, choose
 from bptt_jax.timeline import resets_at_real_steps
 
 
@@ -57,9 +58,9 @@ def measured_window(network: Network, state: TrainState, ahead: Batch, bias: flo
 
     args = LossArgs(state.params.readout, *jax.tree.map(lambda a: a[:, -1:], (targets, sequence.mask)))
     by_step = jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), by_stream)
-    problem = step, state.params.cell, state.carried.states, by_step, last
-    by_lag = temporal_contributions(*problem, args=args).log_norms[::-1]
-    return adaptive_window(by_lag, adjoints(*problem, args=args).params_log_norm, tolerance=bias)
+    done = backward(bind(step, state.params.cell, state.carried.states, by_step), bind_loss(last, args))
+    whole = done.params_grad.normalized()
+    return adaptive_window(contributions(done, whole).log_norms[::-1], whole.log_norm, tolerance=bias)
 
 
 def with_window(states: TrainState, found: AdaptiveWindow, longest: int) -> TrainState:
