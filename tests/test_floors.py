@@ -9,12 +9,13 @@ import bptt_jax
 
 ROOT = Path(bptt_jax.__file__).parent
 FLOORS = {
+    "checks": 0,
     "leaves": 0,
     "devices": 0,
     "interrupts": 0,
-    "checks": 1,
     "files": 1,
     "results": 1,
+    "slips": 1,
     "timeline": 1,
     "step": 2,
     "linalg": 2,
