@@ -127,8 +127,9 @@ def test_every_number_of_the_table_and_every_setting(outline, flows) -> None:
         s = flow.summary()
         expected = [f"{s[name]['mean']:.3f}" for name in ("loss", "spectral_norm", "spectral_radius")]
         rate = s["growth_rate"]
-        expected += [f"{rate['mean']:+.4f} ± {rate['std']:.4f}", f"{s['horizon']['median']:.0f}"]
-        assert cells[6 * row : 6 * row + 5] == expected
+        expected += [f"{rate['mean']:+.4f} ± {rate['std']:.4f}"]
+        assert cells[6 * row + 4].split()[0] == f"{s['horizon']['median']:.0f}"
+        assert cells[6 * row : 6 * row + 4] == expected
     heads = [t for a, t in outline.all("th") if a["scope"] == "row"][len(flows) :]
     shown = dict(zip(heads, cells[6 * len(flows) :], strict=True))
     assert shown["text"] == "<i>novel</i>&.txt"
@@ -144,12 +145,19 @@ def test_every_number_stands_under_its_name() -> None:
     record = {name: {"mean": value} for name, value in numbers.items()} | {
         "growth_rate": {"mean": -0.5, "std": 0.25},
         "horizon": {"median": "inf"},
+        "horizon_extrapolated": 3,
         "verdict": "steady",
         "verdicts": {"vanishing": 1, "steady": 2},
         "advice": ["this", "that"],
     }
     row = ("gru", "1.000", "2.000", "3.000", "-0.5000 ± 0.2500", "inf", "steady\n(2 of 3)", "this\nthat")
     assert list(rows({"gru": record})) == [row]
+    for beyond, horizon in (
+        (1, "487"),
+        (2, "487\n(extrapolated)"),
+    ):  # the median is beyond the sequence if most are
+        (row,) = rows({"gru": record | {"horizon": {"median": 487.4}, "horizon_extrapolated": beyond}})
+        assert row[5] == horizon
     assert [name.split()[-1] for name in COLUMNS[1:5]] == ["loss", "norm", "radius", "back"]
 
 
@@ -372,7 +380,12 @@ def test_dark_and_light_as_the_user_prefers_and_readable_in_both(opened) -> None
 def test_large_numbers_keep_a_column_narrow() -> None:
     names = ("loss", "spectral_norm", "spectral_radius")
     numbers = {k: {"mean": v} for k, v in zip(names, (0.12345, 1e38, "inf"), strict=True)}
-    rest = {"growth_rate": {"mean": 0, "std": 0}, "horizon": {"median": 1}, "verdict": "steady"}
+    rest = {
+        "growth_rate": {"mean": 0, "std": 0},
+        "horizon": {"median": 1},
+        "horizon_extrapolated": 0,
+        "verdict": "steady",
+    }
     (row,) = rows({"a": numbers | rest | {"verdicts": {"steady": 1}, "advice": []}})
     assert row[1:4] == ("0.123", "1e+38", "inf")
 

@@ -73,12 +73,14 @@ COLUMNS = (
 def table_row(summary: Mapping[str, Any]) -> tuple[str, ...]:
     """Cells under `COLUMNS` but the first, from what `GradientFlow.summary` gives, or its JSON."""
     means = (summary[k]["mean"] if k in summary else None for k in ("loss", "spectral_norm", "spectral_radius"))
-    rate, verdicts = summary["growth_rate"], summary["verdicts"]
+    rate, verdicts, horizon = summary["growth_rate"], summary["verdicts"], float(summary["horizon"]["median"])
+    total = sum(verdicts.values())
+    beyond = math.isfinite(horizon) and 2 * summary["horizon_extrapolated"] > total
     return (
         *map(_three_digits, means),
         f"{float(rate['mean']):+.4f} ± {float(rate['std']):.4f}",
-        f"{float(summary['horizon']['median']):.0f}",
-        f"{summary['verdict']}\n({verdicts[summary['verdict']]} of {sum(verdicts.values())})",
+        f"{horizon:.0f}\n(extrapolated)" if beyond else f"{horizon:.0f}",
+        f"{summary['verdict']}\n({verdicts[summary['verdict']]} of {total})",
     )
 
 

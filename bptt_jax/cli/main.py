@@ -85,7 +85,7 @@ examples, for the shell as it starts:
 """
 _SHELLS = ("bash", "zsh", "fish")
 _STATUSES = """\
-Each command takes --quiet and --json, and has its own --help, with examples.
+Each command has its own --help, with examples; all but completion take --quiet and --json.
 
 exit status: 0 done; 1 a file could not be written, or a cell not measured; 2 an argument is wrong, or needs more memory
 than there is; 130 interrupted (Ctrl-C); 143 terminated (SIGTERM). Of the last two the message says what was kept.
@@ -122,8 +122,13 @@ class _Parser(argparse.ArgumentParser):
 class _Help(argparse.RawDescriptionHelpFormatter):
     """Wraps what is one paragraph, and leaves examples as they stand."""
 
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(text, width, break_on_hyphens=False)  # names of tasks and options stay whole
+
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        return super()._fill_text(text if "\n" in text else textwrap.fill(text, width), width, indent)
+        return super()._fill_text(
+            text if "\n" in text else textwrap.fill(text, width, break_on_hyphens=False), width, indent
+        )
 
 
 class _Terminated(KeyboardInterrupt):
@@ -289,12 +294,12 @@ def _add_diagnose(jobs: Any) -> None:
         "--gain",
         nargs="+",
         type=_positive_float,
-        help="gains of the recurrent weights of rnn and leaky_rnn (0.5 2)",
+        help="gains of the recurrent weights of rnn and leaky_rnn (default: 0.5 2)",
     )
-    add("--alpha", type=_share, help="leak of leaky_rnn: the time step over the time constant (0.2)")
-    add("--hidden", type=_positive_int, help="units (64)")
-    add("--length", type=_positive_int, help="time steps (200)")
-    add("--batch", type=_positive_int, default=16, help="sequences (16)")
+    add("--alpha", type=_share, help="leak of leaky_rnn: the time step over the time constant (default: 0.2)")
+    add("--hidden", type=_positive_int, help="units (default: 64)")
+    add("--length", type=_positive_int, help="time steps (default: 200)")
+    add("--batch", type=_positive_int, default=16, help="sequences (default: 16)")
     add("--loss", choices=("last", "all"), help="cross-entropy at the last step (default), or the mean of all")
     add("--text", metavar="FILE", help="UTF-8 text (default: Python's help texts, some 450 kB of English)")
     add("--embed", type=_positive_int, metavar="SIZE", help="random embeddings of this size instead of one-hot")
@@ -321,8 +326,14 @@ def _add_diagnose(jobs: Any) -> None:
         help="name of the linear layer in --weights that predicts the targets, if there are several",
     )
     add("--float64", action="store_true", help="compute in double precision")
-    add("--seed", type=_seed, default=0, help="seed of texts and weights (0)")
-    add("--out", type=Path, default=Path("."), metavar="FOLDER", help="where flow.png and flow.json go (.)")
+    add("--seed", type=_seed, default=0, help="seed of texts and weights (default: 0)")
+    add(
+        "--out",
+        type=Path,
+        default=Path("."),
+        metavar="FOLDER",
+        help="folder for flow.png and flow.json (default: .)",
+    )
     add("--html", action="store_true", help="also write flow.html, one page with figures, numbers and what to try")
     _finish(job, _diagnose)
 
@@ -337,15 +348,16 @@ def _add_train(jobs: Any) -> None:
         formatter_class=_Help,
     )
     add = job.add_argument
+    others = ", ".join(f"{task} {length}" for task, length in train.LENGTHS.items() if length != 100)
     add("task", metavar="TASK", choices=tuple(train.LENGTHS), help=", ".join(train.LENGTHS))
     add(
         "--length",
         type=_positive_int,
-        help="time steps, or of the memory tasks the delay (100; temporal order and decision 50)",
+        help=f"time steps, or of the memory tasks the delay (default: 100; {others})",
     )
-    add("--text", metavar="FILE", help="of characters: UTF-8 text (default: Python's help texts)")
+    add("--text", metavar="FILE", help="UTF-8 text for characters (default: Python's help texts)")
     add("--cell", choices=train.CELLS, default="lstm", metavar="CELL", help="name of the cell (default: lstm)")
-    add("--hidden", type=_positive_int, default=64, help="units (64)")
+    add("--hidden", type=_positive_int, default=64, help="units (default: 64)")
     add("--activation", choices=tuple(train.ACTIVATIONS), help="activation of rnn and leaky_rnn (default: tanh)")
     add("--gain", type=_positive_float, help="factor of the recurrent weights of rnn and leaky_rnn (default: 1)")
     add("--alpha", type=_share, help="leak of leaky_rnn: the time step over the time constant (default: 0.2)")
@@ -353,7 +365,7 @@ def _add_train(jobs: Any) -> None:
     add("--init", choices=tuple(train.RECURRENT), help="initial recurrent weights, for cells that take them")
     add("--chrono", action="store_true", help="gate biases for memories as long as the whole sequence")
     add("--optimizer", choices=tuple(train.OPTIMIZERS), default="adam", help="optimiser (default: adam)")
-    add("--rate", type=_positive_float, default=1e-3, help="learning rate (0.001)")
+    add("--rate", type=_positive_float, default=1e-3, help="learning rate (default: 0.001)")
     add(
         "--clip",
         type=_nonnegative_float,
@@ -367,17 +379,22 @@ def _add_train(jobs: Any) -> None:
         type=_nonnegative_float,
         default=0.0,
         metavar="WEIGHT",
-        help="Pascanu's regulariser as in his code (0; his is 4)",
+        help="Pascanu's regulariser as in his code (default: 0; his is 4)",
     )
-    add("--updates", type=_positive_int, default=5000, help="number of updates, at most (5000)")
-    add("--batch", type=_positive_int, default=20, help="sequences in each update (20)")
-    add("--seeds", type=_positive_int, default=1, help="independent runs, side by side (1)")
-    add("--chunk", type=_positive_int, default=100, help="updates between evaluations and checkpoints (100)")
+    add("--updates", type=_positive_int, default=5000, help="largest number of updates (default: 5000)")
+    add("--batch", type=_positive_int, default=20, help="sequences in each update (default: 20)")
+    add("--seeds", type=_positive_int, default=1, help="independent runs, side by side (default: 1)")
+    add(
+        "--chunk",
+        type=_positive_int,
+        default=100,
+        help="updates between evaluations and checkpoints (default: 100)",
+    )
     add(
         "--truncate",
         type=_window,
         metavar="K",
-        help="end the backward pass after K steps; with --stateful also auto: chosen while training",
+        help="end the backward pass after K steps; auto, with --stateful, chooses K while training",
     )
     add(
         "--stateful",
@@ -388,7 +405,7 @@ def _add_train(jobs: Any) -> None:
         "--bias",
         type=_positive_float,
         metavar="BOUND",
-        help="of --truncate auto: on the gradient's relative bias (default: 0.5)",
+        help="largest relative bias of the gradient that --truncate auto allows (default: 0.5)",
     )
     add("--remat", action="store_true", help="memory O(sqrt(T)) in the backward pass (except for Omega)")
     add("--float64", action="store_true", help="compute in double precision")
@@ -410,14 +427,16 @@ def _add_dynamics(jobs: Any) -> None:
     add("--checkpoint", metavar="FOLDER", help="run of bptt-jax train: its trained network, on its task")
     add("--step", metavar="FILE_OR_MODULE:FACTORY", help="a recurrent step of your own")
     add("--text", metavar="FILE", help="UTF-8 text (default: Python's help texts, some 450 kB of English)")
-    add("--length", type=_positive_int, help="time steps of a step of your own (200)")
-    add("--batch", type=_positive_int, default=16, help="sequences (16)")
-    add("--starts", type=_positive_int, default=512, help="states from which fixed points are sought (512)")
+    add("--length", type=_positive_int, help="time steps of a step of your own (default: 200)")
+    add("--batch", type=_positive_int, default=16, help="sequences (default: 16)")
+    add(
+        "--starts", type=_positive_int, default=512, help="states from which fixed points are sought (default: 512)"
+    )
     add(
         "--perturbation",
         type=_nonnegative_float,
         default=0.3,
-        help="noise added to these states, relative to their standard deviation (0.3)",
+        help="noise added to these states, relative to their standard deviation (default: 0.3)",
     )
     add("--input", choices=("zero", "mean"), default="zero", help="input that is held constant (default: zero)")
     add(
@@ -434,12 +453,12 @@ def _add_dynamics(jobs: Any) -> None:
         "--margin",
         type=_positive_float,
         default=1e-2,
-        help="distance of a modulus from 1 that counts as neutral (0.01)",
+        help="distance of a modulus from 1 that counts as neutral (default: 0.01)",
     )
-    add("--dt", type=_positive_float, default=1.0, help="duration of one step, for time constants (1)")
+    add("--dt", type=_positive_float, default=1.0, help="duration of one step, for time constants (default: 1)")
     add("--float64", action="store_true", help="compute in double precision")
-    add("--seed", type=_seed, default=0, help="seed of sequences and starts (0)")
-    add("--out", type=Path, default=Path("."), metavar="FOLDER", help="where the files go (.)")
+    add("--seed", type=_seed, default=0, help="seed of sequences and starts (default: 0)")
+    add("--out", type=Path, default=Path("."), metavar="FOLDER", help="folder for the files (default: .)")
     _finish(job, _dynamics)
 
 
@@ -460,26 +479,28 @@ def _add_atlas(jobs: Any) -> None:
         choices=get_args(Family),
         default=[],
         metavar="FAMILY",
-        help=", ".join(get_args(Family)),
+        help=f"families of cells: {', '.join(get_args(Family))}",
     )
-    add("--cells", nargs="+", choices=tuple(ATLAS), default=[], metavar="CELL", help="by name; default: all cells")
+    add(
+        "--cells", nargs="+", choices=tuple(ATLAS), default=[], metavar="CELL", help="names of cells (default: all)"
+    )
     add(
         "--hidden",
         type=_positive_int,
         default=64,
-        help="units of each cell at equal width, and of the rnn whose parameters the others match (64)",
+        help="units of each cell at equal width, and of the rnn whose parameters the others match (default: 64)",
     )
-    add("--length", type=_positive_int, default=200, help="time steps (200)")
-    add("--batch", type=_positive_int, default=8, help="sequences (8)")
-    add("--seeds", type=_positive_int, default=4, help="number of initial weights (4)")
+    add("--length", type=_positive_int, default=200, help="time steps (default: 200)")
+    add("--batch", type=_positive_int, default=8, help="sequences (default: 8)")
+    add("--seeds", type=_positive_int, default=4, help="number of initial weights (default: 4)")
     add("--text", metavar="FILE", help="UTF-8 text, embedded at random (default: Python's help texts)")
     add(
         "--task",
         choices=tuple(train.LENGTHS),
         metavar="TASK",
-        help=f"instead of a text: {', '.join(train.LENGTHS)}",
+        help=f"task to read instead of a text: {', '.join(train.LENGTHS)}",
     )
-    add("--out", type=Path, default=Path("atlas"), metavar="FOLDER", help="where the files go (atlas)")
+    add("--out", type=Path, default=Path("atlas"), metavar="FOLDER", help="folder for the files (default: atlas)")
     _finish(job, _atlas)
 
 
@@ -493,7 +514,7 @@ def _add_new_step(jobs: Any) -> None:
         formatter_class=_Help,
     )
     job.add_argument(
-        "file", type=Path, metavar="FILE", help="of Python; one that is there already is left as it is"
+        "file", type=Path, metavar="FILE", help="Python file to write; an existing one is left as it is"
     )
     _finish(job, _new_step)
 
