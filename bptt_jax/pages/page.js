@@ -489,7 +489,7 @@ function modes(part, {labels, rows}) {
 function map(part, {times, rows}) {
   const all = rows.map(numbers), svg = part.querySelector("svg"), last = times.length - 1;
   const early = control(part, "From s", last, 0), late = control(part, "to t", last, last), told = output(part);
-  const reach = Math.max(1e-3, ...all.flatMap((row, i) => row.slice(0, i + 1)).filter(Number.isFinite).map(Math.abs));
+  const reach = all.reduce((m, row, i) => row.slice(0, i + 1).reduce((n, v) => Number.isFinite(v) ? Math.max(n, Math.abs(v)) : n, m), 1e-3);
   const text = (s, t) => `s = ${times[s]}, t = ${times[t]}: ‖dh_t/dh_s‖ = ${s > t ? "0, for s is later" : power(all[t][s])}`;
   const say = slider(early, told, () => {
     const words = text(Number(early.value), Number(late.value));
