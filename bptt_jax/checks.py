@@ -147,6 +147,11 @@ def check_scalar(name: str, value: Any) -> None:
         raise TypeError(f"{name}: must return a real floating number, got {jnp.result_type(value)}")
 
 
+def check_bool(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: expected True or False, got {type_name(value)}")
+
+
 def check_positive_int(name: str, value: Any) -> int:
     """Returns `value` if it is a Python (or NumPy) integer of at least 1."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):

@@ -17,6 +17,7 @@ from bptt_jax.analysis.loss import BoundLoss, bind_loss
 from bptt_jax.analysis.lyapunov import measure_exponents
 from bptt_jax.checks import (
     at_path,
+    check_bool,
     check_finite,
     check_function,
     check_leaves,
@@ -204,8 +205,7 @@ def calibrate(
     low, high, target = _check_numbers(low, high, target, warmup)
     if loss is not None and warmup != 0:
         raise ValueError(f"warmup: expected 0 with a loss, whose signal goes back to the start, got {warmup}")
-    if not isinstance(batched, bool):
-        raise TypeError(f"batched: expected True or False, got {type(batched).__name__}")
+    check_bool("batched", batched)
     if batched:
         check_leaves("xs", xs)
     else:

@@ -17,6 +17,7 @@ from bptt_jax.analysis.matrix_free import eigenvalues_at
 from bptt_jax.checks import (
     at_path,
     call_user_function,
+    check_bool,
     check_function,
     check_key,
     check_leaves,
@@ -25,7 +26,6 @@ from bptt_jax.checks import (
     check_positive,
     check_positive_int,
     describe_shapes,
-    type_name,
 )
 from bptt_jax.linalg.spectra import eigenvalues
 from bptt_jax.recurrence.jacobians import jacobians_at
@@ -130,8 +130,7 @@ def fixed_points(
         check_leaves(name, tree)
     if isinstance(x, Sequence):
         raise TypeError("x: expected one constant input, got a Sequence")
-    if not isinstance(x_per_start, bool):
-        raise TypeError(f"x_per_start: expected True or False, got {type_name(x_per_start)}")
+    check_bool("x_per_start", x_per_start)
     count = _check_starts(starts)
     if x_per_start:
         _check_per_start(x, count)

@@ -22,7 +22,7 @@ from bptt_jax.analysis.flow_results import (
     Spectra,
 )
 from bptt_jax.analysis.loss import BoundLoss, bind_loss
-from bptt_jax.checks import EIGEN, PRODUCT, SINGULAR, check_cost, check_positive_int, check_share
+from bptt_jax.checks import EIGEN, PRODUCT, SINGULAR, check_bool, check_cost, check_positive_int, check_share
 from bptt_jax.leaves import dotted
 from bptt_jax.linalg import logscale
 from bptt_jax.linalg.logscale import LogScaled
@@ -113,8 +113,7 @@ def gradient_flow(
       'the signal falls to 0.001 in 10 steps of 20: nothing older is learned'
     """
     recurrence, bound = bind(step, params, state0, xs, length), bind_loss(loss, args, has_aux)
-    if not isinstance(spectra, bool):
-        raise TypeError(f"spectra: expected True or False, got {type(spectra).__name__}")
+    check_bool("spectra", spectra)
     stride = check_positive_int("stride", stride)
     if num is not None:
         num = matrix_free.check_num(num, state0)

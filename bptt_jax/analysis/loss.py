@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from bptt_jax.checks import (
     call_user_function,
+    check_bool,
     check_function,
     check_leaves,
     check_scalar,
@@ -99,8 +100,7 @@ def bind_loss(loss: Loss, args: PyTree = None, has_aux: bool = False) -> BoundLo
     """
     loss = check_function("loss", loss, "loss(states) -> scalar")
     check_leaves("args", args)
-    if not isinstance(has_aux, bool):
-        raise TypeError(f"has_aux: expected True or False, got {type(has_aux).__name__}")
+    check_bool("has_aux", has_aux)
     _check_arity(loss, args is not None)
     notice_new_function("loss", loss, "what changes from call to call goes into args=, for loss(states, args)")
     return BoundLoss(loss, args, args is not None, has_aux)

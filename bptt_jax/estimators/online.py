@@ -9,7 +9,7 @@ from jaxtyping import Int, PRNGKeyArray
 
 from bptt_jax import devices
 from bptt_jax.analysis.loss import BoundLoss, bind_loss
-from bptt_jax.checks import describe_shapes, type_name
+from bptt_jax.checks import check_bool, describe_shapes, type_name
 from bptt_jax.linalg.precision import matmul
 from bptt_jax.recurrence.linearization import differentiation_mode
 from bptt_jax.recurrence.programs import multiplied_axes
@@ -124,8 +124,7 @@ def go_forward(
 ) -> Params:
     """What the public functions do; `key` is None where nothing is random."""
     recurrence, bound = bind(step, params, state0, xs, length), bind_loss(loss, args)
-    if not isinstance(has_carry, bool):
-        raise TypeError(f"has_carry: expected True or False, got {type_name(has_carry)}")
+    check_bool("has_carry", has_carry)
     if carry is not None:
         _check_carry(rule, recurrence, carry)
         recurrence = recurrence.going_on(carry.state)

@@ -9,7 +9,14 @@ from jaxtyping import Float, PRNGKeyArray
 
 from bptt_jax import devices
 from bptt_jax.analysis.loss import BoundLoss, bind_loss
-from bptt_jax.checks import check_key, check_leaves, check_positive_finite, check_positive_int, describe_shapes
+from bptt_jax.checks import (
+    check_bool,
+    check_key,
+    check_leaves,
+    check_positive_finite,
+    check_positive_int,
+    describe_shapes,
+)
 from bptt_jax.recurrence.unroll import states_of
 from bptt_jax.step import (
     Array,
@@ -157,8 +164,7 @@ def pes(
     """
     recurrence, bound = bind(step, params, state0, xs, length), bind_loss(loss, args)
     window, pairs = check_positive_int("window", window), check_positive_int("pairs", pairs)
-    if not isinstance(has_carry, bool):
-        raise TypeError(f"has_carry: expected True or False, got {type(has_carry).__name__}")
+    check_bool("has_carry", has_carry)
     if carry is not None:
         pairs = _check_carry(carry, recurrence)
         recurrence = recurrence.going_on(carry.state)
