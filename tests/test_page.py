@@ -150,7 +150,7 @@ def test_every_number_stands_under_its_name() -> None:
         "verdicts": {"vanishing": 1, "steady": 2},
         "advice": ["this", "that"],
     }
-    row = ("gru", "1.000", "2.000", "3.000", "-0.5000 ± 0.2500", "inf", "steady\n(2 of 3)", "this\nthat")
+    row = ("gru", "1.000", "2.000", "3.000", "-0.5000 ± 0.2500", "inf", "steady\n(2 of 3)", "- this\n- that")
     assert list(rows({"gru": record})) == [row]
     for beyond, horizon in (
         (1, "487"),

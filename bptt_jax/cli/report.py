@@ -46,4 +46,4 @@ def _version(package: str) -> str:
 def rows(recurrences: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     """Under `COLUMNS`, a row for each of the recurrences that `bptt_jax.cli.diagnose.record` holds."""
     for name, s in recurrences.items():
-        yield (visible(name), *verdict.table_row(s), "\n".join(s["advice"]))
+        yield (visible(name), *verdict.table_row(s), "\n".join(f"- {text}" for text in s["advice"]))
