@@ -94,6 +94,14 @@ def test_products_within_loops_and_derivatives_are_rounded() -> None:
     turned = with_tensorfloat32(lambda w: w @ w)(w.astype(jnp.complex64) * (1 + 1j) / 1)
     np.testing.assert_array_equal(turned, 2j * np.eye(2))
 
+    def other_products(a):
+        filtered = jax.lax.conv_general_dilated(a[None], a[None], (1,), "VALID")
+        return filtered.ravel(), jax.lax.ragged_dot(a, a[None], jnp.asarray([1], jnp.int32)).ravel()
+
+    one = w[:1, :1]
+    np.testing.assert_array_equal(with_tensorfloat32(other_products)(one), np.ones((2, 1)))
+    assert np.all(np.asarray(other_products(one)) > 1 + 2.0**-11)
+
 
 @pytest.mark.parametrize("dtype", covering(["float16", "bfloat16"], "float16"))
 def test_errors_are_those_of_plain_gradients(dtype, x64) -> None:
