@@ -301,6 +301,15 @@ def test_the_bound_is_that_of_tbptt_itself() -> None:
     assert 1 - cut / full == pytest.approx(float(found.bias[k - 1]), rel=1e-3)
 
 
+@pytest.mark.parametrize(("of", "whole"), [(np.nan, 0.0), (np.inf, 0.0), (-2.0, np.inf), (-2.0, np.nan)])
+def test_of_what_is_not_finite_no_window_is_known(of, whole) -> None:
+    found = bptt.analysis.adaptive_window(-jnp.arange(8.0).at[2].set(-of), whole)
+    assert int(found.window) == -1
+    assert np.isnan(found.rate)
+    assert np.all(np.isposinf(found.bias))
+    assert repr(found).startswith("AdaptiveWindow: the gradient is not finite")
+
+
 def test_where_nothing_decays_there_is_no_window() -> None:
     flat = bptt.analysis.adaptive_window(jnp.zeros(8), jnp.log(8.0))
     assert int(flat.window) == -1

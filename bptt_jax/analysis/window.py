@@ -20,8 +20,9 @@ class AdaptiveWindow(Result):
       window: the shortest whose bound is at most `tolerance`; -1 if none of up to K steps is.
       windows: ``[K]``: 1 .. K steps.
       bias: ``[K]``, bound on ``||truncated - full|| / ||full||``; infinite where the gradient does not decay, or where
-        what may be missing is as large as what was measured; NaN where there is no gradient.
-      rate: of the decay, nats per step, negative where it decays: log of the paper's beta; -inf if nothing is left.
+        what may be missing is as large as what was measured, or that is not finite; NaN where there is no gradient.
+      rate: of the decay, nats per step, negative where it decays: log of the paper's beta; -inf if nothing is left,
+        NaN if what was measured is not finite.
       tolerance: as given.
     """
 
@@ -35,6 +36,8 @@ class AdaptiveWindow(Result):
         window, longest, rate = int(self.window), int(self.windows[-1]), float(self.rate)
         if np.isnan(self.bias).all():
             return "there is no gradient to truncate"
+        if np.isnan(rate):
+            return "the gradient is not finite"
         if not rate < 0:
             return f"the gradient does not decay over {longest} steps: no window bounds the bias"
         decays = f"the gradient decays by {-rate:.3g} nats per step"
@@ -123,6 +126,8 @@ def _adaptive_window(norms: Array, gradient: Array, tolerance: Array, *, k1: int
         mean = total / jnp.minimum(lags + 1, k1)
     whole = jnp.exp(gradient - top) - rest
     bias = jnp.where(whole > 0, mean / jnp.where(whole > 0, whole, 1), jnp.inf)
+    known = jnp.all(norms < jnp.inf) & (gradient < jnp.inf)
+    rate, bias = jnp.where(known, rate, jnp.nan), jnp.where(known, bias, jnp.inf)
     bias = jnp.where(gradient == -jnp.inf, jnp.nan, bias)
     good = bias <= tolerance
     window = jnp.where(jnp.any(good), 1 + jnp.argmax(good), -1).astype(jnp.int32)
