@@ -1,5 +1,6 @@
 """What was meant by a step that does not work, and what to write instead; looked for when one has failed."""
 
+import re
 from collections.abc import Callable
 from itertools import permutations
 from typing import Any, TypeAlias
@@ -45,8 +46,11 @@ def of_pairs(new: PyTree, state0: PyTree) -> str:
     return ""
 
 
-def remedy(step: Step, params: PyTree, state0: PyTree, xs: PyTree) -> str:
-    """How a step that did not work would work; empty if that is not known."""
+def remedy(error: Exception, step: Step, params: PyTree, state0: PyTree, xs: PyTree) -> str:
+    """How a step that did not work would work; empty if that is not known, or if the step has said it itself, as this
+    package's own do of coefficients or of an adapter's cell."""
+    if re.match(r"(?!step\b)[\w\[\]'.]+: expected ", str(error)):
+        return ""
     if _entry(step, (params, state0, _less(xs, 1)), state0) is not None:
         return ""
     ways = (_of_makers, _of_batches, _of_lists, _of_arity, _of_swapped, _of_cells, _of_transposed, _of_sizes)

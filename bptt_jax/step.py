@@ -297,7 +297,7 @@ def check_step(recurrence: Recurrence) -> Recurrence:
         new = jax.eval_shape(called, params, state0, xs)
         _check_new_state(new, state0)
     except Exception as error:
-        if said := remedy(recurrence.step, params, state0, xs):
+        if said := remedy(error, recurrence.step, params, state0, xs):
             raise ValueError(said) from error
         raise
     return _varying_alike(recurrence)

@@ -766,10 +766,10 @@ def cases() -> list[Case]:
 
 @functools.cache
 def _draw_once() -> None:
-    """Cells draw keys and numbers, and a clip takes the logarithm of its threshold, by programs of their own, which no
-    check of an initialiser or of gradients can come before."""
+    """Cells draw keys and numbers, and a clip takes the logarithm of its threshold and zeros for its state, by programs
+    of their own, which no check of an initialiser or of gradients can come before."""
     for target in TARGETS:
-        if "input_init" in target.good or target.name == "bptt.clip_by_global_norm":
+        if "input_init" in target.good or target.name in ("bptt.clip_by_global_norm", "bptt.remedies.skip_updates"):
             target.call(**target.good)
 
 

@@ -458,7 +458,8 @@ OURS = [cls for cls in Result.__subclasses__() if cls.__module__.startswith("bpt
 @pytest.mark.parametrize("cls", OURS, ids=lambda cls: cls.__name__)
 def test_every_field_is_explained_and_its_axes_named(cls):
     fields = {f.name: f for f in dataclasses.fields(cls)}
-    told = re.findall(r"^  (\w+): ", inspect.getdoc(cls).split("Attributes:")[1], re.MULTILINE)
+    lines = re.findall(r"^  (\w+(?:, \w+)*): ", inspect.getdoc(cls).split("Attributes:")[1], re.MULTILINE)
+    told = [name for line in lines for name in line.split(", ")]
     assert told == list(fields)
     for name, annotation in get_type_hints(cls).items():
         if name in fields and hasattr(annotation, "dim_str") and "..." not in annotation.dim_str:

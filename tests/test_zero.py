@@ -37,6 +37,7 @@ STILL = {
     "analysis.recommend_gain": "constants: the trials of recommend_gain",
     "GradientFlow.leaf_log_norms": "of NumPy; those of LeafFlow are here",
     "Audit.exact_log_norm": "that of `adjoints`, of a batch",
+    "GradientPrecision.log_norms": "on the host",
     "NonFinite.log_norms_before": "a word about what is not finite, on the host",
     "CellMeasurement.log_condition": "on the host, of measurements that are no longer traced",
     "plots.plot_eigenvalues": "a figure",
@@ -88,6 +89,15 @@ def at_rest(weights):
     return bptt.fixed_points(still, weights, jnp.ones((1, 2)), rhs=still)
 
 
+def noise(weights):
+    batch = jnp.zeros((4, 3, 2))
+    return measured(
+        lambda *given, **options: bptt.analysis.gradient_noise(
+            *given[:3], batch, loss, in_axes=(None, 0, None), **options
+        )
+    )(weights)
+
+
 def stacks(weights):
     matrices = jnp.stack([jnp.diag(weights), jnp.ones((2, 2)) + jnp.diag(weights)])
     names = ("eigenvalues", "singular_values", "linalg.condition_number", "linalg.spectral_norm")
@@ -117,6 +127,8 @@ def after_clips(weights):
 CASES = {
     "adjoints": measured(bptt.adjoints, loss, inputs=True),
     "flow": measured(bptt.gradient_flow, loss),
+    "by lag": measured(bptt.analysis.gradient_by_lag, loss),
+    "noise": noise,
     "influence": along_nothing(bptt.influence_map, intervals=2),
     "leading singular values": along_nothing(bptt.analysis.leading_singular_values, num=1),
     "leading eigenvalues": along_nothing(bptt.analysis.leading_eigenvalues, num=1),

@@ -284,7 +284,12 @@ def _fixed_points(
     inputs = x if x_per_start else jax.tree.map(lambda a: jnp.asarray(a)[None], x)
     first = jax.tree.map(lambda a: a[0], starts)
     length = jnp.shape(jax.tree.leaves(inputs)[0])[0] if jax.tree.leaves(inputs) else 1
-    recurrence = check_step(bind(step, params, first, inputs, length))
+    try:
+        recurrence = check_step(bind(step, params, first, inputs, length))
+    except ValueError as error:
+        if str(error).startswith("state0"):
+            raise ValueError(f"starts: expected states with one axis in front; of the first, {error}") from error
+        raise
     if rhs is not None:
         _check_rhs(rhs, recurrence)
     mode = differentiation_mode(recurrence)

@@ -14,7 +14,7 @@ from bptt_jax.analysis.backward import backward
 from bptt_jax.analysis.batches import Axes, Batch, FlatAxes, batch_size, check_axes, flat_axes, item, of_leaves
 from bptt_jax.analysis.lags import check_longest, hoisted, inner, way_back
 from bptt_jax.analysis.loss import BoundLoss, bind_loss
-from bptt_jax.checks import check_positive_int
+from bptt_jax.checks import check_function, check_positive_int
 from bptt_jax.linalg import logscale
 from bptt_jax.linalg.logscale import LogScaled
 from bptt_jax.results import Result, field
@@ -123,6 +123,7 @@ def gradient_noise(
       >>> found.signal_to_noise.shape, float(found.horizon) >= 2
       ((8,), True)
     """
+    step = check_function("step", step, "step(params, state, x) -> state")
     in_axes, given = check_axes(in_axes), (state0, xs, args)
     count = batch_size(params, given, in_axes)
     if count < 2:

@@ -233,7 +233,7 @@ def _deer(recurrence: Recurrence, guess: State | None, *, options: _Options, win
     others, mode = _other_leaves(recurrence), differentiation_mode(recurrence)
     whole, steps = _Equations(jax.lax.stop_gradient(recurrence), others), recurrence.length
     vectors = None if guess is None else _vectors(recurrence.state0, guess, steps)
-    start = recurrence.state0, jnp.zeros((whole.h0.size, 2), whole.h0.dtype)
+    start = recurrence.state0, jnp.zeros_like(jnp.stack([whole.h0, whole.h0], axis=-1))
     solve = partial(_solve, mode=mode, options=options)
     found = (
         solve(whole, vectors, start[1]) if window == steps else _in_windows(solve, whole, vectors, start, window)
@@ -347,7 +347,7 @@ def _solve(
         return _relative(left(h, f), sizes), grown, sizes
 
     infinite = jnp.full_like(h0[0], jnp.inf)
-    unknown = jnp.full((*first.shape, 2), jnp.inf, h0.dtype), jnp.ones_like(first)
+    unknown = jnp.full_like(jnp.stack([first, first], axis=-1), jnp.inf), jnp.ones_like(first)
 
     def until_judged(carry: Any) -> Any:
         h, f, (before, _), _, count, residuals, damping = carry
