@@ -262,11 +262,7 @@ def test_a_batch_without_vmap_is_told_of_vmap():
 
 
 def test_a_step_that_returns_an_output_beside_the_state():
-<<<<<<< HEAD
     with pytest.raises(ValueError, match=r"step: must return the new state alone, .* got a pair"):
-=======
-    with pytest.raises(ValueError, match=r"step: must return the new state alone, .*got a pair"):
->>>>>>> 3613712 (A step's own refusals are not overridden by a remedy; deer within a shard_map; sizes by lag at zero; tests that met each other for the first time)
         bptt.unroll(lambda w, h, x: (w * h, h), 0.5, jnp.zeros(2), length=3)
 
 
