@@ -43,3 +43,12 @@ def test_means_are_those_of_the_filter(x64) -> None:
     for t in range(7):
         h = kept[t] @ (factors[t] @ h + offsets[t])
         np.testing.assert_allclose(found[t], h, rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision(dtype) -> None:
+    wide = 0.3 * np.random.default_rng(3).standard_normal((4, 2, 2))
+    expected = gains(jnp.asarray(wide, jnp.float32), jnp.asarray(0.5, jnp.float32))
+    found = gains(jnp.asarray(wide, dtype), jnp.asarray(0.5, dtype))
+    assert found.dtype == dtype
+    np.testing.assert_allclose(found.astype(jnp.float32), expected, atol=0.02)

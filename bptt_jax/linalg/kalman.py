@@ -92,4 +92,8 @@ def _transposed(a: Array) -> Array:
 
 
 def _inverse(a: Array) -> Array:
-    return 1 / a if a.ndim == 2 else jnp.linalg.inv(a)
+    if a.ndim == 2:
+        return 1 / a
+    # LAPACK knows no half precision.
+    wide = a.astype(jnp.float32) if jnp.finfo(a.dtype).bits < 32 else a
+    return jnp.linalg.inv(wide).astype(a.dtype)
