@@ -39,7 +39,8 @@ def rtrl(
       step, params, state0, xs, loss, args, length: as for `bptt_jax.adjoints`.
       key: not looked at; there is nothing random.
       carry: what the part before returned; its state stands in place of `state0`, to which resets still lead where
-        the sequence does not say another state.
+        the sequence does not say another state. A reset in the padding at the very end of a part has no step there
+        and is not handed on: give it to the next part.
       has_carry: whether to return ``(params_grad, carry)``.
 
     Returns:
