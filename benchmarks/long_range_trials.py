@@ -7,8 +7,12 @@ initialisations are told the longest length, so theirs is made for the test. Par
 a burst of the first updates, and the burst's losses, are kept, so that whatever is to predict the outcome can be tried
 without training again; each length of `bursts` is begun, for a burst, whatever is learned.
 
-Half of the recurrences are set aside by `set_aside`, by a seed and stratified by family, before any predictor was
-looked at. Trials are kept one by one in a folder: the same command goes on where it was stopped.
+The recurrences of `fitted` are those that predictors are found on: they were trained first, and all that came of them
+has been looked at. Those of `set_aside` were drawn afterwards by a seed, stratified by family, among the cells of the
+atlas that had not been trained, and committed before they were trained and before any further predictor was tried; they
+are judged once. Trials are kept one by one in a folder: the same command goes on where it was stopped. Recurrences are
+trained one after the other, those set aside in the order in which they were drawn: where a run is ended early, those
+whose trials are not all there, and all after them, are dropped.
 
 Sequences, gradients, the optimiser and the evaluation are programs of their own, unlike in the package's loop: what
 recurrences share of them is compiled once, and compilation would take most of the time.
@@ -68,7 +72,7 @@ QUICK = FULL | {
     "bursts": [5],
     "updates": 120,
     "seeds": 2,
-    "recurrences": ["rnn, gain 0.5", "gru", "lru", "janet"],
+    "recurrences": ["rnn, gain 0.5", "gru", "lru", "janet", "ran", "mut2"],
 }
 FROM_THE_ATLAS = (
     "indrnn",
@@ -90,12 +94,12 @@ FROM_THE_ATLAS = (
 )
 # Of recurrences named after something else than a cell of the atlas.
 _FAMILIES = {"rnn, orthogonal": "orthogonal", "irnn": "simple"}
-SET_ASIDE_SEED = 20
+SET_ASIDE_SEED, SET_ASIDE = 21, 16
 _ANY = 10  # steps
 _MULTIPLE = 4096
 
 
-def recurrences(hidden: int, longest: int) -> dict[str, bptt.Cell]:
+def fitted(hidden: int, longest: int) -> dict[str, bptt.Cell]:
     """Twelve, from gradients that die at once to gradients that last, and sixteen of the atlas."""
     orthogonal, init = jax.nn.initializers.orthogonal(), bptt.cells.initializers
     return {
@@ -114,26 +118,31 @@ def recurrences(hidden: int, longest: int) -> dict[str, bptt.Cell]:
     } | {name: ATLAS[name].make(hidden) for name in FROM_THE_ATLAS}
 
 
+def set_aside() -> list[str]:
+    """Cells that `fitted` has not, in an order drawn by the seed: of each family its share, by largest remainders."""
+    seen = {"irnn", *(name.split(",")[0] for name in fitted(_ANY, _ANY))}
+    families: dict[str, list[str]] = {}
+    for name, entry in sorted(ATLAS.items()):
+        if name not in seen:
+            families.setdefault(entry.family, []).append(name)
+    total = sum(map(len, families.values()))
+    shares = {kind: SET_ASIDE * len(members) / total for kind, members in families.items()}
+    counts = {kind: int(share) for kind, share in shares.items()}
+    for kind in sorted(shares, key=lambda kind: counts[kind] - shares[kind])[: SET_ASIDE - sum(counts.values())]:
+        counts[kind] += 1
+    rng = np.random.default_rng(SET_ASIDE_SEED)
+    drawn = [str(name) for kind in sorted(families) for name in rng.permutation(families[kind])[: counts[kind]]]
+    return [drawn[i] for i in rng.permutation(len(drawn))]
+
+
 def chosen(s: dict[str, Any]) -> dict[str, bptt.Cell]:
     longest = max(max(lengths) for lengths in s["tasks"].values())
-    everything = recurrences(s["hidden"], longest)
+    everything = fitted(s["hidden"], longest) | {name: ATLAS[name].make(s["hidden"]) for name in set_aside()}
     return {name: everything[name] for name in s.get("recurrences", everything)}
 
 
 def family(name: str) -> str:
     return _FAMILIES.get(name) or ATLAS[name.split(",")[0]].family
-
-
-def set_aside(names: list[str]) -> list[str]:
-    """Half of them: of each family, in alphabetical order, a random half; odd ones out go here and there in turn."""
-    rng, more, found = np.random.default_rng(SET_ASIDE_SEED), True, []
-    for kind in sorted({family(n) for n in names}):
-        members = [n for n in names if family(n) == kind]
-        half = len(members) // 2
-        if len(members) % 2:
-            half, more = half + more, not more
-        found += [members[i] for i in rng.permutation(len(members))[:half]]
-    return [n for n in names if n in found]
 
 
 @cache
@@ -312,20 +321,17 @@ class Folder:
 
 def settings(*, quick: bool, longer: bool) -> dict[str, Any]:
     s = QUICK if quick else LONGER if longer else FULL
-    return s | {"set_aside": set_aside(list(chosen(s))), "set_aside_seed": SET_ASIDE_SEED}
+    aside = [name for name in set_aside() if name in chosen(s)]
+    return s | {"set_aside": aside, "set_aside_seed": SET_ASIDE_SEED}
 
 
 def run_all(path: Path, s: dict[str, Any]) -> Folder:
-    """All trials, or those that are not in the folder yet: the first task of all, then the others, of one recurrence
-    after the other and of both halves in turn, so that a run that is ended early has as many of each."""
-    folder, cells = Folder(path, s), chosen(s)
-    first, *others = s["tasks"]
-    halves = [n for n in cells if n not in s["set_aside"]], s["set_aside"]
-    in_turn = [n for pair in itertools.zip_longest(*halves) for n in pair if n is not None]
-    for name, task in [*itertools.product(cells, [first]), *itertools.product(in_turn, others)]:
-        tried = climb(partial(folder.trial, name, cells[name], task), s["tasks"][task])
+    """All trials, or those that are not in the folder yet, of one recurrence after the other."""
+    folder = Folder(path, s)
+    for (name, cell), task in itertools.product(chosen(s).items(), s["tasks"]):
+        tried = climb(partial(folder.trial, name, cell, task), s["tasks"][task])
         for length in set(s["bursts"]) - {t["T"] for t in tried}:
-            folder.trial(name, cells[name], task, length, burst=True)
+            folder.trial(name, cell, task, length, burst=True)
         print(f"{name}, {task}: {longest_learned(tried)}", flush=True)
     return folder
 
