@@ -1,14 +1,14 @@
-"""How long a lag will a network learn, told from a short burst of its training?
+"""How long a lag will a network learn, told from a short pilot of its training?
 
-`long_range_trials.py` has trained 28 recurrences on three tasks, each up to the longest T that it learns. Here the
-numbers that a burst leaves are put beside that: horizons and growth rates of the error signal before and after the
-first 60 updates at T = 160, and what else was tried. `bptt_jax.experiments.prognosis.prognose` is fitted to the half of
-the recurrences that is not set aside, and judged on the other. Rank correlations are Spearman's, over all pairs of
-recurrence and task, with 90 % intervals from resampling recurrences.
+`long_range_trials.py` has trained recurrences on three tasks, each up to the longest T that it learns. Here what can be
+known early is put beside that: horizons and growth rates of the error signal before and after the first 60 updates at
+T = 160, losses after them, and the loss after a pilot of 540 updates at T = 10, which are a fiftieth of the steps of
+all updates at T = 160. `bptt_jax.experiments.prognosis.prognose` is fitted to the recurrences that are not set aside, and
+judged on the others, once. Rank correlations are Spearman's, over all pairs of recurrence and task, with 90 % intervals
+from resampling recurrences.
 """
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,19 @@ from measure import parser, print_table, save, write
 from scipy.stats import rankdata
 
 import bptt_jax as bptt
-from bptt_jax.experiments.network import LossArgs, Network
-from bptt_jax.experiments.prognosis import LONGEST, predicted, reach
+from bptt_jax.experiments.network import Network
+from bptt_jax.experiments.prognosis import LONGEST, PILOT_LENGTH, PILOT_SHARE, SOLVED, UNSOLVED, predicted, reach
 from bptt_jax.files import write_json
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 SEQUENCES, RESAMPLES = 8, 2000
-STAGES = ("before", "further")
+FIRST = {  # the figures of the predictor before this one, with half of the recurrences of the fit set aside
+    "rank_correlation": 0.3035,
+    "rank_correlation_set_aside": 0.3148,
+    "rank_correlation_set_aside_interval": [0.0665, 0.4979],
+}
 
 
 def measured(folder: trials.Folder, name: str, cell: bptt.Cell, task: str, length: int) -> dict[str, Any]:
@@ -56,26 +60,6 @@ def measured(folder: trials.Folder, name: str, cell: bptt.Cell, task: str, lengt
         write_json(file, record)
         print("measured", name, task, flush=True)
     return dict(json.loads(file.read_text()))
-
-
-def noise(folder: trials.Folder, name: str, cell: bptt.Cell, task: str, length: int) -> float:
-    """After the burst, the lag at which a batch's gradient is lost in its noise, of the first seed; kept likewise."""
-    file = folder.path / name / f"{task} noise.json"
-    if not file.exists():
-        net = trials.network_of(cell, task, length)
-        params = trials.unflattened(net)(jnp.asarray(_saved(_burst(folder, name, task, length))[1][0]))
-        inputs, targets = net.task.sample(jax.random.key(0), folder.settings["batch"])
-        found = bptt.analysis.gradient_noise(
-            cell.step,
-            params.cell,
-            cell.initial_state(),
-            inputs,
-            net.loss_of_states,
-            args=net.loss_args(params, inputs, targets),
-            in_axes=(None, 0, LossArgs(None, 0, None)),  # type: ignore[arg-type]
-        )
-        write_json(file, {"horizon": float(found.horizon)})
-    return float(json.loads(file.read_text())["horizon"])
 
 
 def _burst(folder: trials.Folder, name: str, task: str, length: int) -> Path:
@@ -114,10 +98,20 @@ def row_of(
     row = {"name": name, "family": trials.family(name), "task": task, "set_aside": name in s["set_aside"]}
     learned = trials.longest_learned(tried)
     row |= {"learned": learned, "longest": learned == max(s["tasks"][task])}
-    solved = {t["T"]: t["solved_at"] for t in tried}
-    first = task == next(iter(s["tasks"]))  # it is dear
-    row |= {"solved_at": solved, "noise": noise(folder, name, cell, task, length) if first else None}
+    row |= {"solved_at": {t["T"]: t["solved_at"] for t in tried}, "pilot": pilot(folder, name, task, s)}
     return row | measured(folder, name, cell, task, length)
+
+
+def pilot(folder: trials.Folder, name: str, task: str, s: dict[str, Any]) -> list[float]:
+    """Of each seed the loss after `PILOT_SHARE` of the updates at the shortest length, relative to the trivial, or
+    when all seeds had succeeded before."""
+    record = json.loads(folder.of(name, task, min(s["tasks"][task])).read_text())
+    return (np.asarray(record["losses"][: pilot_updates(s) // s["burst"]][-1]) / record["trivial_loss"]).tolist()
+
+
+def pilot_updates(s: dict[str, Any]) -> int:
+    """Losses are known after every burst's number."""
+    return int(max(1, round(PILOT_SHARE * s["updates"]) // s["burst"]) * s["burst"])
 
 
 def log_median(horizons: list[float]) -> float:
@@ -128,8 +122,8 @@ def median(values: list[Any]) -> float:
     return float(np.median(np.nan_to_num(np.asarray(values, float), nan=-np.inf)))
 
 
-def candidates(row: dict[str, Any]) -> dict[str, float | None]:
-    """Whatever was tried; the larger, the longer a lag is to be expected. None where it was not measured."""
+def candidates(row: dict[str, Any]) -> dict[str, float]:
+    """What was tried; the larger, the longer a lag is to be expected."""
     horizon = {k: log_median(of) for k, of in row["horizon"].items()}
     rate = {k: median(of) for k, of in row["rate"].items()}
     return {
@@ -141,23 +135,25 @@ def candidates(row: dict[str, Any]) -> dict[str, float | None]:
         "growth rate after the burst": rate["after"],
         "change of the growth rate by the burst": rate["after"] - rate["before"],
         "velocity of the growth rate along the burst's update": rate["further"] - rate["after"],
-        "lag at which noise prevails in the gradient after the burst": row["noise"],
         "loss after the burst, relative to the trivial": -median(row["loss"]),
         "loss after a burst at T = 10": -median(row["loss short"]),
+        "loss after the pilot": -features(row)[2],
         "prognose": prediction(row)[0],
     }
 
 
 def prediction(row: dict[str, Any]) -> tuple[float, float, float]:
-    """Lag, low and high, of the median seed."""
-    seeds = np.array([row["horizon"][k] for k in STAGES], float)
-    lag, low, high = (median(np.asarray(a).tolist()) for a in jax.vmap(predicted)(*jnp.asarray(seeds, jnp.float32)))
+    """Lag, low and high, geometric means over the seeds."""
+    seeds = jnp.asarray([row["horizon"]["before"], row["pilot"]], jnp.float32)
+    lag, low, high = (float(np.exp(np.mean(np.log(a)))) for a in jax.vmap(predicted)(*seeds))
     return lag, low, high
 
 
-def longest_horizon(row: dict[str, Any]) -> float:
-    """The logarithm of what the prediction is a function of."""
-    return log_median(np.nanmax(np.array([row["horizon"][k] for k in STAGES], float), axis=0).tolist())
+def features(row: dict[str, Any]) -> list[float]:
+    """What the logarithm of the prediction is linear in, means over the seeds."""
+    reached = np.clip(np.asarray(row["horizon"]["before"], float), 1, LONGEST)
+    left = np.clip(np.nan_to_num(np.asarray(row["pilot"], float), nan=UNSOLVED), SOLVED, UNSOLVED)
+    return [1.0, float(np.mean(np.log(reached))), float(np.mean(np.log(left)))]
 
 
 def rank_correlation(x: list[float], y: list[float]) -> float:
@@ -165,11 +161,9 @@ def rank_correlation(x: list[float], y: list[float]) -> float:
     return float(np.corrcoef(rankdata(x), rankdata(y))[0, 1])
 
 
-def judged(rows: list[dict[str, Any]], values: list[Any]) -> dict[str, Any]:
+def judged(rows: list[dict[str, Any]], values: list[float]) -> dict[str, Any]:
     """The rank correlation of values with what was learned, and its 90 % interval, for which recurrences are drawn with
     replacement: tasks of one recurrence are no independent pairs."""
-    pairs = [(r, v) for r, v in zip(rows, values, strict=True) if v is not None]
-    rows, values = [r for r, _ in pairs], [v for _, v in pairs]
     learned = [r["learned"] for r in rows]
     of = {n: [i for i, r in enumerate(rows) if r["name"] == n] for n in dict.fromkeys(r["name"] for r in rows)}
     rng, found = np.random.default_rng(0), []
@@ -188,20 +182,26 @@ def target(row: dict[str, Any]) -> float:
 
 def fit(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The constants of `bptt_jax.experiments.prognosis`: by least squares, and of the residuals, each recurrence
-    left out of its own fit, the size that four of five do not exceed."""
-
-    def columns(of: list[dict[str, Any]]) -> np.ndarray:
-        return np.array([[1, longest_horizon(r)] for r in of])
+    left out of its own fit, the size that four of five do not exceed; and the rank correlation of what is so
+    predicted."""
 
     def solve(of: list[dict[str, Any]]) -> np.ndarray:
-        return np.linalg.lstsq(columns(of), np.array([target(r) for r in of]), rcond=None)[0]
+        return np.linalg.lstsq(np.array([features(r) for r in of]), np.array([target(r) for r in of]), rcond=None)[
+            0
+        ]
 
-    residuals = []
+    expected: dict[tuple[str, str], float] = {}
     for name in dict.fromkeys(r["name"] for r in rows):
         out = [r for r in rows if r["name"] == name]
-        expected = columns(out) @ solve([r for r in rows if r["name"] != name])
-        residuals += (np.array([target(r) for r in out]) - expected).tolist()
-    return {"coefficients": solve(rows).tolist(), "half_width": float(np.quantile(np.abs(residuals), 0.8))}
+        found = np.array([features(r) for r in out]) @ solve([r for r in rows if r["name"] != name])
+        expected |= {(name, r["task"]): float(e) for r, e in zip(out, found, strict=True)}
+    left_out = [expected[r["name"], r["task"]] for r in rows]
+    residuals = np.abs(np.array([target(r) for r in rows]) - left_out)
+    return {
+        "coefficients": solve(rows).tolist(),
+        "half_width": float(np.quantile(residuals, 0.8)),
+        "left_out": judged(rows, left_out),
+    }
 
 
 def figure(rows: list[dict[str, Any]], s: dict[str, Any]) -> Any:
@@ -220,7 +220,7 @@ def figure(rows: list[dict[str, Any]], s: dict[str, Any]) -> Any:
         ends = np.array([4.0, 250.0])
         ax.plot(ends, ends, "k--", lw=0.8)
         ax.set(xscale="log", yscale="log", title="set aside" if aside else "used for the fit")
-        ax.set_xlabel("lag that a burst of 60 updates predicts, and its range")
+        ax.set_xlabel("lag that is predicted, and its range")
     for task, look in looks.items():
         axes[0].plot([], [], look, color="0.15", mfc="none", label=task)
     axes[0].plot([], [], "o", color="0.15", label="filled: the longest T that was tried")
@@ -232,22 +232,22 @@ def figure(rows: list[dict[str, Any]], s: dict[str, Any]) -> Any:
 
 
 def cost(folder: trials.Folder, rows: list[dict[str, Any]], s: dict[str, Any]) -> dict[str, Any]:
-    """Shares of the training at the burst's length: of its updates the burst's, and of their time that of the
-    measurement, compilation aside, the largest of a few recurrences."""
-    length, cells = s["bursts"][0], trials.chosen(s)
-    shares: list[float] = []
+    """Shares of the training at the burst's length: of its steps those of the pilot, and of their time the pilot's, the
+    median and the quartiles of all pairs where both were timed."""
+    length, shares = s["bursts"][0], []
     for row in rows:
-        record = json.loads(_burst(folder, row["name"], row["task"], length).read_text())
-        if len(shares) == 3 or record["seconds_of_updates"] is None:
-            continue
-        pair = jnp.concatenate(_saved(_burst(folder, row["name"], row["task"], length)))
-        net, times = trials.network_of(cells[row["name"]], row["task"], length), []
-        for _ in range(4):
-            start = time.process_time()
-            jax.block_until_ready(_reaches(net, pair))
-            times.append(time.process_time() - start)
-        shares.append(min(times) / (record["seconds_of_updates"] * s["updates"]))
-    return {"burst": s["burst"] / s["updates"], "measurement": max(shares, default=None)}
+        short, long = (
+            json.loads(file.read_text())["seconds_of_updates"] if file.exists() else None
+            for file in (folder.of(row["name"], row["task"], T) for T in (min(s["tasks"][row["task"]]), length))
+        )
+        if short is not None and long is not None:
+            shares.append(pilot_updates(s) * short / (s["updates"] * long))
+    return {
+        "steps": PILOT_SHARE * PILOT_LENGTH / length,
+        "time": float(np.median(shares)) if shares else None,
+        "time_quartiles": np.quantile(shares, [0.25, 0.75]).tolist() if shares else None,
+        "pairs": len(shares),
+    }
 
 
 def main() -> None:
@@ -258,8 +258,7 @@ def main() -> None:
     s = trials.settings(quick=a.quick, longer=a.longer)
     path = a.out / "long_range.part"
     folder = trials.Folder(path, s) if a.judge else trials.run_all(path, s)
-    found = (row_of(folder, name, cell, task, s) for task in s["tasks"] for name, cell in trials.chosen(s).items())
-    rows = [r for r in found if r is not None]
+    rows = rows_of(folder, s)
     halves = {
         "all": rows,
         "fitted": [r for r in rows if not r["set_aside"]],
@@ -281,12 +280,15 @@ def main() -> None:
         ("predictor", "all", "used for the fit", "set aside"),
         [(name, *(_words(of[k]) for k in ("all", "fitted", "set_aside"))) for name, of in predictors.items()],
     )
+    learners = {half: [r for r in of if r["learned"]] for half, of in halves.items()}
     within = [r["predicted_low"] <= np.exp(target(r)) <= r["predicted_high"] for r in aside]
     results = {
         **_with_interval("rank_correlation", predictors["prognose"]["all"]),
         **_with_interval("rank_correlation_set_aside", predictors["prognose"]["set_aside"]),
+        "first_predictor": FIRST,
         "predictors": predictors,
         "by_task": by_task,
+        "of_pairs_that_learn": {half: judged(of, [prediction(r)[0] for r in of]) for half, of in learners.items()},
         "within_range_set_aside": float(np.mean(within)),
         "cost": cost(folder, rows, s),
         "fit": fit(seen),
@@ -294,7 +296,27 @@ def main() -> None:
     }
     print(f"fit: {results['fit']}; of those set aside {np.mean(within):.0%} lie in the range")
     write(a.out / "long_range.png", lambda path: figure(rows, s).savefig(path, dpi=130))
-    save(a.out, "long_range", s, results)
+    save(a.out, "long_range", s | {"xla_flags": xla_flags(folder, rows)}, results)
+
+
+def rows_of(folder: trials.Folder, s: dict[str, Any]) -> list[dict[str, Any]]:
+    """All pairs; of the recurrences set aside those up to the first that is not complete, in drawn order."""
+    by_name: dict[str, list[dict[str, Any]]] = {}
+    for name, cell in trials.chosen(s).items():
+        rows = [row_of(folder, name, cell, task, s) for task in s["tasks"]]
+        if None in rows:
+            break
+        by_name[name] = [r for r in rows if r is not None]
+    return [row for task in range(len(s["tasks"])) for row in (rows[task] for rows in by_name.values())]
+
+
+def xla_flags(folder: trials.Folder, rows: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """XLA_FLAGS under which the trials were run, of those that are used for the fit and of those set aside."""
+    found: dict[str, set[str]] = {"fitted": set(), "set_aside": set()}
+    for row in rows:
+        record = json.loads(folder.of(row["name"], row["task"], int(min(row["solved_at"]))).read_text())
+        found["set_aside" if row["set_aside"] else "fitted"].add(record.get("xla_flags", "not recorded"))
+    return {half: sorted(of) for half, of in found.items()}
 
 
 def _of_task(task: str, rows: list[dict[str, Any]], values: list[dict[str, Any]]) -> dict[str, Any] | None:

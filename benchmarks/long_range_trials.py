@@ -23,6 +23,7 @@ recurrences share of them is compiled once, and compilation would take most of t
 
 import itertools
 import json
+import os
 import time
 from collections.abc import Callable
 from functools import cache, partial
@@ -269,6 +270,7 @@ def trial(
         "burst_losses": np.asarray(jnp.stack(burst)).tolist(),
         "seconds_of_updates": (time.process_time() - compiled) / (n - s["burst"]) if n > s["burst"] else None,
         "seconds": time.process_time() - start,
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }
     return record, before, after
 

@@ -657,8 +657,10 @@ def _train(arguments: argparse.Namespace) -> _Outcome:
             _raise_if_signalled()
             show(line)
 
-        foretold = train.Foretold(job, settings, arguments.updates, show)
-        done = train.run(job, settings, arguments.updates, out, report, foretold)
+        foretold = train.foretell(job, settings, arguments.updates, lambda _: _raise_if_signalled())
+        if foretold is not None:
+            show(f"a pilot of {foretold.updates} updates says: {foretold.statement}")
+        done = train.run(job, settings, arguments.updates, out, report)
     task = job.network.task
     title = f"{settings.cell} of {settings.hidden} units, {settings.task}, T = {task.length}"
     figure = plot_training(done.records, baseline=task.baseline, title=title)
@@ -669,7 +671,7 @@ def _train(arguments: argparse.Namespace) -> _Outcome:
 
     def shown() -> None:
         _console(Console).print(_training_table(numbers))
-        if foretold.statement is not None:
+        if foretold is not None:
             print(f"foretold {foretold.statement}")
         print(f"see bptt-jax diagnose --checkpoint {visible(str(out))}")
 

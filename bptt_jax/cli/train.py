@@ -18,7 +18,7 @@ from bptt_jax.cells.initializers import chrono, identity, sparse
 from bptt_jax.cli.report import BadArgument, one_line, provenance
 from bptt_jax.experiments import loop, tasks
 from bptt_jax.experiments.network import Network, NetworkParams, network, truncated
-from bptt_jax.experiments.prognosis import Prognosis, prognose, steps_in_words
+from bptt_jax.experiments.prognosis import PILOT_LENGTH, PILOT_SHARE, SOLVED, Prognosis, prognose, steps_in_words
 from bptt_jax.experiments.records import Record, Training, TrainState
 from bptt_jax.experiments.runfolder import RunFolderError, read_settings, read_state
 from bptt_jax.experiments.text import english_text, read_text
@@ -51,7 +51,8 @@ _OF_ONE_LAG = (
     "copy-memory",
     "memorization",
 )
-_BURSTS, _WORTH_IT = 25, 1000  # of a burst the updates in all; fewer are over before it is compiled
+# With fewer updates a run is over before a pilot is compiled; at shorter lengths a pilot costs too much of its time.
+_UPDATES_WORTH_IT, _LENGTH_WORTH_IT = 1000, 100
 STREAMS = ("characters", "delayed-copy")
 CELLS = tuple(ATLAS)
 OPTIMIZERS = {"sgd": optax.sgd, "adam": optax.adam, "rmsprop": optax.rmsprop}
@@ -143,7 +144,6 @@ def run(
     updates: int,
     folder: Path,
     on_record: Callable[[Record], None],
-    on_states: Callable[[TrainState], None] | None = None,
 ) -> Training:
     """Trains, or goes on with what the folder holds.
 
@@ -164,72 +164,82 @@ def run(
             **_stateful(settings),
             settings={"arguments": asdict(settings), "text_sha256": job.text_sha256},
             on_record=on_record,
-            on_states=on_states,
         )
     except (RunFolderError, ImportError) as error:
         raise BadArgument(f"--out: {error}" if isinstance(error, RunFolderError) else str(error)) from None
 
 
+@dataclass(frozen=True)
 class Foretold:
-    """For `on_states`: after the burst, what is to be expected of the rest.
+    """What is to be expected of a run.
 
     Attributes:
-      found: the prognosis of the seeds that still run, leaves ``[S]``; None before the burst is over, where no seed
-        runs on then, in a run that is resumed later, and in those that have none: with less than 1000 updates it costs
-        too much of the time, and neither a stream nor a task without one long lag is told it.
+      found: the prognosis of its seeds, leaves ``[S]``.
+      updates: of the pilot, at most: seeds that succeed stop.
       chrono_horizon: of the same cell with the biases of ``--chrono``, before training; None if it has them, takes
         none, or is likely to do without.
     """
 
-    found: Prognosis | None = None
-    chrono_horizon: float | None = None
-
-    def __init__(self, job: Job, settings: Settings, updates: int, say: Callable[[str], None]) -> None:
-        self._job, self._settings, self._say = job, settings, say
-        burst = -(-updates // _BURSTS)
-        self._end = -(-burst // settings.chunk) * settings.chunk  # evaluations come after whole chunks
-        self._told = settings.stateful or settings.task not in _OF_ONE_LAG or updates < _WORTH_IT
-
-    def __call__(self, states: TrainState) -> None:
-        running = np.asarray(states.running)
-        if self._told or int(np.max(states.updates)) != self._end or not running.any():
-            return
-        self._told = True
-        net, seeds = self._job.network, states.seed[running]
-        begun = jax.vmap(lambda seed: loop.init_state(net, self._job.optimizer, seed).params)(seeds)
-        now = jax.tree.map(lambda a: a[running], states.params)
-        with_chrono = _with_chrono(self._settings, net)
-        if with_chrono is not None:  # measured beside the others, in the same program
-            begun, now = (
-                jax.tree.map(lambda a, c: jnp.concatenate([a, c[None]]), p, with_chrono) for p in (begun, now)
-            )
-        found = jax.vmap(partial(prognose, net))(begun, now)
-        self.found = jax.tree.map(lambda a: a[: len(seeds)], found)
-        if with_chrono is not None and self.found.verdict != "likely":
-            self.chrono_horizon = float(found.horizon_before[-1])
-        self._say(f"after {self._end} updates: {self.statement}")
+    found: Prognosis
+    updates: int
+    chrono_horizon: float | None
 
     @property
-    def statement(self) -> str | None:
-        """In one line; None where there is no prognosis."""
-        if self.found is None:
-            return None
-        said = self.found.statement
+    def statement(self) -> str:
+        """In one line."""
         if self.chrono_horizon is None:
-            return said
-        return f"{said}; with --chrono it would begin at {steps_in_words(self.chrono_horizon)}"
+            return self.found.statement
+        return f"{self.found.statement}; with --chrono it would begin at {steps_in_words(self.chrono_horizon)}"
 
-    def to_dict(self) -> dict[str, Any] | None:
+    def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        if self.found is None:
-            return None
         return {
-            "updates": self._end,
+            "updates": self.updates,
             "statement": self.statement,
             "verdict": self.found.verdict,
             "chrono_horizon": self.chrono_horizon,
             **self.found.to_dict(),
         }
+
+
+def foretell(
+    job: Job, settings: Settings, updates: int, on_record: Callable[[Record], None] | None = None
+) -> Foretold | None:
+    """From a pilot of the same network at a short length, trained as the run will be.
+
+    None where it would cost too much of the time (less than 1000 updates, or a length below 100), and of a stream or a
+    task without one long lag.
+    """
+    worth_it = updates >= _UPDATES_WORTH_IT and settings.length >= _LENGTH_WORTH_IT
+    if settings.stateful or settings.task not in _OF_ONE_LAG or not worth_it:
+        return None
+    net, task = job.network, task_of(settings.task, PILOT_LENGTH, None)[0]
+    task = task._replace(criterion="loss", threshold=SOLVED * task.baseline)
+    if settings.noise:
+        task = tasks.with_keys(task)
+    pilot = network(_cell(settings, net.task), task)
+    bare = network(_cell(replace(settings, clip_adjoints=None), net.task), task)
+    count = -int(-PILOT_SHARE * updates // 1)
+    done = loop.train(
+        pilot,
+        job.optimizer,
+        updates=count,
+        batch=settings.batch,
+        seeds=range(settings.seeds),
+        chunk=min(count, settings.chunk),
+        penalty=None if settings.omega == 0 else _omega(bare, settings.omega),
+        on_record=on_record,
+    )
+    before = jax.vmap(lambda seed: loop.init_state(pilot, job.optimizer, seed).params)(done.states.seed)
+    after, with_chrono = done.states.params, _with_chrono(settings, net)
+    if with_chrono is not None:  # measured beside the others, in the same program
+        before, after = (
+            jax.tree.map(lambda a, c: jnp.concatenate([a, c[None]]), p, with_chrono) for p in (before, after)
+        )
+    beside = jax.vmap(partial(prognose, net, pilot))(before, after)
+    found = jax.tree.map(lambda a: a[: settings.seeds], beside)
+    told = with_chrono is not None and found.verdict != "likely"
+    return Foretold(found, count, float(beside.horizon[-1]) if told else None)
 
 
 def _with_chrono(settings: Settings, net: Network) -> NetworkParams | None:
@@ -277,7 +287,7 @@ def states(job: Job, settings: Settings, folder: Path) -> tuple[TrainState, Trai
         raise BadArgument(str(error)) from None
 
 
-def record(job: Job, settings: Settings, done: Training, foretold: Foretold) -> dict[str, Any]:
+def record(job: Job, settings: Settings, done: Training, foretold: Foretold | None) -> dict[str, Any]:
     """What came of it, for JSON."""
     chunks = [r for r in done.records if "event" not in r]
     return {
@@ -295,7 +305,7 @@ def record(job: Job, settings: Settings, done: Training, foretold: Foretold) -> 
             }
             for i in range(settings.seeds)
         ],
-        "prognosis": foretold.to_dict(),
+        "prognosis": None if foretold is None else foretold.to_dict(),
         "events": done.events,
     }
 
