@@ -3,9 +3,9 @@
 `long_range_trials.py` has trained recurrences on three tasks, each up to the longest T that it learns. Here what can be
 known early is put beside that: horizons and growth rates of the error signal before and after the first 60 updates at
 T = 160, losses after them, and the loss after a pilot of 540 updates at T = 10, which are a fiftieth of the steps of
-all updates at T = 160. `bptt_jax.experiments.prognosis.prognose` is fitted to the recurrences that are not set aside, and
-judged on the others, once. Rank correlations are Spearman's, over all pairs of recurrence and task, with 90 % intervals
-from resampling recurrences.
+all updates at T = 160. `bptt_jax.experiments.prognosis.prognose` is fitted to the recurrences that are not set aside,
+and judged on the others, once. Rank correlations are Spearman's, over all pairs of recurrence and task, with 90 %
+intervals from resampling recurrences.
 """
 
 import json

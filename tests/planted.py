@@ -1243,8 +1243,9 @@ MUTATIONS = {
         ),
     ],
     "bptt_jax/experiments/prognosis.py": [
-        ("2 * after - before", "after", "test_prognosis.py -k further_on"),
-        ("jnp.fmax(before, further)", "further", "test_prognosis.py -k longer_horizon"),
+        ("jnp.mean(losses) / pilot.task.baseline", "jnp.mean(losses)", "test_prognosis.py -k loss_is_that_after"),
+        ("count), before)", "count), after)", "test_prognosis.py -k horizon_and_rate"),
+        ("nan_to_num(loss, nan=UNSOLVED)", "nan_to_num(loss)", "test_prognosis.py -k constants_are"),
     ],
     "bptt_jax/experiments/progress.py": [
         (

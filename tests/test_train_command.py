@@ -19,7 +19,6 @@ from bptt_jax.cli import diagnose, train
 from bptt_jax.cli.main import main
 from bptt_jax.cli.report import BadArgument
 from bptt_jax.experiments import tasks
-from bptt_jax.experiments.loop import init_state
 from bptt_jax.experiments.network import NetworkParams
 
 SMALL = [
@@ -432,30 +431,48 @@ def test_interrupted_goes_on(tmp_path) -> None:
     assert lines(tmp_path)[-1]["updates"] == done
 
 
-def test_after_the_burst_it_is_told_what_is_to_be_expected() -> None:
-    settings = replace(SETTINGS, cell="gru", length=200, chunk=15)
-    job, said = train.prepare(settings), []
-    foretold = train.Foretold(job, settings, 1000, said.append)
-    begun = jax.vmap(lambda seed: init_state(job.network, job.optimizer, seed))(jnp.arange(2, dtype=jnp.int32))
-    lost = jax.tree.map(lambda a: a.at[0].set(jnp.nan), begun.params)
-    moved = begun._replace(params=lost, running=jnp.asarray([False, True]))
-    for updates in (15, 30, 45, 60):  # a twenty-fifth is 40; chunks end at 45
-        foretold(moved._replace(updates=jnp.full(2, updates, jnp.int32)))
-    assert foretold.found.lag.shape == (1,)  # of the seed that runs
-    np.testing.assert_allclose(foretold.found.horizon, foretold.found.horizon_before)
+def test_a_pilot_tells_what_is_to_be_expected() -> None:
+    settings = replace(SETTINGS, cell="gru", length=200)
+    job, seen = train.prepare(settings), []
+    foretold = train.foretell(job, settings, 1000, seen.append)
+    assert [line["updates"] for line in seen][-1] == foretold.updates == 360
+    assert foretold.found.lag.shape == (settings.seeds,)
+    assert foretold.found.length == 200
     assert foretold.found.verdict == "unlikely"  # an untrained gru forgets in some twenty steps
+    np.testing.assert_allclose(foretold.found.loss, np.multiply(seen[-1]["validation_loss"], 6), rtol=0.3)
     assert foretold.chrono_horizon > 5 * foretold.found.horizon[0]
-    assert said == [f"after 45 updates: {foretold.statement}"]
-    assert f"with --chrono it would begin at {foretold.chrono_horizon:.0f}" in foretold.statement
-    assert json.loads(json.dumps(foretold.to_dict()))["updates"] == 45
+    assert foretold.statement == (
+        f"{foretold.found.statement}; with --chrono it would begin at {foretold.chrono_horizon:.0f}"
+    )
+    assert json.loads(json.dumps(foretold.to_dict()))["updates"] == 360
 
 
-@pytest.mark.parametrize(("changed", "updates"), [({}, 999), ({"task": "flipflop", "length": 15}, 1000)])
+@pytest.mark.parametrize(
+    ("changed", "updates"),
+    [({"length": 100}, 999), ({"length": 99}, 1000), ({"task": "flipflop", "length": 100}, 1000)],
+)
 def test_what_is_over_soon_or_has_no_one_lag_is_not_foretold(changed, updates) -> None:
     settings = replace(SETTINGS, **changed)
-    job = train.prepare(settings)
-    foretold = train.Foretold(job, settings, updates, pytest.fail)
-    states = jax.vmap(lambda seed: init_state(job.network, job.optimizer, seed))(jnp.arange(2))
-    foretold(states._replace(updates=jnp.full(2, 40, jnp.int32)))
-    assert foretold.to_dict() is None
-    assert foretold.statement is None
+    assert train.foretell(train.prepare(settings), settings, updates, pytest.fail) is None
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"task": "copy-memory", "cell": "leaky_rnn", "noise": 0.1, "seeds": 1},
+        {"truncate": 20, "chrono": True, "omega": 1.0, "clip_adjoints": 1.0, "seeds": 1},
+    ],
+    ids=str,
+)
+def test_the_pilot_is_of_the_same_network(changed, monkeypatch) -> None:
+    """What a run is given is given to its pilot: for all of it the parameters fit."""
+    monkeypatch.setattr(train, "PILOT_SHARE", 0.001)
+    settings = replace(SETTINGS, length=100, **changed)
+    foretold = train.foretell(train.prepare(settings), settings, 1000)
+    assert foretold.updates == 1
+    assert np.isfinite(foretold.found.lag).all()
+    if settings.truncate:
+        assert (foretold.found.horizon <= settings.truncate).all()
+    assert (foretold.chrono_horizon is None) == (
+        settings.cell != "lstm" or settings.chrono or foretold.found.verdict == "likely"
+    )
