@@ -432,12 +432,12 @@ def test_interrupted_goes_on(tmp_path) -> None:
 
 
 def test_a_pilot_tells_what_is_to_be_expected() -> None:
-    settings = replace(SETTINGS, cell="gru", length=200)
+    settings = replace(SETTINGS, cell="gru", length=100)
     job, seen = train.prepare(settings), []
     foretold = train.foretell(job, settings, 1000, seen.append)
     assert [line["updates"] for line in seen][-1] == foretold.updates == 360
     assert foretold.found.lag.shape == (settings.seeds,)
-    assert foretold.found.length == 200
+    assert foretold.found.length == 100
     assert foretold.found.verdict == "unlikely"  # an untrained gru forgets in some twenty steps
     np.testing.assert_allclose(foretold.found.loss, np.multiply(seen[-1]["validation_loss"], 6), rtol=0.3)
     assert foretold.chrono_horizon > 5 * foretold.found.horizon[0]
