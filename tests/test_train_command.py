@@ -380,7 +380,7 @@ def test_what_no_memory_holds_is_told_in_one_line(tmp_path, capsys, monkeypatch)
         raise jax.errors.JaxRuntimeError("INTERNAL: Error dispatching: Out of memory allocating 4 bytes.\nand more")
 
     monkeypatch.setattr(train, "run", run)
-    assert main(["train", "adding", "--hidden", "2", "--out", str(tmp_path)]) == 2
+    assert main(["train", "adding", "--hidden", "2", "--updates", "1", "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err == "bptt-jax train: Out of memory allocating 4 bytes.\n"
 
 
