@@ -9,6 +9,7 @@ intervals from resampling recurrences.
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +158,9 @@ def features(row: dict[str, Any]) -> list[float]:
 
 
 def rank_correlation(x: list[float], y: list[float]) -> float:
-    """Spearman's; ties get their mean rank."""
+    """Spearman's; ties get their mean rank. NaN where all are tied."""
+    if min(len(set(x)), len(set(y))) < 2:
+        return math.nan
     return float(np.corrcoef(rankdata(x), rankdata(y))[0, 1])
 
 
@@ -167,11 +170,11 @@ def judged(rows: list[dict[str, Any]], values: list[float]) -> dict[str, Any]:
     learned = [r["learned"] for r in rows]
     of = {n: [i for i, r in enumerate(rows) if r["name"] == n] for n in dict.fromkeys(r["name"] for r in rows)}
     rng, found = np.random.default_rng(0), []
-    for _ in range(RESAMPLES):
+    for _ in range(RESAMPLES if of else 0):
         drawn = [i for k in rng.integers(len(of), size=len(of)) for i in list(of.values())[k]]
-        with np.errstate(invalid="ignore"):
-            found.append(rank_correlation([values[i] for i in drawn], [learned[i] for i in drawn]))
-    low, high = np.nanquantile(found, [0.05, 0.95]).tolist()
+        found.append(rank_correlation([values[i] for i in drawn], [learned[i] for i in drawn]))
+    known = [c for c in found if not math.isnan(c)]
+    low, high = np.quantile(known, [0.05, 0.95]).tolist() if known else (math.nan, math.nan)
     return {"value": rank_correlation(values, learned), "low": low, "high": high, "pairs": len(rows)}
 
 
