@@ -42,7 +42,7 @@ def test_of_a_batch_the_worst_decides() -> None:
     found = dataclasses.replace(found, size=np.asarray([4, 4, 4]))
     assert found.verdict == "sequential"
     assert found.statement.startswith("exponent 0.5 ")
-    assert "1.3e+05 flops and 4.8e+04 numbers" in found.statement
+    assert "1.3e+05 flops and 4.8e+04 numbers, so it cannot pay on fewer than 8 cores" in found.statement
 
 
 def test_it_is_the_largest_exponent() -> None:

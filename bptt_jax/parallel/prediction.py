@@ -54,7 +54,8 @@ class ParallelPrediction(Result):
     @property
     def statement(self) -> str:
         """One line: the exponent, what follows from it, and what an iteration with full Jacobians costs: some
-        2 T D^3 flops in products of matrices and 3 T D^2 numbers of memory.
+        2 T D^3 flops in products of matrices, D times those of the scan, and 3 T D^2 numbers of memory. Two iterations
+        at least are made, so that on fewer than 2 D cores no order in which they work can pay.
         """
         *_, steps, size = self._decisive
         follows = {
@@ -62,9 +63,10 @@ class ParallelPrediction(Result):
             "sequential": "differences grow, about as many iterations as steps: evaluate it step by step",
             "undecided": "about neutral, dozens of iterations, more the longer the sequence",
         }[self.verdict]
+        flops, numbers = 2.0 * steps * size**3, 3.0 * steps * size**2
         return (
-            f"{self._measured}: {follows}; each takes "
-            f"{2.0 * steps * size**3:.2g} flops and {3.0 * steps * size**2:.2g} numbers"
+            f"{self._measured}: {follows}; each takes {flops:.2g} flops and {numbers:.2g} numbers, so it cannot pay on "
+            f"fewer than {2 * size} cores"
         )
 
     @property
