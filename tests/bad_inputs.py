@@ -697,7 +697,6 @@ TARGETS: list[Target] = [
             "validation": "optional",
             "on_record": "no function",
             "on_chunk": "no function",
-            "on_states": "no function",
             "settings": "settings",
             "folder": "folder",
         },

@@ -133,10 +133,10 @@ def by_hand():
 
 @pytest.fixture(scope="module")
 def trained():
-    """By chunk: the training and all that `on_chunk` and `on_record` were given; "states" are those of `on_states`."""
+    """By chunk: the training and all that `on_chunk` and `on_record` were given."""
 
     def run(chunk, seeds=SEEDS):
-        seen, told, states = [], [], []
+        seen, told = [], []
         done = train(
             NET,
             OPTIMIZER,
@@ -147,13 +147,10 @@ def trained():
             probes={"bias": bias_of, "target": first_target},
             on_chunk=seen.append,
             on_record=told.append,
-            on_states=states.append,
         )
-        by_chunk[chunk, len(seeds)] = states
         return done, seen, told
 
-    by_chunk = {}
-    return {"13": run(13), "7": run(7), "alone": run(13, SEEDS[1:]), "states": by_chunk[13, len(SEEDS)]}
+    return {"13": run(13), "7": run(7), "alone": run(13, SEEDS[1:])}
 
 
 @pytest.mark.parametrize("run", ["13", "7"])
@@ -187,13 +184,6 @@ def test_on_chunk_gets_all_metrics_and_on_record_every_record(trained) -> None:
         assert told == done.records
         assert done.events == []
         assert [r["updates"] for r in done.records] == np.cumsum(sizes).tolist()
-
-
-def test_on_states_gets_the_states_after_each_chunk(trained, by_hand) -> None:
-    assert [int(s.updates[0]) for s in trained["states"]] == [13, 26, 39]
-    for i, (states, _) in enumerate(by_hand):
-        for n, seen in zip((13, 26, 39), trained["states"], strict=True):
-            assert_close(of_seed(seen.params, i), states[n].params)
 
 
 def assert_missed(record) -> None:

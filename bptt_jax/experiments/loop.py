@@ -194,7 +194,6 @@ def train(
     settings: Mapping[str, Any] | None = None,
     on_record: Callable[[Record], None] | None = None,
     on_chunk: Callable[[Metrics], None] | None = None,
-    on_states: Callable[[TrainState], None] | None = None,
 ) -> Training:
     """Trains a network on its task until every seed has solved it, is lost, or `updates` are made.
 
@@ -240,8 +239,6 @@ def train(
       on_record: called with every record (see `Training`).
       on_chunk: called after each chunk with the `Metrics` of all its updates, leaves ``[n, S]``; NaN for a seed
         that had stopped.
-      on_states: called after each chunk with the state of the run, leaves ``[S, ...]``; a seed that had stopped is as
-        it stopped.
 
     Returns:
       A `Training`.
@@ -254,7 +251,7 @@ def train(
     """
     updates, chunk = check_positive_int("updates", updates), check_positive_int("chunk", chunk)
     batch = check_positive_int("batch", batch)
-    _check_kinds(network, optimizer, penalty, probes, validation, folder, settings, on_record, on_chunk, on_states)
+    _check_kinds(network, optimizer, penalty, probes, validation, folder, settings, on_record, on_chunk)
     if not isinstance(seeds, Sequence) or not all(hasattr(s, "__index__") for s in seeds):
         raise TypeError(f"seeds: expected a sequence of integers, got {seeds!r}")
     task, seeds = network.task, [operator.index(s) for s in seeds]
@@ -351,8 +348,6 @@ def train(
             records += new
             if on_chunk is not None:
                 on_chunk(Metrics(*(jnp.where(before.running[None], m, jnp.nan) for m in metrics)))
-            if on_states is not None:
-                on_states(states)
             for record in new if on_record is not None else ():
                 on_record(record)  # type: ignore[misc]
     return Training(states, records)
@@ -375,7 +370,6 @@ def _check_kinds(
     settings: Any,
     on_record: Any,
     on_chunk: Any,
-    on_states: Any,
 ) -> None:
     """Raises TypeError unless each argument of `train` is of its kind."""
     check_optimizer("optimizer", optimizer)
@@ -390,7 +384,7 @@ def _check_kinds(
         if not isinstance(value, kind):
             first = kind[0] if isinstance(kind, tuple) else kind
             raise TypeError(f"{name}: expected a {first.__name__}, got {type(value).__name__}")
-    functions = {"penalty": penalty, "on_record": on_record, "on_chunk": on_chunk, "on_states": on_states}
+    functions = {"penalty": penalty, "on_record": on_record, "on_chunk": on_chunk}
     functions = {name: f for name, f in functions.items() if f is not None}
     functions |= {f"probes[{name!r}]": f for name, f in (probes or {}).items()}
     for name, function in functions.items():
