@@ -32,7 +32,7 @@ def test_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
         if re.search(rf"^import .*\b{library}\b", code, re.MULTILINE):
             pytest.importorskip(library)
     keras = re.search(r"^import .*\bkeras\b", code, re.MULTILINE)
-    mixed = keras or "MultiSteps" in code  # which divides by a count
+    mixed = keras or re.search("MultiSteps|adam", code)  # which reckon with a count
     with (
         jax.numpy_dtype_promotion("standard" if mixed else "strict"),
         jax.numpy_rank_promotion("allow" if keras else "raise"),
