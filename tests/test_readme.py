@@ -8,6 +8,7 @@ import jax
 import pytest
 from slices import covering
 
+import bptt_jax
 from bptt_jax.cli.main import _parser
 
 ROOT = Path(__file__).parents[1]
@@ -75,7 +76,10 @@ def test_the_front_page_is_short() -> None:
 COMMANDS = sorted(
     {
         line.strip()
-        for page in (*PAGES, ROOT / "bptt_jax" / "cli" / "main.py", ROOT / "bptt_jax" / "cli" / "new_step.txt")
+        for page in (
+            *PAGES,
+            *(Path(bptt_jax.__file__).parent / "cli" / name for name in ("main.py", "new_step.txt")),
+        )
         for line in re.findall(
             r"(?:^ *|`|&& )(bptt-jax (?:\w|--)[^`\n]*)", page.read_text(encoding="utf-8"), re.MULTILINE
         )
