@@ -11,6 +11,7 @@ from test_estimators import REAL, RESETS, _problem, _vector, _weighted, cond_ste
 
 import bptt_jax as bptt
 from bptt_jax import estimators
+from bptt_jax.estimators import influence, kronecker, rank_one
 from bptt_jax.recurrence.programs import multiplied_axes
 
 KEY = jax.random.key(0)
@@ -192,6 +193,14 @@ def test_what_a_unit_does_to_itself_is_all_where_units_do_not_meet(x64) -> None:
     given = step, jnp.asarray([0.4, -0.3, 0.6]), state0, jnp.linspace(-1, 1, 15).reshape(5, 3)
     loss = lambda states: jnp.sum(jnp.sin(states[0])) + jnp.sum(states[2].real ** 2)  # noqa: E731
     np.testing.assert_allclose(estimators.rflo(*given, loss), estimators.rtrl(*given, loss), rtol=1e-12)
+
+
+def test_no_rule_is_taken_for_another() -> None:
+    """JAX looks programs up by what is static, by equality and hash."""
+    rules = [influence._Whole(), influence._Local(), influence._Within(1), influence._Within(2)]
+    rules += [kronecker._Kronecker(), rank_one._RankOne()]
+    assert len(set(rules)) == len(rules)
+    assert influence._Within(2) == influence._Within(2)
 
 
 @pytest.mark.parametrize("name", covering(ONLINE, "snap", "uoro", "kf_rtrl"))

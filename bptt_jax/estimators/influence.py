@@ -1,5 +1,6 @@
 """Real-time recurrent learning, and what is left of it where most influences are dropped."""
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -196,7 +197,8 @@ def _read(influence: Array, signal: Array) -> Array:
     return matmul(signal, jnp.where(signal[:, None] == 0, 0, influence))
 
 
-class _Whole(NamedTuple):
+@dataclass(frozen=True)
+class _Whole:
     def begin(self, of: Numbers) -> Array:
         return jnp.zeros((of.size, of.params_size), of.dtype)
 
@@ -208,7 +210,8 @@ class _Whole(NamedTuple):
         return _read(influence, signal)
 
 
-class _Local(NamedTuple):
+@dataclass(frozen=True)
+class _Local:
     def begin(self, of: Numbers) -> Array:
         return jnp.zeros((of.size, of.params_size), of.dtype)
 
@@ -228,7 +231,8 @@ class _Seen(NamedTuple):
     by_params: Array
 
 
-class _Within(NamedTuple):
+@dataclass(frozen=True)
+class _Within:
     n: int
 
     def begin(self, of: Numbers) -> _Seen:

@@ -1,6 +1,7 @@
 """The influence of every weight matrix on the state as a random Kronecker product."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -140,7 +141,8 @@ def _matrices(of: Numbers) -> Iterator[_Matrix]:
         begin += size
 
 
-class _Kronecker(NamedTuple):
+@dataclass(frozen=True)
+class _Kronecker:
     def begin(self, of: Numbers) -> list[_Factors]:
         dtype = of.single
         return [

@@ -96,7 +96,8 @@ class Differential(NamedTuple):
 
 
 class Rule(Protocol):
-    """How an estimator carries the influence; static, so hashable."""
+    """How an estimator carries the influence; static, so hashable, and equal to none of another class: what tuples are
+    of no fields, and JAX would take the program of the one for the other's."""
 
     def begin(self, of: Numbers) -> PyTree:
         """Of the parameters on a state that does not depend on them: zeros, also after a reset."""

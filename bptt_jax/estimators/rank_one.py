@@ -1,5 +1,6 @@
 """The influence of the parameters on the state as one random product of two vectors."""
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -84,7 +85,8 @@ class _Pair(NamedTuple):
     of_params: Array
 
 
-class _RankOne(NamedTuple):
+@dataclass(frozen=True)
+class _RankOne:
     def begin(self, of: Numbers) -> _Pair:
         dtype = of.single
         return _Pair(jnp.zeros(of.size, dtype), jnp.zeros(of.params_size, dtype))
