@@ -32,7 +32,7 @@ def main() -> int:
     wrong, noticing = [], set()
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
-        for part in ("bptt_jax", "tests"):
+        for part in ("bptt_jax", "tests", "benchmarks"):
             shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "pyproject.toml", copy)
         for number in numbers:

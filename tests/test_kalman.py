@@ -12,10 +12,10 @@ from bptt_jax.linalg.kalman import filtered_scan, gains
 def test_gains_are_those_of_a_kalman_filter(x64, diagonal) -> None:
     """Step by step in NumPy: covariance 0 at the start and at resets, noise 1, seen to be 0 with noise 1 / weight."""
     rng = np.random.default_rng(0)
-    matrices, weight = 1.5 * rng.standard_normal((9, 3, 3)), 0.7
+    matrices, weight = 1.5 * rng.standard_normal((11, 3, 3)), 0.7
     if diagonal:
         matrices = matrices * np.eye(3)
-    real, reset = np.arange(9) % 5 != 2, np.arange(9) == 6
+    real, reset = np.arange(11) % 5 != 2, np.arange(11) == 9
     given = np.where(real[:, None, None], matrices, np.eye(3))
     found = jax.jit(gains)(
         jnp.asarray(np.diagonal(given, axis1=1, axis2=2) if diagonal else given),
@@ -24,7 +24,7 @@ def test_gains_are_those_of_a_kalman_filter(x64, diagonal) -> None:
         held=jnp.asarray(~real),
     )
     covariance = np.zeros((3, 3))
-    for t in range(9):
+    for t in range(11):
         if real[t]:
             before = 0 * covariance if reset[t] else covariance
             predicted = matrices[t] @ before @ matrices[t].T + np.eye(3)
