@@ -423,6 +423,12 @@ def type_name(value: Any) -> str:
     return "None" if value is None else type(value).__name__
 
 
+def shapes(tree: Any) -> tuple[Any, list[tuple[int, ...]]]:
+    """Structure, and shapes of the leaves: what two trees must share to be alike."""
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, [jnp.shape(leaf) for leaf in leaves]
+
+
 def describe_shapes(tree: Any) -> str:
     return str(jax.tree.map(lambda a: f"{jnp.result_type(a)}[{','.join(map(str, jnp.shape(a)))}]", tree)).replace(
         "'", ""

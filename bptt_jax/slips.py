@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bptt_jax.checks import describe_shapes, signature_of, takes, type_name
+from bptt_jax.checks import describe_shapes, shapes, signature_of, takes, type_name
 
 PyTree: TypeAlias = Any
 Step: TypeAlias = Callable[[PyTree, PyTree, PyTree], PyTree]
@@ -29,7 +29,7 @@ def of_pairs(new: PyTree, state0: PyTree) -> str:
     """A step that returns something beside the new state; empty if it does not."""
     if not (isinstance(new, tuple) and len(new) == 2):
         return ""
-    first, second = (_shapes(entry) == _shapes(state0) for entry in new)
+    first, second = (shapes(entry) == shapes(state0) for entry in new)
     alone = "step: must return the new state alone, not (carry, y) as for lax.scan; got a pair"
     swapped = "or, of one called as (params, x, state) -> (output, state), step(params, x, state)[1]"
     if first and second:
@@ -213,9 +213,4 @@ def _entry(step: Step, arguments: tuple[Any, ...], state0: PyTree) -> str | None
     except Exception:
         return None
     pair = {"[0]": new[0], "[1]": new[1]} if isinstance(new, tuple) and len(new) == 2 else {}
-    return next((entry for entry, tree in ({"": new} | pair).items() if _shapes(tree) == _shapes(state0)), None)
-
-
-def _shapes(tree: PyTree) -> tuple[Any, list[tuple[int, ...]]]:
-    leaves, structure = jax.tree.flatten(tree)
-    return structure, [jnp.shape(leaf) for leaf in leaves]
+    return next((entry for entry, tree in ({"": new} | pair).items() if shapes(tree) == shapes(state0)), None)

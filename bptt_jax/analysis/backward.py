@@ -309,8 +309,7 @@ class _Carried(NamedTuple):
 
 def _nothing(recurrence: Recurrence) -> _Carried:
     params, state = (
-        LogScaled(jax.tree.map(jnp.zeros_like, differentiable_part(tree)[0]), jnp.int32(logscale.ZERO_EXPONENT))
-        for tree in (recurrence.params, recurrence.state0)
+        logscale.nothing(differentiable_part(tree)[0]) for tree in (recurrence.params, recurrence.state0)
     )
     return _Carried(params, state, state)
 

@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bptt_jax.analysis.fixed_point_search import Map, wide
+from bptt_jax.analysis.fixed_point_search import Map
 from bptt_jax.linalg.krylov import least_squares
 from bptt_jax.linalg.lapack import solve
-from bptt_jax.linalg.precision import matmul
+from bptt_jax.linalg.precision import matmul, wide
 from bptt_jax.recurrence.linearization import Mode, differentiation_mode
 from bptt_jax.step import Array, PyTree, Recurrence, differentiable_part, full_precision
 

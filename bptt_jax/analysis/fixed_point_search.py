@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from bptt_jax import devices
 from bptt_jax.linalg.krylov import least_squares
 from bptt_jax.linalg.lapack import solve, solve_positive
-from bptt_jax.linalg.precision import matmul
+from bptt_jax.linalg.precision import matmul, wide
 from bptt_jax.recurrence.jacobians import jacobian_at
 from bptt_jax.recurrence.linearization import Mode
 from bptt_jax.step import Array, Input, Recurrence, State, full_precision, is_differentiable, ravel_state
@@ -141,11 +141,6 @@ class Found(NamedTuple):
     vectors: Array
     iterations: Array
     stationary: Array
-
-
-def wide(a: Array) -> Array:
-    """In single precision at least, for LAPACK knows no other."""
-    return a if a.dtype.itemsize >= 4 else a.astype(jnp.float32)
 
 
 def size(vector: Array) -> Array:

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int, Key
 from bptt_jax import devices
 from bptt_jax.analysis.fixed_point_derivatives import attached_to_equation
 from bptt_jax.analysis.fixed_point_results import FixedPoints
-from bptt_jax.analysis.fixed_point_search import Map, Method, search, size, wide
+from bptt_jax.analysis.fixed_point_search import Map, Method, search, size
 from bptt_jax.analysis.matrix_free import eigenvalues_at
 from bptt_jax.checks import (
     at_path,
@@ -27,6 +27,7 @@ from bptt_jax.checks import (
     check_positive_int,
     describe_shapes,
 )
+from bptt_jax.linalg.precision import wide
 from bptt_jax.linalg.spectra import eigenvalues
 from bptt_jax.recurrence.jacobians import jacobians_at
 from bptt_jax.recurrence.linearization import Mode, differentiation_mode, linearize, require_pulls, require_pushes

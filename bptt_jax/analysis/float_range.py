@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from bptt_jax.linalg.logscale import LogScaled, to_log
+from bptt_jax.linalg.precision import wide
 
 
 class FloatRange(NamedTuple):
@@ -102,7 +103,7 @@ def _largest(a: Array) -> Float[Array, " T"]:
     """The largest entry at every step, real and imaginary parts being entries of their own."""
     size = jnp.maximum(jnp.abs(a.real), jnp.abs(a.imag)) if jnp.iscomplexobj(a) else jnp.abs(a)
     top = jnp.max(size.reshape(len(a), -1), axis=1, initial=0)
-    return top.astype(max(jnp.dtype(jnp.float32), top.dtype, key=lambda d: d.itemsize))
+    return wide(top)
 
 
 def _log(size: Float[Array, " T"], exponent: Int[Array, " T"]) -> Float[Array, " T"]:

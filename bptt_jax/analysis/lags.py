@@ -225,6 +225,13 @@ def inner(a: LogScaled, b: LogScaled) -> LogScaled:
     return LogScaled(total, logscale.plain(a.exponent) + logscale.plain(b.exponent))
 
 
+def relative_error(found: LogScaled, exact: LogScaled) -> Float[Array, ""]:
+    """``||found - exact|| / ||exact||``; NaN where that is zero."""
+    negative = LogScaled(jax.tree.map(jnp.negative, exact.mantissa), exact.exponent)
+    none = exact.log_norm == -jnp.inf
+    return jnp.where(none, jnp.nan, jnp.exp((found + negative).log_norm - jnp.where(none, 0, exact.log_norm)))
+
+
 @devices.compiled
 def _gradient_by_lag(
     recurrence: Recurrence, loss: BoundLoss, *, longest: int, chosen: tuple[int, ...]

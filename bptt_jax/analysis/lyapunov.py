@@ -36,6 +36,7 @@ from bptt_jax.analysis.frames import (
     random_frame,
 )
 from bptt_jax.checks import check_positive, check_positive_int
+from bptt_jax.linalg.precision import at_least_single
 from bptt_jax.results import Result, field
 from bptt_jax.step import (
     Array,
@@ -412,7 +413,7 @@ def frames_to_begin_with(
     start: Float[Array, " D"], num: int, initial_frame: Float[Array, "D num"] | None
 ) -> tuple[Float[Array, "num D"], Float[Array, "num D"]]:
     """Of which new directions are drawn, and with which every piece begins."""
-    dtype = max(start.dtype, jnp.dtype(jnp.float32), key=lambda d: d.itemsize)
+    dtype = at_least_single(start.dtype)
     fresh = random_frame(num, start.size, dtype)
     return fresh, fresh if initial_frame is None else orthonormal_frame(initial_frame, dtype)
 

@@ -23,6 +23,7 @@ from bptt_jax.linalg.krylov import (
     singular_triplets,
 )
 from bptt_jax.linalg.logscale import LogScaled, to_log
+from bptt_jax.linalg.precision import at_least_single
 from bptt_jax.recurrence.linearization import (
     Linearization,
     Mode,
@@ -315,7 +316,7 @@ def _first_of(pull: Callable[[Array], tuple[Array]], cotangent: Array) -> Array:
 
 def _singular_values_of(differential: Callable[[Array], Array], example: Array, num: int) -> LeadingValues:
     constant = jax.lax.stop_gradient(differential)
-    dtype = _dtype(example)
+    dtype = at_least_single(example.dtype)
     push = _product(constant, example)
     pull = _product(lambda u: jax.linear_transpose(constant, example)(u)[0], example)
     found = jax.lax.stop_gradient(singular_triplets(push, pull, example.size, dtype, num))
@@ -325,7 +326,7 @@ def _singular_values_of(differential: Callable[[Array], Array], example: Array, 
 
 
 def _eigenvalues_of(differential: Callable[[Array], Array], example: Array, num: int) -> LeadingValues:
-    constant, dtype = jax.lax.stop_gradient(differential), _dtype(example)
+    constant, dtype = jax.lax.stop_gradient(differential), at_least_single(example.dtype)
     found = jax.lax.stop_gradient(eigenpairs(_product(constant, example), example.size, dtype, num))
     right = found.vectors[:num]
 
@@ -349,7 +350,7 @@ def _attached(
 def _attached_jvp(num: int, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
     values, _, right, differential, example = primals
     transpose = _product(lambda u: jax.linear_transpose(differential, example)(u)[0], example)
-    left = eigenpairs(transpose, example.size, _dtype(example), num)
+    left = eigenpairs(transpose, example.size, at_least_single(example.dtype), num)
     # Of all that were found: a pair that is cut in two would else miss its partner.
     apart = jnp.abs(LogScaled(left.values, left.exponent).value[None, :] - values[:, None])
     y = left.vectors[jnp.argmin(apart, axis=1)]
@@ -360,7 +361,7 @@ def _log_values(along: Linearization, first: Array, t: Array, end: Array, num: i
     """Of ``dh_end/dh_t``, as if there were no resets; `first`, where the loops begin, is a lower bound of t which
     nothing is mapped over."""
     example = ravel_state(along.no_cotangents)[0]
-    dtype, steps = _dtype(example), along.recurrence.length
+    dtype, steps = at_least_single(example.dtype), along.recurrence.length
     pull_one = pull_back(along)
 
     def push_one(residuals: PyTree, vector: Array) -> Array:
@@ -415,15 +416,10 @@ def _with_derivative(values: Array, like: Array) -> Array:
 
 
 def _product(differential: Callable[[Array], Array], example: Array) -> Product:
-    dtype = _dtype(example)
+    dtype = at_least_single(example.dtype)
 
     def product(v: Array) -> LogScaled:
         v = devices.vary(v.astype(example.dtype), devices.axes_of(example))
         return LogScaled.of(differential(v).astype(dtype))
 
     return product
-
-
-def _dtype(example: Array) -> jnp.dtype:
-    """At least single precision, for LAPACK knows no other."""
-    return max(example.dtype, jnp.dtype(jnp.float32), key=lambda dtype: dtype.itemsize)

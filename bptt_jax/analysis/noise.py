@@ -17,6 +17,7 @@ from bptt_jax.analysis.loss import BoundLoss, bind_loss
 from bptt_jax.checks import check_function, check_positive_int
 from bptt_jax.linalg import logscale
 from bptt_jax.linalg.logscale import LogScaled
+from bptt_jax.linalg.precision import wide
 from bptt_jax.results import Result, field
 from bptt_jax.step import Array, Loss, Params, PyTree, Recurrence, State, Step, bind
 
@@ -212,7 +213,7 @@ class _Compared(NamedTuple):
 def _compared(parts: LogScaled) -> _Compared:
     """Of parts with leaves ``[S, ...]``."""
     top = jnp.max(parts.exponent)
-    alike = jax.tree.map(_wide, parts.over(jnp.full_like(parts.exponent, top)))
+    alike = jax.tree.map(wide, parts.over(jnp.full_like(parts.exponent, top)))
     mean = jax.tree.map(lambda a: jnp.mean(a, axis=0), alike)
 
     def one(part: Params) -> tuple[Array, Array]:
@@ -245,11 +246,6 @@ def _ratio(parts: _Compared, batch: int) -> tuple[Array, Array]:
 
 def _over(batch: Array, ratio: Array) -> Array:
     return jnp.where(ratio > 0, batch.astype(ratio.dtype) / jnp.where(ratio > 0, ratio, 1), jnp.inf)
-
-
-def _wide(a: Array) -> Array:
-    """Half precision has too few digits for the difference of two parts."""
-    return a.astype(jnp.float32) if jnp.finfo(a.dtype).bits < 32 else a
 
 
 @devices.compiled

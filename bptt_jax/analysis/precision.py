@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 
 from bptt_jax import devices
 from bptt_jax.analysis.backward import backward
-from bptt_jax.analysis.lags import check_longest, hoisted, way_back
+from bptt_jax.analysis.lags import check_longest, hoisted, relative_error, way_back
 from bptt_jax.analysis.loss import BoundLoss, bind_loss
 from bptt_jax.checks import check_floating
 from bptt_jax.linalg.logscale import LogScaled
@@ -220,12 +220,9 @@ def _gradient_precision(
         exact, exact_signals = exact_go(exact_signals)
         part, signals = emulate(kept["go"])(constants, signals)
         found = jax.tree.map(lambda a, like: a.astype(like.dtype), part.mantissa, exact.mantissa)
-        negative = LogScaled(jax.tree.map(jnp.negative, exact.mantissa), exact.exponent)
-        nothing = exact.log_norm == -jnp.inf
-        off = (LogScaled(found, jnp.zeros((), jnp.int32)) + negative).log_norm
-        error = jnp.where(nothing, jnp.nan, jnp.exp(off - jnp.where(nothing, 0, exact.log_norm)))
+        error = relative_error(LogScaled(found, jnp.zeros((), jnp.int32)), exact)
         finite = jnp.stack([jnp.all(jnp.isfinite(a)) for a in jax.tree.leaves(found)] or [jnp.asarray(True)])
-        error = jnp.where(nothing | jnp.all(finite), error, jnp.inf)
+        error = jnp.where((exact.log_norm == -jnp.inf) | jnp.all(finite), error, jnp.inf)
         exponent = jnp.minimum(top, exact.exponent)
         return (exact_signals, signals), (exact.log_norm, error, _largest(found), exponent, top)
 

@@ -1,13 +1,12 @@
 """What truncated backpropagation through time loses."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
 from bptt_jax import devices
 from bptt_jax.analysis.backward import backward
-from bptt_jax.analysis.lags import check_longest, inner, over_lags
+from bptt_jax.analysis.lags import check_longest, inner, over_lags, relative_error
 from bptt_jax.analysis.loss import BoundLoss, bind_loss
 from bptt_jax.linalg import logscale
 from bptt_jax.linalg.logscale import LogScaled
@@ -78,8 +77,6 @@ def truncation_bias(
 def _truncation_bias(recurrence: Recurrence, loss: BoundLoss, *, longest: int) -> TruncationBias:
     done = backward(recurrence, loss)
     whole = done.params_grad.normalized()
-    nothing = whole.log_norm == -jnp.inf
-    negative = LogScaled(jax.tree.map(jnp.negative, whole.mantissa), whole.exponent)
 
     def visit(total: LogScaled, part: LogScaled) -> tuple[LogScaled, tuple[Array, Array]]:
         total = total + part
@@ -88,9 +85,7 @@ def _truncation_bias(recurrence: Recurrence, loss: BoundLoss, *, longest: int) -
         squares = inner(truncated, truncated).mantissa * inner(whole, whole).mantissa
         none = squares == 0
         cosine = jnp.where(none, jnp.nan, inner(truncated, whole).mantissa / jnp.sqrt(jnp.where(none, 1, squares)))
-        error = jnp.where(nothing, jnp.nan, (total + negative).log_norm - jnp.where(nothing, 0, whole.log_norm))
-        return total, (cosine, jnp.exp(error))
+        return total, (cosine, relative_error(total, whole))
 
-    start = LogScaled(jax.tree.map(jnp.zeros_like, whole.mantissa), jnp.full((), logscale.ZERO_EXPONENT, jnp.int32))
-    _, (cosine, error) = over_lags(done.along, done.loss.states, visit, start, longest)
+    _, (cosine, error) = over_lags(done.along, done.loss.states, visit, logscale.nothing(whole.mantissa), longest)
     return TruncationBias(1 + jnp.arange(longest), cosine, error)

@@ -22,10 +22,12 @@ from bptt_jax.checks import (
     check_key,
     check_positive_int,
     describe_shapes,
+    shapes,
     type_name,
 )
 from bptt_jax.linalg import logscale
 from bptt_jax.linalg.logscale import LogScaled
+from bptt_jax.linalg.precision import wide
 from bptt_jax.recurrence.unroll import states_of
 from bptt_jax.results import Result, field
 from bptt_jax.step import (
@@ -241,9 +243,7 @@ def _exact(
         found = backward(*setting.problem(params, setting.items((state0, xs, args), i))).params_grad.normalized()
         return total + found, found.log_norm
 
-    nothing = LogScaled(
-        jax.tree.map(jnp.zeros_like, differentiable_part(params)[0]), jnp.asarray(logscale.ZERO_EXPONENT, jnp.int32)
-    )
+    nothing = logscale.nothing(differentiable_part(params)[0])
     total, log_norms = devices.scan(add, nothing, jnp.arange(count))
     mean = LogScaled(jax.tree.map(lambda a: a / count, total.mantissa), total.exponent).normalized()
     if count == 1:
@@ -279,7 +279,7 @@ def _judge(
             given = partial(function, key=key, args=args, length=setting.length)
             words = f"(step, params, state0, xs, loss) with params {describe_shapes(params)}"
             found = call_user_function(f"estimators[{name!r}]", words, given, step, params, state0, xs, loss)
-            if _shapes(found) != _shapes(like):
+            if shapes(found) != shapes(like):
                 expected, got = describe_shapes(like), describe_shapes(found)
                 raise ValueError(
                     f"estimators[{name!r}]: must return a gradient like the floating parameters, {expected}, got {got}"
@@ -427,7 +427,7 @@ def _parts_with_lag(recurrence: Recurrence, immediate: State, lag: Array, key: A
 def _vector(tree: Params) -> Float[Array, " P"]:
     """In at least single precision."""
     vector, _ = ravel_state(tree)
-    return vector.astype(max(vector.dtype, jnp.dtype(jnp.float32), key=lambda dtype: dtype.itemsize))
+    return wide(vector)
 
 
 def _mean_and_variance(by_key: Float[Array, "keys ..."]) -> tuple[Array, Array]:
@@ -450,11 +450,6 @@ def _mean_and_error(by_key: Float[Array, "... keys"]) -> tuple[Array, Array]:
 def _with_error(value_and_error: tuple[Array, Array]) -> str:
     value, error = map(float, value_and_error)
     return f"{value:.3g}" if math.isnan(error) else f"{value:.3g} +- {error:.1g}"
-
-
-def _shapes(tree: PyTree) -> tuple[Any, list[tuple[int, ...]]]:
-    leaves, structure = jax.tree.flatten(tree)
-    return structure, [jnp.shape(leaf) for leaf in leaves]
 
 
 def _check_estimators(estimators: Any) -> dict[str, Callable[..., Params]]:

@@ -10,7 +10,7 @@ from jaxtyping import Int, PRNGKeyArray
 from bptt_jax import devices
 from bptt_jax.analysis.loss import BoundLoss, bind_loss
 from bptt_jax.checks import check_bool, describe_shapes, type_name
-from bptt_jax.linalg.precision import matmul
+from bptt_jax.linalg.precision import at_least_single, matmul
 from bptt_jax.recurrence.linearization import differentiation_mode
 from bptt_jax.recurrence.programs import multiplied_axes
 from bptt_jax.recurrence.unroll import states_of
@@ -75,7 +75,7 @@ class Numbers(NamedTuple):
     @property
     def single(self) -> Any:
         """The dtype, or single precision if that is wider."""
-        return self.dtype if jnp.finfo(self.dtype).bits >= 32 else jnp.dtype(jnp.float32)
+        return at_least_single(self.dtype)
 
 
 class Differential(NamedTuple):

@@ -17,6 +17,7 @@ from bptt_jax.checks import (
     check_positive_int,
     describe_shapes,
 )
+from bptt_jax.linalg.precision import at_least_single
 from bptt_jax.recurrence.unroll import states_of
 from bptt_jax.step import (
     Array,
@@ -179,7 +180,7 @@ class _Point:
     def __init__(self, params: Params) -> None:
         moving, self._merge = differentiable_part(params)
         self._theta, self._unravel = ravel_state(moving)
-        self.dtype = max(self._theta.dtype, jnp.dtype(jnp.float32), key=lambda dtype: dtype.itemsize)
+        self.dtype = at_least_single(self._theta.dtype)
         self.size = self._theta.size
 
     def draw(self, key: Array, window: Array | int) -> Array:

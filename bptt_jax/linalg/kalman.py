@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from bptt_jax.linalg.affine import affine_scan
-from bptt_jax.linalg.precision import matmul
+from bptt_jax.linalg.precision import matmul, wide
 
 
 def filtered_scan(
@@ -94,6 +94,4 @@ def _transposed(a: Array) -> Array:
 def _inverse(a: Array) -> Array:
     if a.ndim == 2:
         return 1 / a
-    # LAPACK knows no half precision.
-    wide = a.astype(jnp.float32) if jnp.finfo(a.dtype).bits < 32 else a
-    return jnp.linalg.inv(wide).astype(a.dtype)
+    return jnp.linalg.inv(wide(a)).astype(a.dtype)

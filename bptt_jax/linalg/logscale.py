@@ -150,6 +150,11 @@ class LogScaled:
         return function(self.mantissa, self.exponent, *more)
 
 
+def nothing(like: PyTree) -> LogScaled:
+    """Zero, a tree like this one."""
+    return LogScaled(jax.tree.map(jnp.zeros_like, like), jnp.int32(ZERO_EXPONENT))
+
+
 def exponent(tree: PyTree) -> Array:
     """int32 e with max|tree| in [2^(e-1), 2^e); ZERO_EXPONENT for zero or nothing, 0 if anything is not finite."""
     leaves = jax.tree.leaves(jax.lax.stop_gradient(tree))
