@@ -1185,7 +1185,7 @@ MUTATIONS = {
             "test_command.py::test_an_interrupt_while_it_is_imported_is_one_line",
         ),
     ],
-    "bptt_jax/cli/main.py": [
+    "bptt_jax/cli/parser.py": [
         (
             "if not 0 <= value < 2**31:\n        raise argparse",
             "if not 0 <= value:\n        raise argparse",

@@ -9,7 +9,7 @@ import pytest
 from slices import covering
 
 import bptt_jax
-from bptt_jax.cli.main import _parser
+from bptt_jax.cli.parser import parser
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -78,7 +78,7 @@ COMMANDS = sorted(
         line.strip()
         for page in (
             *PAGES,
-            *(Path(bptt_jax.__file__).parent / "cli" / name for name in ("main.py", "new_step.txt")),
+            *(Path(bptt_jax.__file__).parent / "cli" / name for name in ("parser.py", "new_step.txt")),
         )
         for line in re.findall(
             r"(?:^ *|`|&& )(bptt-jax (?:\w|--)[^`\n]*)", page.read_text(encoding="utf-8"), re.MULTILINE
@@ -96,5 +96,5 @@ def test_commands_that_are_shown_are_understood(line: str) -> None:
     if words in (["train"], ["new-step"], ["completion"]) or "bash|zsh|fish" in line:
         return  # spoken of, without what it wants
     words += ["."] * (words[-1] in ("--checkpoint", "--weights"))
-    arguments = _parser().parse_args(words)
+    arguments = parser().parse_args(words)
     assert arguments.command == words[0]
