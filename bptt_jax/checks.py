@@ -127,12 +127,19 @@ def call_user_function(name: str, arguments: str, function: Callable[..., Any], 
     try:
         value = function(*given)
     except Exception as error:
-        error.add_note(f"raised by {name}{arguments}")
-        if isinstance(error, jax.errors.TracerArrayConversionError):
-            error.add_note(f"{name} is traced: use jax.numpy in it, not numpy")
+        add_notes(error, name, arguments)
         raise
     check_leaves(f"the result of {name}", value)
     return value
+
+
+def add_notes(error: Exception, name: str, arguments: str) -> None:
+    """To what a function of the user's has raised: which one, on what, and what is not there while it is traced."""
+    error.add_note(f"raised by {name}{arguments}")
+    if isinstance(error, jax.errors.TracerArrayConversionError):
+        error.add_note(f"{name} is traced: use jax.numpy in it, not numpy")
+    elif isinstance(error, jax.errors.ConcretizationTypeError):
+        error.add_note(f"{name} is traced: no number in it is known to float() or `if` yet; jnp.where chooses")
 
 
 def check_scalar(name: str, value: Any) -> None:

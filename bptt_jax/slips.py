@@ -53,8 +53,19 @@ def remedy(error: Exception, step: Step, params: PyTree, state0: PyTree, xs: PyT
         return ""
     if _entry(step, (params, state0, _less(xs, 1)), state0) is not None:
         return ""
-    ways = (_of_makers, _of_batches, _of_lists, _of_arity, _of_swapped, _of_cells, _of_transposed, _of_sizes)
-    return next((said for way in ways if (said := way(step, params, state0, xs))), "")
+    ways = (
+        _of_makers, _of_batches, _of_instants, _of_lists, _of_arity, _of_swapped, _of_cells, _of_transposed, _of_sizes
+    )  # fmt: skip
+    if said := next((said for way in ways if (said := way(step, params, state0, xs))), ""):
+        return said
+    if not jax.tree.leaves(xs) and "NoneType" in str(error):
+        return f"xs: expected inputs [T, ...], since the step uses its x, got None; it says: {error}"
+    return ""
+
+
+def takes_whole(step: Step, params: PyTree, state: PyTree, x: PyTree) -> bool:
+    """Whether a step takes all of them as they are, with no axis in front."""
+    return _entry(step, (params, state, x), state) == ""
 
 
 def _less(tree: PyTree, axes: int, least: int = 0) -> PyTree | None:
@@ -102,9 +113,29 @@ def _of_batches(step: Step, params: PyTree, state0: PyTree, xs: PyTree) -> str:
     return ""
 
 
+def _of_instants(step: Step, params: PyTree, state0: PyTree, xs: PyTree) -> str:
+    """The input of one instant; one sequence where a batch was expected."""
+    if not jax.tree.leaves(xs) or not takes_whole(step, params, state0, xs):
+        return ""
+    give = "xs[None]" if jax.tree_util.all_leaves([xs]) else "jax.tree.map(lambda a: a[None], xs)"
+    return (
+        f"xs: expected time as the first axis, got {describe_shapes(xs)}, all of which step takes at one instant: an "
+        f"axis is missing, that of time or, where a batch [B, T, ...] is expected, that of the batch; give {give}"
+    )
+
+
 def _of_lists(step: Step, params: PyTree, state0: PyTree, xs: PyTree) -> str:
     """Lists of numbers, each of which JAX takes for an array; a state in a list."""
     x = _less(xs, 1)
+    if type(xs) in (list, tuple) and len(xs) > 1 and len({describe_shapes(entry) for entry in xs}) == 1:
+        one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), xs[0])
+        if takes_whole(step, params, state0, one):
+            alone = jax.tree_util.all_leaves([one])
+            stacked = "jnp.stack(xs)" if alone else "jax.tree.map(lambda *x: jnp.stack(x), *xs)"
+            return (
+                f"xs: expected arrays with time as the first axis, got a {type_name(xs)} of {len(xs)} inputs, one for "
+                f"each step; give {stacked}"
+            )
     arrays = {"params": _dense(params), "state0": _dense(state0)}
     if _entry(step, (arrays["params"], arrays["state0"], x), arrays["state0"]) is not None:
         counts = {"params": len(jax.tree.leaves(params)), "state0": len(jax.tree.leaves(state0))}

@@ -253,6 +253,10 @@ def bind(step: Step, params: Params, state0: State, xs: PyTree = None, length: i
     """
     step = check_function("step", step, "step(params, state, x) -> state")
     sequence = xs if isinstance(xs, Sequence) else Sequence(xs)
+    if any(isinstance(node, Sequence) for node in jax.tree.leaves(sequence.xs, is_leaf=_is_sequence)):
+        raise TypeError(
+            "xs: expected a Sequence in place of all inputs, got one within them; Sequence(xs, mask=...)"
+        )
     for name, tree in (("params", params), ("state0", state0), ("xs", sequence.xs)):
         check_leaves(name, tree)
     if state_size(state0) == 0:
@@ -269,6 +273,10 @@ def bind(step: Step, params: Params, state0: State, xs: PyTree = None, length: i
             raise ValueError("reset_state: expected resets [T] beside it, got None")
     instants = Instant(sequence.xs, sequence.mask, sequence.resets)
     return Recurrence(step, params, state0, instants, reset_state, None, steps, reset_state is None, False)
+
+
+def _is_sequence(node: Any) -> bool:
+    return isinstance(node, Sequence)
 
 
 def check_step(recurrence: Recurrence) -> Recurrence:
@@ -505,7 +513,12 @@ def _check_length(sequence: Sequence, length: int | None) -> int:
     lengths = {at_path("xs", path): np.shape(leaf)[0] for path, leaf in leaves}
     lengths |= {name: flag.shape[0] for name, flag in flags.items()}
     if len(set(lengths.values())) > 1:
-        raise ValueError(f"xs: expected one number of steps in all leaves, got {lengths}")
+        way = ""
+        if isinstance(sequence.xs, list):
+            way = (
+                "; sequences of different lengths: jnp.stack those that Sequence(x).pad_to(longest) pads, jax.vmap"
+            )
+        raise ValueError(f"xs: expected one number of steps in all leaves, got {lengths}{way}")
     steps = next(iter(lengths.values()))
     if steps == 0:
         raise ValueError("xs: expected at least one step, got a first axis of 0")

@@ -70,6 +70,44 @@ SLIPS = {
         "mask: expected booleans [T], got int64; compare, as in jnp.arange(T) < length",
     ),
     "time last": (of(GRU.step, GRU_PARAMS, H, XS.T), "xs: expected time as the first axis, got float32[3,5]…xs.T"),
+    "one instant for a sequence": (
+        of(GRU.step, GRU_PARAMS, H, XS[0]),
+        "xs: expected time as the first axis, got float32[3], all of which step takes at one instant…give xs[None]",
+    ),
+    "one sequence for a batch": (
+        lambda: bptt.analysis.gradient_noise(GRU.step, GRU_PARAMS, H, XS, last),
+        "xs: …where a batch [B, T, ...] is expected, that of the batch",
+    ),
+    "the same to a monitor": (
+        lambda: bptt.Monitor(GRU.step, last)(0, GRU_PARAMS, H, XS),
+        "xs: …where a batch [B, T, ...] is expected, that of the batch",
+    ),
+    "a list, one for each step": (of(GRU.step, GRU_PARAMS, H, list(XS)), "xs: …list of 5 inputs…jnp.stack(xs)"),
+    "a list of pairs": (
+        of(lambda p, h, x: GRU.step(p, h, x[0] + x[1]), GRU_PARAMS, H, [(XS[0], XS[1])] * 6),
+        "xs: expected…a list of 6 inputs, one for each step; give jax.tree.map(lambda *x: jnp.stack(x), *xs)",
+    ),
+    "a list of sequences of different lengths": (
+        of(GRU.step, GRU_PARAMS, H, [XS, XS[:3]]),
+        "xs: expected one number of steps…different lengths…Sequence(x).pad_to(longest)",
+    ),
+    "a Sequence within others": (of(GRU.step, GRU_PARAMS, H, (bptt.Sequence(XS),)), "xs: expected a Sequence in place"),
+    "no inputs": (
+        lambda: bptt.unroll(GRU.step, GRU_PARAMS, H, length=5),
+        "xs: expected inputs [T, ...], since the step uses its x, got None",
+    ),
+    "one state for many starts": (
+        lambda: bptt.fixed_points(GRU.step, GRU_PARAMS, H, XS[0]),
+        "starts: expected an axis of starts in front, got one state, float32[4]; give starts[None]",
+    ),
+    "many inputs for one": (
+        lambda: bptt.fixed_points(GRU.step, GRU_PARAMS, jnp.ones((2, 4)), XS),
+        "x: expected one constant input, got float32[5,3], many of them; give one, or jax.vmap",
+    ),
+    "no input to rest at": (
+        lambda: bptt.fixed_points(GRU.step, GRU_PARAMS, jnp.ones((2, 4))),
+        "x: expected the input at which to rest, since the step uses it, got None",
+    ),
     "inputs of another size": (
         of(GRU.step, GRU_PARAMS, H, np.ones((7, 5), np.float32)),
         "xs: expected [T, 3], since params.input is [12, 3], got float32[7,5]",
@@ -149,6 +187,22 @@ SLIPS = {
     "args that no loss wants": (
         with_loss(last, args=1.0),
         "loss: expected a function called as loss(states, args), since args are given, got last(states)",
+    ),
+    "a loss made a float": (
+        with_loss(lambda states: float(last(states))),
+        "loss is traced: no number in it is known to float() or `if` yet; jnp.where chooses",
+    ),
+    "a family that asks for its value": (
+        lambda: bptt.calibrate(lambda g: (GRU.step, GRU_PARAMS if g > 1 else None), H, XS, low=0.5, high=2.0),
+        "make is traced: no number in it is known to float() or `if` yet",
+    ),
+    "a monitor within jit": (
+        lambda: jax.jit(lambda xs: bptt.Monitor(GRU.step, last)(0, GRU_PARAMS, H, xs))(BATCH),
+        "Monitor: expected arrays of known numbers, got traced ones; call it in the loop, outside of jax.jit",
+    ),
+    "an initial state as a guess": (
+        lambda: bptt.deer(GRU.step, GRU_PARAMS, H, XS, guess=H),
+        "guess: expected a trajectory, like the result's states, float32[5,4], got float32[4]",
     ),
     "a loss in NumPy": (with_loss(lambda states: np.tanh(np.asarray(states)).sum()), "loss is traced: use jax.numpy"),
 }  # fmt: skip

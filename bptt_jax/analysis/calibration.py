@@ -16,6 +16,7 @@ from bptt_jax.analysis.error_signal import propagate_error_signal
 from bptt_jax.analysis.loss import BoundLoss, bind_loss
 from bptt_jax.analysis.lyapunov import measure_exponents
 from bptt_jax.checks import (
+    add_notes,
     at_path,
     check_bool,
     check_finite,
@@ -543,7 +544,7 @@ def _made(make: Make, value: Array, key: tuple[PyTree, ...]) -> tuple[Step, Para
     try:
         made = make(value, *key)
     except Exception as error:
-        error.add_note(f"raised by make(value{', key' * len(key)})")
+        add_notes(error, "make", f"(value{', key' * len(key)})")
         raise
     if not (isinstance(made, tuple) and len(made) == 2 and callable(made[0])):
         raise TypeError(f"make: must return (step, params), got {type(made).__name__}")

@@ -31,6 +31,7 @@ from bptt_jax.linalg.precision import wide
 from bptt_jax.linalg.spectra import eigenvalues
 from bptt_jax.recurrence.jacobians import jacobians_at
 from bptt_jax.recurrence.linearization import Mode, differentiation_mode, linearize, require_pulls, require_pushes
+from bptt_jax.slips import takes_whole
 from bptt_jax.step import (
     Array,
     Input,
@@ -256,6 +257,21 @@ def _check_starts(starts: State) -> int:
     return count
 
 
+def _of_axes(step: Step, params: Params, starts: State, x: Input, first: State, x_per_start: bool) -> str:
+    """One state for many, many inputs for one; empty if it is neither."""
+    if takes_whole(step, params, starts, x):
+        give = "starts[None]" if jax.tree_util.all_leaves([starts]) else "jax.tree.map(lambda a: a[None], starts)"
+        return f"starts: expected an axis of starts in front, got one state, {describe_shapes(starts)}; give {give}"
+    if x_per_start or not jax.tree.leaves(x) or any(jnp.ndim(leaf) == 0 for leaf in jax.tree.leaves(x)):
+        return ""
+    if takes_whole(step, params, first, jax.tree.map(lambda a: a[0], x)):
+        return (
+            f"x: expected one constant input, got {describe_shapes(x)}, many of them; give one, or jax.vmap over "
+            "them, or, of one for each start, x_per_start=True"
+        )
+    return ""
+
+
 def _check_per_start(x: Input, count: int) -> None:
     leaves = jax.tree_util.tree_leaves_with_path(x)
     if not leaves:
@@ -287,9 +303,13 @@ def _fixed_points(
     length = jnp.shape(jax.tree.leaves(inputs)[0])[0] if jax.tree.leaves(inputs) else 1
     try:
         recurrence = check_step(bind(step, params, first, inputs, length))
-    except ValueError as error:
+    except Exception as error:
+        if said := _of_axes(step, params, starts, x, first, x_per_start):
+            raise ValueError(said) from error
         if str(error).startswith("state0"):
             raise ValueError(f"starts: expected states with one axis in front; of the first, {error}") from error
+        if str(error).startswith("xs: expected inputs"):
+            raise ValueError("x: expected the input at which to rest, since the step uses it, got None") from error
         raise
     if rhs is not None:
         _check_rhs(rhs, recurrence)

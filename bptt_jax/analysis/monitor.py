@@ -314,6 +314,11 @@ class Monitor:
         self, update: int, params: Params, state0: State, xs: PyTree, args: PyTree, length: int | None
     ) -> MonitorRecord:
         given = params, state0, xs, args
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(given)):
+            raise TypeError(
+                "Monitor: expected arrays of known numbers, got traced ones; call it in the loop, outside of jax.jit "
+                "and jax.lax.scan, or gradient_flow within"
+            )
         count = batch_size(params, given[1:], self._in_axes)
         notice_new_shape(self._step, tuple(np.shape(leaf) for leaf in jax.tree.leaves((state0, xs, args))))
         jax.block_until_ready(given)  # what is still running is the loop's own time

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from bptt_jax import devices
-from bptt_jax.checks import at_path, check_choice, check_leaves, check_positive_int
+from bptt_jax.checks import at_path, check_choice, check_leaves, check_positive_int, describe_shapes
 from bptt_jax.linalg.affine import affine_scan
 from bptt_jax.linalg.precision import matmul
 from bptt_jax.linalg.scattered import signs
@@ -507,6 +507,9 @@ def _vectors(state0: State, guess: State, steps: int) -> Array:
     expected: Any = jax.tree.map(lambda h: jax.ShapeDtypeStruct((steps, *h.shape), h.dtype), state0)
     got: Any = jax.tree.map(lambda h: jax.ShapeDtypeStruct(jnp.shape(h), jnp.result_type(h)), guess)
     if expected != got:
-        raise ValueError(f"guess: expected the trajectory's {expected}, got {got}")
+        raise ValueError(
+            f"guess: expected a trajectory, like the result's states, {describe_shapes(expected)}, got "
+            f"{describe_shapes(got)}"
+        )
     vectors = jax.vmap(lambda h: ravel_state(h)[0])(jax.lax.stop_gradient(guess))
     return jnp.where(jnp.isfinite(vectors), vectors, 0)
