@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from measure import Rows, parser, print_rows, relative_error, save
+from pallas_spectra import jacobi_singular_values
 from spectra_speed import eigenvalue_error, singular_error
 
 import bptt_jax as bptt
@@ -122,6 +123,17 @@ def hard(kind: str, size: int, stack: int) -> np.ndarray:
 
 
 KINDS = ("random", "jordan", "low rank", "equal", "zero", "symmetric", "huge", "tiny", "beside NaN")
+# The last three of stacks of finite numbers only.
+ROUTINES = {
+    "singular values": (jax.jit(bptt.singular_values), singular_error),
+    "eigenvalues": (jax.jit(bptt.eigenvalues), eigenvalue_error),
+    "batched singular values": (jax.jit(batched_singular_values), singular_error),
+    "batched eigenvalues": (jax.jit(batched_eigenvalues), eigenvalue_error),
+    "singular values, Pallas": (
+        jax.jit(partial(jacobi_singular_values, interpret=jax.default_backend() == "cpu")),
+        singular_error,
+    ),
+}
 
 
 def spectra(job: str, kind: str, size: int, s: dict[str, Any]) -> dict[str, Any]:
@@ -129,26 +141,17 @@ def spectra(job: str, kind: str, size: int, s: dict[str, Any]) -> dict[str, Any]
     given = matrices * np.float32(scale)
     if kind == "beside NaN":
         given[1] = np.nan
-    routines = {
-        "singular values": (bptt.singular_values, batched_singular_values, singular_error),
-        "eigenvalues": (bptt.eigenvalues, batched_eigenvalues, eigenvalue_error),
-    }
-    routed, batched, error = routines[job]
-    worst = 0.0
-    for routine in (routed, batched):
-        found = np.asarray(jax.jit(routine)(jnp.asarray(given)))
-        rest = np.ones(len(given), bool)
-        if kind == "beside NaN" and routine is routed:
-            assert np.isnan(found[1]).all(), "a NaN is lost"
-            rest[1] = False
-        elif kind == "beside NaN":
-            continue  # they are never shown one
-        zero = not matrices[rest].any()
-        off = np.max(np.abs(found[rest])) if zero else error(found[rest] / scale, matrices[rest])
-        worst = float(np.maximum(worst, off))  # of NaN: NaN
+    routine, error = ROUTINES[job]
+    found = np.asarray(routine(jnp.asarray(given)))
+    rest = np.ones(len(given), bool)
+    if kind == "beside NaN":
+        assert np.isnan(found[1]).all(), "a NaN is lost"
+        rest[1] = False
+    zero = not matrices[rest].any()
+    worst = np.max(np.abs(found[rest])) if zero else error(found[rest] / scale, matrices[rest])
     # Eigenvalues of a Jordan block err by the N-th root of rounding.
-    limit = 0.9 if (job, kind) == ("eigenvalues", "jordan") else 2e-2 if job == "eigenvalues" else 2e-5
-    return judged(f"{job}, {kind}, N = {size}", worst, limit, None)
+    limit = 2e-5 if error is singular_error else 0.9 if kind == "jordan" else 2e-2
+    return judged(f"{job}, {kind}, N = {size}", float(worst), limit, None)
 
 
 def main() -> None:
@@ -163,8 +166,8 @@ def main() -> None:
         for name in ANALYSES:
             for kind in CELLS[:1] if a.quick else CELLS:
                 rows.measure(partial(analysis, s=s), name, kind, dtype)
-    for job in ("singular values", "eigenvalues"):
-        for kind in KINDS:
+    for job in ROUTINES:
+        for kind in KINDS if job in ("singular values", "eigenvalues") else KINDS[:-1]:
             for size in s["sizes"]:
                 rows.measure(partial(spectra, s=s), job, kind, size)
     print_rows(f"Largest relative deviations, {jax.devices()[0].device_kind}", rows)

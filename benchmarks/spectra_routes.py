@@ -1,9 +1,10 @@
 """Which way to singular values and eigenvalues of a stack is the fastest on a GPU, by size and number of matrices?
 
 Every way that there is, in one run: the batched routines of `bptt_jax.linalg`, `jnp.linalg` with each of its
-algorithms, symmetric eigenvalues of [[0, A], [A^H, 0]] and of the Gram matrix in float64, eigenvalues by each of
-JAX's implementations, and LAPACK on all cores of the host, with the way there and back. Float32; errors against LAPACK
-in float64 before times, and whoever errs is out. The last table says which was the fastest: the routes of
+algorithms, symmetric eigenvalues of [[0, A], [A^H, 0]] and of the Gram matrix in float64, one-sided Jacobi with one
+matrix to a block (`pallas_spectra.py`), eigenvalues by each of JAX's implementations, and LAPACK on all cores of the
+host, with the way there and back. Float32; errors against LAPACK in float64 before times, and whoever errs, or is not
+to be had on the platform, is out, with the reason. The last table says which was the fastest: the routes of
 `bptt_jax.linalg.spectra` are written from it.
 """
 
@@ -21,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.lax import linalg
 from measure import Rows, compiled, parser, print_table, save
+from pallas_spectra import jacobi_singular_values
 from spectra_speed import DEVIATION, eigenvalue_error, singular_error, stacks
 
 from bptt_jax.experiments.timing import interleaved_medians
@@ -72,6 +74,7 @@ def ways(job: str) -> dict[str, Callable[[jax.Array], Any]]:
             found[f"svd, {algorithm.value}"] = partial(
                 linalg.svd, full_matrices=False, compute_uv=False, algorithm=algorithm
             )
+        found["Jacobi, Pallas"] = jacobi_singular_values
         return found | {"eigvalsh, embedded": embedded, "eigvalsh, Gram in float64": gram}
     found = {"batched": batched_eigenvalues}
     for implementation in linalg.EigImplementation:
@@ -136,6 +139,8 @@ def main() -> None:
             ("N", "matrices", *names, "fastest"),
             [(r["N"], r["matrices"], *(r["ms"].get(n) for n in names), r["fastest"]) for r in of_job],
         )
+        for name, reason in {name: reason for r in of_job for name, reason in r["out"].items()}.items():
+            print(f"{name}: {reason}")
     save(a.out, "spectra_routes", s, rows.results)
     rows.end()
 
