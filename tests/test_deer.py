@@ -575,8 +575,8 @@ def test_memory_of_the_diagonal_variant() -> None:
         ({"window": 0}, ValueError, "window: expected at least 1"),
         ({"damping": True}, ValueError, "damping: expected None, 'scale' or 'kalman', got True"),
         ({"max_iterations": 0}, ValueError, "max_iterations: expected at least 1"),
-        ({"guess": np.zeros((4, 3), np.float32)}, ValueError, "guess: expected the trajectory's"),
-        ({"guess": {"h": 1.0}}, ValueError, "guess: expected the trajectory's"),
+        ({"guess": np.zeros((4, 3), np.float32)}, ValueError, "guess: expected a trajectory, like"),
+        ({"guess": {"h": 1.0}}, ValueError, "guess: expected a trajectory, like"),
         ({"length": 3}, ValueError, "length: expected 7"),
     ],
 )
