@@ -192,6 +192,9 @@ def test_advice_on_what_is_not_finite():
         return line
 
     assert "state is first NaN or infinite at h_8" in advice(nonfinite_step=7, nonfinite_adjoint_step=19)
+    assert "a large negative number for log 0" in advice(nonfinite_step=0)
+    for also in ({"nonfinite_adjoint_step": 2}, {"nonfinite_contribution_step": 0}, {"nonfinite_losses": 1}):
+        assert "bound the activation" in advice(nonfinite_step=0, **also)
     assert "backward pass is first NaN or infinite at dL/dh_20" in advice(nonfinite_adjoint_step=19)
     assert "look into the loss" in advice(nonfinite_losses=1, nonfinite_contribution_step=3)
     assert "(x_4)" in advice(nonfinite_contribution_step=3)

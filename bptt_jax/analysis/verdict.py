@@ -283,6 +283,11 @@ def advise(f: Findings) -> list[str]:
 def _what_is_not_finite(f: Findings) -> str:
     if f.nonfinite_step >= 0:
         where = f"the state is first NaN or infinite at h_{f.nonfinite_step + 1}"
+        if max(f.nonfinite_adjoint_step, f.nonfinite_contribution_step) < 0 and not f.nonfinite_losses:
+            return (
+                f"{where}, though the gradient is finite: in log domain, give a large negative number for log 0, -1e30 "
+                "say, in state0 and parameters, and all is measured"
+            )
         return f"{where}: bound the activation or lower the recurrent gain, and look at that input"
     if f.nonfinite_adjoint_step >= 0:
         return (
