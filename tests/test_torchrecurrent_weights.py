@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import bptt_jax as bptt
-from bptt_jax.cells.torchrecurrent_weights import _TABLE
+from bptt_jax.cells.torchrecurrent_weights import _REFUSED, _TABLE
 
 try:
     import torch
@@ -23,19 +23,28 @@ APART = {
     "ATRCell",
     "BRCell",
     "CFNCell",
+    "DSGUCell",
     "LightRUCell",
     "MUT1Cell",
     "MultiplicativeLSTMCell",
     "NBRCell",
+    "SGUCell",
     "WMCLSTMCell",
 }
+# Cells that are called otherwise than with their state alone, as their layers call them.
+LAYERS = {name: name.removesuffix("Cell") for name in ("IntersectionRNNCell", "JANETCell", "tauGRUCell")}
 
 
 def module_of(name: str, *, biases: str) -> Any:
     """With weights at random, and with biases at random whose name holds `biases`."""
     torch.manual_seed(0)
-    options = {"nonlinearity": "sigmoid"} if name == "FastGRNNCell" else {}
-    module = getattr(torchrecurrent, name)(I, N, **options)
+    options = {
+        "FastGRNNCell": {"nonlinearity": "sigmoid"},
+        "MiRU2Cell": {"update_coefficient": 0.7, "reset_coefficient": 0.6},
+        "tauGRUCell": {"delay": 3},
+    }.get(name, {})
+    inputs = N if name == "IntersectionRNNCell" else I
+    module = getattr(torchrecurrent, LAYERS.get(name, name))(inputs, N, **options)
     with torch.no_grad():
         for parameter_name, parameter in module.named_parameters():
             if biases in parameter_name and parameter.ndim == 1 and "bias" in parameter_name:
@@ -52,8 +61,14 @@ def leaves_of(states: Any) -> list[np.ndarray]:
 def test_states(name: str) -> None:
     module = module_of(name, biases="none" if name in APART else "bias")
     step, params, state0 = bptt.from_torchrecurrent(module)
-    xs = np.random.default_rng(0).standard_normal((T, I)).astype(np.float32)
+    inputs = N if name == "IntersectionRNNCell" else I
+    xs = np.random.default_rng(0).standard_normal((T, inputs)).astype(np.float32)
     ours = leaves_of(bptt.unroll(step, params, state0, xs))
+    if name in LAYERS:
+        with torch.no_grad():
+            theirs = module(torch.from_numpy(xs)[:, None])[0][:, 0].numpy()
+        np.testing.assert_allclose(ours[0], theirs, rtol=1e-5, atol=3e-6)
+        return
     h: Any = None
     theirs = []
     with torch.no_grad():
@@ -71,8 +86,25 @@ def test_what_differs_is_refused() -> None:
             bptt.from_torchrecurrent(module_of(name, biases="bias"))
     with pytest.raises(ValueError, match="got a MGUCell that differs"):
         bptt.from_torchrecurrent(torchrecurrent.MGUCell(I, N, nonlinearity="relu"))
-    with pytest.raises(ValueError, match=r"expected one of ATRCell, .*, got SCRNCell"):
-        bptt.from_torchrecurrent(torchrecurrent.SCRNCell(I, N))
+    with pytest.raises(ValueError, match="got a JANETCell that differs"):
+        bptt.from_torchrecurrent(torchrecurrent.JANETCell(I, N, beta=0.5))
+    with pytest.raises(ValueError, match="the layers, tauGRU, which know the delay"):
+        bptt.from_torchrecurrent(torchrecurrent.tauGRUCell(I, N))
+
+
+@needs_torchrecurrent
+def test_every_cell_of_theirs_is_taken_or_refused_by_name() -> None:
+    cells = {name for name in torchrecurrent.__all__ if name.endswith("Cell")}
+    assert set(_TABLE) | set(_REFUSED) == cells
+    assert not set(_TABLE) & set(_REFUSED)
+    for name, why in _REFUSED.items():
+        with pytest.raises(ValueError, match=rf"expected one of ATRCell, .*, got {name}, wh.*") as raised:
+            bptt.from_torchrecurrent(getattr(torchrecurrent, name)(I, N))
+        assert why in str(raised.value)
+
+
+@needs_torchrecurrent
+def test_what_else_is_no_cell_of_theirs() -> None:
     with pytest.raises(TypeError, match="got Linear"):
         bptt.from_torchrecurrent(torch.nn.Linear(I, N))
 

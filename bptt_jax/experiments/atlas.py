@@ -151,7 +151,6 @@ def measure(
     file: Path,
     *,
     on_cell: Callable[[str, int, int], None] = lambda name, done, total: None,
-    learn: Callable[[str, int], int] | None = None,
     atlas: Mapping[str, AtlasEntry] = ATLAS,
 ) -> Measured:
     """Measures each of the cells at equal width and at equal number of parameters; the file has it after each.
@@ -163,7 +162,6 @@ def measure(
       names: of the atlas.
       file: JSON, begun if it is not there.
       on_cell: told, before each cell that is to be measured, its name, how many are done, and of how many.
-      learn: ``learn(name, hidden)``, the longest lag that the cell learns; by default that is not tried.
       atlas: the cells that there are.
 
     Raises:
@@ -179,9 +177,6 @@ def measure(
         on_cell(name, len(names) - len(missing) + missing.index(name), len(names))
         try:
             of_cell = bench.measure(name, atlas[name])
-            if learn is not None:
-                lags = {n: learn(name, n) for n in {m.hidden for m in of_cell.values()}}
-                of_cell = {k: replace(m, learned=_number(lags[m.hidden])) for k, m in of_cell.items()}
         except Exception as error:  # of a cell: the others are measured all the same
             failed[name] = f"{type(error).__name__}: {' '.join(str(error).split()):.300}"
             continue
@@ -371,7 +366,7 @@ def _read(file: Path, settings: Settings) -> dict[str, dict[str, CellMeasurement
     try:
         content = json.loads(read_file(file, most=_MOST_BYTES).decode("utf-8"))
         there, cells = dict(content["settings"]), content["cells"]
-        found = {name: {basis: _parsed(of[basis]) for basis in BASES} for name, of in cells.items()}
+        found = {name: {basis: parsed(of[basis]) for basis in BASES} for name, of in cells.items()}
     except FileNotFoundError:
         return {}
     except (ArithmeticError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
@@ -386,7 +381,7 @@ def _read(file: Path, settings: Settings) -> dict[str, dict[str, CellMeasurement
     return found
 
 
-def _parsed(fields: Mapping[str, Any]) -> CellMeasurement:
+def parsed(fields: Mapping[str, Any]) -> CellMeasurement:
     """From its `to_dict`."""
     kinds: dict[str, Callable[[Any], Any]] = dict.fromkeys(("name", "family", "basis", "parallel"), str)
     kinds["leaf_names"] = tuple
