@@ -1,6 +1,7 @@
 """The atlas says of every cell what is so, and every cell keeps to what cells are."""
 
 import inspect
+import pickle
 import re
 
 import jax
@@ -41,6 +42,16 @@ def test_entry(name):
         assert [shape_of(shape, n) for _, shape in said] == [np.shape(leaf) for _, leaf in leaves]
         if len(leaves) > 1:
             assert [part for part, _ in said] == [jax.tree_util.keystr(path).strip(".") for path, _ in leaves]
+
+
+@pytest.mark.parametrize("name", ATLAS)
+def test_a_cell_reaches_another_process(name):
+    cell = ATLAS[name].make(N, dtype=jnp.float32)
+    again = pickle.loads(pickle.dumps(cell))
+    assert again.step == cell.step == pickle.loads(pickle.dumps(cell.step))
+    of_both = [jax.eval_shape(lambda key, c=c: (c.init(key, I), c.initial_state()), jax.random.key(0))
+               for c in (cell, again)]  # fmt: skip
+    assert of_both[0] == of_both[1]
 
 
 @pytest.mark.parametrize("name", ATLAS)

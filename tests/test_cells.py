@@ -1,5 +1,7 @@
 """What cells take, what they share, and how each starts; what they compute is in test_cell_oracles.py."""
 
+import pickle
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -90,6 +92,33 @@ def big_rnn():
     """Two draws with N = 400 at gain 1.5."""
     cell = bptt.rnn(400, gain=1.5)
     return jax.jit(jax.vmap(lambda key: cell.init(key, 100)))(jax.random.split(jax.random.key(0), 2))
+
+
+def test_options_reach_another_process_with_the_cell():
+    init, spikes = bptt.cells.initializers, bptt.cells.surrogates
+    for cell in (
+        bptt.rnn(N, activation=jax.nn.relu, recurrent_init=init.identity(0.5)),
+        bptt.rnn(N, activation=jnp.tanh),
+        bptt.gru(N, bias_init=init.chrono(30), dtype=jnp.bfloat16),
+        bptt.cells.lif(N, spike=spikes.arctan(3.0)),
+    ):
+        again = pickle.loads(pickle.dumps(cell))
+        assert again.step is cell.step
+        drawn = [c.init(jax.random.key(0), I) for c in (cell, again)]
+        chex.assert_trees_all_equal(*drawn)
+    layers = bptt.stack(bptt.rnn(N, activation=jax.nn.relu).step, bptt.cells.lru(N).step)
+    again = pickle.loads(pickle.dumps(layers))
+    params = bptt.rnn(N).init(jax.random.key(0), I), bptt.cells.lru(N).init(jax.random.key(1), N)
+    state = jnp.ones(N), jnp.ones(N, jnp.complex64)
+    chex.assert_trees_all_equal(layers(params, state, jnp.ones(I)), again(params, state, jnp.ones(I)))
+
+
+def test_what_was_put_together_otherwise_is_not_pickled_as_the_call():
+    cell = bptt.lstm(N)._replace(step=bptt.gru(N).step)
+    with pytest.raises(AttributeError, match="init"):  # which stands in a function
+        pickle.dumps(cell)
+    plain = bptt.Cell(*bptt.lstm(N))
+    assert type(pickle.loads(pickle.dumps(plain._replace(init=len, initial_state=len)))) is bptt.Cell
 
 
 def test_gain_and_the_circular_law(big_rnn):

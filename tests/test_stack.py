@@ -13,6 +13,25 @@ from oracles import I, N, T, cell_example, cell_params, relative_error
 import bptt_jax as bptt
 
 
+def test_matrices_are_read_as_the_caller_says_and_not_otherwise():
+    """Whatever the layer above makes of them: an error, or a state of another shape."""
+    below, above = bptt.cells.deltanet(4, heads=2, key_size=4), bptt.rnn(4)
+    params = below.init(jax.random.key(0), I), above.init(jax.random.key(1), 8)
+    state0, xs = (below.initial_state(), above.initial_state()), jnp.ones((T, I))
+    for wrong in (above.step, lambda params, h, x: h + x[0]):
+        with pytest.raises(
+            ValueError, match=r"output: expected .* from the state of layer 0, which is \[2, 2, 4\]"
+        ):
+            bptt.unroll(bptt.stack(below.step, wrong), params, state0, xs)
+    read = bptt.stack(below.step, above.step, output=lambda s: s[..., 0].ravel())
+    params = params[0], above.init(jax.random.key(1), 4)
+    states = bptt.unroll(read, params, state0, xs)
+    alone = bptt.unroll(above.step, params[1], state0[1], states[0][..., 0].reshape(T, 4))
+    np.testing.assert_allclose(states[1], alone, rtol=1e-5)
+    images = bptt.stack(lambda params, h, x: h + x, lambda params, h, x: h + x)  # these are read as they are
+    assert bptt.unroll(images, (None, None), (jnp.zeros((2, 2)),) * 2, jnp.ones((T, 2, 2)))[1].shape == (T, 2, 2)
+
+
 def test_layers_one_after_the_other(x64):
     """The states of layer n are those of its own step over the outputs of layer n - 1; so are the gradients."""
     bottom, middle, top = (cell_example(name, jnp.float64) for name in ("gru", "lstm", "rnn"))

@@ -18,12 +18,16 @@ from bptt_jax.step import Array
 _keep_arguments = partial(jax.checkpoint, prevent_cse=False)
 
 
-def _with_slope(function: Callable[[Array], Array], slope: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    """`function` with the derivative ``slope(y)`` at y = function(x)."""
+def _with_slope(
+    name: str, function: Callable[[Array], Array], slope: Callable[[Array], Array]
+) -> Callable[[Array], Array]:
+    """`function` with the derivative ``slope(y)`` at y = function(x); it is found in this module by its name."""
 
-    @jax.custom_jvp
-    def activation(x: Array) -> Array:
+    def named(x: Array) -> Array:
         return function(x)
+
+    named.__name__ = named.__qualname__ = name
+    activation = jax.custom_jvp(named)
 
     @_keep_arguments
     def push(y: Array, dx: Array) -> Array:
@@ -38,8 +42,8 @@ def _with_slope(function: Callable[[Array], Array], slope: Callable[[Array], Arr
 
 
 # In factors, for 1 - y and 1 + y are exact near 1 and -1, where 1 - y * y and y - y * y cancel.
-tanh = _with_slope(jnp.tanh, lambda y: (1 - y) * (1 + y))
-sigmoid = _with_slope(jax.nn.sigmoid, lambda y: y * (1 - y))
+tanh = _with_slope("tanh", jnp.tanh, lambda y: (1 - y) * (1 + y))
+sigmoid = _with_slope("sigmoid", jax.nn.sigmoid, lambda y: y * (1 - y))
 
 
 @_keep_arguments

@@ -9,6 +9,7 @@ from bptt_jax.cells.activations import sigmoid, tanh, weighted_mean
 from bptt_jax.cells.gated import LSTMState
 from bptt_jax.cells.gating import GatedParams, gated_cell, with_cell
 from bptt_jax.cells.initializers import Initializer, check_initializer
+from bptt_jax.cells.sharing import recalled
 from bptt_jax.cells.weights import constants, fan_in_normal, orthogonal, times, within
 from bptt_jax.checks import check_finite
 from bptt_jax.step import Array, Cell
@@ -16,6 +17,7 @@ from bptt_jax.step import Array, Cell
 _small = within(0.07)
 
 
+@recalled
 def atr(
     hidden_size: int,
     *,
@@ -49,6 +51,7 @@ def atr(
     return gated_cell(_atr_step, hidden_size, dtype, recurrent_init, input_init, (1, 1, 1))
 
 
+@recalled
 def ran(
     hidden_size: int,
     *,
@@ -87,6 +90,7 @@ def ran(
     return Cell(like.init, with_cell(like), like.step)
 
 
+@recalled
 def cfn(
     hidden_size: int,
     *,
@@ -124,6 +128,7 @@ def cfn(
     return gated_cell(_cfn_step, hidden_size, dtype, recurrent_init, input_init, (2, 3, 2), constants(bias, -bias))
 
 
+@recalled
 def star(
     hidden_size: int,
     *,
@@ -162,6 +167,7 @@ def star(
     return gated_cell(_star_step, hidden_size, dtype, recurrent_init, input_init, (1, 2, 2), bias_init)
 
 
+@recalled
 def light_ru(
     hidden_size: int,
     *,

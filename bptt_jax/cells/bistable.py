@@ -7,10 +7,12 @@ import jax.numpy as jnp
 from bptt_jax.cells.activations import sigmoid, tanh, weighted_mean
 from bptt_jax.cells.gating import GatedParams, gated_cell
 from bptt_jax.cells.initializers import Initializer
+from bptt_jax.cells.sharing import recalled
 from bptt_jax.cells.weights import glorot_uniform, times
 from bptt_jax.step import Array, Cell
 
 
+@recalled
 def brc(hidden_size: int, *, input_init: Initializer = glorot_uniform, dtype: Any = None) -> Cell:
     """The bistable recurrent cell (Vecoven et al. 2021, PLOS ONE 16: e0252676): units that remember each by itself.
 
@@ -47,6 +49,7 @@ def brc(hidden_size: int, *, input_init: Initializer = glorot_uniform, dtype: An
     return Cell(init, like.initial_state, _brc_step)
 
 
+@recalled
 def nbrc(
     hidden_size: int,
     *,

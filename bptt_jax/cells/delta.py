@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from bptt_jax.cells.activations import sigmoid, tanh
 from bptt_jax.cells.heads import check_sizes, draw_heads, draw_orthogonal, outer, project
+from bptt_jax.cells.sharing import recalled
 from bptt_jax.cells.state_space import draw_dt_bias
 from bptt_jax.cells.weights import times
 from bptt_jax.checks import check_floating, check_key, check_positive_int
@@ -56,6 +57,7 @@ class RWKV7Params(NamedTuple):
     replacement: Array
 
 
+@recalled
 def deltanet(hidden_size: int, *, heads: int = 2, key_size: int = 8, dtype: Any = None) -> Cell:
     """A memory of outer products written by the delta rule: the new value takes the place of what its key had
     (Schlag et al. 2021, arXiv:2102.11174), with the keys of Yang et al. 2024 (arXiv:2406.06484).
@@ -101,6 +103,7 @@ def deltanet(hidden_size: int, *, heads: int = 2, key_size: int = 8, dtype: Any 
     return Cell(init, lambda: jnp.zeros((h, values, keys), floating), _deltanet_step)
 
 
+@recalled
 def gated_deltanet(hidden_size: int, *, heads: int = 2, key_size: int = 8, dtype: Any = None) -> Cell:
     """`deltanet` that fades besides: a gate forgets all, the delta rule what a key had (Yang et al. 2024,
     arXiv:2412.06464, eq. 10).
@@ -150,6 +153,7 @@ def gated_deltanet(hidden_size: int, *, heads: int = 2, key_size: int = 8, dtype
     return Cell(init, ungated.initial_state, _gated_deltanet_step)
 
 
+@recalled
 def rwkv7(hidden_size: int, *, heads: int = 2, key_size: int = 8, rank: int = 4, dtype: Any = None) -> Cell:
     """The memory of RWKV-7, "Goose": a delta rule of its own rate for each key, which decays key by key (Peng et al.
     2025, arXiv:2503.14456, eq. 4 to 17).

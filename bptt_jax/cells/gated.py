@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from bptt_jax.cells.activations import sigmoid, tanh, weighted_mean
 from bptt_jax.cells.initializers import Initializer, check_initializer, draw_weights
+from bptt_jax.cells.sharing import recalled
 from bptt_jax.cells.weights import (
     check_hidden_size,
     check_initializers,
@@ -51,6 +52,7 @@ class LSTMState(NamedTuple):
     c: Array
 
 
+@recalled
 def gru(
     hidden_size: int,
     *,
@@ -109,6 +111,7 @@ def gru(
     return Cell(init, lambda: jnp.zeros(n, dtype), _gru_step if reset_after else _gru_step_reset_before)
 
 
+@recalled
 def lstm(
     hidden_size: int,
     *,

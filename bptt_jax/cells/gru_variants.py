@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from bptt_jax.cells.activations import sigmoid, tanh, weighted_mean
 from bptt_jax.cells.gating import GatedParams, gated_cell
 from bptt_jax.cells.initializers import Initializer, check_initializer
+from bptt_jax.cells.sharing import recalled
 from bptt_jax.cells.weights import (
     constants,
     draw_gates,
@@ -52,6 +53,7 @@ class IntersectionState(NamedTuple):
     h: Array
 
 
+@recalled
 def mgu(
     hidden_size: int,
     *,
@@ -88,6 +90,7 @@ def mgu(
     return gated_cell(_mgu_step, hidden_size, dtype, recurrent_init, input_init, (2, 2, 2), bias_init)
 
 
+@recalled
 def ugrnn(
     hidden_size: int,
     *,
@@ -123,6 +126,7 @@ def ugrnn(
     return gated_cell(_ugrnn_step, hidden_size, dtype, recurrent_init, input_init, (2, 2, 2), biases)
 
 
+@recalled
 def li_gru(
     hidden_size: int,
     *,
@@ -157,6 +161,7 @@ def li_gru(
     return gated_cell(_li_gru_step, hidden_size, dtype, recurrent_init, input_init, (2, 2, 2))
 
 
+@recalled
 def fastgrnn(
     hidden_size: int,
     *,
@@ -203,6 +208,7 @@ def fastgrnn(
     return Cell(init, like.initial_state, like.step)
 
 
+@recalled
 def sgu(
     hidden_size: int,
     *,
@@ -236,6 +242,7 @@ def sgu(
     return gated_cell(_sgu_step, hidden_size, dtype, recurrent_init, input_init, (2, 2, 2))
 
 
+@recalled
 def dsgu(
     hidden_size: int,
     *,
@@ -269,6 +276,7 @@ def dsgu(
     return gated_cell(_dsgu_step, hidden_size, dtype, recurrent_init, input_init, (3, 2, 2))
 
 
+@recalled
 def intersection_rnn(
     hidden_size: int,
     *,

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from bptt_jax.cells.activations import sigmoid, tanh, weighted_mean
 from bptt_jax.cells.initializers import Initializer
+from bptt_jax.cells.sharing import recalled
 from bptt_jax.cells.weights import check_hidden_size, check_initializers, draw_gates, times, within
 from bptt_jax.checks import check_finite, check_floating, check_key, check_positive_int
 from bptt_jax.step import Array, Cell
@@ -25,6 +26,7 @@ class RHNParams(NamedTuple):
     bias: Array
 
 
+@recalled
 def rhn(
     hidden_size: int,
     *,

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from bptt_jax.cells.sharing import recalled_function
 from bptt_jax.checks import (
     call_user_function,
     check_finite,
@@ -54,6 +55,7 @@ def draw_weights(name: str, init: Initializer, key: Array, shape: tuple[int, ...
     return jnp.asarray(weights, dtype)
 
 
+@recalled_function
 def identity(scale: float = 1.0) -> Initializer:
     """``scale * I`` (Le, Jaitly, Hinton 2015, arXiv:1504.00941: the IRNN, with `jax.nn.relu` and zero biases).
 
@@ -80,6 +82,7 @@ def identity(scale: float = 1.0) -> Initializer:
     return init
 
 
+@recalled_function
 def sparse(nonzeros: int = 15, *, spectral_radius: float = 0.95) -> Initializer:
     """Sparse Gaussian weights of a given spectral radius: the "smart tanh" of Pascanu et al. 2013.
 
@@ -115,6 +118,7 @@ def sparse(nonzeros: int = 15, *, spectral_radius: float = 0.95) -> Initializer:
     return init
 
 
+@recalled_function
 def chrono(longest: int) -> Initializer:
     """Gate biases for memories of up to `longest` steps (Tallec, Ollivier 2018, arXiv:1804.11188).
 
@@ -158,6 +162,7 @@ def chrono(longest: int) -> Initializer:
     return init
 
 
+@recalled_function
 def ring(r_min: float = 0.0, r_max: float = 1.0, *, max_phase: float = 2 * math.pi) -> Initializer:
     """Eigenvalues ``exp(-exp(nu_log) + i exp(theta_log))`` uniform on a ring (Orvieto et al. 2023,
     arXiv:2303.06349, Lemma 3.2).

@@ -12,6 +12,7 @@ import numpy as np
 from jax.scipy.linalg import expm
 
 from bptt_jax.cells.initializers import Initializer, check_initializer
+from bptt_jax.cells.sharing import recalled, shared
 from bptt_jax.cells.simple import RNNParams
 from bptt_jax.cells.weights import (
     at_least_single,
@@ -98,6 +99,7 @@ class OrthogonalStep:
         return RNNParams((weights * signs).astype(params.skew.dtype), params.input, params.bias)
 
 
+@recalled
 def orthogonal(
     hidden_size: int,
     *,
@@ -182,6 +184,7 @@ def orthogonal(
     return Cell(init, lambda: jnp.zeros(n, dtype), OrthogonalStep(map, negative, activation))
 
 
+@recalled
 def unitary(hidden_size: int, *, dtype: Any = None) -> Cell:
     """The unitary evolution network, uRNN (Arjovsky et al. 2016, arXiv:1511.06464).
 
@@ -229,6 +232,7 @@ def unitary(hidden_size: int, *, dtype: Any = None) -> Cell:
     return Cell(init, lambda: jax.lax.complex(jnp.zeros(n, real), jnp.zeros(n, real)), _unitary_step)
 
 
+@recalled
 def householder(
     hidden_size: int,
     *,
@@ -283,7 +287,7 @@ def householder(
             jnp.zeros(n, dtype),
         )
 
-    return Cell(init, lambda: jnp.zeros(n, dtype), _householder_step(activation or _leaky_relu))
+    return Cell(init, lambda: jnp.zeros(n, dtype), shared(_householder_step, activation or _leaky_relu))
 
 
 def _check_count(name: str, value: Any, n: int) -> int:
@@ -343,7 +347,6 @@ def _unitary_step(params: UnitaryParams, h: Array, x: Array) -> Array:
     return _mod_relu(drive, params.bias)
 
 
-@lru_cache
 def _householder_step(activation: Callable[[Array], Array]) -> Step:
     def householder_step(params: HouseholderParams, h: Array, x: Array) -> Array:
         vectors = jnp.triu(params.reflections)

@@ -4,12 +4,15 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import jax
+import jax.numpy as jnp
 
+from bptt_jax.cells.sharing import recalled_function
 from bptt_jax.step import Input, Params, PyTree, State, Step
 
 Output = Callable[[State], Input]
 
 
+@recalled_function
 def stack(*steps: Step, output: Output | Sequence[Output] | None = None) -> Step:
     """Layers as one step: at every instant the input of a layer is the new output of the layer below.
 
@@ -35,7 +38,7 @@ def stack(*steps: Step, output: Output | Sequence[Output] | None = None) -> Step
     Raises:
       TypeError, ValueError: there are no layers; one is no function, or `output` neither one function nor one for
         each; when the step is called, the parameters or the state are not one for each layer, or `output` is
-        missing where it is needed.
+        missing where it is needed: a layer cannot read the matrices of the one below, say.
 
     Example:
       >>> lower, upper = bptt.lstm(4), bptt.rnn(2)
@@ -66,7 +69,13 @@ def stack(*steps: Step, output: Output | Sequence[Output] | None = None) -> Step
         for k, layer in enumerate(steps):
             if k > 0:
                 x = outputs[k - 1](new[-1])
-            new.append(layer(params[k], state[k], x))
+            try:
+                new.append(layer(params[k], state[k], x))
+            except (TypeError, ValueError) as error:
+                _check_output(k, outputs, x, fault=error)
+                raise
+            if jax.tree.map(jnp.shape, new[-1]) != jax.tree.map(jnp.shape, state[k]):
+                _check_output(k, outputs, x)
         return state._make(new) if hasattr(state, "_make") else type(state)(new)
 
     return stacked_step
@@ -106,6 +115,15 @@ def _hidden(state: State) -> Input:
             f"{jax.tree.structure(state)}, got None"
         )
     return state
+
+
+def _check_output(k: int, outputs: Sequence[Output], x: Input, fault: Exception | None = None) -> None:
+    """Whether layer k, which has failed, could read what is, by default, the whole state of the layer below."""
+    if k > 0 and outputs[k - 1] is _hidden and jnp.ndim(x) > 1:
+        raise ValueError(
+            f"output: expected a function that reads what layer {k} takes, a vector say, from the state of layer "
+            f"{k - 1}, which is {list(jnp.shape(x))}, got None"
+        ) from fault
 
 
 def _check_layers(name: str, layers: PyTree, count: int) -> None:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from bptt_jax.cells.activations import sigmoid, tanh, weighted_mean
 from bptt_jax.cells.initializers import Initializer, check_initializer, draw_weights, ring
+from bptt_jax.cells.sharing import recalled
 from bptt_jax.cells.weights import check_complex, check_hidden_size, draw_gates, fan_in_normal, times
 from bptt_jax.checks import check_finite, check_floating, check_key, check_positive_int, check_share
 from bptt_jax.recurrence.diagonal import DiagonalStep
@@ -96,6 +97,7 @@ class RGLRUParams(NamedTuple):
     decay: Array
 
 
+@recalled
 def lru(
     hidden_size: int,
     *,
@@ -158,6 +160,7 @@ def lru(
     return Cell(init, initial_state, _lru_step)
 
 
+@recalled
 def min_gru(
     hidden_size: int,
     *,
@@ -208,6 +211,7 @@ def min_gru(
     return Cell(init, lambda: jnp.zeros(n, floating), _min_gru_step)
 
 
+@recalled
 def min_lstm(
     hidden_size: int,
     *,
@@ -253,6 +257,7 @@ def min_lstm(
     return Cell(init, lambda: jnp.zeros(n, floating), _min_lstm_step)
 
 
+@recalled
 def sru(hidden_size: int, *, input_init: Initializer = fan_in_normal, dtype: Any = None) -> Cell:
     """The simple recurrent unit (Lei et al. 2018, arXiv:1709.02755): its light recurrence, without highway.
 
@@ -295,6 +300,7 @@ def sru(hidden_size: int, *, input_init: Initializer = fan_in_normal, dtype: Any
     return Cell(init, lambda: jnp.zeros(n, floating), _sru_step)
 
 
+@recalled
 def qrnn(hidden_size: int, *, input_init: Initializer = fan_in_normal, dtype: Any = None) -> Cell:
     """The quasi-recurrent network (Bradbury et al. 2017, arXiv:1611.01576): a window of 2 and f-pooling.
 
@@ -334,6 +340,7 @@ def qrnn(hidden_size: int, *, input_init: Initializer = fan_in_normal, dtype: An
     return Cell(init, lambda: QRNNState(jnp.zeros(n, floating), jnp.zeros(2 * n, floating)), _qrnn_step)
 
 
+@recalled
 def hgrn(
     hidden_size: int,
     *,
@@ -384,6 +391,7 @@ def hgrn(
     return Cell(init, lambda: jax.lax.complex(jnp.zeros(n, real), jnp.zeros(n, real)), _hgrn_step)
 
 
+@recalled
 def rg_lru(hidden_size: int, *, input_init: Initializer = fan_in_normal, dtype: Any = None) -> Cell:
     """The real-gated linear recurrent unit of Griffin (De et al. 2024, arXiv:2402.19427), behind its projection.
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from bptt_jax.cells.activations import sigmoid, tanh
 from bptt_jax.cells.heads import check_sizes, draw_heads, draw_orthogonal, outer, project
 from bptt_jax.cells.initializers import Initializer, check_initializer
+from bptt_jax.cells.sharing import recalled
 from bptt_jax.cells.weights import draw_gates, times
 from bptt_jax.checks import check_floating, check_key, check_positive_int, check_share
 from bptt_jax.recurrence.diagonal import DiagonalStep
@@ -63,6 +64,7 @@ class RWKV6Params(NamedTuple):
     decay_out: Array
 
 
+@recalled
 def linear_transformer(hidden_size: int, *, heads: int = 2, key_size: int = 8, dtype: Any = None) -> Cell:
     """Causal attention with a kernel in place of the softmax, as a recurrence (Katharopoulos et al. 2020,
     arXiv:2006.16236, eq. 16 to 20).
@@ -105,6 +107,7 @@ def linear_transformer(hidden_size: int, *, heads: int = 2, key_size: int = 8, d
     return Cell(init, initial_state, _linear_transformer_step)
 
 
+@recalled
 def retnet(
     hidden_size: int,
     *,
@@ -156,6 +159,7 @@ def retnet(
     return Cell(init, lambda: jnp.zeros((h, values, keys), floating), _retnet_step)
 
 
+@recalled
 def gla(
     hidden_size: int,
     *,
@@ -215,6 +219,7 @@ def gla(
     return Cell(init, lambda: jnp.zeros((h, values, keys), floating), _gla_step)
 
 
+@recalled
 def hgrn2(
     hidden_size: int, *, heads: int = 2, key_size: int = 8, lower_bound: float = 0.5, dtype: Any = None
 ) -> Cell:
@@ -264,6 +269,7 @@ def hgrn2(
     return Cell(init, lambda: jnp.zeros((h, values, keys), floating), _hgrn2_step)
 
 
+@recalled
 def rwkv6(hidden_size: int, *, heads: int = 2, key_size: int = 8, rank: int = 4, dtype: Any = None) -> Cell:
     """The memory of RWKV-6, "Finch", whose decay depends on the input (Peng et al. 2024, arXiv:2404.05892, eq. 16 to
     20).

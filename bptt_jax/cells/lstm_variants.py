@@ -9,6 +9,7 @@ from bptt_jax.cells.activations import sigmoid, tanh, weighted_mean
 from bptt_jax.cells.gated import LSTMParams, LSTMState, lstm
 from bptt_jax.cells.gating import GatedParams, gated_cell, with_cell
 from bptt_jax.cells.initializers import Initializer, chrono
+from bptt_jax.cells.sharing import recalled
 from bptt_jax.cells.weights import at_least_single, constants, draw_gates, fan_in_normal, orthogonal, times, within
 from bptt_jax.checks import check_finite
 from bptt_jax.step import Array, Cell
@@ -88,6 +89,7 @@ class WorkingMemoryLSTMParams(NamedTuple):
     memory: Array
 
 
+@recalled
 def original_lstm(
     hidden_size: int,
     *,
@@ -128,6 +130,7 @@ def original_lstm(
     return Cell(like.init, with_cell(like), like.step)
 
 
+@recalled
 def peephole_lstm(
     hidden_size: int,
     *,
@@ -172,6 +175,7 @@ def peephole_lstm(
     return Cell(init, like.initial_state, _peephole_step)
 
 
+@recalled
 def coupled_lstm(
     hidden_size: int,
     *,
@@ -214,6 +218,7 @@ def coupled_lstm(
     return Cell(init, with_cell(like), like.step)
 
 
+@recalled
 def layer_norm_lstm(
     hidden_size: int,
     *,
@@ -261,6 +266,7 @@ def layer_norm_lstm(
     return Cell(init, like.initial_state, _layer_norm_step)
 
 
+@recalled
 def residual_lstm(
     hidden_size: int,
     *,
@@ -306,6 +312,7 @@ def residual_lstm(
     return Cell(init, like.initial_state, _residual_step)
 
 
+@recalled
 def multiplicative_lstm(
     hidden_size: int,
     *,
@@ -349,6 +356,7 @@ def multiplicative_lstm(
     return Cell(init, like.initial_state, _multiplicative_step)
 
 
+@recalled
 def wmc_lstm(
     hidden_size: int,
     *,
@@ -394,6 +402,7 @@ def wmc_lstm(
     return Cell(init, like.initial_state, _working_memory_step)
 
 
+@recalled
 def janet(
     hidden_size: int,
     *,

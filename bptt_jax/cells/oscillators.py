@@ -1,7 +1,6 @@
 """Cells with oscillating units, and with several time scales."""
 
 import math
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bptt_jax.cells.activations import sigmoid, tanh, weighted_mean
-from bptt_jax.cells.sharing import shared
+from bptt_jax.cells.sharing import recalled, shared
 from bptt_jax.cells.simple import RNNParams
 from bptt_jax.cells.weights import check_hidden_size, draw_within, times
 from bptt_jax.checks import (
@@ -100,6 +99,7 @@ class TauGRUState(NamedTuple):
     past: Array
 
 
+@recalled
 def cornn(
     hidden_size: int,
     *,
@@ -159,6 +159,7 @@ def cornn(
     return Cell(init, lambda: _at_rest(n, dtype), shared(_cornn_step, *numbers))
 
 
+@recalled
 def unicornn(hidden_size: int, *, dt: float = 0.19, stiffness: float = 30.65, dtype: Any = None) -> Cell:
     """The undamped, independent oscillators of UnICORNN (Rusch and Mishra 2021, arXiv:2103.05487), one layer.
 
@@ -207,6 +208,7 @@ def unicornn(hidden_size: int, *, dt: float = 0.19, stiffness: float = 30.65, dt
     return Cell(init, lambda: _at_rest(n, dtype), shared(_unicornn_step, dt, stiffness))
 
 
+@recalled
 def lem(hidden_size: int, *, dt: float = 1.0, dtype: Any = None) -> Cell:
     """The long expressive memory (Rusch et al. 2022, arXiv:2110.04744).
 
@@ -245,6 +247,7 @@ def lem(hidden_size: int, *, dt: float = 1.0, dtype: Any = None) -> Cell:
     return Cell(init, lambda: _at_rest(n, dtype), shared(_lem_step, dt))
 
 
+@recalled
 def clockwork(hidden_size: int, *, modules: int = 7, dtype: Any = None) -> Cell:
     """The clockwork network (Koutnik et al. 2014, arXiv:1402.3511): modules that step at periods 1, 2, 4, ...
 
@@ -290,10 +293,11 @@ def clockwork(hidden_size: int, *, modules: int = 7, dtype: Any = None) -> Cell:
     return Cell(
         init,
         lambda: ClockworkState(jnp.zeros(n, dtype), jnp.zeros((), jnp.int32)),
-        _clockwork_step(int(modules)),
+        shared(_clockwork_step, int(modules)),
     )
 
 
+@recalled
 def cfc(hidden_size: int, *, backbone_units: int = 128, dtype: Any = None) -> Cell:
     """The closed-form continuous-time network (Hasani et al. 2022, Nat. Mach. Intell. 4: 992), with a gate.
 
@@ -345,6 +349,7 @@ def cfc(hidden_size: int, *, backbone_units: int = 128, dtype: Any = None) -> Ce
     return Cell(init, lambda: jnp.zeros(n, dtype), _cfc_step)
 
 
+@recalled
 def tau_gru(hidden_size: int, *, delay: int = 5, dtype: Any = None) -> Cell:
     """The gated unit with weighted feedback of a delayed state (Erichson et al. 2022, arXiv:2212.00228).
 
@@ -426,7 +431,6 @@ def _lem_step(dt: float | Array) -> Step:
     return lem_step
 
 
-@lru_cache
 def _clockwork_step(modules: int) -> Step:
     def clockwork_step(params: RNNParams, state: ClockworkState, x: Array) -> ClockworkState:
         h, t = state

@@ -10,10 +10,12 @@ from bptt_jax.cells.activations import sigmoid, tanh, weighted_mean
 from bptt_jax.cells.gated import LSTMState
 from bptt_jax.cells.gating import GatedParams, gated_cell, with_cell
 from bptt_jax.cells.initializers import Initializer
+from bptt_jax.cells.sharing import recalled, shared
 from bptt_jax.cells.weights import fan_in_normal, orthogonal, times
 from bptt_jax.step import Array, Cell, Step
 
 
+@recalled
 def mut1(
     hidden_size: int,
     *,
@@ -48,6 +50,7 @@ def mut1(
     return gated_cell(_mut1_step, hidden_size, dtype, recurrent_init, input_init, (2, 3, 3))
 
 
+@recalled
 def mut2(
     hidden_size: int,
     *,
@@ -82,6 +85,7 @@ def mut2(
     return gated_cell(_mut2_step, hidden_size, dtype, recurrent_init, input_init, (3, 3, 3))
 
 
+@recalled
 def mut3(
     hidden_size: int,
     *,
@@ -115,6 +119,7 @@ def mut3(
     return gated_cell(_mut3_step, hidden_size, dtype, recurrent_init, input_init, (3, 3, 3))
 
 
+@recalled
 def nas(
     hidden_size: int,
     *,
@@ -173,7 +178,7 @@ def _mutant_step(seen: Callable[[Array], Array]) -> Step:
     return mutant_step
 
 
-_mut2_step, _mut3_step = _mutant_step(lambda h: h), _mutant_step(tanh)
+_mut2_step, _mut3_step = shared(_mutant_step, jax.nn.identity), shared(_mutant_step, tanh)
 
 
 def _nas_step(params: GatedParams, state: LSTMState, x: Array) -> LSTMState:

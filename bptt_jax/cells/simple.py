@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from bptt_jax.cells.activations import sigmoid, tanh, weighted_mean
 from bptt_jax.cells.initializers import Initializer, draw_weights, identity
-from bptt_jax.cells.sharing import shared
+from bptt_jax.cells.sharing import recalled, shared
 from bptt_jax.cells.weights import (
     check_hidden_size,
     check_initializers,
@@ -82,6 +82,7 @@ class MinimalRNNParams(NamedTuple):
     input_bias: Array
 
 
+@recalled
 def rnn(
     hidden_size: int,
     *,
@@ -149,6 +150,7 @@ def _rnn_step(activation: Callable[[Array], Array]) -> Step:
     return rnn_step
 
 
+@recalled
 def leaky_rnn(
     hidden_size: int,
     *,
@@ -226,6 +228,7 @@ def _leaky_step(activation: Callable[[Array], Array], alpha: float | Array, nois
     return leaky_step
 
 
+@recalled
 def irnn(
     hidden_size: int,
     *,
@@ -264,6 +267,7 @@ def irnn(
     )
 
 
+@recalled
 def indrnn(
     hidden_size: int,
     *,
@@ -318,6 +322,7 @@ def _indrnn_step(activation: Callable[[Array], Array]) -> Step:
     return indrnn_step
 
 
+@recalled
 def scrn(
     hidden_size: int,
     *,
@@ -381,6 +386,7 @@ def _scrn_step(alpha: float | Array) -> Step:
     return scrn_step
 
 
+@recalled
 def minimal_rnn(
     hidden_size: int,
     *,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from bptt_jax.cells import surrogates
 from bptt_jax.cells.initializers import Initializer
-from bptt_jax.cells.sharing import shared
+from bptt_jax.cells.sharing import recalled, shared
 from bptt_jax.cells.simple import RNNParams
 from bptt_jax.cells.weights import check_hidden_size, check_initializers, draw_gates, fan_in_normal, times
 from bptt_jax.checks import (
@@ -41,6 +41,7 @@ class ALIFState(NamedTuple):
     a: Array
 
 
+@recalled
 def lif(
     hidden_size: int,
     *,
@@ -91,6 +92,7 @@ def lif(
     return Cell(init, lambda: LIFState(jnp.zeros(n, dtype), jnp.zeros(n, dtype)), shared(_lif_step, *settings))
 
 
+@recalled
 def alif(
     hidden_size: int,
     *,

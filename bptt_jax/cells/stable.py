@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from bptt_jax.cells.activations import sigmoid, tanh
 from bptt_jax.cells.gating import GatedParams, gated_cell
 from bptt_jax.cells.initializers import Initializer
-from bptt_jax.cells.sharing import shared
+from bptt_jax.cells.sharing import recalled, shared
 from bptt_jax.cells.simple import RNNParams, rnn
 from bptt_jax.cells.weights import (
     check_hidden_size,
@@ -52,6 +52,7 @@ class LipschitzParams(NamedTuple):
     bias: Array
 
 
+@recalled
 def fastrnn(
     hidden_size: int,
     *,
@@ -97,6 +98,7 @@ def _fastrnn_step(params: FastRNNParams, h: Array, x: Array) -> Array:
     return sigmoid(params.alpha) * candidate + sigmoid(params.beta) * h
 
 
+@recalled
 def antisymmetric(
     hidden_size: int,
     *,
@@ -147,6 +149,7 @@ def _antisymmetric_step(epsilon: float | Array, gamma: float | Array) -> Step:
     return antisymmetric_step
 
 
+@recalled
 def gated_antisymmetric(
     hidden_size: int,
     *,
@@ -191,6 +194,7 @@ def _gated_antisymmetric_step(epsilon: float | Array, gamma: float | Array) -> S
     return gated_antisymmetric_step
 
 
+@recalled
 def lipschitz(
     hidden_size: int,
     *,

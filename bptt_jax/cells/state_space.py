@@ -1,7 +1,7 @@
 """State-space models: linear systems in continuous time, made discrete; of the selective ones at steps of their own."""
 
 import math
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +10,7 @@ import numpy as np
 
 from bptt_jax.cells.activations import tanh
 from bptt_jax.cells.initializers import Initializer, check_initializer
+from bptt_jax.cells.sharing import recalled, shared
 from bptt_jax.cells.weights import (
     at_least_single,
     check_complex,
@@ -106,6 +107,7 @@ class LMUState(NamedTuple):
     m: Array
 
 
+@recalled
 def s4d(
     hidden_size: int,
     *,
@@ -170,6 +172,7 @@ def s4d(
     return Cell(init, lambda: jax.lax.complex(jnp.zeros((n, m), real), jnp.zeros((n, m), real)), step)
 
 
+@recalled
 def s5(
     hidden_size: int,
     *,
@@ -229,6 +232,7 @@ def s5(
     return Cell(init, lambda: jax.lax.complex(jnp.zeros(n, real), jnp.zeros(n, real)), step)
 
 
+@recalled
 def mamba(
     hidden_size: int,
     *,
@@ -289,6 +293,7 @@ def mamba(
     return Cell(init, lambda: jnp.zeros((n, size), floating), _mamba_step)
 
 
+@recalled
 def mamba2(
     hidden_size: int,
     *,
@@ -348,6 +353,7 @@ def mamba2(
     return Cell(init, lambda: jnp.zeros((heads, rows, size), floating), _mamba2_step)
 
 
+@recalled
 def lmu(
     hidden_size: int,
     *,
@@ -385,7 +391,7 @@ def lmu(
     """
     floating = check_floating("dtype", dtype)
     n, m = check_hidden_size(hidden_size, 1, floating), check_positive_int("order", order)
-    step = _lmu_step(m, float(check_positive_finite("theta", theta)))
+    step = shared(_lmu_step, m, float(check_positive_finite("theta", theta)))
     check_initializer("input_init", input_init)
 
     def init(key: Array, input_size: int) -> LMUParams:
@@ -454,7 +460,7 @@ def _s5_coefficients(method: str, params: S5Params, x: Array) -> tuple[Array, Ar
 
 # One object each: cells that differ only in size or initialisation share what JAX has compiled.
 _S4D_STEPS, _S5_STEPS = (
-    {method: DiagonalStep(partial(coefficients, method)) for method in ("zoh", "bilinear")}
+    {method: DiagonalStep(shared(partial, coefficients, method)) for method in ("zoh", "bilinear")}
     for coefficients in (_s4d_coefficients, _s5_coefficients)
 )
 
@@ -475,7 +481,6 @@ def _mamba2_step(params: Mamba2Params, x: Array) -> tuple[Array, Array]:
     return jnp.exp(-dt * jnp.exp(params.a_log))[:, None, None], b
 
 
-@lru_cache(maxsize=64)
 def _lmu_step(order: int, theta: float) -> Any:
     i = np.arange(order)
     rows, columns = i[:, None], i[None, :]

@@ -7,12 +7,12 @@ surrogate. Of equal numbers they make the same spike.
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from bptt_jax.cells.sharing import shared
 from bptt_jax.checks import check_positive_finite
 from bptt_jax.step import Array
 
@@ -41,7 +41,7 @@ def fast_sigmoid(slope: float = 25.0) -> Spike:
       >>> spike(0.5), jax.grad(spike)(1.0)
       (Array(1., dtype=float32, weak_type=True), Array(0.25, dtype=float32, weak_type=True))
     """
-    return _fast_sigmoid(_known("slope", slope))
+    return shared(_fast_sigmoid, _known("slope", slope))
 
 
 def triangular(height: float = 0.3) -> Spike:
@@ -63,7 +63,7 @@ def triangular(height: float = 0.3) -> Spike:
       >>> float(spike(-0.5)), round(float(jax.grad(spike)(-0.5)), 6)
       (0.0, 0.15)
     """
-    return _triangular(_known("height", height))
+    return shared(_triangular, _known("height", height))
 
 
 def arctan(alpha: float = 2.0) -> Spike:
@@ -84,7 +84,7 @@ def arctan(alpha: float = 2.0) -> Spike:
       >>> float(spike(0.1)), float(jax.grad(spike)(0.0))
       (1.0, 1.0)
     """
-    return _arctan(_known("alpha", alpha))
+    return shared(_arctan, _known("alpha", alpha))
 
 
 def _known(name: str, value: Any) -> float:
@@ -105,16 +105,13 @@ def _spike(derivative: Callable[[Array], Array]) -> Spike:
     return spike
 
 
-@lru_cache
 def _fast_sigmoid(slope: float) -> Spike:
     return _spike(lambda x: 1 / (1 + slope * jnp.abs(x)) ** 2)
 
 
-@lru_cache
 def _triangular(height: float) -> Spike:
     return _spike(lambda x: height * jnp.maximum(1 - jnp.abs(x), 0))
 
 
-@lru_cache
 def _arctan(alpha: float) -> Spike:
     return _spike(lambda x: alpha / 2 / (1 + (math.pi / 2 * alpha * x) ** 2))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from bptt_jax.cells.activations import sigmoid, tanh
 from bptt_jax.cells.heads import check_sizes, draw_heads, outer, project
 from bptt_jax.cells.initializers import Initializer, check_initializer
+from bptt_jax.cells.sharing import recalled
 from bptt_jax.cells.weights import check_heads, check_hidden_size, draw_gates, times
 from bptt_jax.checks import check_floating, check_key, check_positive_int
 from bptt_jax.step import Array, Cell
@@ -55,6 +56,7 @@ class MLSTMState(NamedTuple):
     m: Array
 
 
+@recalled
 def slstm(
     hidden_size: int,
     *,
@@ -122,6 +124,7 @@ def slstm(
     return Cell(init, initial_state, _slstm_step)
 
 
+@recalled
 def mlstm(hidden_size: int, *, heads: int = 2, key_size: int = 8, dtype: Any = None) -> Cell:
     """The matrix LSTM of xLSTM: an associative memory with exponential gates (Beck et al. 2024, arXiv:2405.04517,
     eq. 19 to 27).

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from bptt_jax.checks import check_function
-from bptt_jax.recurrence.diagonal import DiagonalStep, check_coefficients
+from bptt_jax.recurrence.diagonal import DiagonalStep, check_coefficients, pickled_by_name
 from bptt_jax.step import Array, Input, Params, State
 
 
@@ -42,6 +43,9 @@ class DeltaStep:
 
     def __post_init__(self) -> None:
         check_function("coefficients", self.coefficients, "coefficients(params, x) -> (a, u, w, b)")
+
+    def __reduce__(self) -> Any:
+        return pickled_by_name(self)
 
     def __call__(self, params: Params, state: State, x: Input) -> State:
         return jax.tree.map(_advanced, state, *self.at(params, state, x))

@@ -1,5 +1,7 @@
 """Steps that are linear in the state, unit by unit."""
 
+import importlib
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +32,9 @@ class DiagonalStep:
 
     def __post_init__(self) -> None:
         check_function("coefficients", self.coefficients, "coefficients(params, x) -> (a, b)")
+
+    def __reduce__(self) -> Any:
+        return pickled_by_name(self)
 
     def __call__(self, params: Params, state: State, x: Input) -> State:
         a, b = self.at(params, state, x)
@@ -71,3 +76,16 @@ def check_coefficients(found: Any, like: dict[str, State]) -> None:
             if len(got) > len(shape) or any(m not in (1, n) for m, n in zip(got[::-1], shape[::-1], strict=False)):
                 of = "the state's shape" if name in "ab" and len(like) == 2 else "shape"
                 raise ValueError(f"coefficients: expected {name} of {of}, {list(shape)}, got {list(got)}")
+
+
+def pickled_by_name(step: Any) -> Any:
+    """For ``__reduce__``: a step whose decorated function bears its name is found by that name."""
+    function = step.coefficients
+    module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
+    if module in sys.modules and getattr(sys.modules[module], name or "", None) is step:
+        return _named, (module, name)
+    return type(step), (function,)
+
+
+def _named(module: str, name: str) -> Any:
+    return getattr(importlib.import_module(module), name)
