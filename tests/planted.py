@@ -1185,6 +1185,13 @@ MUTATIONS = {
             "test_command.py::test_an_interrupt_while_it_is_imported_is_one_line",
         ),
     ],
+    "bptt_jax/cli/jobs.py": [
+        (
+            "if resumed:\n            prognosis",
+            "if False:\n            prognosis",
+            "test_train_command.py -k foretold_is_kept",
+        ),
+    ],
     "bptt_jax/cli/parser.py": [
         (
             "if not 0 <= value < 2**31:\n        raise argparse",
@@ -1260,6 +1267,7 @@ MUTATIONS = {
         ("acted / made, 1)", "acted / 1, 1)", "test_loop.py::test_clipped_and_skipped_shares_are_counts"),
     ],
     "bptt_jax/experiments/runfolder.py": [
+        ("there if all_of_them else", "there if True else", "test_runfolder.py -k whether_a_run"),
         (
             'record["updates"] > update:',
             'record["updates"] >= update:',

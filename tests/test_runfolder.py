@@ -27,7 +27,15 @@ import bptt_jax as bptt
 from bptt_jax.experiments import runfolder
 from bptt_jax.experiments.loop import init_state, train
 from bptt_jax.experiments.network import network
-from bptt_jax.experiments.runfolder import RunFolder, RunFolderError, read_settings, read_state
+from bptt_jax.experiments.runfolder import (
+    RunFolder,
+    RunFolderError,
+    holds_run,
+    read_prognosis,
+    read_settings,
+    read_state,
+    write_prognosis,
+)
 from bptt_jax.experiments.tasks import Batch, adding, delayed_copy
 
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of what orbax has not finished
@@ -116,6 +124,36 @@ def test_other_settings_are_refused_and_named(tmp_path) -> None:
         with pytest.raises(ValueError, match=message), RunFolder(tmp_path, here | change):
             pass
     assert_equal(read_state(tmp_path, EXAMPLE), state_at(10))
+
+
+def test_whether_a_run_is_there(tmp_path) -> None:
+    """Asked for some of its settings, before anything is computed; nothing is left behind."""
+    assert not holds_run(tmp_path / "none", {"batch": 20})
+    assert not (tmp_path / "none").exists()
+    keep(tmp_path, 5, settings={"batch": 20, "arguments": {"hidden": 64}, "rate": 0.1})
+    assert holds_run(tmp_path, {"arguments": {"hidden": 64}})
+    for wrong, message in (
+        ({"arguments": {"hidden": 65}}, r"\(arguments.hidden: 64 there, 65 here\)"),
+        ({"more": 1}, r"\(more: nothing there, 1 here\)"),
+    ):
+        with pytest.raises(RunFolderError, match=message):
+            holds_run(tmp_path, wrong)
+
+
+def test_a_prognosis_is_kept_beside_the_run(tmp_path) -> None:
+    assert read_prognosis(tmp_path) is None
+    write_prognosis(tmp_path, {"statement": "long", "updates": 3, "lag": math.inf})
+    assert read_prognosis(tmp_path) == {"statement": "long", "updates": 3, "lag": "inf"}
+    write_prognosis(tmp_path, None)
+    assert not list(tmp_path.iterdir())
+    for damaged in ("[]", '{"statement": 1, "updates": 2}', "{", "[" * 10_000):
+        (tmp_path / "prognosis.json").write_text(damaged)
+        with pytest.raises(RunFolderError, match="prognosis"):
+            read_prognosis(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "prognosis.json").symlink_to(tmp_path / "prognosis.json")
+    with pytest.raises(RunFolderError, match="leads out of the folder"):
+        read_prognosis(tmp_path / "run")
 
 
 def test_a_group_of_settings_hides_no_other(tmp_path) -> None:

@@ -2,11 +2,13 @@
 
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -105,14 +107,50 @@ def test_interrupted_before_anything_is_kept(tmp_path, monkeypatch, capsys) -> N
     assert f"no checkpoint is in {tmp_path / 'new'} yet; the same command begins anew" in capsys.readouterr().err
 
 
-def test_other_settings_are_refused(finished, capsys) -> None:
+def test_other_settings_are_refused(finished, capsys, monkeypatch) -> None:
+    """Before any pilot."""
     _, _, out = finished
+    monkeypatch.setattr(train, "foretell", pytest.fail)
     before = (out / "log.jsonl").read_bytes()
     assert main([*SMALL, "--seeds", "2", "--rate", "0.5", "--out", str(out)]) == 2
     message = capsys.readouterr().err
     assert message.count("\n") == 1
     assert "holds a run of other settings (arguments.rate: 0.001 there, 0.5 here)" in message
     assert (out / "log.jsonl").read_bytes() == before
+
+
+class Told(NamedTuple):
+    """As `train.Foretold`."""
+
+    statement: str
+
+    def to_dict(self):
+        return {"statement": self.statement, "updates": 3}
+
+
+def test_what_was_foretold_is_kept_and_told_again(finished, tmp_path, capsys, monkeypatch) -> None:
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    run, command = tmp_path / "run", [*SMALL, "--seeds", "2", "--updates", "60", "--out", str(tmp_path / "run")]
+    monkeypatch.setattr(train, "foretell", lambda *_: Told("lag 4: \x1b open"))
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "run", stopped)
+        assert main(command) == 130  # the pilot is over, and nothing is begun
+    assert "a pilot of 3 updates says: lag 4: \\x1b open\n" in capsys.readouterr().err
+    kept = json.loads((run / "prognosis.json").read_text())
+    shutil.copytree(finished[2], run, dirs_exist_ok=True)
+    monkeypatch.setattr(train, "foretell", pytest.fail)  # the run is there: no second pilot
+    for options, shown in (([], True), (["--quiet"], False), (["--json"], True)):
+        assert main([*command, *options]) == 0
+        printed = capsys.readouterr()
+        assert ("a pilot of 3 updates said: lag 4: \\x1b open\n" in printed.err) is shown
+        assert ("foretold lag 4: \\x1b open\n" in printed.out) is (options == [])
+    assert json.loads(printed.out)["prognosis"] == kept == Told("lag 4: \x1b open").to_dict()
+    assert main([*command, "--rate", "0.5"]) == 2
+    (run / "prognosis.json").write_text("{}")
+    assert main(command) == 2
+    assert "expected a prognosis, got {}" in capsys.readouterr().err
 
 
 def test_diagnose_sees_the_trained_network(finished, tmp_path) -> None:
@@ -266,6 +304,10 @@ def test_settings_reach_the_cell_and_the_optimizer() -> None:
     np.testing.assert_array_equal(forget, -i)
     assert np.all((np.exp(forget) >= 1) & (np.exp(forget) <= 3))
     np.testing.assert_array_equal(params.cell.recurrent, np.tile(np.eye(6), (4, 1)))
+    janet = train.prepare(replace(SETTINGS, cell="janet", length=9, chrono=True)).network.init(jax.random.key(0))
+    kept_for = np.exp(janet.cell.bias[:6])
+    assert np.all((kept_for >= 1) & (kept_for <= 8))
+    assert np.ptp(kept_for) > 2
     rnn = train.prepare(replace(SETTINGS, cell="rnn", activation="relu", gain=0.5, init="identity")).network
     weights = rnn.init(jax.random.key(0)).cell
     np.testing.assert_array_equal(weights.recurrent, 0.5 * np.eye(6))
@@ -325,7 +367,11 @@ def test_every_task_is_there(name) -> None:
         ({"cell": "rnn", "noise": 0.0}, "--alpha, --noise: they are of leaky_rnn, not of rnn"),
         ({"cell": "leaky_rnn", "chrono": True}, "--chrono: leaky_rnn has no gates"),
         ({"cell": "rnn", "chrono": True}, "--chrono: rnn has no gates"),
-        ({"cell": "mamba", "chrono": True}, "--chrono: mamba has no gates whose biases can be set"),
+        (
+            {"cell": "mamba", "chrono": True},
+            "--chrono: mamba has no gates, or draws their biases in a way of its own",
+        ),
+        ({"cell": "janet", "length": 2, "chrono": True}, "longest: expected at least 3, got 2"),
         (
             {"cell": "mamba", "init": "identity"},
             "--init: mamba draws its recurrent weights, if it has any, in a way",
@@ -440,10 +486,9 @@ def test_a_pilot_tells_what_is_to_be_expected() -> None:
     assert foretold.found.length == 100
     assert foretold.found.verdict == "unlikely"  # an untrained gru forgets in some twenty steps
     np.testing.assert_allclose(foretold.found.loss, np.multiply(seen[-1]["validation_loss"], 6), rtol=0.3)
-    assert foretold.chrono_horizon > 5 * foretold.found.horizon[0]
-    assert foretold.statement == (
-        f"{foretold.found.statement}; with --chrono it would begin at {foretold.chrono_horizon:.0f}"
-    )
+    (with_chrono,) = foretold.remedies.values()  # gates that begin orthogonal reach no further
+    assert with_chrono > 5 * foretold.found.horizon[0]
+    assert foretold.statement == f"{foretold.found.statement}; it would begin at {with_chrono:.0f} with --chrono"
     assert json.loads(json.dumps(foretold.to_dict()))["updates"] == 360
 
 
@@ -473,6 +518,5 @@ def test_the_pilot_is_of_the_same_network(changed, monkeypatch) -> None:
     assert np.isfinite(foretold.found.lag).all()
     if settings.truncate:
         assert (foretold.found.horizon <= settings.truncate).all()
-    assert (foretold.chrono_horizon is None) == (
-        settings.cell != "lstm" or settings.chrono or foretold.found.verdict == "likely"
-    )
+    if settings.chrono or settings.cell != "lstm":
+        assert "--chrono" not in foretold.remedies

@@ -18,7 +18,7 @@ from bptt_jax.cli.signals import raise_if_signalled
 from bptt_jax.experiments.atlas import BASES, AtlasFileError, chosen, measure
 from bptt_jax.experiments.progress import progress, progress_bar
 from bptt_jax.experiments.records import Record
-from bptt_jax.experiments.runfolder import last_checkpoint
+from bptt_jax.experiments.runfolder import last_checkpoint, write_prognosis
 from bptt_jax.files import atomic_path, write_json
 from bptt_jax.leaves import visible
 
@@ -152,29 +152,37 @@ def _train(arguments: argparse.Namespace) -> Outcome:
     if settings.float64:
         jax.config.update("jax_enable_x64", True)
     job = train.prepare(settings)
-    out = _writable(_folder_of_run(arguments))
+    folder = _folder_of_run(arguments)
+    resumed = train.begun(job, settings, folder)
+    out = _writable(folder)
     with progress_bar(arguments.updates, quiet=arguments.quiet) as show:
 
         def report(line: Record) -> None:
             raise_if_signalled()
             show(line)
 
-        foretold = train.foretell(job, settings, arguments.updates, lambda _: raise_if_signalled())
-        if foretold is not None:
-            show(f"a pilot of {foretold.updates} updates says: {foretold.statement}")
+        if resumed:
+            prognosis = train.kept_prognosis(out)
+        else:
+            foretold = train.foretell(job, settings, arguments.updates, lambda _: raise_if_signalled())
+            prognosis = None if foretold is None else foretold.to_dict()
+            write_prognosis(out, prognosis)
+        if prognosis is not None:
+            said = "said" if resumed else "says"
+            show(f"a pilot of {prognosis['updates']} updates {said}: {visible(prognosis['statement'])}")
         done = train.run(job, settings, arguments.updates, out, report)
     task = job.network.task
     title = f"{settings.cell} of {settings.hidden} units, {settings.task}, T = {task.length}"
     figure = plot_training(done.records, baseline=task.baseline, title=title)
-    numbers = train.record(job, settings, done, foretold)
+    numbers = train.record(job, settings, done, prognosis)
     with atomic_path(out / "train.png") as temporary:
         figure.savefig(temporary, dpi=120)
         write_json(out / "train.json", numbers)
 
     def shown() -> None:
         tables.console(Console).print(tables.of_training(numbers))
-        if foretold is not None:
-            print(f"foretold {foretold.statement}")
+        if prognosis is not None:
+            print(f"foretold {visible(prognosis['statement'])}")
         print(f"see bptt-jax diagnose --checkpoint {visible(str(out))}")
 
     return Outcome(numbers, [out / "train.png", out / "train.json"], shown)

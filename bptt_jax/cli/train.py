@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,8 +21,9 @@ from bptt_jax.experiments import loop, tasks
 from bptt_jax.experiments.network import Network, NetworkParams, network, truncated
 from bptt_jax.experiments.prognosis import PILOT_LENGTH, PILOT_SHARE, SOLVED, Prognosis, prognose, steps_in_words
 from bptt_jax.experiments.records import Record, Training, TrainState
-from bptt_jax.experiments.runfolder import RunFolderError, read_settings, read_state
+from bptt_jax.experiments.runfolder import RunFolderError, holds_run, read_prognosis, read_settings, read_state
 from bptt_jax.experiments.text import english_text, read_text
+from bptt_jax.leaves import to_jsonable
 from bptt_jax.remedies.clipping import clip_adjoints, with_clipping
 from bptt_jax.remedies.regularizers import omega_penalty
 from bptt_jax.step import Cell
@@ -53,6 +55,9 @@ _OF_ONE_LAG = (
 )
 # With fewer updates a run is over before a pilot is compiled; at shorter lengths a pilot costs too much of its time.
 _UPDATES_WORTH_IT, _LENGTH_WORTH_IT = 1000, 100
+# What may lengthen the horizon at which a network begins; told where it does so by this factor.
+_REMEDIES: dict[str, dict[str, Any]] = {"--chrono": {"chrono": True}, "--init orthogonal": {"init": "orthogonal"}}
+_WORTH_TELLING = 2.0
 STREAMS = ("characters", "delayed-copy")
 CELLS = tuple(ATLAS)
 OPTIMIZERS = {"sgd": optax.sgd, "adam": optax.adam, "rmsprop": optax.rmsprop}
@@ -162,11 +167,39 @@ def run(
             validation=job.validation,
             folder=folder,
             **_stateful(settings),
-            settings={"arguments": asdict(settings), "text_sha256": job.text_sha256},
+            settings=_identity(job, settings),
             on_record=on_record,
         )
     except (RunFolderError, ImportError) as error:
         raise BadArgument(f"--out: {error}" if isinstance(error, RunFolderError) else str(error)) from None
+
+
+def begun(job: Job, settings: Settings, folder: Path) -> bool:
+    """Whether the folder holds this run, before anything is computed.
+
+    Raises:
+      BadArgument: it holds a run of other settings.
+    """
+    try:
+        return holds_run(folder, _identity(job, settings))
+    except RunFolderError as error:
+        raise BadArgument(f"--out: {error}") from None
+
+
+def _identity(job: Job, settings: Settings) -> dict[str, Any]:
+    return {"arguments": asdict(settings), "text_sha256": job.text_sha256}
+
+
+def kept_prognosis(folder: Path) -> dict[str, Any] | None:
+    """What was foretold when the run of a folder began; None if nothing was.
+
+    Raises:
+      BadArgument: it is damaged.
+    """
+    try:
+        return read_prognosis(folder)
+    except RunFolderError as error:
+        raise BadArgument(f"--out: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -176,30 +209,25 @@ class Foretold:
     Attributes:
       found: the prognosis of its seeds, leaves ``[S]``.
       updates: of the pilot, at most: seeds that succeed stop.
-      chrono_horizon: of the same cell with the biases of ``--chrono``, before training; None if it has them, takes
-        none, or is likely to do without.
+      remedies: by option of the command, the horizon at which the same cell begins with it, where that is at least
+        twice as far; none if it is likely to do without.
     """
 
     found: Prognosis
     updates: int
-    chrono_horizon: float | None
+    remedies: dict[str, float]
 
     @property
     def statement(self) -> str:
         """In one line."""
-        if self.chrono_horizon is None:
-            return self.found.statement
-        return f"{self.found.statement}; with --chrono it would begin at {steps_in_words(self.chrono_horizon)}"
+        begin = [f"at {steps_in_words(horizon)} with {option}" for option, horizon in self.remedies.items()]
+        return f"{self.found.statement}; it would begin {' and '.join(begin)}" if begin else self.found.statement
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "updates": self.updates,
-            "statement": self.statement,
-            "verdict": self.found.verdict,
-            "chrono_horizon": self.chrono_horizon,
-            **self.found.to_dict(),
-        }
+        """In JSON types."""
+        numbers = {"remedies": self.remedies, **self.found.to_dict()}
+        said = {"updates": self.updates, "statement": self.statement, "verdict": self.found.verdict}
+        return said | to_jsonable(numbers)
 
 
 def foretell(
@@ -231,22 +259,29 @@ def foretell(
         on_record=on_record,
     )
     before = jax.vmap(lambda seed: loop.init_state(pilot, job.optimizer, seed).params)(done.states.seed)
-    after, with_chrono = done.states.params, _with_chrono(settings, net)
-    if with_chrono is not None:  # measured beside the others, in the same program
+    after, others = done.states.params, _otherwise(settings, net.task)
+    for params in others.values():  # measured beside the others, in the same program
         before, after = (
-            jax.tree.map(lambda a, c: jnp.concatenate([a, c[None]]), p, with_chrono) for p in (before, after)
+            jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), p, params) for p in (before, after)
         )
     beside = jax.vmap(partial(prognose, net, pilot))(before, after)
     found = jax.tree.map(lambda a: a[: settings.seeds], beside)
-    told = with_chrono is not None and found.verdict != "likely"
-    return Foretold(found, count, float(beside.horizon[-1]) if told else None)
+    now, remedies = np.nanmedian(found.horizon), {}
+    for option, horizon in zip(others, beside.horizon[settings.seeds :], strict=True):
+        if found.verdict != "likely" and horizon >= _WORTH_TELLING * now:
+            remedies[option] = float(horizon)
+    return Foretold(found, count, remedies)
 
 
-def _with_chrono(settings: Settings, net: Network) -> NetworkParams | None:
-    if settings.chrono or "bias_init" not in inspect.signature(ATLAS[settings.cell].make).parameters:
-        return None
-    cell = _cell(replace(settings, chrono=True), net.task)
-    return network(cell, net.task).init(jax.random.key(0))
+def _otherwise(settings: Settings, task: tasks.Task) -> dict[str, NetworkParams]:
+    """By option, the parameters with which the network would begin, for those that its cell takes and has not."""
+    found = {}
+    for option, change in _REMEDIES.items():
+        changed = replace(settings, **change)
+        with suppress(BadArgument):
+            if changed != settings:
+                found[option] = network(_cell(changed, task), task).init(jax.random.key(0))
+    return found
 
 
 def read(folder: Path) -> Settings:
@@ -287,8 +322,8 @@ def states(job: Job, settings: Settings, folder: Path) -> tuple[TrainState, Trai
         raise BadArgument(str(error)) from None
 
 
-def record(job: Job, settings: Settings, done: Training, foretold: Foretold | None) -> dict[str, Any]:
-    """What came of it, for JSON."""
+def record(job: Job, settings: Settings, done: Training, prognosis: dict[str, Any] | None) -> dict[str, Any]:
+    """What came of it, and what was foretold, for JSON."""
     chunks = [r for r in done.records if "event" not in r]
     return {
         "settings": asdict(settings),
@@ -305,7 +340,7 @@ def record(job: Job, settings: Settings, done: Training, foretold: Foretold | No
             }
             for i in range(settings.seeds)
         ],
-        "prognosis": None if foretold is None else foretold.to_dict(),
+        "prognosis": prognosis,
         "events": done.events,
     }
 
@@ -415,6 +450,14 @@ def has_gates(cell: str) -> bool | None:
     return {"gated": True, "simple": False}.get(ATLAS[cell].family)
 
 
+def _long_memories(cell: str, longest: int) -> dict[str, Any]:
+    """Options of a cell's maker with which its gates keep for up to so many steps; none if it has no such option."""
+    taken = inspect.signature(ATLAS[cell].make).parameters
+    if "longest" in taken:
+        return {"longest": longest}
+    return {"bias_init": chrono(longest)} if "bias_init" in taken else {}
+
+
 def _cell(settings: Settings, task: tasks.Task) -> Cell:
     if settings.cell not in ATLAS:
         raise BadArgument(f"--cell: expected {', '.join(CELLS)}, got {settings.cell}")
@@ -428,15 +471,16 @@ def _cell(settings: Settings, task: tasks.Task) -> Cell:
         raise BadArgument(
             f"--init: {settings.cell} draws its recurrent weights, if it has any, in a way of its own"
         )
-    if settings.chrono and "bias_init" not in taken:
-        raise BadArgument(f"--chrono: {settings.cell} has no gates whose biases can be set")
+    memories = _long_memories(settings.cell, task.length) if settings.chrono else {}
+    if settings.chrono and not memories:
+        raise BadArgument(f"--chrono: {settings.cell} has no gates, or draws their biases in a way of its own")
     given: dict[str, Any] = {
         "activation": None if settings.activation is None else ACTIVATIONS[settings.activation],
         "gain": settings.gain,
         "alpha": settings.alpha,
         "noise": settings.noise,
         "recurrent_init": None if settings.init is None else RECURRENT[settings.init],
-        "bias_init": chrono(task.length) if settings.chrono else None,
+        **memories,
     }
     cell = make(settings.hidden, **{k: v for k, v in given.items() if v is not None})
     if settings.init is not None:

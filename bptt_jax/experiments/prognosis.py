@@ -59,7 +59,7 @@ class Prognosis(Result):
         lag, low, high = (f"{_of_seeds(a):.0f}" for a in (self.lag, self.low, self.high))
         loss, horizon = (float(np.median(np.asarray(a))) for a in (self.loss, self.horizon))
         return (
-            f"lag {self.length}: {self.verdict}; some {lag} steps are to be expected ({low} to {high}), for the pilot "
+            f"lag {self.length}: {self.verdict}; a lag of {lag} is to be expected ({low} to {high}), for the pilot "
             f"took the loss to {loss:.2g} of the trivial, and the horizon begins at {steps_in_words(horizon)}"
         )
 

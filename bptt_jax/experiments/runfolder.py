@@ -26,6 +26,7 @@ from bptt_jax.leaves import to_jsonable
 Tree = TypeVar("Tree")
 _KEPT = 2
 _SETTINGS, _LOG, _CHECKPOINTS, _LOCK = "settings.json", "log.jsonl", "checkpoints", ".lock"
+_PROGNOSIS = "prognosis.json"
 _DEEPEST = 50  # lists and groups within each other, in settings and log
 _MOST_SETTINGS, _MOST_LOG = 1 << 24, 1 << 32  # bytes
 _FILES = 100  # more than a checkpoint consists of
@@ -49,6 +50,8 @@ class RunFolder:
     until it is closed, and the lock goes with the process, however that ends. On NFS the server keeps the lock, for
     all its hosts. A file system without locks is warned of, and on a system without `flock` (Windows) nothing keeps
     two processes apart.
+
+    Beside them may stand ``prognosis.json``, what was foretold when the run began.
 
     What is read must lie in the folder: of a link that leads out of it nothing is read.
     """
@@ -138,6 +141,20 @@ def last_checkpoint(folder: Path) -> int | None:
     return max((int(name) for name in names if name.isdecimal()), default=None)
 
 
+def holds_run(folder: Path, settings: Mapping[str, Any]) -> bool:
+    """Whether a folder holds a run; nothing is computed, and nothing written.
+
+    Args:
+      folder: of the run.
+      settings: in JSON types, some of the run's or all.
+
+    Raises:
+      RunFolderError: it holds a run in which they differ, or half of one.
+    """
+    _check_name(folder)
+    return _begun(folder, to_jsonable(dict(settings)), all_of_them=False)
+
+
 def read_settings(folder: Path) -> dict[str, Any]:
     """The settings of the run that a folder holds.
 
@@ -145,18 +162,36 @@ def read_settings(folder: Path) -> dict[str, Any]:
       RunFolderError: it holds none, or they are damaged.
     """
     try:
-        settings = _parsed(read_file(_within(folder, _SETTINGS), most=_MOST_SETTINGS).decode("utf-8"))
+        settings = _read_json(folder, _SETTINGS)
     except (FileNotFoundError, NotADirectoryError):
         raise RunFolderError(f"{folder}: no training run is there") from None
-    except RunFolderError:
-        raise
-    except OSError as error:
-        raise RunFolderError(f"{folder / _SETTINGS}: cannot be read: {error.strerror}") from None
-    except ValueError as error:  # neither JSON nor UTF-8 raise anything else
-        raise RunFolderError(f"{folder / _SETTINGS}: cannot be read: {error}") from None
     if not isinstance(settings, dict):
         raise RunFolderError(f"{folder / _SETTINGS}: expected the settings of a run, got {_SHORT.repr(settings)}")
     return settings
+
+
+def write_prognosis(folder: Path, prognosis: Mapping[str, Any] | None) -> None:
+    """What is foretold of a run that is about to begin in a folder: ``prognosis.json``, or none."""
+    if prognosis is None:
+        (folder / _PROGNOSIS).unlink(missing_ok=True)  # of another run that never began
+    else:
+        write_json(folder / _PROGNOSIS, dict(prognosis))
+
+
+def read_prognosis(folder: Path) -> dict[str, Any] | None:
+    """What was foretold when the run of a folder began: its ``statement``, the pilot's ``updates``, and numbers; None
+    if nothing was.
+
+    Raises:
+      RunFolderError: it is damaged.
+    """
+    try:
+        prognosis = _read_json(folder, _PROGNOSIS)
+    except FileNotFoundError:
+        return None
+    if not isinstance(prognosis, dict) or [type(prognosis.get(k)) for k in ("statement", "updates")] != [str, int]:
+        raise RunFolderError(f"{folder / _PROGNOSIS}: expected a prognosis, got {_SHORT.repr(prognosis)}")
+    return prognosis
 
 
 def read_state(folder: Path, example: Tree) -> Tree:
@@ -196,6 +231,23 @@ def _within(folder: Path, name: str) -> Path:
     return path
 
 
+def _read_json(folder: Path, name: str) -> Any:
+    """A part of the folder.
+
+    Raises:
+      RunFolderError: it cannot be read.
+      FileNotFoundError, NotADirectoryError: it is not there.
+    """
+    try:
+        return _parsed(read_file(_within(folder, name), most=_MOST_SETTINGS).decode("utf-8"))
+    except (FileNotFoundError, NotADirectoryError, RunFolderError):
+        raise
+    except OSError as error:
+        raise RunFolderError(f"{folder / name}: cannot be read: {error.strerror}") from None
+    except ValueError as error:  # neither JSON nor UTF-8 raise anything else
+        raise RunFolderError(f"{folder / name}: cannot be read: {error}") from None
+
+
 def _check_name(folder: Path) -> None:
     """Raises RunFolderError unless orbax, which wants UTF-8, can name the folder."""
     try:
@@ -204,8 +256,8 @@ def _check_name(folder: Path) -> None:
         raise RunFolderError(f"{folder}: expected a name in UTF-8") from None
 
 
-def _begun(folder: Path, here: dict[str, Any]) -> bool:
-    """Whether the folder holds a run of these settings.
+def _begun(folder: Path, here: dict[str, Any], *, all_of_them: bool = True) -> bool:
+    """Whether the folder holds a run of these settings, and, if they are all of them, of no others.
 
     Raises:
       RunFolderError: it holds another, or half of one.
@@ -213,7 +265,8 @@ def _begun(folder: Path, here: dict[str, Any]) -> bool:
     checkpoints = _within(folder, _CHECKPOINTS).exists()  # asked first: whoever begins a folder makes them last
     _within(folder, _LOG)
     if _within(folder, _SETTINGS).exists():
-        _compare(folder, read_settings(folder), here)
+        there = read_settings(folder)
+        _compare(folder, there if all_of_them else {k: v for k, v in there.items() if k in here}, here)
         return True
     if checkpoints:
         raise RunFolderError(f"{folder}: has checkpoints, but no {_SETTINGS} to say whose")
