@@ -481,7 +481,7 @@ HEADLINES = {
     "bias, not for good before 4": (bias(0.5, 0.05, 0.2, 0.01, 0.1), "from a window of 4 steps on within 10 %"),
     "bias, at once": (bias(0.01, 0.02), "from a window of 1 steps on within 10 %"),
     "bias, never": (bias(0.05, 0.3), "no window of up to 2 steps comes within 10 %"),
-    "bias, of no gradient": (bias(np.nan, np.nan), "no window of up to 2 steps"),
+    "bias, of no gradient": (bias(np.nan, np.nan), "there is no gradient to truncate, or it is not finite"),
     "deer": (solution(converged=True), "converged in 7 iterations, relative error 2e-06"),
     "deer, in vain": (solution(converged=False), "not converged after 7 iterations (residual 1e-07, error 2e-06)"),
     "leading": (

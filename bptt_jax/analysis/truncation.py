@@ -29,6 +29,8 @@ class TruncationBias(Result):
 
     def _headline(self) -> str:
         longest = int(self.windows[-1])
+        if np.isnan(self.relative_error).all():
+            return "there is no gradient to truncate, or it is not finite"
         off = np.flatnonzero(~(np.asarray(self.relative_error) <= 0.1))
         enough = 1 + off[-1] if off.size else 0  # the first window from which on all are good
         if enough == longest:
