@@ -32,7 +32,7 @@ from bptt_jax.checks import (
 )
 from bptt_jax.devices import axes_of, is_manual, settled, vary
 from bptt_jax.slips import of_pairs, of_stacked_gates, remedy
-from bptt_jax.timeline import resets_at_real_steps
+from bptt_jax.timeline import reset_at_the_end, resets_at_real_steps
 
 Array: TypeAlias = jax.Array
 PyTree: TypeAlias = Any
@@ -217,6 +217,13 @@ class Recurrence:
     def is_plain(self) -> bool:
         """Whether there is neither padding nor a reset."""
         return self.instants.real is None and self.instants.reset is None
+
+    @property
+    def ends_anew(self) -> Bool[Array, ""] | None:
+        """Whether a reset stands in the padding at the very end, so that what goes on from there begins anew; None if
+        there can be none. Before `check_step`, which leaves it out: it leads into no step."""
+        _, real, resets = self.instants
+        return None if real is None or resets is None else reset_at_the_end(resets, real)
 
     def begin(self, state: State, at: Instant) -> State:
         """The state that the step starts from: after a reset, if there is one."""

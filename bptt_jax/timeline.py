@@ -13,6 +13,12 @@ def resets_at_real_steps(resets: Bool[Array, " T"], real: Bool[Array, " T"]) -> 
     return real & (last_reset > last_real)
 
 
+def reset_at_the_end(resets: Bool[Array, " T"], real: Bool[Array, " T"]) -> Bool[Array, ""]:
+    """Whether a reset stands in the padding behind the last real step, where there is none for it to lead into."""
+    index = jnp.arange(len(resets))
+    return jnp.max(jnp.where(resets, index, -1)) > jnp.max(jnp.where(real, index, -1))
+
+
 def before_reset(resets: Bool[Array, " T"]) -> Bool[Array, " T"]:
     """Whether a reset lies between the step and the end of the sequence."""
     return jnp.sum(resets) > jnp.cumsum(resets)

@@ -439,31 +439,44 @@ def forward(case: Case, plan: Plan, kept: Callable[[Any], np.ndarray], diagonal:
     return total
 
 
+def within(case: Any, n: int) -> Callable[[Any], np.ndarray]:
+    """Which entries of the influence SnAp-n keeps. A complex number is one, whichever of its parts is reached."""
+
+    def one(tree: Any) -> np.ndarray:
+        leaves = enumerate(jax.tree.leaves(floats(tree)[0]))
+        numbers = [(k, place) for k, a in leaves for _ in range(1 + np.iscomplexobj(a)) for place in range(a.size)]
+        return np.asarray([[a == b for b in numbers] for a in numbers], int).reshape(len(numbers), -1)
+
+    same_unit, same_parameter = one(case.problem.state0), one(case.problem.params)
+
+    def kept(seen: Any) -> np.ndarray:
+        by_state = np.asarray(same_unit @ seen[0] @ same_unit > 0, int)
+        by_params = np.asarray(same_unit @ seen[1] @ same_parameter > 0, int)
+        return np.any([np.linalg.matrix_power(by_state, k) @ by_params for k in range(n)], axis=0)
+
+    return kept
+
+
 def check_snap(case: Case) -> Iterator[Comparison]:
-    def within(n: int) -> Callable[[Any], np.ndarray]:
-        def kept(seen: Any) -> np.ndarray:
-            by_state, by_params = (a.astype(int) for a in seen)
-            powers = [np.linalg.matrix_power(by_state, k) @ by_params for k in range(n)]
-            return np.any(powers, axis=0)
-
-        return kept
-
     for plan in case.plans:
         for n in (1, 2):
             got = bptt.estimators.snap(*case.arguments(plan), only_loss, args=_args(case, plan), n=n)
-            yield Comparison(f"n={n}", real_vector(got), forward(case, plan, within(n)))
+            yield Comparison(f"n={n}", real_vector(got), forward(case, plan, within(case, n)))
         yield same_dtypes("gradient", got, floats(case.problem.params)[0])
 
 
-def check_rflo(case: Case) -> Iterator[Comparison]:
-    """The units of the state's vector: what stands at one place of arrays of one shape."""
+def one_place(case: Any) -> np.ndarray:
+    """Which numbers of the state's vector stand at one place of arrays of one shape."""
     units = []
     for leaf in jax.tree.leaves(floats(case.problem.state0)[0]):
-        units += [(leaf.shape, place) for place in range(leaf.size)] * (1 + jnp.iscomplexobj(leaf))
-    diagonal = np.asarray([[a == b for b in units] for a in units])
+        units += [(leaf.shape, place) for place in range(leaf.size)] * (1 + np.iscomplexobj(leaf))
+    return np.asarray([[a == b for b in units] for a in units])
+
+
+def check_rflo(case: Case) -> Iterator[Comparison]:
     for plan in case.plans:
         got = bptt.estimators.rflo(*case.arguments(plan), only_loss, args=_args(case, plan))
-        yield Comparison("gradient", real_vector(got), forward(case, plan, lambda seen: np.True_, diagonal))
+        yield Comparison("gradient", real_vector(got), forward(case, plan, lambda seen: np.True_, one_place(case)))
         yield same_dtypes("gradient", got, floats(case.problem.params)[0])
 
 
@@ -477,25 +490,28 @@ def mixed(signs: Any, products: list[Any]) -> list[Any]:
     return sides
 
 
+def with_signs(case: Any, plan: Plan) -> np.ndarray:
+    """What UORO gives with the signs that are documented."""
+    truth, dtype = case.truth(plan), jnp.result_type(float)
+    size, params_size = truth.params_jacobians.shape[1:]
+    total, count = np.zeros(params_size), 0
+    for steps, read in readings(case, plan):
+        s, theta = np.zeros(size), np.zeros(params_size)
+        for k, signal in zip(steps, read, strict=True):
+            signs = np.asarray(jax.random.rademacher(jax.random.fold_in(KEY, count), (size,), dtype), np.float64)
+            products = [(theta, truth.jacobians[k] @ s), (signs @ truth.params_jacobians[k], signs)]
+            theta, s = mixed([1, 1], products)
+            theta, s = theta + np.zeros(params_size), s + np.zeros(size)
+            total += (signal @ s) * theta
+            count += 1
+    return total
+
+
 def check_uoro(case: Case) -> Iterator[Comparison]:
-    """With the same signs, which are documented."""
     for plan in case.plans:
-        truth, dtype = case.truth(plan), vector_of(case.problem.state0).dtype
-        size, params_size = truth.params_jacobians.shape[1:]
-        total, count = np.zeros(params_size), 0
-        for steps, read in readings(case, plan):
-            s, theta = np.zeros(size), np.zeros(params_size)
-            for k, signal in zip(steps, read, strict=True):
-                now = jax.random.fold_in(KEY, count)
-                signs = np.asarray(jax.random.rademacher(now, (size,), dtype), np.float64)
-                products = [(theta, truth.jacobians[k] @ s), (signs @ truth.params_jacobians[k], signs)]
-                theta, s = mixed([1, 1], products)
-                theta, s = theta + np.zeros(params_size), s + np.zeros(size)
-                total += (signal @ s) * theta
-                count += 1
         given = *case.arguments(plan), only_loss
         got = bptt.estimators.uoro(*given, args=_args(case, plan), key=KEY)
-        yield Comparison("gradient", real_vector(got), total, slack=10)
+        yield Comparison("gradient", real_vector(got), with_signs(case, plan), slack=10)
         yield same_dtypes("gradient", got, floats(case.problem.params)[0])
 
 

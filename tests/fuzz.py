@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from contract_cases import loss
-from contract_checks import frame_growth, only_loss, truncated
+from contract_checks import KEY, forward, frame_growth, one_place, only_loss, truncated, with_signs, within
 from fuzz_reference import Case, Reference, draw_case, norm, singular_values
 from fuzz_steps import EXTENDED, LONG, RUNS, Structure, draw_structure
 
@@ -33,6 +33,7 @@ QUICKLY = "--xla_backend_optimization_level=0"
 SHARED = 20  # cases of one structure
 CHECKS_OF_EACH = 4
 TIMES = 10  # as much as roundings move a number it may be off
+SIZES_OF_LOSS = 1.0, 2.0, -0.5
 ROUNDINGS = 10  # of the largest number beside it, that it may be off in any case
 
 
@@ -352,28 +353,122 @@ def _compare_deer(found: Any, of: Reference) -> Iterator[Compared | None]:
     yield Compared("states", got, of.states, slack=half)
 
 
-def _estimators(structure: Structure, given: Any) -> Any:
+def _known(of: Reference) -> bool:
+    """Whether all numbers on the way are within the range of the dtype."""
+    return of.case.kind in ("plain", "zero")
+
+
+def _slack(of: Reference, expected: np.ndarray) -> float:
+    """Of a sum over steps, by the size of what is summed."""
+    size = np.abs(of.contributions).sum(axis=(1, 2))[0]
+    return ROUNDINGS * of.eps * float(size) / max(float(np.max(np.abs(expected[0]), initial=0)), 1e-30)
+
+
+def _truncated(structure: Structure, given: Any) -> Any:
     *arguments, args = given
     windows = {f"{k1} {k2}": (k1, k2) for k1, k2 in ((1, 2), (2, 3), (2, 9))}
     return {
-        "rtrl": bptt.estimators.rtrl(structure.step, *arguments, only_loss, args=args),
-        "tbptt": {
-            name: bptt.estimators.tbptt(structure.step, *arguments, only_loss, args=args, k1=k1, k2=k2)
-            for name, (k1, k2) in windows.items()
-        },
+        name: bptt.estimators.tbptt(structure.step, *arguments, only_loss, args=args, k1=k1, k2=k2)
+        for name, (k1, k2) in windows.items()
     }
 
 
-def _compare_estimators(found: Any, of: Reference) -> Iterator[Compared]:
-    if of.case.kind not in ("plain", "zero"):
+def _compare_truncated(found: Any, of: Reference) -> Iterator[Compared]:
+    if not _known(of):
         return
-    size = np.abs(of.contributions).sum(axis=(1, 2))[0]
-    slack = ROUNDINGS * of.eps * float(size) / max(float(np.max(np.abs(of.params_grad[0]))), 1e-30)
-    yield Compared("rtrl", cotangent_numbers(found["rtrl"]), of.params_grad, slack=slack)
-    for name, got in found["tbptt"].items():
+    slack = _slack(of, of.params_grad)
+    for name, got in found.items():
         k1, k2 = map(int, name.split())
         runs = [truncated(of.run(k, of.structure.dtype), of.plan, k1, k2) for k in range(RUNS)]
         yield Compared(f"tbptt {name}", cotangent_numbers(got), np.stack(runs).astype(LONG), slack=slack)
+
+
+def _in_parts(estimator: Callable[..., Any], structure: Structure, given: Any) -> Any:
+    """Two parts of the sequence, one after the other, and their sum."""
+    params, state0, sequence, args = given
+    cut = structure.steps // 2
+
+    def of(part: slice, **options: Any) -> Any:
+        xs, mask, resets, weights = jax.tree.map(
+            lambda a: a[part], (sequence.xs, sequence.mask, sequence.resets, args["weights"])
+        )
+        own = sequence.reset_state
+        inputs = bptt.Sequence(xs, length=len(weights), mask=mask, resets=resets, reset_state=own)
+        own_args = args | {"weights": weights}
+        return estimator(
+            structure.step, params, state0, inputs, only_loss, args=own_args, has_carry=True, **options
+        )
+
+    if cut == 0:
+        return of(slice(None))[0]
+    first, carry = of(slice(0, cut))
+    return jax.tree.map(jnp.add, first, of(slice(cut, None), carry=carry)[0])
+
+
+def _online(structure: Structure, given: Any) -> Any:
+    *arguments, args = given
+    whole = structure.step, *arguments, only_loss
+    names = {
+        "rtrl": bptt.estimators.rtrl,
+        "snap 1": bptt.estimators.snap,
+        "snap 2": partial(bptt.estimators.snap, n=2),
+        "rflo": bptt.estimators.rflo,
+        "uoro": partial(bptt.estimators.uoro, key=KEY),
+        "kf_rtrl": partial(bptt.estimators.kf_rtrl, key=KEY),
+    }
+    found = {name: each(*whole, args=args) for name, each in names.items()}
+    return found, {name: _in_parts(names[name], structure, given) for name in ("snap 2", "uoro")}
+
+
+def _compare_online(given: Any, of: Reference) -> Iterator[Compared]:
+    if not _known(of):
+        return
+    runs = [of.run(number, of.structure.dtype) for number in range(RUNS)]
+    expected = {
+        "rtrl": of.params_grad,
+        "rflo": np.stack([forward(run, of.plan, lambda seen: np.True_, one_place(run)) for run in runs]),
+        "uoro": np.stack([with_signs(run, of.plan) for run in runs]),
+    }
+    for n in (1, 2):
+        expected[f"snap {n}"] = np.stack([forward(run, of.plan, within(run, n)) for run in runs])
+    exactly = np.concatenate(
+        [np.full(np.size(a) * (1 + np.iscomplexobj(a)), np.ndim(a) < 2) for _, a in sorted(of.case.params.items())]
+    )
+    expected["kf_rtrl"] = of.params_grad[:, exactly]
+    for what, found in zip(("", " in parts"), given, strict=True):
+        for name, grad in found.items():
+            got, right = cotangent_numbers(grad), expected[name].astype(LONG)
+            got = got[exactly] if name == "kf_rtrl" else got
+            yield Compared(f"{name}{what}", got, right, slack=_slack(of, right))
+
+
+def _lags(structure: Structure, given: Any) -> Any:
+    *arguments, args = given
+    whole = structure.step, *arguments, only_loss
+    found = bptt.analysis.gradient_by_lag(*whole, args=args, parts=range(structure.steps))
+    # Three sequences that differ in the size of their loss alone.
+    sizes = jnp.asarray(SIZES_OF_LOSS, structure.dtype)
+    batch = args | {"weights": sizes[:, None] * args["weights"][None]}
+    axes = None, None, {"weights": 0, "readout": None, "label": None}
+    noise = bptt.analysis.gradient_noise(*whole, args=batch, in_axes=axes, batch=60, length=structure.steps)
+    return found.parts, found.log_norms, found.whole_log_norm, noise.signal_to_noise, noise.log_spreads
+
+
+def _compare_lags(given: Any, of: Reference) -> Iterator[Compared]:
+    parts, log_norms, whole_log_norm, ratio, log_spreads = given
+    right = of.by_lag
+    found = unscaled(parts, True)
+    yield Compared("parts", found, right, 1)
+    yield Compared("their sum", found.sum(axis=0), of.params_grad, slack=_slack(of, of.params_grad))
+    yield Compared("log norms", log_norms, norm(right), 1, True)
+    yield Compared("log norm of the whole", whole_log_norm, norm(of.params_grad), 0, True)
+    signal, noise = np.mean(SIZES_OF_LOSS), np.var(SIZES_OF_LOSS, ddof=1)
+    yield Compared("log spreads", log_spreads, np.sqrt(noise) * norm(right), 1, True)
+    # Of what is not lost beside the largest number of the dtype.
+    there = norm(right)[0] > np.max(np.abs(right[0]), initial=0) * of.eps
+    if _known(of) and there.any():
+        expected = np.broadcast_to(60 * (signal**2 / noise - 1 / 3), (RUNS, int(there.sum()))).astype(LONG)
+        yield Compared("signal to noise", np.asarray(ratio)[there], expected, slack=100 * ROUNDINGS * of.eps)
 
 
 def whole_precision(structure: Structure) -> bool:
@@ -392,7 +487,9 @@ CHECKS: dict[str, Fuzz] = {
     "influence_map": Fuzz(_influence, _compare_influence),
     "lyapunov_exponents": Fuzz(_exponents, _compare_exponents),
     "deer": Fuzz(_deer, _compare_deer, whole_precision),
-    "estimators": Fuzz(_estimators, _compare_estimators),
+    "tbptt": Fuzz(_truncated, _compare_truncated),
+    "online": Fuzz(_online, _compare_online),
+    "lags": Fuzz(_lags, _compare_lags),
 }
 
 

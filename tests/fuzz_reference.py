@@ -298,6 +298,28 @@ class Reference:
         )
         return self.arithmetic.rounded(terms.sum(axis=1), np.abs(terms).sum(axis=1), floor[:, None])
 
+    @cached_property
+    def by_lag(self) -> np.ndarray:
+        """``[RUNS, T, P]``: what loss steps send to the parameters so many real steps before, across no reset."""
+        at = self.real_steps
+        owner = np.searchsorted(at, np.arange(self.structure.steps), side="right") - 1  # whose state stands there
+        sent = np.stack([self.immediate[:, owner == i].sum(axis=1) for i in range(len(at))], axis=1)
+        found = np.zeros((RUNS, self.structure.steps, self.by_params.shape[-1]), LONG)
+        for lag in range(len(at)):
+            terms = np.stack(
+                [self._pulled(self.by_params[:, at[i]], sent[:, i]) for i in range(len(at) - lag)], axis=1
+            )
+            floor = np.max(np.abs(sent), axis=(1, 2)) * np.maximum(
+                1, np.max(np.abs(self.by_params), axis=(1, 2, 3), initial=0)
+            )
+            found[:, lag] = self.arithmetic.rounded(terms.sum(axis=1), np.abs(terms).sum(axis=1), floor[:, None])
+            back = [
+                0 * sent[:, i] if self.reset_at[at[i]] else self._pulled(self.jacobians[:, at[i]], sent[:, i])
+                for i in range(len(at))
+            ]
+            sent = np.stack([*back[1:], 0 * back[0]], axis=1)
+        return found
+
     @property
     def state0_grad(self) -> np.ndarray:
         back = self._backward
@@ -345,7 +367,9 @@ class Reference:
             immediate=self.immediate[number].astype(float),
         )
         return SimpleNamespace(
-            truth=lambda plan: truth, dtype=dtype, problem=SimpleNamespace(state0=self.case.state0)
+            truth=lambda plan: truth,
+            dtype=dtype,
+            problem=SimpleNamespace(params=self.case.params, state0=self.case.state0),
         )
 
 

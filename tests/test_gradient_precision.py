@@ -144,6 +144,7 @@ def test_what_is_zero_is_not_lost(x64) -> None:
 def test_no_gradient_and_one_that_is_not_finite(x64) -> None:
     none = at_origin(halving, lambda states: 0 * states[-1], dtype="float16", length=5)
     assert "float16: there is no gradient" in repr(none)
+    assert [int(none.highest_log2), int(none.loss_scale_log2)] == [15, 0]
     lost = at_origin(halving, lambda states: jnp.log(states[-1]) - jnp.log(states[-2]), dtype="float16", length=5)
     np.testing.assert_array_equal(lost.relative_errors, np.inf)
     assert float(lost.half_lag) == 0

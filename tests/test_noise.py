@@ -170,6 +170,9 @@ def test_a_sequence_that_is_not_finite(bad) -> None:
     assert not np.isfinite(found.log_norms[1])
     assert np.isnan(found.horizon)
     assert "of the 3 sequences' gradients not all are finite" in repr(found)
+    np.testing.assert_array_equal(np.isnan(found.batch_needed), np.isnan(found.signal_to_noise))
+    assert np.isnan(found.batch_needed[1])
+    assert np.isnan(found.noise_scale)
 
 
 @pytest.mark.parametrize(

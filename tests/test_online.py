@@ -30,9 +30,13 @@ def _sequence(xs, real, resets, reset_state=None):
     return bptt.Sequence(spoilt, mask=real, resets=resets, reset_state=reset_state)
 
 
-@pytest.mark.parametrize("name", covering(ONLINE, "snap 2", "uoro", "kf_rtrl"))
-def test_two_parts_are_the_whole(name, x64) -> None:
-    """Of a loss that is a sum over steps. Resets lead to state0, which is not where the second part begins."""
+IN_TWO = [(name, cut) for cut in (7, 5) for name in ONLINE]
+
+
+@pytest.mark.parametrize(("name", "cut"), covering(IN_TWO, ("snap 2", 7), ("uoro", 7), ("kf_rtrl", 7), ("uoro", 5)))
+def test_two_parts_are_the_whole(name, cut, x64) -> None:
+    """Of a loss that is a sum over steps. Resets lead to state0, which is not where the second part begins; or there
+    is one in the padding at the end of the first."""
     step, params, state0, _, xs = _problem(cond_step)
     real, resets = jnp.asarray(REAL), jnp.asarray(RESETS)
     weights = jnp.asarray(np.random.default_rng(1).standard_normal(len(REAL)))
@@ -43,10 +47,10 @@ def test_two_parts_are_the_whole(name, x64) -> None:
         return ONLINE[name](step, params, state0, sequence, _weighted, args=args, **options)
 
     whole, end = of(slice(None), has_carry=True)
-    first, carry = of(slice(0, 7), has_carry=True)
-    second, last = of(slice(7, None), carry=carry, has_carry=True)
+    first, carry = of(slice(0, cut), has_carry=True)
+    second, last = of(slice(cut, None), carry=carry, has_carry=True)
     np.testing.assert_allclose(_vector(first) + _vector(second), _vector(whole), rtol=1e-11)
-    assert int(carry.steps) == REAL[:7].sum()
+    assert int(carry.steps) == REAL[:cut].sum()
     numbers = (jax.tree.leaves((c.state["h"], c.influence)) for c in (end, last))
     for a, b in zip(*numbers, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-11)
@@ -193,6 +197,28 @@ def test_what_a_unit_does_to_itself_is_all_where_units_do_not_meet(x64) -> None:
     given = step, jnp.asarray([0.4, -0.3, 0.6]), state0, jnp.linspace(-1, 1, 15).reshape(5, 3)
     loss = lambda states: jnp.sum(jnp.sin(states[0])) + jnp.sum(states[2].real ** 2)  # noqa: E731
     np.testing.assert_allclose(estimators.rflo(*given, loss), estimators.rtrl(*given, loss), rtol=1e-12)
+
+
+def test_a_complex_number_is_one_unit(x64) -> None:
+    """A parameter that moves its real part alone, and the imaginary one by way of it."""
+
+    def step(p, h, x):
+        return p["a"] * h + (p["b"] * x).astype(h.dtype)
+
+    params = {"a": jnp.asarray([0.5 + 0.3j, 0.8j]), "b": jnp.ones(2)}
+    given = step, params, jnp.zeros(2, complex), jnp.ones((5, 2)), lambda states: jnp.sum(states[-1].imag)
+    exact, got = estimators.rtrl(*given), estimators.snap(*given)
+    assert np.all(exact["b"] != 0)
+    for name in params:
+        np.testing.assert_allclose(got[name], exact[name], rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", covering(ONLINE, "rtrl", "uoro"))
+def test_a_sum_over_many_steps_in_half_precision(name) -> None:
+    """Each step adds 1 by a parameter that it alone has seen, of which bfloat16 can add up 256."""
+    step = lambda b, h, x: 0 * h + b  # noqa: E731
+    given = step, jnp.zeros(1, jnp.bfloat16), jnp.zeros(1, jnp.bfloat16), None, jnp.sum
+    assert float(ONLINE[name](*given, length=1024)[0]) == 1024
 
 
 def test_no_rule_is_taken_for_another() -> None:

@@ -152,6 +152,16 @@ def test_of_a_sum_over_steps_it_is_the_published_algorithm(x64) -> None:
         start, w = np.asarray(carry.state), w - 0.1 * np.asarray(got) / np.linalg.norm(got)
 
 
+def test_after_a_reset_in_the_padding_at_the_end_a_stream_begins_anew(x64) -> None:
+    rng = np.random.default_rng(0)
+    w, start, xs = map(jnp.asarray, (rng.standard_normal((2, 2)), np.ones(2), rng.standard_normal((4, 2))))
+    options = {"key": jax.random.key(3), "window": 2, "pairs": 3}
+    padded = bptt.Sequence(xs, mask=jnp.arange(4) < 3, resets=jnp.arange(4) == 3)
+    _, carry = pes(matrix_step, w, start, padded, sum_of_squares, **options, has_carry=True)
+    got = pes(matrix_step, w, 5 * start, xs, sum_of_squares, **options, carry=carry)
+    np.testing.assert_allclose(got, pes(matrix_step, w, start, xs, sum_of_squares, **options), rtol=1e-12)
+
+
 def test_a_window_of_the_whole_is_es(x64) -> None:
     rng = np.random.default_rng(0)
     given = matrix_step, *map(jnp.asarray, (rng.standard_normal((2, 2)), np.ones(2), rng.standard_normal((5, 2))))

@@ -57,7 +57,7 @@ class GradientNoise(Result):
     def batch_needed(self) -> Float[Array, " K"]:
         """Sequences at which signal and noise of each lag's part are alike, ``tr cov g_k / |E g_k|^2``: that many in
         a batch, or ``batch_needed / batch_size`` updates averaged at unchanged parameters. inf where no signal is
-        seen."""
+        seen, NaN where `signal_to_noise` is."""
         return _over(self.batch_size[..., None], self.signal_to_noise)
 
     @property
@@ -245,7 +245,8 @@ def _ratio(parts: _Compared, batch: int) -> tuple[Array, Array]:
 
 
 def _over(batch: Array, ratio: Array) -> Array:
-    return jnp.where(ratio > 0, batch.astype(ratio.dtype) / jnp.where(ratio > 0, ratio, 1), jnp.inf)
+    # The ratio of no signal is at most 0 by chance; that of a NaN stays one.
+    return jnp.where(ratio <= 0, jnp.inf, batch.astype(ratio.dtype) / jnp.where(ratio <= 0, 1, ratio))
 
 
 @devices.compiled

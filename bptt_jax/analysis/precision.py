@@ -13,6 +13,7 @@ from bptt_jax.analysis.backward import backward
 from bptt_jax.analysis.lags import check_longest, hoisted, relative_error, way_back
 from bptt_jax.analysis.loss import BoundLoss, bind_loss
 from bptt_jax.checks import check_floating
+from bptt_jax.linalg import logscale
 from bptt_jax.linalg.logscale import LogScaled
 from bptt_jax.recurrence.linearization import linearize
 from bptt_jax.recurrence.tensorfloat32 import EPSILON, with_tensorfloat32
@@ -39,7 +40,8 @@ class GradientPrecision(Result):
       lost_lag: the first lag whose part is exactly zero, and should not be.
       loss_scales_log2: ``[K]``: 2 to this power, times the loss, keeps the largest entries of part and error signal
         at this lag and all before it among the normal numbers; at least 0.
-      highest_log2: of the largest loss scale that leaves room below overflow, for roundings, a factor of up to 2.
+      highest_log2: of the largest loss scale that leaves room below overflow, for roundings, a factor of up to 2; where
+        there is no gradient, of the largest that the dtype holds with as much room.
       dtype: its name.
     """
 
@@ -242,6 +244,6 @@ def _gradient_precision(
         underflow_lag=_first(underflows),
         lost_lag=_first(something & (largest == 0)),
         loss_scales_log2=jax.lax.cummax(jnp.maximum(needed, 0)),
-        highest_log2=(int(info.maxexp) - 1 - top).astype(jnp.int32),
+        highest_log2=(int(info.maxexp) - 1 - logscale.plain(top)).astype(jnp.int32),
         dtype=_TF32 if tensorfloat else low,
     )

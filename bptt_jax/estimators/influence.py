@@ -40,8 +40,7 @@ def rtrl(
       step, params, state0, xs, loss, args, length: as for `bptt_jax.adjoints`.
       key: not looked at; there is nothing random.
       carry: what the part before returned; its state stands in place of `state0`, to which resets still lead where
-        the sequence does not say another state. A reset in the padding at the very end of a part has no step there
-        and is not handed on: give it to the next part.
+        the sequence does not say another state.
       has_carry: whether to return ``(params_grad, carry)``.
 
     Returns:
@@ -94,7 +93,8 @@ def snap(
     As `rtrl`, but of ``M_t = J_t M_{t-1} + F_t`` only the entries (unit, parameter) are kept that a parameter can
     reach within n steps: for n = 1 those where the immediate F is not zero, for n = 2 also those that a J takes these
     to. There is no variance; what is lost is what travels through n or more units. From n = D on nothing is, and for
-    cells whose parameters touch one unit each, n = 1 keeps the diagonal of J alone.
+    cells whose parameters touch one unit each, n = 1 keeps the diagonal of J alone. A complex number is one, as a unit
+    and as a parameter.
 
     Which entries are zero is seen, not deduced, so that any step has its pattern: an entry of J or F counts from the
     first step on at which it was not zero, until a reset. What has always been zero has carried nothing.
@@ -241,7 +241,9 @@ class _Within:
 
     def advance(self, of: Numbers, at: Differential, seen: _Seen, key: Any) -> _Seen:
         j, f = at.jacobians()
-        by_state, by_params = seen.by_state | (j != 0), seen.by_params | (f != 0)
+        in_state, in_params = _other_parts(of.state), _other_parts(of.params)
+        by_state = seen.by_state | _of_either_part(j != 0, in_state, in_state)
+        by_params = seen.by_params | _of_either_part(f != 0, in_state, in_params)
 
         def further(_: Array, reached: Array) -> Array:
             return by_params | (matmul(by_state.astype(jnp.float32), reached.astype(jnp.float32)) > 0)
@@ -251,6 +253,21 @@ class _Within:
 
     def product(self, of: Numbers, seen: _Seen, signal: Array) -> Array:
         return _read(seen.influence, signal)
+
+
+def _other_parts(leaves: list[Array]) -> np.ndarray:
+    """For every number of a vector the index of the other part of a complex one; of a real one its own."""
+    others, begin = [np.empty(0, int)], 0
+    for leaf in leaves:
+        index = begin + np.arange(leaf.size * (1 + jnp.iscomplexobj(leaf)))
+        others.append(np.roll(index, leaf.size))
+        begin += len(index)
+    return np.concatenate(others)
+
+
+def _of_either_part(which: Array, rows: np.ndarray, columns: np.ndarray) -> Array:
+    which = which | which[rows]
+    return which | which[:, columns]
 
 
 def _one_unit(of: Numbers) -> np.ndarray:

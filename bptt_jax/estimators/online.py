@@ -39,7 +39,7 @@ class OnlineCarry(Result):
     """What an estimator that goes forward in time carries from one call to the next.
 
     Attributes:
-      state: the last one.
+      state: the last one; what a reset leads to where one stands in the padding behind it.
       influence: what it keeps of the influence of the parameters on that state, in its own form.
       steps: real ones so far, from which random numbers are drawn.
     """
@@ -153,7 +153,7 @@ def _check_carry(rule: Rule, recurrence: Recurrence, carry: Any) -> None:
 def _gradient_forward(
     recurrence: Recurrence, loss: BoundLoss, carry: OnlineCarry | None, key: Array | None, *, rule: Rule
 ) -> tuple[Params, OnlineCarry]:
-    given, recurrence = recurrence.params, check_step(recurrence)
+    given, ends_anew, recurrence = recurrence.params, recurrence.ends_anew, check_step(recurrence)
     modes = _modes(recurrence)
     of = _numbers(recurrence)
     theta, unravel_params = ravel_state(differentiable_part(recurrence.params)[0])
@@ -175,11 +175,14 @@ def _gradient_forward(
         after = OnlineCarry(new, rule.advance(of, differential, influence, now), before.steps + 1)
         if at.real is not None:
             after = choose(at.real, after, before)
-        return (after, total + rule.product(of, after.influence, signal).astype(theta.dtype)), None
+        return (after, total + rule.product(of, after.influence, signal).astype(total.dtype)), None
 
-    start = carry, jnp.zeros_like(theta)
+    # In half precision a sum over many steps would not grow any more.
+    start = carry, jnp.zeros_like(theta, at_least_single(theta.dtype))
     (carry, total), _ = devices.scan(body, start, (recurrence.instants, signals), length=recurrence.length)
-    grad = jax.tree.map(jnp.conj, unravel_params(total))
+    if ends_anew is not None:
+        carry = choose(ends_anew, OnlineCarry(recurrence.reset_state, nothing, carry.steps), carry)
+    grad = jax.tree.map(jnp.conj, unravel_params(total.astype(theta.dtype)))
     return devices.summed_like(grad, differentiable_part(given)[0]), carry
 
 

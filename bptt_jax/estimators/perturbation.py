@@ -30,6 +30,7 @@ from bptt_jax.step import (
     Step,
     bind,
     check_step,
+    choose,
     differentiable_part,
     ravel_state,
 )
@@ -92,7 +93,8 @@ class PESCarry(NamedTuple):
     """What `pes` carries from batch to batch.
 
     Attributes:
-      state: of the unperturbed trajectory.
+      state: of the unperturbed trajectory, the last one; as in all of them, what a reset leads to where one stands in
+        the padding behind it.
       perturbed: those of the others, leaves ``[pairs, 2, ...]``.
       accumulated: ``[pairs, P]``, the sum of the perturbations since the piece's beginning, in units of sigma.
     """
@@ -226,17 +228,19 @@ def _pes(
     window: int,
     pairs: int,
 ) -> tuple[Params, PESCarry]:
-    given, recurrence = recurrence.params, check_step(recurrence)
+    given, ends_anew, recurrence = recurrence.params, recurrence.ends_anew, check_step(recurrence)
     point, axes = _Point(recurrence.params), devices.axes_of(recurrence.state0)
     sigma = jnp.asarray(sigma, point.dtype)
     real, resets = recurrence.real, recurrence.resets
     begins = real & ((numbers_in_piece(real, resets) - 1) % window == 0)
     windows, pieces = jnp.cumsum(begins), jnp.cumsum(resets)  # in padding those of the real step before
     plain = states_of(recurrence)
-    if carry is None:
-        states = jax.tree.map(lambda a: jnp.broadcast_to(a, (pairs, 2, *a.shape)), recurrence.state0)
-        carry = PESCarry(recurrence.state0, states, jnp.zeros((pairs, point.size), point.dtype))
-    carry, key = devices.vary((carry, key), axes)
+
+    def begun(state: State) -> PESCarry:
+        states = jax.tree.map(lambda a: jnp.broadcast_to(a, (pairs, 2, *a.shape)), state)
+        return devices.vary(PESCarry(state, states, jnp.zeros((pairs, point.size), point.dtype)), axes)
+
+    carry, key = devices.vary((begun(recurrence.state0) if carry is None else carry, key), axes)
 
     def estimate(key: Array, starts: State, before: Array) -> tuple[Array, State, Array]:
         def perturbed(start: State, sign: Array) -> tuple[State, State]:
@@ -279,8 +283,10 @@ def _pes(
     estimates, ends, accumulated = jax.vmap(estimate)(
         jax.random.split(key, pairs), carry.perturbed, carry.accumulated
     )
-    last = jax.tree.map(lambda a: a[-1], plain)
-    return point.gradient(estimates, given), PESCarry(last, ends, accumulated)
+    after = PESCarry(jax.tree.map(lambda a: a[-1], plain), ends, accumulated)
+    if ends_anew is not None:
+        after = choose(ends_anew, begun(recurrence.reset_state), after)
+    return point.gradient(estimates, given), after
 
 
 def _both(a: Array) -> Array:
