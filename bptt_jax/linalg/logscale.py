@@ -159,7 +159,7 @@ def exponent(tree: PyTree) -> Array:
     """int32 e with max|tree| in [2^(e-1), 2^e); ZERO_EXPONENT for zero or nothing, 0 if anything is not finite."""
     leaves = jax.tree.leaves(jax.lax.stop_gradient(tree))
     dtype = _real_dtype(leaves)
-    each = [jnp.max(jnp.abs(a), initial=0).astype(dtype) for a in leaves]
+    each = [_largest(jnp.abs(a)).astype(dtype) for a in leaves]
     return exponent_of(reduce(jnp.maximum, each, jnp.zeros((), dtype)))
 
 
@@ -261,6 +261,15 @@ def _real_dtype(leaves: list[Array]) -> jnp.dtype:
     """At least single precision: the logarithm of a norm in bfloat16 would have three digits."""
     dtypes = [jnp.finfo(a.dtype).dtype for a in leaves]
     return max([jnp.dtype(jnp.float32), *dtypes], key=lambda dtype: dtype.itemsize)
+
+
+def _largest(a: Array) -> Array:
+    """The largest of numbers >= 0, NaN if one is. On a CPU in a fourth of the time of `jnp.max`, or in a tenth: the
+    order of their bits is that of integers, which know no NaN, and along the rows at once; what is left is compared as
+    floating numbers, lest the compiler makes one reduction of both, by windows of 32."""
+    bits = jax.lax.bitcast_convert_type(a, _BITS[a.dtype.itemsize])
+    columns = jnp.max(bits, axis=tuple(range(a.ndim - 1)) if a.ndim > 1 else None, initial=0)
+    return jnp.max(jax.lax.bitcast_convert_type(columns, a.dtype), initial=0)
 
 
 def exponent_of(largest: Array) -> Array:
