@@ -57,6 +57,18 @@ def test_exponents_are_those_of_frexp(name, x64):
     np.testing.assert_array_equal(jax.vmap(logscale.exponent_of)(others), [logscale.ZERO_EXPONENT, 0, 0])
 
 
+@pytest.mark.parametrize("name", DTYPES)
+@pytest.mark.parametrize("shape", [(), (0,), (70,), (3, 1), (2, 3, 40)])
+def test_exponent_of_an_array_is_that_of_its_largest_entry(name, shape, x64):
+    rng = np.random.default_rng(0)
+    a = np.asarray(rng.standard_normal(shape) * np.exp2(rng.integers(-12, 12, shape)), name)
+    expected = np.frexp(np.max(np.abs(a).astype(np.float64)))[1] if a.size else logscale.ZERO_EXPONENT
+    assert logscale.exponent(jnp.asarray(a)) == expected
+    if a.size:
+        a[(-1,) * a.ndim] = np.nan
+        assert logscale.exponent(jnp.asarray(a)) == 0
+
+
 @pytest.mark.parametrize("name", ["float32", "float64"])
 def test_shift_down_ends_in_zero(name, x64):
     info = np.finfo(name)
