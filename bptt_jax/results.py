@@ -176,8 +176,16 @@ def _hint(value: Result, name: str) -> str:
     groups = {f.name: part for f, part in _items(value) if isinstance(part, Result)}
     public = [n for n in dir(value) if not n.startswith("_")]
     close = [f"{group}.{name}" for group, part in groups.items() if name in dir(part)]
+    there = [f.name for f, part in _items(value) if part is not None]
+    close = close or [n for n in there if any(_alike(name, word) for word in n.split("_"))][:3]
     close = close or difflib.get_close_matches(name, public)
     return f"; did you mean {' or '.join(close)}?" if close else f"; there are {', '.join(public)}"
+
+
+def _alike(name: str, word: str) -> bool:
+    """Of `gradient` and `grads` the grad in params_grad."""
+    stem = name.removesuffix("s")
+    return len(word) > 3 and len(stem) > 3 and (name.startswith(word) or word.startswith(stem))
 
 
 def _batch(value: Result) -> tuple[int, ...]:

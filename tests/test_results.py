@@ -536,7 +536,13 @@ def test_the_package_has_results():
 
 def test_a_misspelt_field():
     one = found()
-    for wrong, right in (("log_norm", "log_norms"), ("values", "spectra.values"), ("to_dic", "to_dict")):
+    names = [
+        ("log_norm", "log_norms"),
+        ("values", "spectra.values"),
+        ("to_dic", "to_dict"),
+        ("norms_by_time", "log_norms"),
+    ]
+    for wrong, right in names:
         with pytest.raises(AttributeError, match=f"Found has no field '{wrong}'; did you mean {right}") as raised:
             getattr(one, wrong)
         assert (raised.value.name, raised.value.obj) == (wrong, one)

@@ -167,6 +167,12 @@ def without(state: dict[str, Any], name: str) -> dict[str, Any]:
         (saved(3), {"layer": 0.0}, TypeError, "layer: expected an integer, got float"),
         (saved(3), {"nonlinearity": "relu"}, ValueError, "only the simple network has it"),
         (saved(3), {"prefix": None}, TypeError, "prefix: expected a string, got None"),
+        (
+            {"epoch": 3, "state_dict": saved(3)},
+            {},
+            ValueError,
+            r"a checkpoint that holds one, epoch, state_dict; give",
+        ),
         (saved(2), {}, ValueError, "with weight_ih [8, 3], weight_hh [8, 4]"),
         (without(saved(3), "weight_ih_l0"), {}, ValueError, "expected weight_ih of layer 0, got none"),
         (without(saved(3, layers=3), "weight_hh_l1"), {}, ValueError, "expected recurrent layers"),

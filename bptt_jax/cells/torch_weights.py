@@ -148,6 +148,12 @@ def _find(source: Any, prefix: str) -> tuple[str, _Recurrent]:
         groups, names = _of_module(torch, source), [name or type_name(m) for name, m in source.named_modules()]
     elif isinstance(source, Mapping):
         groups, names = _groups(source), list(map(str, source))
+        inner = [name for name, value in source.items() if isinstance(value, Mapping) and _groups(value)]
+        if inner and not groups:
+            raise ValueError(
+                f"module_or_state_dict: expected a state dict, got a checkpoint that holds one, {', '.join(names)}; "
+                f"give its entry, checkpoint[{inner[0]!r}]"
+            )
     else:
         raise TypeError(
             f"module_or_state_dict: expected a torch.nn.Module or a state dict, got {type_name(source)}"
