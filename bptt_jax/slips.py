@@ -115,7 +115,7 @@ def _of_batches(step: Step, params: PyTree, state0: PyTree, xs: PyTree) -> str:
 
 def _of_instants(step: Step, params: PyTree, state0: PyTree, xs: PyTree) -> str:
     """The input of one instant; one sequence where a batch was expected."""
-    if not jax.tree.leaves(xs) or not takes_whole(step, params, state0, xs):
+    if not jax.tree.leaves(xs) or _are_tokens(xs) or not takes_whole(step, params, state0, xs):
         return ""
     give = "xs[None]" if jax.tree_util.all_leaves([xs]) else "jax.tree.map(lambda a: a[None], xs)"
     return (
@@ -229,12 +229,26 @@ def _of_transposed(step: Step, params: PyTree, state0: PyTree, xs: PyTree) -> st
 
 
 def _of_sizes(step: Step, params: PyTree, state0: PyTree, xs: PyTree) -> str:
-    """Inputs of another size than a cell was made for."""
+    """Inputs or a state of another size than a cell was made for."""
     weights, leaves = jnp.shape(getattr(params, "input", 0)), jax.tree.leaves(xs)
-    ours = type(params).__module__.startswith("bptt_jax.cells.")
-    if not ours or len(weights) != 2 or len(leaves) != 1 or leaves[0].shape[1:] == weights[1:]:
+    if not type(params).__module__.startswith("bptt_jax.cells."):
         return ""
-    return f"xs: expected [T, {weights[1]}], since params.input is {list(weights)}, got {describe_shapes(xs)}"
+    if len(weights) == 2 and len(leaves) == 1 and leaves[0].shape[1:] != weights[1:]:
+        expected = (
+            f"xs: expected [T, {weights[1]}], since params.input is {list(weights)}, got {describe_shapes(xs)}"
+        )
+        return f"{expected}; of tokens, jax.nn.one_hot(xs, {weights[1]})" if _are_tokens(xs) else expected
+    recurrent, state = jnp.shape(getattr(params, "recurrent", 0)), {leaf.shape for leaf in jax.tree.leaves(state0)}
+    if len(recurrent) == 2 and len(state) == 1 and len(size := state.pop()) == 1 and size != recurrent[1:]:
+        return (
+            f"state0: expected {list(recurrent[1:])}, since params.recurrent is {list(recurrent)}, got "
+            f"{describe_shapes(state0)}"
+        )
+    return ""
+
+
+def _are_tokens(xs: PyTree) -> bool:
+    return all(leaf.ndim == 1 and jnp.issubdtype(leaf.dtype, jnp.integer) for leaf in jax.tree.leaves(xs))
 
 
 def _entry(step: Step, arguments: tuple[Any, ...], state0: PyTree) -> str | None:

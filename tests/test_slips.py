@@ -112,6 +112,14 @@ SLIPS = {
         of(GRU.step, GRU_PARAMS, H, np.ones((7, 5), np.float32)),
         "xs: expected [T, 3], since params.input is [12, 3], got float32[7,5]",
     ),
+    "tokens to a cell": (
+        of(GRU.step, GRU_PARAMS, H, np.arange(3)),
+        "xs: expected [T, 3], since params.input is [12, 3], got int32[3]; of tokens, jax.nn.one_hot(xs, 3)",
+    ),
+    "a state of another size": (
+        of(LSTM.step, LSTM_PARAMS, bptt.lstm(5).initial_state(), XS),
+        "state0: expected [4], since params.recurrent is [16, 4], got LSTMState(h=float32[5], c=float32[5])",
+    ),
     # steps
     "(carry, y) as for lax.scan": (
         returning(lambda h: (h, h[:2])),
@@ -130,6 +138,10 @@ SLIPS = {
     "a cell": (
         of(GRU, GRU_PARAMS, H, XS),
         "step: expected a function step(params, state, x) -> state, got Cell; give its step, as in cell.step",
+    ),
+    "a cell for what makes it": (
+        lambda: bptt.analysis.calibrate_cell(GRU, XS, low=0.5, high=2.0),
+        "make: expected a function make(value) -> Cell, got Cell; give what makes it, as in lambda gain:",
     ),
     "what makes a cell": (of(bptt.gru, GRU_PARAMS, H, XS), "step: …which makes cells; give gru(hidden_size).step"),
     "all that from_torch returns": (
