@@ -5,7 +5,7 @@ their norms are the singular values. A round turns half as many pairs as there a
 differ by the same bits (``p ^ q = m``), so that a sweep is one round for each m, and no row moves. The whole is one
 launch, where `bptt_jax.linalg.batched_spectra` takes thousands.
 
-It is lowered by way of Triton, which gives a kernel no say over shared memory: a matrix lies in the device's memory
+It is lowered by way of Triton (JAX 0.12 still does, with a warning that it will not for ever), which gives a kernel no say over shared memory: a matrix lies in the device's memory
 and is kept by the caches. 256 KB of first-level cache for each multiprocessor of an H100 hold one matrix of 256
 rows in float32, or four of 128; larger ones come from the second level. Rows are padded to a power of two with zeros,
 as Triton wants it.

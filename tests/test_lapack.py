@@ -29,6 +29,13 @@ def test_every_matrix_has_its_own_values_in_its_own_place(kind, shape, x64):
             assert np.linalg.svd(shifted, compute_uv=False)[-1] < eps
 
 
+@pytest.mark.parametrize("size", [4, 40])
+def test_a_stack_goes_to_lapack_at_once_where_it_is_small_and_not_shared_out(size) -> None:
+    text = jax.jit(bptt.singular_values).lower(jnp.ones((3, size, size))).as_text()
+    shares = (0, 10) <= tuple(map(int, jax.lib.__version__.split(".")[:3])) < (0, 11, 2)
+    assert ("stablehlo.while" in text) == (shares or size > 32)
+
+
 def test_inside_loops_maps_and_derivatives(x64):
     a = RNG.standard_normal((2, 3, 4, 4))
     expected = np.linalg.svd(a, compute_uv=False)

@@ -33,6 +33,7 @@ def test_against_lapack(rows, columns) -> None:
     check_singular_values(np.asarray(values), matrices, eps=np.finfo(np.float32).eps)
 
 
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")  # from JAX 0.12 on
 @pytest.mark.parametrize("size", covering([4, 33, 64, 128, 256, 512], 33))
 def test_for_an_h100(size) -> None:
     """One call of Triton, and nothing that Triton refuses."""

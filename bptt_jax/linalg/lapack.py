@@ -1,9 +1,11 @@
-"""LAPACK in compiled programs on a CPU: matrix by matrix, with one thread of BLAS.
+"""LAPACK in compiled programs on a CPU: on one thread, and one thread of BLAS.
 
-JAX gives LAPACK a whole stack at a time, and from 0.10.0 to 0.11.1 shares it out among XLA's own threads: a call
+JAX gives LAPACK a whole stack at a time, and jaxlib 0.10.0 to 0.11.1 shares it out among XLA's own threads: a call
 waits there for parts that are queued behind other calls, and where as many wait as there are threads, all wait for
-good. A call for one matrix has no parts. jaxlib takes LAPACK from SciPy, whose OpenBLAS divides matrices from some
-hundred rows on among threads of its own: that takes two to four times as long, and can block as well.
+good. A call for one matrix has no parts: one after the other, then. Other versions share nothing out, and take a stack
+of small matrices, for which a round of a loop costs as much as LAPACK does, at once. jaxlib takes LAPACK from SciPy,
+whose OpenBLAS divides matrices from some hundred rows on among threads of its own: that takes two to four times as
+long, and can block as well.
 """
 
 import itertools
@@ -18,16 +20,19 @@ from jax import Array
 from jax.custom_batching import custom_vmap
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, use_abstract_mesh
+from jaxlib.version import __version_info__ as jaxlib_version
 
 from bptt_jax.devices import is_manual
 
 _SWITCH = "BPTT_JAX_BLAS_THREADS"
+_SHARED_OUT = (0, 10) <= jaxlib_version < (0, 11, 2)
+_SMALL = 32 * 32  # numbers of a matrix; a stack of larger ones would be copied as a whole
 
 
 def matrix_by_matrix(
     routine: Callable[[Array], Any], ranks: tuple[int, ...]
 ) -> Callable[[Array], tuple[Array, ...]]:
-    """`routine`, of a stack ``[..., M, N]``, as a tuple of arrays; on a CPU one matrix after the other.
+    """`routine`, of a stack ``[..., M, N]``, as a tuple of arrays; on a CPU by one thread.
 
     A stack that lies on several devices stays there, each with its own matrices; axes of `jax.vmap` join the stack.
     It has no derivative.
@@ -42,7 +47,8 @@ def matrix_by_matrix(
 
     def of_each(matrices: Array) -> tuple[Array, ...]:
         *batch, rows, columns = matrices.shape
-        if not batch:
+        small = rows * columns <= _SMALL
+        if not batch or (small and not _SHARED_OUT):
             return of_all(matrices)
         found = jax.lax.map(of_all, matrices.reshape(-1, rows, columns))
         return jax.tree.map(lambda a: a.reshape(*batch, *a.shape[1:]), found)
