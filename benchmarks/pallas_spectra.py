@@ -5,10 +5,11 @@ their norms are the singular values. A round turns half as many pairs as there a
 differ by the same bits (``p ^ q = m``), so that a sweep is one round for each m, and no row moves. The whole is one
 launch, where `bptt_jax.linalg.batched_spectra` takes thousands.
 
-It is lowered by way of Triton (JAX 0.12 still does, with a warning that it will not for ever), which gives a kernel no say over shared memory: a matrix lies in the device's memory
-and is kept by the caches. 256 KB of first-level cache for each multiprocessor of an H100 hold one matrix of 256
-rows in float32, or four of 128; larger ones come from the second level. Rows are padded to a power of two with zeros,
-as Triton wants it.
+It is lowered by way of Triton (in JAX 0.12 still, with a warning that it will not be for ever), which gives a kernel
+no say over shared memory: a matrix lies in the device's memory and is kept by the caches. The 256 KB of first-level
+cache of each multiprocessor of an H100 hold one matrix of 256 rows in float32, or four of 128; larger ones come from
+the second level. Rows are padded to a power of two with zeros, as Triton wants it. Without a GPU it was interpreted,
+lowered and compiled for sm_90a (16 to 256 rows: at most 98 registers, nothing spilled), never run.
 """
 
 from functools import partial
