@@ -4,12 +4,12 @@ Two chaotic systems: the Lorenz equations (step of a Runge-Kutta method; rho, si
 tanh network with weights of gain 3 (its gain and its biases are). The loss is a mean over all steps, from random
 initial states. For each length of the unroll the variance of the gradient over initial states and perturbations:
 
-- Metz et al. 2021 ("Gradients are not all you need", arXiv:2111.05803, figures 1 and 3) and Metz et al. 2019
-  (arXiv:1810.10180, figure 2), reduced: that of backpropagation grows exponentially with the length, by about twice the
-  Lyapunov exponent in each step; that of evolution strategies is bounded by the loss's own, and does not.
-- Vicol et al. 2021 (arXiv:2112.13835, figures 1 and 4), reduced: evolution strategies on windows by themselves are
-  biased, persistent ones are not, at some more variance, which levels off too. On influence balancing (Tallec and
-  Ollivier 2017, arXiv:1705.08209), where short windows have the wrong sign.
+- Metz et al. 2021 ("Gradients are not all you need", arXiv:2111.05803) and Metz et al. 2019 (arXiv:1810.10180),
+  reduced: that of backpropagation grows exponentially with the length, by about twice the Lyapunov exponent in each
+  step; that of evolution strategies is bounded by the loss's own, and does not.
+- Vicol et al. 2021 (arXiv:2112.13835), reduced: evolution strategies on windows by themselves are biased, persistent
+  ones are not, at some more variance, which levels off too. On influence balancing (Tallec and Ollivier 2017,
+  arXiv:1705.08209), where short windows have the wrong sign.
 
 Lengths are masks of one sequence, so that everything is compiled once.
 """

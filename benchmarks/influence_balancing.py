@@ -6,7 +6,8 @@ the state going on from sequence to sequence, by truncated backpropagation with 
 full backpropagation, by real-time recurrent learning, by SnAp-1 and KF-RTRL, which are exact here (theta moves every
 unit at once, and is one number), by UORO, which is right in the mean (at a smaller rate: at that of the others its
 noise diverges), and by RFLO, which sees every unit's own memory alone: the sum 2 of the powers of a half, the sign of
-truncation.
+truncation. The order is published for truncation and UORO (Tallec and Ollivier 2018, arXiv:1702.05043, abstract): that
+diverges unless the span is much longer than the range of the interactions, this converges.
 """
 
 import math

@@ -1036,8 +1036,8 @@ MUTATIONS = {
     ],
     "bptt_jax/cells/activations.py": [
         (
-            "tanh = _with_slope(jnp.tanh, lambda y: (1 - y) * (1 + y))",
-            "tanh = _with_slope(jnp.tanh, lambda y: 1 - y)",
+            'tanh = _with_slope("tanh", jnp.tanh, lambda y: (1 - y) * (1 + y))',
+            'tanh = _with_slope("tanh", jnp.tanh, lambda y: 1 - y)',
             "test_activations.py",
         ),
         (

@@ -4,7 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from contract_cases import Case, at_step, loss_args, real_vector
+from contract_checks import only_loss
 from oracles import relative_error
+from registry import REGISTRY
 from slices import covering
 
 import bptt_jax as bptt
@@ -52,6 +55,19 @@ def test_lags_are_real_steps_and_end_at_resets() -> None:
     found = gradient_by_lag(linear, 0.5, 1.0, sequence, lambda states: states[3] + states[7], parts=range(8))
     np.testing.assert_allclose(found.parts.value, [1.75 + 1.5, 0.75 + 0.5, 0.25, 0, 0, 0, 0, 0])
     np.testing.assert_array_equal(found.log_norms[3:], -np.inf)
+
+
+@pytest.mark.parametrize("name", covering((name for name, entry in REGISTRY.items() if entry.pulls), "complex"))
+def test_parts_sum_to_the_gradient(name) -> None:
+    """Of every step, with padding and resets, to a few roundings of the largest part."""
+    case = Case(name, REGISTRY[name].dtypes[0], "both")
+    plan = case.plans[0]
+    with jax.enable_x64(case.dtype == "float64"):
+        given, args = (*case.arguments(plan), only_loss), loss_args(plan.weights, case.dtype)
+        found = gradient_by_lag(*given, args=args, parts=range(plan.steps)).parts.value
+        parts = np.stack([real_vector(at_step(found, lag)) for lag in range(plan.steps)])
+        whole = real_vector(bptt.adjoints(*given, args=args).params_grad)
+    np.testing.assert_allclose(parts.sum(axis=0), whole, rtol=0, atol=case.tolerance * np.max(np.abs(parts)))
 
 
 @pytest.mark.exhaustive

@@ -184,7 +184,7 @@ def audit(
     setting = _Setting(step, loss, length, flat_axes(batch, in_axes), count)
     first, _ = setting.problem(params, setting.items(batch, jnp.int32(0)))
     chosen = _spaced(first.length) if lags is None else check_lags("lags", lags, first.length)
-    whole, log_norm, exact_variance = _exact(params, *batch, setting=setting)
+    whole, log_norm, exact_variance, measured = _exact(params, *batch, lags=chosen, setting=setting)
     found = [
         _judge(params, *batch, key, whole, name=name, function=function, keys=keys, lags=chosen, setting=setting)
         for name, function in functions.items()
@@ -194,7 +194,7 @@ def audit(
         names=tuple(functions),
         exact_variance=exact_variance,
         exact_log_norm=log_norm,
-        lags=jnp.asarray(chosen, int),
+        lags=measured,
         **together._asdict(),
     )
 
@@ -234,10 +234,10 @@ class _Columns(NamedTuple):
 
 @devices.compiled
 def _exact(
-    params: Params, state0: State, xs: PyTree, args: PyTree, *, setting: _Setting
-) -> tuple[LogScaled, Array, Array]:
-    """The gradient of the mean loss, its norm, and its variance over the sequences."""
-    count = setting.sequences
+    params: Params, state0: State, xs: PyTree, args: PyTree, *, lags: tuple[int, ...], setting: _Setting
+) -> tuple[LogScaled, Array, Array, Array]:
+    """The gradient of the mean loss, its norm, and its variance over the sequences; and the lags, beside these."""
+    count, measured = setting.sequences, jnp.asarray(lags, int)
 
     def add(total: LogScaled, i: Array) -> tuple[LogScaled, Array]:
         found = backward(*setting.problem(params, setting.items((state0, xs, args), i))).params_grad.normalized()
@@ -247,9 +247,9 @@ def _exact(
     total, log_norms = devices.scan(add, nothing, jnp.arange(count))
     mean = LogScaled(jax.tree.map(lambda a: a / count, total.mantissa), total.exponent).normalized()
     if count == 1:
-        return mean, mean.log_norm, jnp.full_like(mean.log_norm, jnp.nan)
+        return mean, mean.log_norm, jnp.full_like(mean.log_norm, jnp.nan), measured
     squares = jnp.sum(jnp.exp(2 * (log_norms - mean.log_norm)))
-    return mean, mean.log_norm, (squares - count) / (count - 1)
+    return mean, mean.log_norm, (squares - count) / (count - 1), measured
 
 
 @devices.compiled
