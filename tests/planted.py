@@ -1101,6 +1101,11 @@ MUTATIONS = {
             "return z, (1 - z) * candidate",
             "test_diagonal.py::test_one_step_in_numpy",
         ),
+        (
+            "half, wide = params.decay.dtype, at_least_single(params.decay.dtype)",
+            "half = wide = params.decay.dtype",
+            "test_cells_linear.py::test_gradients_of_rg_lru_in_half_precision_where_inputs_are_large",
+        ),
     ],
     "bptt_jax/cells/simple.py": [
         ("jnp.asarray(gain, dtype) * draw_gates(", "draw_gates(", "test_cells.py::test_gain_and_the_circular_law"),

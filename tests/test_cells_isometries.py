@@ -67,18 +67,43 @@ def test_initial_spectrum(map, largest):
 
 @pytest.mark.parametrize("map", covering(["cayley", "exp"], "cayley"))
 def test_plain_weights(map, x64):
-    """The step takes them as it takes the parameters, and gradients come back through them."""
+    """The step takes them as it takes the parameters, and gradients come back through them; `unroll` makes them once,
+    and takes their derivative once: no step of the backward pass multiplies matrices, nor solves."""
     cell = bptt.cells.orthogonal(4, map=map, negative=1, dtype=jnp.float64)
     params = moved(cell.init(jax.random.key(0), I), 0.3)
     xs = jax.random.normal(jax.random.key(1), (5, I), jnp.float64)
 
-    def loss(make, params):
+    def step_by_step(params):
+        states = jax.lax.scan(lambda h, x: (new := cell.step(params, h, x), new), jnp.ones(4), xs)[1]
+        return jnp.sum(jnp.sin(states))
+
+    def unrolled(make, params):
         return jnp.sum(jnp.sin(bptt.unroll(cell.step, make(params), jnp.ones(4), xs)))
 
-    expected, gradient = jax.jit(jax.value_and_grad(partial(loss, lambda params: params)))(params)
-    found, through = jax.jit(jax.value_and_grad(partial(loss, cell.step.plain)))(params)
-    np.testing.assert_allclose(found, expected, rtol=1e-12)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12), through, gradient)
+    expected, gradient = jax.jit(jax.value_and_grad(step_by_step))(params)
+    assert dear_in_loops(jax.grad(step_by_step), params)
+    for make in (cell.step.plain, lambda params: params):
+        found, through = jax.jit(jax.value_and_grad(partial(unrolled, make)))(params)
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12), through, gradient)
+        assert not dear_in_loops(jax.grad(partial(unrolled, make)), params)
+
+
+def dear_in_loops(function, *args):
+    """Whether a loop over five instants multiplies matrices, or solves: the exponential map has loops of its own."""
+
+    def within(jaxpr, looped):
+        for eqn in jaxpr.eqns:
+            matrices = eqn.primitive.name == "dot_general" and all(v.aval.ndim == 2 for v in eqn.invars)
+            if looped and (matrices or eqn.primitive.name in ("triangular_solve", "custom_linear_solve")):
+                yield eqn
+            for value in eqn.params.values():
+                for inner in value if isinstance(value, tuple) else (value,):
+                    inner = getattr(inner, "jaxpr", inner)
+                    if hasattr(inner, "eqns"):
+                        yield from within(inner, looped or eqn.params.get("length") == 5)
+
+    return any(True for _ in within(jax.make_jaxpr(function)(*args).jaxpr, False))
 
 
 @pytest.mark.parametrize("name", covering(["orthogonal", "unitary", "householder"], "unitary", "householder"))

@@ -19,6 +19,21 @@ def test_an_open_gate_of_rg_lru_decays_as_published():
     np.testing.assert_allclose(decay.mean(), 0.9495, atol=0.003)
 
 
+def test_gradients_of_rg_lru_in_half_precision_where_inputs_are_large():
+    """They are within its range, as are those of single precision, though the squares of what is multiplied are not."""
+    half, single = (bptt.cells.rg_lru(8, dtype=dtype) for dtype in (jnp.float16, jnp.float32))
+    params, xs = half.init(KEY, I), jnp.full((3, I), 1e4, jnp.float16)
+
+    def gradient(cell, dtype):
+        given = jax.tree.map(lambda a: a.astype(dtype), (params, xs))
+        return jax.grad(lambda p, x: jnp.sum(bptt.unroll(cell.step, p, cell.initial_state(), x)))(*given)
+
+    found, expected = gradient(half, jnp.float16), gradient(single, jnp.float32)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert float(jnp.max(jnp.abs(b))) < 65504
+        np.testing.assert_allclose(np.float32(a), b, rtol=0.01, atol=0.01 * float(jnp.max(jnp.abs(b))))
+
+
 @pytest.mark.parametrize("dtype", covering([jnp.float32, jnp.float16], jnp.float16))
 def test_a_closed_gate_of_rg_lru_has_a_gradient(dtype):
     """Where r is 0 in its dtype, so that nothing is let in: the square root of 1 - a^2 has no slope there."""

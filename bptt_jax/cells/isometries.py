@@ -32,6 +32,7 @@ from bptt_jax.checks import (
     type_name,
 )
 from bptt_jax.devices import divided_by_compiler, scan
+from bptt_jax.recurrence.unroll import PreparedStep
 from bptt_jax.step import Array, Cell, Step
 
 _expm = divided_by_compiler(expm)  # within it JAX would ask, and find no answer
@@ -68,7 +69,7 @@ class HouseholderParams(NamedTuple):
 
 
 @dataclass(frozen=True)
-class OrthogonalStep:
+class OrthogonalStep(PreparedStep):
     """The step of `orthogonal`. It takes `OrthogonalParams`, or the plain weights that `plain` makes of them.
 
     Attributes:
@@ -82,12 +83,14 @@ class OrthogonalStep:
     activation: Callable[[Array], Array] | None
 
     def __call__(self, params: OrthogonalParams | RNNParams, h: Array, x: Array) -> Array:
-        plain = params if isinstance(params, RNNParams) else self.plain(params)
+        plain = self.plain(params)
         drive = times(plain.recurrent, h) + times(plain.input, x)
         return _mod_relu(drive, plain.bias) if self.activation is None else self.activation(drive + plain.bias)
 
-    def plain(self, params: OrthogonalParams) -> RNNParams:
+    def plain(self, params: OrthogonalParams | RNNParams) -> RNNParams:
         """The weights themselves: W ``[N, N]`` instead of A."""
+        if isinstance(params, RNNParams):
+            return params
         n = params.bias.size
         a = _skew_symmetric(params.skew.astype(at_least_single(params.skew.dtype)), n)
         if self.map == "exp":
@@ -130,13 +133,13 @@ def orthogonal(
     [0, pi / 2] for "cayley" (Helfrich et al.), in [-pi, pi] for "exp" (Henaff et al. 2016); U by default N(0, 2 / I);
     b of modReLU uniform in [-0.01, 0.01], of another activation 0.
 
-    What W costs: a step given `OrthogonalParams` makes W, in O(N^3). XLA takes that out of a loop over time, but not
-    its derivative by the parameters: on CPU a gradient through 100 steps of 128 units, of 32 sequences, takes 3 times
-    as long by "cayley" and 9 times by "exp" as with W made once. `OrthogonalStep.plain` makes it once, and the same
-    step takes what it gives::
+    What W costs: a step given `OrthogonalParams` makes W, in O(N^3). `bptt_jax.unroll` makes it once for a sequence,
+    and differentiates that once. In a loop of your own, or in a `stack`, XLA makes W once, but takes its derivative by
+    the parameters at every step: on CPU a gradient through 100 steps of 128 units, of 32 sequences, takes 3 times as
+    long by "cayley" and 9 times by "exp". `OrthogonalStep.plain` makes it once, and the same step takes what it gives::
 
         weights = cell.step.plain(params)                             # RNNParams
-        states = bptt.unroll(cell.step, weights, state0, xs)
+        h = cell.step(weights, h, x)
 
     Differentiated through `plain`, the gradients are those of `OrthogonalParams`.
 

@@ -12,7 +12,14 @@ import jax.numpy as jnp
 from bptt_jax.cells.activations import sigmoid, tanh, weighted_mean
 from bptt_jax.cells.initializers import Initializer, check_initializer, draw_weights, ring
 from bptt_jax.cells.sharing import recalled
-from bptt_jax.cells.weights import check_complex, check_hidden_size, draw_gates, fan_in_normal, times
+from bptt_jax.cells.weights import (
+    at_least_single,
+    check_complex,
+    check_hidden_size,
+    draw_gates,
+    fan_in_normal,
+    times,
+)
 from bptt_jax.checks import check_finite, check_floating, check_key, check_positive_int, check_share
 from bptt_jax.recurrence.diagonal import DiagonalStep
 from bptt_jax.step import Array, Cell
@@ -485,11 +492,15 @@ def _hgrn_step(params: HGRNParams, x: Array) -> tuple[Array, Array]:
 
 @DiagonalStep
 def _rg_lru_step(params: RGLRUParams, x: Array) -> tuple[Array, Array]:
-    u = times(params.input, x)
+    # In single precision at least, as the released code: of large inputs derivatives overflow in half precision
+    # though the gradients do not.
+    half, wide = params.decay.dtype, at_least_single(params.decay.dtype)
+    params = jax.tree.map(lambda a: a.astype(wide), params)
+    u = times(params.input, jnp.asarray(x, wide))
     r, i = jnp.split(sigmoid(times(params.gates, u) + params.bias), 2)
     log_a = -_RG_LRU_POWER * r * jax.nn.softplus(params.decay)
     # The square root has no finite slope at 0, which is 1 - a^2 where the gate r is 0 in its dtype.
     square = -jnp.expm1(2 * log_a)
     is_open = square > float(jnp.finfo(log_a.dtype).tiny)
     admitted = jnp.where(is_open, jnp.sqrt(jnp.where(is_open, square, 1)), 0)
-    return jnp.exp(log_a), admitted * i * u
+    return jnp.exp(log_a).astype(half), (admitted * i * u).astype(half)
