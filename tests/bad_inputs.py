@@ -905,6 +905,7 @@ _COMMANDS = {
         "--weights": ("absent.npz", "weights", "/", ""),
         "--data": ("absent.npz",),
         "--prefix": ("rnn",),
+        "--layer": ("0", "-1", "much", ""),
     },
     "train adding": {
         **dict.fromkeys(("--hidden", "--length", "--batch", "--updates", "--seeds", "--chunk"), _WHAT),

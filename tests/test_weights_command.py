@@ -102,6 +102,27 @@ def test_one_sequence_without_targets_and_resets(tmp_path: Path) -> None:
     np.testing.assert_allclose(losses(made, found), losses(again, alone), rtol=1e-6)
 
 
+def test_one_layer_alone(tmp_path: Path) -> None:
+    """Of a stack, and of bidirectional layers, of which only one at a time is a recurrence."""
+    wide = npz(tmp_path, "wide.npz", inputs=RNG.standard_normal((B, T, N)).astype(np.float32))
+    stack = saved(4, layers=2)
+    upper = {name.replace("_l1", "_l0"): a for name, a in stack.items() if "_l1" in name}
+    of_both = []
+    for state, layer, said in ((stack, 1, "; layer 1 alone"), (upper, None, "4 units, float32")):
+        made, (found,) = diagnose.prepare(settings(npz(tmp_path, "model.npz", **state), wide, layer=layer))
+        assert made.found[0].endswith(said)
+        of_both.append(losses(made, found))
+    np.testing.assert_array_equal(*of_both)
+    model = npz(tmp_path, "bidirectional.npz", **saved(4, layers=2, both=True))
+    wider = npz(tmp_path, "wider.npz", inputs=RNG.standard_normal((B, T, 2 * N)).astype(np.float32))
+    made, _ = diagnose.prepare(settings(model, wider, layer=1))
+    assert "; layer 1 alone; of its two directions the one that runs forwards" in made.found[0]
+    with pytest.raises(BadArgument, match="--layer: expected one of 0 to 1, since of bidirectional layers"):
+        diagnose.prepare(settings(model, wider))
+    with pytest.raises(BadArgument, match="--layer: expected one of 0 to 1, got 2"):
+        diagnose.prepare(settings(model, wider, layer=2))
+
+
 def test_on_text(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("abracadabra " * 30)

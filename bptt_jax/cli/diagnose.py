@@ -58,6 +58,7 @@ class Settings:
     seed: int
     weights: str | None = None
     prefix: str = ""
+    layer: int | None = None
     readout: str | None = None
     data: str | None = None
 
@@ -366,7 +367,7 @@ def _trained(settings: Settings, folder: Path) -> tuple[Data, list[Recurrence]]:
 def _of_weights(settings: Settings, file: str) -> tuple[Data, list[Recurrence]]:
     """A recurrence in a file of weights, on the user's data or on text."""
     saved = weights.read(file)
-    found = weights.recurrence(saved, settings.prefix, float64=settings.float64)
+    found = weights.recurrence(saved, settings.prefix, settings.layer, float64=settings.float64)
     first = found.params[0] if type(found.params) is tuple else found.params
     inputs, units = first.input.shape[1], weights.top(found.state0).shape[0]
     notes = [f"{file}: {found.where or 'the recurrence'} is {weights.describe(found)}"]

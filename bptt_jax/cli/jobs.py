@@ -102,7 +102,7 @@ def _diagnose(arguments: argparse.Namespace) -> Outcome:
 def _diagnose_settings(arguments: argparse.Namespace) -> diagnose.Settings:
     given = {k: v for k, v in vars(arguments).items() if k not in (*_OF_THE_COMMAND, "out", "html")}
     if arguments.weights is None:
-        if wrong := [f"--{k}" for k in ("prefix", "data", "readout") if given[k] is not None]:
+        if wrong := [f"--{k}" for k in ("prefix", "layer", "data", "readout") if given[k] is not None]:
             raise BadArgument(f"{wrong[0]}: expected --weights with it, got none")
     else:
         own = ["cells", "gain", "alpha", "hidden", "embed", "step", "checkpoint"]
@@ -200,7 +200,7 @@ def _dynamics(arguments: argparse.Namespace) -> Outcome:
     of_source = {
         k: getattr(arguments, k) for k in ("checkpoint", "step", "text", "length", "batch", "float64", "seed")
     }
-    others = ("cells", "gain", "alpha", "hidden", "embed", "loss", "weights", "prefix", "readout", "data")
+    others = ("cells", "gain", "alpha", "hidden", "embed", "loss", "weights", "prefix", "layer", "readout", "data")
     unset = dict.fromkeys(others)
     own = ("starts", "perturbation", "input", "vectors", "tol", "margin", "dt")
     settings = dynamics.Settings(

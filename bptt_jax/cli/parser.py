@@ -197,6 +197,9 @@ def _add_diagnose(jobs: Any) -> None:
     )
     add("--prefix", metavar="NAME", help="name of the recurrent layer in --weights, if there are several")
     add(
+        "--layer", type=_layer, metavar="K", help="one layer alone of those stacked under that name, from 0 upwards"
+    )
+    add(
         "--data",
         metavar="FILE.npz",
         help="data for --weights: inputs [B, T, I]; optional: mask, resets, targets, loss",
@@ -450,6 +453,13 @@ def _share(text: str) -> float:
 
 def _nonnegative_float(text: str) -> float:
     return 0.0 if _number(float, text) == 0 else _positive_float(text)
+
+
+def _layer(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"expected 0 or above, got {text}")
+    return value
 
 
 def _seed(text: str) -> int:

@@ -93,11 +93,11 @@ def read(name: str) -> Saved:
         raise BadArgument(f"--weights: {name}: cannot be read as {suffix}: {one_line(error)}") from None
 
 
-def recurrence(saved: Saved, prefix: str, *, float64: bool) -> Found:
-    """The one recurrence of a file whose name begins with `prefix`.
+def recurrence(saved: Saved, prefix: str, layer: int | None = None, *, float64: bool) -> Found:
+    """The one recurrence of a file whose name begins with `prefix`, or one of its layers.
 
     Raises:
-      BadArgument: there is none, or more than one, or it is of a kind that is not known.
+      BadArgument: there is none, or more than one, or it is of a kind that is not known; it has no such layer.
     """
     arrays = {k: a.astype(np.float64) for k, a in saved.arrays.items()} if float64 else saved.arrays
     try:
@@ -108,9 +108,10 @@ def recurrence(saved: Saved, prefix: str, *, float64: bool) -> Found:
     chosen = chosen or [name for name in places if name.startswith(prefix)]
     if len(chosen) == 1:
         try:
-            return places[chosen[0]](arrays, chosen[0])
+            return places[chosen[0]](arrays, chosen[0], layer)
         except (TypeError, ValueError) as error:
-            raise BadArgument(f"--weights: {error}") from None
+            given = "--" if str(error).startswith("layer: ") else "--weights: "
+            raise BadArgument(f"{given}{error}") from None
     if not places:
         names = ", ".join(list(arrays)[:8]) + (f" and {len(arrays) - 8} more" if len(arrays) > 8 else "")
         raise BadArgument(
@@ -257,17 +258,21 @@ _PARTS: dict[str, tuple[str, ...]] = {
 }
 
 
-def _of_torch(arrays: Mapping[str, Any], prefix: str) -> Found:
+def _of_torch(arrays: Mapping[str, Any], prefix: str, layer: int | None) -> Found:
     one_way = not any(name.startswith(prefix) and name.endswith("_reverse") for name in arrays)
-    made = from_torch(arrays, prefix=prefix, direction=None if one_way else "forward")
+    made = from_torch(arrays, prefix=prefix, layer=layer, direction=None if one_way else "forward")
     first = made[1][0] if type(made[1]) is tuple else made[1]
-    assumed = "" if one_way else "; of its two directions the one that runs forwards"
+    assumed = _alone(layer) if one_way else f"{_alone(layer)}; of its two directions the one that runs forwards"
     if isinstance(first, RNNParams):
         assumed += "; tanh is assumed, which the file does not say"
     return Found(prefix, _NAMES[type(first)], assumed, *made)
 
 
-def _keras_places(saved: Saved) -> dict[str, Callable[[Mapping[str, Any], str], Found]]:
+def _alone(layer: int | None) -> str:
+    return "" if layer is None else f"; layer {layer} alone"
+
+
+def _keras_places(saved: Saved) -> dict[str, Callable[[Mapping[str, Any], str, int | None], Found]]:
     """The recurrent layers of Keras by their folders; those that the settings chain are one."""
     cells = {}
     for name in saved.arrays:
@@ -278,9 +283,11 @@ def _keras_places(saved: Saved) -> dict[str, Callable[[Mapping[str, Any], str], 
             cells[folder.removesuffix("/vars")] = parts
     configs = {folder: _config(saved, folder) for folder in cells}
 
-    def found(folders: list[str], arrays: Mapping[str, Any], _: str) -> Found:
-        made, kinds, assumed = [], [], ""
-        for folder in folders:
+    def found(folders: list[str], arrays: Mapping[str, Any], _: str, layer: int | None) -> Found:
+        made, kinds, assumed = [], [], _alone(layer)
+        if layer is not None and layer >= len(folders):
+            raise ValueError(f"layer: expected one of 0 to {len(folders) - 1}, got {layer}")
+        for folder in folders if layer is None else folders[layer : layer + 1]:
             shapes, config = [arrays[part].shape for part in cells[folder]], configs[folder]
             kind = _KERAS_CLASSES.get(config.get("class_name", ""), _gates(*shapes))
             if kind is None:
@@ -288,7 +295,7 @@ def _keras_places(saved: Saved) -> dict[str, Callable[[Mapping[str, Any], str], 
             if config.get("go_backwards"):
                 raise ValueError(f"{folder}: expected a layer that runs forwards, got go_backwards=True")
             if not config:
-                assumed = "; activations are assumed to be Keras's own, since the file does not say"
+                assumed = f"{_alone(layer)}; activations are assumed to be Keras's own, since the file does not say"
                 config = {"reset_after": len(shapes) < 3 or len(shapes[2]) == 2}
             made.append(keras_layer(folder, kind, [arrays[part] for part in cells[folder]], config))
             kinds.append(_NAMES[type(made[-1][1])])
