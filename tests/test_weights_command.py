@@ -123,6 +123,21 @@ def test_one_layer_alone(tmp_path: Path) -> None:
         diagnose.prepare(settings(model, wider, layer=2))
 
 
+def test_layers_of_keras_by_their_names() -> None:
+    """Folders are called by the class; what the user has called a layer is beside it."""
+    arrays = {
+        f"layers/{kind}/cell/vars/{k}": np.full((width, 16), 0.1 * n, np.float32)
+        for n, kind in enumerate(("lstm", "lstm_1"))
+        for k, width in enumerate((3, 4))
+    }
+    file = weights.Saved(arrays, {"layers/lstm": "lower", "layers/lstm_1": "upper"})
+    found = weights.recurrence(file, "upper", float64=False)
+    assert found.where == "layers/lstm_1/cell"
+    np.testing.assert_array_equal(found.params.recurrent, np.float32(0.1))
+    with pytest.raises(BadArgument, match=r"'layers/lstm/cell' \(lower\), 'layers/lstm_1/cell' \(upper\), got 'x'"):
+        weights.recurrence(file, "x", float64=False)
+
+
 def test_on_text(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("abracadabra " * 30)

@@ -456,7 +456,7 @@ def _nonnegative_float(text: str) -> float:
 
 
 def _layer(text: str) -> int:
-    value = int(text)
+    value = _number(int, text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"expected 0 or above, got {text}")
     return value

@@ -94,7 +94,7 @@ def read(name: str) -> Saved:
 
 
 def recurrence(saved: Saved, prefix: str, layer: int | None = None, *, float64: bool) -> Found:
-    """The one recurrence of a file whose name begins with `prefix`, or one of its layers.
+    """The one recurrence of a file whose name begins with `prefix`, or whose layer is called so, or a layer of it.
 
     Raises:
       BadArgument: there is none, or more than one, or it is of a kind that is not known; it has no such layer.
@@ -106,19 +106,22 @@ def recurrence(saved: Saved, prefix: str, layer: int | None = None, *, float64: 
         raise BadArgument(f"--weights: its settings are damaged: {one_line(error)}") from None
     chosen = [name for name in places if name in (prefix, f"{prefix}.", f"{prefix}/")]
     chosen = chosen or [name for name in places if name.startswith(prefix)]
+    chosen = chosen or [name for name in places if prefix in _called(saved, name)]
     if len(chosen) == 1:
         try:
             return places[chosen[0]](arrays, chosen[0], layer)
         except (TypeError, ValueError) as error:
-            given = "--" if str(error).startswith("layer: ") else "--weights: "
-            raise BadArgument(f"{given}{error}") from None
+            message = str(error).removeprefix("module_or_state_dict: ")
+            raise BadArgument(f"{'--' if message.startswith('layer: ') else '--weights: '}{message}") from None
     if not places:
         names = ", ".join(list(arrays)[:8]) + (f" and {len(arrays) - 8} more" if len(arrays) > 8 else "")
         raise BadArgument(
             f"--weights: expected a recurrent layer, as of PyTorch or Keras, got {names or 'nothing'}"
             f"{parametrised(arrays)}"
         )
-    raise BadArgument(f"--prefix: expected that of one of {', '.join(map(repr, places))}, got {prefix!r}")
+    called = {name: [label for label in _called(saved, name) if saved.labels] for name in places}
+    listed = ", ".join(f"{name!r}" + (f" ({of[0]})" if of else "") for name, of in called.items())
+    raise BadArgument(f"--prefix: expected that of one of {listed}, got {prefix!r}")
 
 
 def describe(found: Found) -> str:

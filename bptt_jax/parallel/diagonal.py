@@ -25,8 +25,9 @@ def unroll_linear(
     (Martin, Cundy 2018, arXiv:1709.04057). A `DeltaStep` of matrices ``[V, K]`` in chunks of about sqrt(T) steps, all
     of which go on at once, and then from chunk to chunk: some 2 sqrt(T) steps, and K times the work; a CPU, which has
     no use for that, forms the coefficients of all steps at once and then takes them in order, which pays where the
-    matrices are small. Derivatives, of any order, cost one such scan each. Memory is O(T D), for gradients too, and
-    for chunks O(T K^2) more.
+    matrices are small. The chunked form of flash-linear-attention (Yang et al. 2024, arXiv:2406.06484), which forms
+    what is read of the matrices and not the matrices, is not what gives all of them. Derivatives, of any
+    order, cost one such scan each. Memory is O(T D), for gradients too, and for chunks O(T K^2) more.
 
     Scan and chunks form products of the factors: where these grow they overflow, to infinity or NaN, even where a
     state near 0 would still have been finite.
