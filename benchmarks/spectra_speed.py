@@ -1,9 +1,11 @@
 """Are singular values and eigenvalues of a stack of matrices faster than by the libraries at hand?
 
 Stacks of random matrices in float32. On a CPU, with the numbers of threads that each library takes by itself: ours
-against jitted `jnp.linalg`, NumPy and PyTorch. On a GPU, against `jnp.linalg` alone, 4096 matrices or as many as
-fit. Before times, answers: largest error relative to the largest singular value of the matrix, against LAPACK in
-float64, of the stack and of one whose singular values fall from 1 to 1e-6.
+against jitted `jnp.linalg`, NumPy and PyTorch, whole stacks and few matrices. On a GPU, against `jnp.linalg` alone,
+4096 matrices or as many as fit. Medians with their quartiles, since times may have two modes (JAX 0.10.0 to 0.11.1
+divides a stack among threads that may turn out to be one). Before times, answers: largest error relative to the
+largest singular value of the matrix, against LAPACK in float64, of the stack and of one whose singular values fall
+from 1 to 1e-6.
 """
 
 from collections.abc import Callable
@@ -17,21 +19,21 @@ import peers
 from measure import Claim, compiled, parser, print_claims, print_table, save
 
 import bptt_jax as bptt
-from bptt_jax.experiments.timing import interleaved_medians
+from bptt_jax.experiments.timing import interleaved
 
 # `checked`: matrices whose answers are compared; on a GPU enough of them to be computed as the whole stack is.
 FULL: dict[str, dict[str, Any]] = {
     "cpu": {
-        "sizes": [16, 32, 64, 128, 256, 512], "numbers": 4_000_000, "most": 4000, "repeats": 7,
+        "sizes": [4, 16, 32, 64, 128, 256, 512], "numbers": 4_000_000, "most": 4000, "few": 40, "repeats": 7,
         "checked": 8, "peers": ["jax", "numpy", "torch"], "aim": 2.0,
     },
     "gpu": {
-        "sizes": [64, 128, 256], "numbers": 4096 * 256**2, "most": 4096, "repeats": 1,
+        "sizes": [64, 128, 256], "numbers": 4096 * 256**2, "most": 4096, "few": 0, "repeats": 1,
         "checked": 64, "peers": ["jax"], "aim": 10.0,
     },
 }  # fmt: skip
 QUICK: dict[str, dict[str, Any]] = {
-    "cpu": FULL["cpu"] | {"sizes": [16, 64], "numbers": 200_000, "most": 400, "repeats": 3},
+    "cpu": FULL["cpu"] | {"sizes": [16, 64], "numbers": 200_000, "most": 400, "few": 8, "repeats": 3},
     "gpu": FULL["gpu"] | {"sizes": [64], "most": 256},
 }
 DEVIATION = {"singular values": 1e-5, "eigenvalues": 1e-3}  # of an eigenvalue: the square root of rounding at worst
@@ -95,18 +97,21 @@ def measure(size: int, s: dict[str, Any], torch: Any) -> list[dict[str, Any]]:
         rows.append({"job": job, "N": size, "errors": errors})
         if job == "singular values":
             rows[-1]["small_errors"] = {name: singular_error(run(), graded) for name, run in small[job].items()}
-    fitted, times = largest_that_fits(matrices, partial(times_of, s=s, torch=torch))
-    for row in rows:
-        seconds = times[row["job"]]
-        row["stack"] = fitted
-        row["ms"] = {name: 1e3 * t for name, t in seconds.items()}
-        row["ratios"] = {name: t / seconds["ours"] for name, t in seconds.items() if name != "ours"}
-    return rows
+    stacks_of = [matrices, *([matrices[: s["few"]]] if 0 < s["few"] < count else [])]
+    found = [largest_that_fits(stack, partial(times_of, s=s, torch=torch)) for stack in stacks_of]
+    return [row | timed(fitted, times[row["job"]]) for fitted, times in found for row in rows]
 
 
-def times_of(matrices: np.ndarray, s: dict[str, Any], torch: Any) -> dict[str, dict[str, float]]:
+def timed(stack: int, seconds: dict[str, list[float]]) -> dict[str, Any]:
+    quartiles = {name: np.quantile(1e3 * np.asarray(t), (0.25, 0.5, 0.75)).tolist() for name, t in seconds.items()}
+    ms = {name: q[1] for name, q in quartiles.items()}
+    ratios = {name: t / ms["ours"] for name, t in ms.items() if name != "ours"}
+    return {"stack": stack, "ms": ms, "quartiles_ms": quartiles, "ratios": ratios}
+
+
+def times_of(matrices: np.ndarray, s: dict[str, Any], torch: Any) -> dict[str, dict[str, list[float]]]:
     runs = candidates(matrices, s["peers"], torch)
-    return {job: interleaved_medians(of_job, s["repeats"]) for job, of_job in runs.items()}
+    return {job: interleaved(of_job, s["repeats"], 2.0) for job, of_job in runs.items()}
 
 
 def largest_that_fits(matrices: np.ndarray, run: Callable[[np.ndarray], Any]) -> tuple[int, Any]:
@@ -119,6 +124,11 @@ def largest_that_fits(matrices: np.ndarray, run: Callable[[np.ndarray], Any]) ->
     return largest_that_fits(matrices[: len(matrices) // 2], run)
 
 
+def spread(row: dict[str, Any], name: str) -> str:
+    low, _, high = row["quartiles_ms"][name]
+    return f"{low:.3g} to {high:.3g}"
+
+
 def main() -> None:
     a = parser(__doc__).parse_args()
     platform = "gpu" if jax.default_backend() == "gpu" else "cpu"
@@ -127,18 +137,29 @@ def main() -> None:
     rows = [row for size in s["sizes"] for row in measure(size, s, modules.get("torch"))]
     print_table(
         f"Time of the peer over ours (above 1: ours is faster), float32, {jax.devices()[0].device_kind}",
-        ("job", "N", "stack", "ours, ms", *s["peers"], "best peer", "error", "of small ones", "best peer's"),
+        (
+            "job", "N", "stack", "ours, ms", "quartiles", *s["peers"], "best peer", "its quartiles", "error",
+            "of small ones", "best peer's",
+        ),
         [
             (
-                row["job"], row["N"], row["stack"], row["ms"]["ours"], *(row["ratios"].get(n) for n in s["peers"]),
-                min(row["ratios"].values()), row["errors"]["ours"], row.get("small_errors", {}).get("ours"),
+                row["job"], row["N"], row["stack"], row["ms"]["ours"], spread(row, "ours"),
+                *(row["ratios"].get(n) for n in s["peers"]),
+                min(row["ratios"].values()), spread(row, min(row["ratios"], key=lambda n: row["ratios"][n])),
+                row["errors"]["ours"], row.get("small_errors", {}).get("ours"),
                 min((e for n, e in row.get("small_errors", {}).items() if n != "ours"), default=None),
             )
             for row in rows
         ],
     )  # fmt: skip
     claims = [
-        Claim(row["job"], f"N = {row['N']}", "best peer's time over ours", min(row["ratios"].values()), s["aim"])
+        Claim(
+            row["job"],
+            f"N = {row['N']}, {row['stack']} matrices",
+            "best peer's time over ours",
+            min(row["ratios"].values()),
+            s["aim"],
+        )
         for row in rows
     ]
     print_claims(claims)
