@@ -6,7 +6,9 @@ spectra on matrices that are hard for one; and no call back to Python in any pro
 only shows that the checks work.
 """
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -159,17 +161,18 @@ def main() -> None:
     s = QUICK if a.quick else FULL
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_default_matmul_precision", None)  # a user's who has set nothing
-    rows = Rows(a.out, "gpu_checks", s)
-    for name in LINEAR:
-        rows.measure(partial(linear, s=s), name)
-    for dtype in ("float32", "float64"):
-        for name in ANALYSES:
-            for kind in CELLS[:1] if a.quick else CELLS:
-                rows.measure(partial(analysis, s=s), name, kind, dtype)
+    cells = CELLS[:1] if a.quick else CELLS
+    cases: list[tuple[Callable[..., Any], tuple[Any, ...]]] = [(linear, (name,)) for name in LINEAR]
+    cases += [(analysis, (name, kind, "float32")) for name in ANALYSES for kind in cells]
     for job in ROUTINES:
-        for kind in KINDS if job in ("singular values", "eigenvalues") else KINDS[:-1]:
-            for size in s["sizes"]:
-                rows.measure(partial(spectra, s=s), job, kind, size)
+        kinds = KINDS if job in ("singular values", "eigenvalues") else KINDS[:-1]
+        cases += [(spectra, (job, kind, size)) for size in s["sizes"] for kind in kinds]
+    cases += [(analysis, (name, kind, "float64")) for name in ANALYSES for kind in cells]
+    rows = Rows(a.out, "gpu_checks", s)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # nearly all the time is compilation
+        pending = [(pool.submit(check, *case, s=s), case) for check, case in cases]
+        for found, case in pending:
+            rows.measure(lambda *_, found=found: found.result(), *case)
     print_rows(f"Largest relative deviations, {jax.devices()[0].device_kind}", rows)
     print(f"{len(rows)} right, {len(rows.failed)} not")
     save(a.out, "gpu_checks", s, rows.results)

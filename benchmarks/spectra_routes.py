@@ -9,6 +9,7 @@ to be had on the platform, is out, with the reason. The last table says which wa
 """
 
 import os
+import time
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # a matrix for each core
 
@@ -31,18 +32,18 @@ from bptt_jax.linalg.batched_spectra import batched_eigenvalues, batched_singula
 FULL: dict[str, Any] = {
     # The sizes and stacks that matter most first: what there is no time for at the end is the least.
     "cases": [
-        (size, count)
-        for count in (256, 4096, 16, 1)
-        for size in (64, 128, 32, 256, 16, 512)
-        if size**2 * count < 3e8
+        *((size, count) for count in (256, 4096, 16, 1) for size in (64, 128, 32, 256, 16)),
+        *((512, count) for count in (1, 16, 256)),
     ],
     "checked": 16,
     "repeats": 3,
-    "slow": 5.0,
+    "slow": 5.0,  # times the fastest: not measured again
+    "hopeless": 20.0,  # times the fastest, and over a second: not tried with more or larger matrices
 }
 QUICK = FULL | {"cases": [(8, 16), (16, 1)], "checked": 2, "repeats": 1}
 POOL = ThreadPoolExecutor(os.cpu_count())
 JOBS = ("singular values", "eigenvalues")
+HOPELESS: list[tuple[str, str, int, int]] = []  # job, way, size and number of matrices at which it was far behind
 
 
 def embedded(matrices: jax.Array) -> jax.Array:
@@ -87,31 +88,48 @@ def of_eig(implementation: Any, matrices: jax.Array) -> jax.Array:
     return linalg.eig(matrices, implementation=implementation, **options)[0]
 
 
+def attempt(function: Callable[[Any], Any], given: Any) -> Any:
+    """``function(given)``, or in one line why not: no memory for it, say."""
+    try:
+        return function(given)
+    except Exception as reason:
+        return f"{type(reason).__name__}: {reason}".splitlines()[0][:200]
+
+
+def timed(run: Callable[[], Any]) -> tuple[float, np.ndarray]:
+    start = time.perf_counter()
+    found = np.asarray(run())
+    return time.perf_counter() - start, found
+
+
 def measure(job: str, size: int, count: int, s: dict[str, Any]) -> dict[str, Any]:
     matrices = jnp.asarray(stacks(size, count, 1)[0])
     checked = np.asarray(matrices[: s["checked"]])
     error = singular_error if job == "singular values" else eigenvalue_error
     routine: Any = partial(np.linalg.svd, compute_uv=False) if job == "singular values" else np.linalg.eigvals
-    runs: dict[str, Callable[[], Any]] = {"host": partial(on_host, POOL, routine, matrices)}
     out: dict[str, str] = {}
-    for name, way in ways(job).items():
-        try:
-            runs[name] = partial(compiled(way, matrices)[0], matrices)
-        except Exception as reason:  # not for this platform, or not built into this jaxlib
-            out[name] = f"{reason}".splitlines()[0][:200]
+    late = {name for of, name, n, many in HOPELESS if of == job and n <= size and many <= count}
+    out |= dict.fromkeys(late, "far behind with fewer or smaller matrices")
+    tried = {name: way for name, way in ways(job).items() if name not in late}
+    # All at once: a way that is not for this platform, or not built into this jaxlib, says so here.
+    built = POOL.map(partial(attempt, lambda way: partial(compiled(way, matrices)[0], matrices)), tried.values())
+    runs: dict[str, Any] = {"host": partial(on_host, POOL, routine, matrices)} | dict(
+        zip(tried, built, strict=True)
+    )
     errors: dict[str, float] = {}
     first: dict[str, float] = {}
-    for name in list(runs):
-        try:
-            first[name] = interleaved_medians({name: runs[name]}, 1, at_least=0.0)[name]
-            errors[name] = error(np.asarray(runs[name]())[: s["checked"]], checked)
-        except Exception as reason:  # no memory for it
-            out[name] = f"{reason}".splitlines()[0][:200]
-        if name in out or not errors[name] < DEVIATION[job]:
-            out.setdefault(name, f"errs by {errors.get(name)}")
+    for name, run in list(runs.items()):
+        found = run if isinstance(run, str) else attempt(timed, run)
+        if not isinstance(found, str):
+            first[name], values = found
+            errors[name] = error(values[: s["checked"]], checked)
+        if isinstance(found, str) or not errors[name] < DEVIATION[job]:
+            out[name] = found if isinstance(found, str) else f"errs by {errors[name]}"
             del runs[name]
     quick = {name: run for name, run in runs.items() if first[name] < s["slow"] * min(first[n] for n in runs)}
     times = {name: first[name] for name in runs} | interleaved_medians(quick, s["repeats"], at_least=0.3)
+    behind = max(1.0, s["hopeless"] * min(times.values()))
+    HOPELESS.extend((job, name, size, count) for name, t in times.items() if t > behind and name != "host")
     return {
         "job": job,
         "N": size,
