@@ -19,8 +19,11 @@ from jax.sharding import PartitionSpec, auto_axes, get_abstract_mesh
 PyTree: TypeAlias = Any
 
 
-def compiled(function: Callable[..., Any], most: int = 64) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any], most: int = 64, *, checked: bool = False) -> Callable[..., Any]:
     """`jax.jit`; arguments by position are traced, those by name static.
+
+    `checked`: whether `jax.debug_nans` and `jax.debug_infs` look at what it returns, as at states and gradients. In
+    results NaN and -inf are words: what there is none of, and the logarithm of zero.
 
     Once there are more programs than `most`, for as many shapes and functions, all are let go: each has memory and
     memory maps, and Linux allows a process 65,530 of these.
@@ -32,7 +35,11 @@ def compiled(function: Callable[..., Any], most: int = 64) -> Callable[..., Any]
     def bounded(*arrays: Any, **static: Any) -> Any:
         if jitted._cache_size() > most:
             jitted.clear_cache()
-        return jitted(*arrays, **static)
+        config: Any = jax.config
+        if checked or not (config.jax_debug_nans or config.jax_debug_infs):
+            return jitted(*arrays, **static)
+        with jax.debug_nans(False), jax.debug_infs(False):
+            return jitted(*arrays, **static)
 
     return divided_by_compiler(bounded)
 

@@ -278,3 +278,37 @@ def test_one_trace_for_one_shape(name):
         if k == 0:
             first = len(traces)
         assert (len(traces) == first) == (k < 2)  # other values are found again, another length is not
+
+
+# --- JAX's flags that look for NaN and infinity
+
+MARKED = {
+    "iterations that were not made": lambda: bptt.deer(_halved, 0.5, jnp.ones(2), length=3),
+    "one sequence's noise": lambda: bptt.analysis.gradient_noise(
+        _halved, 0.5, jnp.ones((2, 2)), None, _of_last, in_axes=(0, None, None), length=3
+    ),
+    "what does not yet act": lambda: bptt.influence_map(_halved, 0.5, jnp.ones(2), length=3, intervals=2),
+    "the logarithm of zero": lambda: bptt.product_log_norms(jnp.zeros((3, 2, 2))),
+    "no gradient": lambda: bptt.truncation_bias(_halved, None, jnp.ones(2), jnp.ones((3, 2)), _of_last),
+}
+
+
+def _halved(w, h, x):
+    return 0.5 * h if w is None else w * h
+
+
+def _of_last(states):
+    return jnp.sum(states[-1])
+
+
+@pytest.mark.parametrize("name", MARKED)
+def test_flags_that_look_for_nan_take_no_mark_for_a_fault(name) -> None:
+    with jax.debug_nans(True), jax.debug_infs(True):
+        found = MARKED[name]()
+    assert not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
+
+
+@pytest.mark.parametrize("function", [bptt.unroll, bptt.final_state, bptt.jacobians])
+def test_flags_that_look_for_nan_see_states_and_jacobians(function) -> None:
+    with jax.debug_nans(True), pytest.raises(FloatingPointError):
+        function(lambda p, h, x: jnp.log(h - 2), None, jnp.ones(1), length=2)

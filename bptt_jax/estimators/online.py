@@ -1,6 +1,7 @@
 """What all estimators share that go forward in time: the scan, the step's differential, what they hand on."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -149,7 +150,7 @@ def _check_carry(rule: Rule, recurrence: Recurrence, carry: Any) -> None:
         raise ValueError(f"carry: expected that of the same estimator, step and parameters, {wanted}, got {got}")
 
 
-@devices.compiled
+@partial(devices.compiled, checked=True)
 def _gradient_forward(
     recurrence: Recurrence, loss: BoundLoss, carry: OnlineCarry | None, key: Array | None, *, rule: Rule
 ) -> tuple[Params, OnlineCarry]:

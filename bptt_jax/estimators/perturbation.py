@@ -1,6 +1,7 @@
 """Gradients from differences of the loss alone: evolution strategies, for steps that explode or have no derivative."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -198,7 +199,7 @@ class _Point:
         return devices.summed_like(jax.tree.map(jnp.conj, mean), differentiable_part(given)[0])
 
 
-@devices.compiled
+@partial(devices.compiled, checked=True)
 def _es(recurrence: Recurrence, loss: BoundLoss, key: Array, sigma: Array, *, pairs: int) -> Params:
     given, recurrence = recurrence.params, check_step(recurrence)
     point = _Point(recurrence.params)
@@ -217,7 +218,7 @@ def _es(recurrence: Recurrence, loss: BoundLoss, key: Array, sigma: Array, *, pa
     return point.gradient(jax.vmap(estimate)(jax.random.split(key, pairs)), given)
 
 
-@devices.compiled
+@partial(devices.compiled, checked=True)
 def _pes(
     recurrence: Recurrence,
     loss: BoundLoss,

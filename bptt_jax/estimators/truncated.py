@@ -1,5 +1,6 @@
 """Truncated backpropagation through time."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -77,7 +78,7 @@ class _Windows(NamedTuple):
     is_last: Array
 
 
-@devices.compiled
+@partial(devices.compiled, checked=True)
 def _tbptt(recurrence: Recurrence, loss: BoundLoss, *, k1: int, k2: int) -> Params:
     given, along = recurrence.params, linearize(recurrence)
     require_pulls(along, "truncation")

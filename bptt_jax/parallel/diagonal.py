@@ -61,7 +61,7 @@ def unroll_linear(
     return _states(bind(step, params, state0, xs, length), step=step)
 
 
-@devices.compiled
+@partial(devices.compiled, checked=True)
 def _states(recurrence: Recurrence, *, step: LinearStep) -> State:
     recurrence = check_step(recurrence)
     params, state0, instants = recurrence.params, recurrence.state0, recurrence.instants

@@ -68,7 +68,7 @@ def jacobians(
     return _jacobians(bind(step, params, state0, xs, length), mode=mode)
 
 
-@devices.compiled
+@partial(devices.compiled, checked=True)
 def _jacobians(recurrence: Recurrence, *, mode: Mode | None) -> Array:
     recurrence = check_step(recurrence)
     starts = recurrence.starts(states_of(recurrence))

@@ -105,12 +105,12 @@ def segment_length(remat: bool | int, steps: int) -> int | None:
     return min(check_positive_int("remat", remat), steps)
 
 
-@devices.compiled
+@partial(devices.compiled, checked=True)
 def _states(recurrence: Recurrence, *, unroll: int, segment: int | None) -> State:
     return _scan(check_step(recurrence), unroll, segment, emit=lambda h: h)[1]
 
 
-@devices.compiled
+@partial(devices.compiled, checked=True)
 def _last(recurrence: Recurrence, *, unroll: int, segment: int | None) -> State:
     return _scan(check_step(recurrence), unroll, segment, emit=lambda h: None)[0]
 
