@@ -90,6 +90,7 @@ def test_prints_the_table_and_says_where_the_files_are(default_run) -> None:
     for name in ("rnn (gain 0.5)", "rnn (gain 2)", "gru", "lstm", "vanishing", "nats/step back", "horizon"):
         assert name in printed
     assert f"wrote {out / 'flow.png'} and {out / 'flow.json'}" in printed
+    assert "spectra: of 20 of the 20 steps of every sequence" in printed
     assert (out / "flow.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(p.name for p in out.iterdir()) == ["flow.json", "flow.png"]
 
@@ -231,6 +232,16 @@ def test_a_leaky_network_has_the_leak_that_it_is_given() -> None:
 def test_groups_divide_the_batch() -> None:
     for batch, group in ((1, 1), (4, 4), (6, 3), (7, 1), (8, 4), (10, 2)):
         assert diagnose._group(diagnose.Data(None, None, np.zeros(batch))) == group
+
+
+def test_spectra_are_of_fewer_steps_where_there_are_many_sequences(monkeypatch) -> None:
+    told = []
+    monkeypatch.setattr(diagnose, "_compile", lambda step, loss, spectra, *_: told.append(spectra))
+    _, recurrences = diagnose.prepare(SETTINGS)
+    for batch in (1, 8, 16, 64):
+        data = diagnose.Data(None, np.zeros((batch, 200, 1)), np.zeros(batch))
+        assert len(list(diagnose.compile_all(recurrences, data))) == 1
+    assert told == [20, 20, 10, 5]
 
 
 def test_same_seed_same_numbers_other_seed_others() -> None:

@@ -31,8 +31,9 @@ from bptt_jax.step import Array, Cell, Params, PyTree, Sequence, State, Step
 LossOfStates = Callable[[PyTree, State, PyTree], Array]
 Measure = Callable[..., GradientFlow]
 
-# Steps whose spectra are computed, spread over the sequence: enough for the quantiles of a figure.
-_SPECTRA = 20
+# Steps whose spectra are computed, spread over the sequence, fewer where many sequences are measured: enough for the
+# quantiles of a figure.
+_SPECTRA, _FEWEST, _MATRICES = 20, 5, 160
 _LENGTH = 200  # of pieces of text
 # Sequences measured at once; progress is reported between groups.
 _GROUP = 4
@@ -158,12 +159,13 @@ def compile_all(recurrences: list[Recurrence], data: Data) -> Iterator[tuple[Rec
       BadArgument: a step breaks the contract, or raises.
     """
     group = _group(data)
+    spectra = max(_FEWEST, min(_SPECTRA, _MATRICES // data.batch))
     pool = ThreadPoolExecutor(2)
     jobs: dict[Any, Future[Measure]] = {}
     for r in recurrences:
         if (r.step, r.loss) not in jobs:
             example = (r.params, r.state0, r.readout_weights, *data.part(0, group))
-            jobs[r.step, r.loss] = pool.submit(_compile, r.step, r.loss, *example)
+            jobs[r.step, r.loss] = pool.submit(_compile, r.step, r.loss, spectra, *example)
     try:
         for r in recurrences:
             try:
@@ -414,8 +416,9 @@ def _steps(inputs: PyTree) -> int:
     return int(jax.tree.leaves(inputs)[0].shape[1])
 
 
-def _compile(step: Step, loss: LossOfStates, *example: PyTree) -> Measure:
-    stride = max(1, _steps(example[-2]) // _SPECTRA)
+def _compile(step: Step, loss: LossOfStates, spectra: int, *example: PyTree) -> Measure:
+    """With the spectra of so many steps, or a few more."""
+    stride = max(1, _steps(example[-2]) // spectra)
 
     def measure(params: Params, state0: State, weights: PyTree, inputs: PyTree, targets: PyTree) -> GradientFlow:
         def flow(xs: PyTree, target: PyTree) -> GradientFlow:

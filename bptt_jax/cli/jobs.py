@@ -57,8 +57,10 @@ def _diagnose(arguments: argparse.Namespace) -> Outcome:
     try:
         from rich.console import Console
 
-        from bptt_jax.cli.page import flow_page
         from bptt_jax.plots.flow import plot_gradient_flow
+
+        if arguments.html:
+            from bptt_jax.cli.page import flow_page
     except ImportError:
         raise BadArgument("needs matplotlib, Jinja2 and rich: python -m pip install 'bptt_jax[plot]'") from None
     settings = _diagnose_settings(arguments)

@@ -43,6 +43,13 @@ def _version(package: str) -> str:
         return "not installed"
 
 
+def spectra_in_words(recurrences: Mapping[str, Any]) -> str:
+    """At how many steps the Jacobians' spectra were computed."""
+    first = next(iter(recurrences.values()))
+    steps, total = len(first["spectra_steps"]), len(first["per_step"]["adjoint_log_norms"]["median"])
+    return f"spectra: of {steps} of the {total} steps of every sequence"
+
+
 def rows(recurrences: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     """Under `COLUMNS`, a row for each of the recurrences that `bptt_jax.cli.diagnose.record` holds."""
     for name, s in recurrences.items():

@@ -7,7 +7,7 @@ import numpy as np
 
 from bptt_jax.cli import dynamics
 from bptt_jax.cli.atlas import AtlasPart
-from bptt_jax.cli.report import COLUMNS, rows
+from bptt_jax.cli.report import COLUMNS, rows, spectra_in_words
 
 
 def console(console: Any, width: int = 132) -> Any:
@@ -19,7 +19,7 @@ def of_flows(numbers: dict[str, Any]) -> Any:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(show_lines=True)
+    table = Table(show_lines=True, caption=spectra_in_words(numbers["recurrences"]), caption_justify="left")
     for name in COLUMNS[:-1]:
         table.add_column(name, justify="left" if name in ("cell", "verdict") else "right", no_wrap=True)
     table.add_column(COLUMNS[-1])
