@@ -1094,6 +1094,9 @@ MUTATIONS = {
             "test_stack.py::test_layers_one_after_the_other",
         ),
     ],
+    "bptt_jax/cells/highway.py": [
+        ("_small = within(0.04)", "_small = within(0.05)", "test_cells_initial.py::test_as_stated"),
+    ],
     "bptt_jax/cells/linear.py": [
         ("gamma_log = 0.5 * jnp.log(", "gamma_log = jnp.log(", "test_diagonal.py::test_lru_starts_as_in_the_paper"),
         (
@@ -1419,6 +1422,11 @@ MUTATIONS = {
         ),
     ],
     "bptt_jax/recurrence/unroll.py": [
+        (
+            "if isinstance(recurrence.step, PreparedStep):",
+            "if False:",
+            "test_cells_isometries.py::test_plain_weights",
+        ),
         (
             "jax.tree.map(lambda a: a[-rest:], instants)",
             "jax.tree.map(lambda a: a[:rest], instants)",
