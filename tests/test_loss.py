@@ -81,7 +81,8 @@ BAD = [
         lambda states: (states[0, 0], 1.0),
         {},
         TypeError,
-        "loss: must return one number, got (float32[], float32[]); a pair (loss, aux) wants has_aux=True",
+        "loss: must return one number, got (float32[], float32[]); a pair (loss, aux) wants has_aux=True, or "
+        "where there is no such option the loss alone",
     ),
     (
         lambda states: states[0, 0],

@@ -202,6 +202,13 @@ def test_a_reset_begins_from_the_initial_state_not_from_the_carried_one() -> Non
     assert_close(end, alone)
 
 
+def test_a_reset_in_the_padding_at_the_end_is_handed_on() -> None:
+    params, mask = NET.init(jax.random.key(0)), jnp.asarray([True, True, False, False])
+    inputs = bptt.Sequence(jnp.ones((4, 2)), mask=mask, resets=jnp.asarray([False, False, True, False]))
+    _, end = carry_on(params, jnp.full(3, 0.9), inputs, jnp.zeros(4, jnp.int32))
+    np.testing.assert_array_equal(end, NET.cell.initial_state())
+
+
 def test_padding_holds_the_state_and_asks_for_nothing() -> None:
     params, state = NET.init(jax.random.key(0)), jnp.full(3, 0.2)
     xs = jnp.asarray(np.random.default_rng(0).normal(size=(5, 2)), jnp.float32).at[3:].set(jnp.nan)

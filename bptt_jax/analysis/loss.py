@@ -81,7 +81,10 @@ class BoundLoss:
             found, aux = found
         elif isinstance(found, tuple) and len(found) == 2:
             got = describe_shapes(found)
-            raise TypeError(f"loss: must return one number, got {got}; a pair (loss, aux) wants has_aux=True")
+            raise TypeError(
+                f"loss: must return one number, got {got}; a pair (loss, aux) wants has_aux=True, or where there is no "
+                "such option the loss alone"
+            )
         steps = jax.tree.leaves(states)[0].shape[0]
         if jax.tree_util.all_leaves([found]) and jnp.shape(found)[:1] == (steps,):
             raise ValueError(

@@ -15,6 +15,7 @@ from bptt_jax.experiments.tasks import Batch, Task
 from bptt_jax.recurrence.unroll import final_state, unroll
 from bptt_jax.remedies.regularizers import OmegaTerms, omega_terms
 from bptt_jax.step import Array, Cell, Input, Params, PyTree, Sequence, State, choose
+from bptt_jax.timeline import reset_at_the_end
 
 _lecun_normal = jax.nn.initializers.lecun_normal()
 
@@ -104,7 +105,7 @@ class Network(NamedTuple):
 
         Its gradient by `params` is that of truncated backpropagation through time, as long as `state` counts as
         constant, which what another call returned does. A reset begins from the cell's initial state, or from the
-        `reset_state` of `inputs`.
+        `reset_state` of `inputs`; one in the padding at the end of the window is handed on, as that state.
 
         Example:
           >>> from bptt_jax.experiments.network import network
@@ -120,7 +121,10 @@ class Network(NamedTuple):
             inputs = replace(inputs, reset_state=self.cell.initial_state())
         states = self.unroll(params, state, inputs)
         loss = self.loss_of_states(states, self.loss_args(params, inputs, target))
-        return loss, jax.tree.map(lambda a: a[-1], states)
+        last = jax.tree.map(lambda a: a[-1], states)
+        if isinstance(inputs, Sequence) and inputs.resets is not None and inputs.mask is not None:
+            last = choose(reset_at_the_end(inputs.resets, inputs.mask), inputs.reset_state, last)
+        return loss, last
 
     def omega_terms(self, params: NetworkParams, batch: Batch) -> OmegaTerms:
         """`bptt_jax.remedies.omega_terms` of every sequence of a batch; `omega_penalty` makes a penalty of them.
