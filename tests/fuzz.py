@@ -361,7 +361,7 @@ def _known(of: Reference) -> bool:
 def _slack(of: Reference, expected: np.ndarray) -> float:
     """Of a sum over steps, by the size of what is summed."""
     size = np.abs(of.contributions).sum(axis=(1, 2))[0]
-    return ROUNDINGS * of.eps * float(size) / max(float(np.max(np.abs(expected[0]), initial=0)), 1e-30)
+    return ROUNDINGS * of.eps * float(size / max(np.max(np.abs(expected[0]), initial=0), LONG(1e-300)))
 
 
 def _truncated(structure: Structure, given: Any) -> Any:
