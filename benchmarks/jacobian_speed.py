@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import limits
 import peers
 from measure import Claim, Rows, compiled, parser, print_claims, print_table, relative_error, save
 from peers import closed_jacobians
@@ -35,7 +36,7 @@ TORCH_AIM, HAND_AIM = 5.0, 1.5
 DEVIATION = 1e-4
 
 
-def measure(name: str, hidden: int, torch_peer: Any, s: dict[str, Any]) -> dict[str, Any]:
+def measure(name: str, hidden: int, torch_peer: Any, s: dict[str, Any], machine: limits.Machine) -> dict[str, Any]:
     cell = getattr(bptt.cells, name)(hidden)
     k_params, k_xs = jax.random.split(jax.random.key(0))
     params, state0 = cell.init(k_params, INPUT_SIZE), cell.initial_state()
@@ -75,6 +76,9 @@ def measure(name: str, hidden: int, torch_peer: Any, s: dict[str, Any]) -> dict[
             for label, t in times.items()
             if label not in ("ours", AT_STATES)
         },
+        "limits": limits.shares(
+            partial(bptt.jacobians, cell.step), params, state0, xs, taken=times["ours"], machine=machine
+        ),
         "deviations": deviations,
         "compile_seconds": compile_seconds,
     }
@@ -84,15 +88,16 @@ def main() -> None:
     a = parser(__doc__).parse_args()
     s = QUICK if a.quick else FULL
     modules, missing = peers.installed({"torch": "torch_jacobians"})
+    machine = limits.measured(a.quick)
     rows = Rows(a.out, "jacobian_speed", s)
     for name in s["cells"]:
         for hidden in s["hidden"]:
-            rows.measure(partial(measure, torch_peer=modules.get("torch"), s=s), name, hidden)
+            rows.measure(partial(measure, torch_peer=modules.get("torch"), s=s, machine=machine), name, hidden)
     labels = ("by hand", *(f"torch {mode}{n}" for mode in ("jacfwd", "jacrev") for n in ("", ", 1 thread")))
     absent = "no torch" if missing else None
     print_table(
         "Time of the peer over ours, PyTorch's over ours at given states (above 1: ours is faster)",
-        ("cell", "N", "T", "ours, ms", f"{AT_STATES}, ms", *labels),
+        ("cell", "N", "T", "ours, ms", f"{AT_STATES}, ms", *labels, "limit"),
         [
             (
                 r["cell"],
@@ -101,6 +106,7 @@ def main() -> None:
                 r["ms"]["ours"],
                 r["ms"][AT_STATES],
                 *(r["ratios"].get(label, absent) for label in labels),
+                limits.named(r["limits"]),
             )
             for r in rows
         ],
@@ -108,8 +114,8 @@ def main() -> None:
 
     claims = []
     for r in rows:
-        claim = partial(Claim, "Jacobians", f"{r['cell']} {r['N']}")
-        claims.append(claim("time over by hand", 1 / r["ratios"]["by hand"], HAND_AIM, True))
+        claim = partial(Claim, "Jacobians", f"{r['cell']} {r['N']}", limit=limits.named(r["limits"]))
+        claims.append(claim("time over by hand", 1 / r["ratios"]["by hand"], HAND_AIM, at_most=True))
         if not missing:
             claims.append(
                 claim(
@@ -117,7 +123,13 @@ def main() -> None:
                 )
             )
     print_claims(claims)
-    save(a.out, "jacobian_speed", s | {"input_size": INPUT_SIZE}, rows.results | {"missing": missing}, claims)
+    save(
+        a.out,
+        "jacobian_speed",
+        s | {"input_size": INPUT_SIZE, "machine": machine._asdict()},
+        rows.results | {"missing": missing},
+        claims,
+    )
     rows.end()
 
 

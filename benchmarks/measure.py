@@ -189,6 +189,7 @@ class Claim(NamedTuple):
       against: the peer, or what the figure is a measure of.
       value: a ratio or a size.
       aim: at least that much of it, or, if `at_most`, no more.
+      limit: which physical limit ours stands against, and what share of it is reached, as `limits.named` has it.
     """
 
     job: str
@@ -197,6 +198,7 @@ class Claim(NamedTuple):
     value: float
     aim: float
     at_most: bool = False
+    limit: str = ""
 
     @property
     def margin(self) -> float:

@@ -57,15 +57,16 @@ def markdown(claims: list[Claim], about: dict[str, Any], failed: list[str]) -> s
     device = f"{about['device']} ({about['processor']}), {about['cpus']} cores"
     lines = [
         f"On {device}, jax {about['jax']}, NumPy {about['numpy']}. Ratios are of one run; margin: how many times "
-        "better than the aim, in bold where it is missed.",
+        "better than the aim, in bold where it is missed; limit: what the machine's floating-point operations, its "
+        "memory or the rounds of a loop would take alone, whichever is the longest, over the time of ours.",
         "",
-        "| job | case | measured | value | aim | margin |",
-        "|---|---|---|---:|---:|---:|",
+        "| job | case | measured | value | aim | margin | limit |",
+        "|---|---|---|---:|---:|---:|---|",
     ]
     for c in claims:
         margin = f"{c.margin:.2f}" if c.margin >= 1 else f"**{c.margin:.2f}**"
         aim = f"{'<=' if c.at_most else '>='} {c.aim:g}"
-        lines.append(f"| {c.job} | {c.case} | {c.against} | {c.value:.3g} | {aim} | {margin} |")
+        lines.append(f"| {c.job} | {c.case} | {c.against} | {c.value:.3g} | {aim} | {margin} | {c.limit or '-'} |")
     reached = sum(c.margin >= 1 for c in claims)
     lines += ["", f"{reached} of {len(claims)} aims reached."]
     lines += [f"Failed: {', '.join(failed)}."] if failed else []

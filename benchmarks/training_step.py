@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import limits
 import peers
 from measure import Claim, Rows, compiled, parser, print_claims, print_table, relative_error, save
 from peers import scan_rnn
@@ -92,7 +93,7 @@ def ours_outside(step: bptt.Step, state0: Any, params: Any, xs: jax.Array) -> An
     return jax.vmap(lambda x: jax.value_and_grad(lambda p: loss(bptt.unroll(step, p, state0, x)))(params))(xs)
 
 
-def measure(size: Size, modules: dict[str, Any], repeats: int) -> dict[str, Any]:
+def measure(size: Size, modules: dict[str, Any], repeats: int, machine: limits.Machine) -> dict[str, Any]:
     cell = getattr(bptt.cells, size.cell)(size.hidden)
     k_params, k_bias, k_xs = jax.random.split(jax.random.key(0), 3)
     params = cell.init(k_params, size.inputs)
@@ -136,10 +137,12 @@ def measure(size: Size, modules: dict[str, Any], repeats: int) -> dict[str, Any]
 
     times = interleaved_medians(candidates, repeats)
     ratios = {name: times[name] / times[basis] for name, basis in base.items()}
+    step = partial(ours, cell.step, cell.initial_state())
     return {
         "size": size._asdict(),
         "ms": {name: 1e3 * t for name, t in times.items()},
         "ratios": ratios,
+        "limits": limits.shares(step, params, xs, taken=times["ours"], machine=machine),
         "other_equations": other,
         "deviations": deviations,
         "compile_seconds": compile_seconds,
@@ -148,23 +151,25 @@ def measure(size: Size, modules: dict[str, Any], repeats: int) -> dict[str, Any]
 
 def claims_of(row: dict[str, Any]) -> list[Claim]:
     ratios, cell = row["ratios"], row["size"]["cell"]
-    claim = partial(Claim, "training step", "{cell} {hidden}".format(**row["size"]))
+    limit = limits.named(row["limits"])
+    claim = partial(Claim, "training step", "{cell} {hidden}".format(**row["size"]), limit=limit)
     made = [
         claim("the fastest JAX peer's time over ours", min(ratios[n] for n in JAX_PEERS if n in ratios), JAX_AIM)
     ]
     if "torch" in ratios:
         made.append(claim("PyTorch's time over ours", min(ratios[n] for n in TORCH), TORCH_AIM[cell]))
     with_adjoints = max(ratios[n] for n in ADJOINTS if n in ratios)
-    return [*made, claim("time with adjoints over without", with_adjoints, ADJOINTS_AIM, True)]
+    return [*made, claim("time with adjoints over without", with_adjoints, ADJOINTS_AIM, at_most=True)]
 
 
 def main() -> None:
     a = parser(__doc__).parse_args()
     s = QUICK if a.quick else FULL
     modules, missing = peers.installed(LIBRARIES)
-    rows = Rows(a.out, "training_step", s)
+    machine = limits.measured(a.quick)
+    rows = Rows(a.out, "training_step", s | {"machine": machine._asdict()})
     for size in s["sizes"]:
-        rows.measure(partial(measure, modules=modules, repeats=s["repeats"]), size)
+        rows.measure(partial(measure, modules=modules, repeats=s["repeats"], machine=machine), size)
 
     def text(row: dict[str, Any], name: str) -> str | None:
         library = name.split(",")[0]
@@ -186,9 +191,15 @@ def main() -> None:
         (*head, *ADJOINTS),
         [(*row["size"].values(), row["ms"]["ours"], *(text(row, name) for name in ADJOINTS)) for row in rows],
     )
+    print_table(
+        "What the machine would take alone for the operations, the bytes and the rounds, over the time of ours: "
+        f"{machine.flops / 1e9:.0f} GFLOP/s, {machine.bytes / 1e9:.1f} GB/s, {1e6 * machine.round:.2g} us a round",
+        (*head, *rows[0]["limits"]) if rows else head,
+        [(*row["size"].values(), row["ms"]["ours"], *row["limits"].values()) for row in rows],
+    )
     claims = [claim for row in rows for claim in claims_of(row)]
     print_claims(claims)
-    save(a.out, "training_step", s, rows.results | {"missing": missing}, claims)
+    save(a.out, "training_step", s | {"machine": machine._asdict()}, rows.results | {"missing": missing}, claims)
     rows.end()
 
 

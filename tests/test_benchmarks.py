@@ -140,3 +140,20 @@ def test_of_branches_that_of_the_card_counts_and_else_the_dearest(benchmarks) ->
     assert of_card.flops == 0
     assert of_both.flops == 2 * 16
     assert (open_ended.open, open_ended.flops, of_both.open) == (1, 16, 0)
+
+
+def test_shares_of_what_a_machine_could_do(benchmarks) -> None:
+    import limits
+
+    def looped(a, xs):
+        """Five rounds of a product of [3, 3] and [3] in float32, which take and leave [3] each."""
+        return jax.jit(lambda a: jax.lax.scan(lambda h, x: (a @ h, x + h), xs[0], xs))(a)
+
+    given = jnp.ones((3, 3)), jnp.ones((5, 3))
+    found = limits.shares(looped, *given, taken=2.0, machine=limits.Machine(flops=9.0, bytes=4.0, round=0.1))
+    arguments_and_results, along_the_loop = 9 + 15 + 3 + 15, 15 + 15
+    assert found == pytest.approx(
+        {"flops": 5 * 18 / 9 / 2, "bytes": (arguments_and_results + along_the_loop) / 2, "launches": 5 * 0.1 / 2}
+    )
+    assert limits.named(found) == "bytes 36"
+    assert all(rate > 0 for rate in limits.measured(quick=True))
