@@ -1349,6 +1349,11 @@ MUTATIONS = {
             "test_lapack.py::test_every_matrix_has_its_own_values_in_its_own_place",
         ),
         ('if wish != "keep":', "if False:", "test_lapack.py::test_the_switch_knows_one_word"),
+        (
+            "if not batch or (small and not _SHARED_OUT):",
+            "if not batch or small:",
+            "test_lapack.py::test_a_stack_goes_to_lapack_at_once_where_it_is_small_and_not_shared_out",
+        ),
     ],
     "bptt_jax/linalg/spectra.py": [
         (
