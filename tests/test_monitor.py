@@ -487,6 +487,7 @@ def test_a_record_is_valid_json(where):
     assert (read["nonfinite"] is None) == (where is None)
     if where is not None:
         assert read["nonfinite"]["array"] == record.nonfinite.array
+    assert "horizon horizon" not in record.statement
     for text in (repr(record), record.statement):
         assert record.verdict in text
         assert len(text.splitlines()) <= 10

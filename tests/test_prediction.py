@@ -45,6 +45,17 @@ def test_of_a_batch_the_worst_decides() -> None:
     assert "1.3e+05 flops and 4.8e+04 numbers, so it cannot pay on fewer than 8 cores" in found.statement
 
 
+def test_a_sequence_of_nothing_but_padding_decides_nothing() -> None:
+    masks = jnp.arange(100)[None] < jnp.array([100, 0])[:, None]
+    found = jax.vmap(
+        lambda mask: bptt.predict_parallel(lambda w, h, x: w * h, 0.5, jnp.ones(1), bptt.Sequence(mask=mask))
+    )(masks)
+    assert found.verdict == "parallel"
+    empty = jax.tree.map(lambda a: a[1], found)
+    assert empty.verdict == "undecided"
+    assert empty.statement == "no step to measure"
+
+
 def test_it_is_the_largest_exponent() -> None:
     a = jnp.diag(jnp.asarray([0.5, -0.9]))
     found = bptt.predict_parallel(linear_step, a, jnp.ones(2), length=200)

@@ -1,5 +1,7 @@
 """Omega against Pascanu's own network written out in NumPy float64."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -311,6 +313,18 @@ def test_flossing_is_the_mean_square_of_the_exponents(x64) -> None:
     value, gradient = jax.value_and_grad(penalty)(rates, 3)
     assert float(value) == pytest.approx(np.mean(logs**2), rel=1e-9)
     np.testing.assert_allclose(gradient, 2 * logs / rates / 3, rtol=1e-6)
+
+
+def test_flossing_of_nothing_but_padding_is_zero() -> None:
+    """What fills up a batch does not make the batch's penalty NaN."""
+    masks = jnp.arange(5)[None] < jnp.array([4, 0])[:, None]
+
+    def penalties(w):
+        of_one = partial(bptt.remedies.flossing_penalty, lambda w, h, x: w * h, w, jnp.ones(1), num=1)
+        return jax.vmap(lambda mask: of_one(bptt.Sequence(mask=mask)))(masks)
+
+    np.testing.assert_allclose(penalties(0.5), [np.log(2) ** 2, 0], rtol=1e-5)
+    np.testing.assert_allclose(jax.jacobian(penalties)(0.5), [-4 * np.log(2), 0], rtol=1e-5)
 
 
 def test_flossing_brings_exponents_to_zero(x64) -> None:

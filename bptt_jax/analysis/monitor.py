@@ -474,7 +474,7 @@ def _scalars(found: _Measured) -> dict[str, float]:
 def _rate_and_horizon(scalars: dict[str, float]) -> str:
     rate = with_error(scalars["bptt/growth_rate"], scalars["bptt/growth_rate_error"])
     beyond = scalars["bptt/horizon_extrapolated"] > 0
-    return f"{rate}, horizon {horizon_words(scalars['bptt/horizon'], math.nan, beyond)}"
+    return f"{rate}, {horizon_words(scalars['bptt/horizon'], math.nan, beyond)}"
 
 
 def _median(values: Any) -> float:

@@ -46,6 +46,8 @@ class ParallelPrediction(Result):
         between.
         """
         exponent, error, longest, *_ = self._decisive
+        if longest == 0:
+            return "undecided"
         margin = _MARGIN / max(longest, 1) + 2 * (0.0 if np.isnan(error) else error)
         if exponent < -margin:
             return "parallel"
@@ -57,7 +59,9 @@ class ParallelPrediction(Result):
         2 T D^3 flops in products of matrices, D times those of the scan, and 3 T D^2 numbers of memory. Two iterations
         at least are made, so that on fewer than 2 D cores no order in which they work can pay.
         """
-        *_, steps, size = self._decisive
+        _, _, longest, steps, size = self._decisive
+        if longest == 0:
+            return self._measured
         follows = {
             "parallel": "differences shrink, a few iterations",
             "sequential": "differences grow, about as many iterations as steps: evaluate it step by step",
@@ -72,6 +76,8 @@ class ParallelPrediction(Result):
     @property
     def _measured(self) -> str:
         exponent, error, longest, *_ = self._decisive
+        if longest == 0:
+            return "no step to measure"
         if np.isnan(exponent):
             return f"the trajectory of {longest} steps is not finite"
         return f"exponent {exponent:.3g} +- {error:.2g} nats per step over {longest} steps"
@@ -80,6 +86,8 @@ class ParallelPrediction(Result):
     def _decisive(self) -> tuple[float, float, int, int, int]:
         fields = (self.exponent, self.standard_error, self.longest, self.length, self.size)
         columns = [np.ravel(np.asarray(a)) for a in fields]
+        measured = columns[2] > 0  # of nothing but padding there is no exponent
+        columns = [a[measured] for a in columns] if measured.any() else columns
         worst = int(np.argmax(columns[0]))  # NaN counts as the largest
         exponent, error, longest, steps, size = (a[worst] for a in columns)
         return float(exponent), float(error), int(longest), int(steps), int(size)

@@ -134,7 +134,7 @@ def flossing_penalty(
     Returns:
       A scalar, in (nats per step)^2, differentiable through the QR decompositions. Steps that map a direction to
       zero are passed over, for this direction, as if they were resets; directions that no step leaves alive do not
-      count. NaN where the trajectory is not finite.
+      count. NaN where the trajectory is not finite; 0 where there is nothing but padding.
 
     Raises:
       TypeError, ValueError: as `bptt_jax.lyapunov_exponents`.
@@ -155,6 +155,7 @@ def flossing_penalty(
 def _mean_square(spectrum: LyapunovSpectrum) -> tuple[Array, Array]:
     """Of the rates of directions that live, and how many these are."""
     rates, _ = living_rates(spectrum)
+    rates = jnp.where(jnp.any(spectrum.piece >= 0), rates, 0)  # a sequence that fills up a batch has none
     lives = rates != -jnp.inf
     count = jnp.sum(lives, dtype=rates.dtype)
     return jnp.sum(jnp.square(jnp.where(lives, rates, 0))) / jnp.where(count == 0, 1, count), count
