@@ -1184,6 +1184,11 @@ MUTATIONS = {
     ],
     "bptt_jax/cli/diagnose.py": [
         (
+            "            batch=data.trained_at,\n",
+            "",
+            "test_train_command.py::test_diagnose_sees_the_trained_network",
+        ),
+        (
             'return last if which == "last" else mean',
             "return mean",
             "test_command.py::test_the_loss_of_the_last_step_and_of_all",

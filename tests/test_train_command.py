@@ -153,10 +153,12 @@ def test_what_was_foretold_is_kept_and_told_again(finished, tmp_path, capsys, mo
     assert "expected a prognosis, got {}" in capsys.readouterr().err
 
 
-def test_diagnose_sees_the_trained_network(finished, tmp_path) -> None:
+def test_diagnose_sees_the_trained_network(finished, tmp_path, capsys) -> None:
     _, _, out = finished
     before = sorted(out.rglob("*"))
-    assert main(["diagnose", "--checkpoint", str(out), "--batch", "3", "--out", str(tmp_path)]) == 0
+    assert main(["diagnose", "--checkpoint", str(out), "--batch", "3", "--html", "--out", str(tmp_path)]) == 0
+    for words in (capsys.readouterr().out, (tmp_path / "flow.html").read_text()):
+        assert words.count("(of 3 sequences)") == 4
     assert sorted(out.rglob("*")) == before
     content = json.loads((tmp_path / "flow.json").read_text())
     names = [f"gru, {what}, seed {i}" for i in (0, 1) for what in ("untrained", "60 updates")]
@@ -171,6 +173,16 @@ def test_diagnose_sees_the_trained_network(finished, tmp_path) -> None:
             losses = jax.vmap(job.network.loss, (None, 0, 0))(params, *data)
             measured = content["recurrences"][f"gru, {name}, seed {i}"]
             assert measured["loss"]["mean"] == pytest.approx(float(jnp.mean(losses)), rel=1e-5)
+
+            def gradient(params, inputs, target):
+                return jax.grad(job.network.loss)(params, inputs, target).cell
+
+            each = jax.vmap(gradient, (None, 0, 0))(params, *data)
+            each = np.concatenate([np.asarray(a, np.float64).reshape(3, -1) for a in jax.tree.leaves(each)], axis=1)
+            noise, power = each.var(axis=0, ddof=1).sum(), np.square(each.mean(axis=0)).sum()
+            found = content["noise"][f"gru, {name}, seed {i}"]
+            assert (found["batch"], found["sequences"], found["longest"]) == (20, 3, 3)
+            np.testing.assert_allclose(float(found["noise_scale"]), noise / max(power - noise / 3, 0), rtol=1e-3)
     np.testing.assert_array_equal(now.updates, 60)
     assert np.any(now.params.cell.recurrent != first.params.cell.recurrent)
 

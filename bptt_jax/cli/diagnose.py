@@ -17,6 +17,7 @@ import optax
 
 from bptt_jax.analysis.flow import gradient_flow
 from bptt_jax.analysis.flow_results import GradientFlow
+from bptt_jax.analysis.noise import gradient_noise
 from bptt_jax.cells.atlas import ATLAS
 from bptt_jax.cells.simple import leaky_rnn
 from bptt_jax.cli import train, weights
@@ -35,6 +36,8 @@ Measure = Callable[..., GradientFlow]
 # quantiles of a figure.
 _SPECTRA, _FEWEST, _MATRICES = 20, 5, 160
 _LENGTH = 200  # of pieces of text
+# Steps times lags times sequences of which noise is measured: a few seconds.
+_NOISE = 640_000
 # Sequences measured at once; progress is reported between groups.
 _GROUP = 4
 
@@ -86,17 +89,24 @@ class Recurrence(NamedTuple):
 class Data(NamedTuple):
     """``inputs [B, T, I]`` and ``targets [B, T]``, codes of the next characters of a text; of a task its own inputs,
     and its targets with their masks. `vocabulary`: the text's characters, in the order of their codes. `found`: what
-    was found in files, and what was assumed of it, a sentence each.
+    was found in files, and what was assumed of it, a sentence each. `trained_at`: the batch size of the run, where
+    there was one.
     """
 
     vocabulary: str | None
     inputs: PyTree
     targets: PyTree
     found: tuple[str, ...] = ()
+    trained_at: int | None = None
 
     def part(self, first: int, count: int) -> "tuple[PyTree, PyTree]":
         """Inputs and targets of so many sequences."""
         return jax.tree.map(lambda a: a[first : first + count], (self.inputs, self.targets))
+
+    @property
+    def tells_noise(self) -> bool:
+        """Whether there are a batch size to ask about and gradients to compare."""
+        return self.trained_at is not None and self.batch > 1
 
     @property
     def batch(self) -> int:
@@ -188,6 +198,37 @@ def measure(recurrence: Recurrence, compiled: Measure, data: Data, advance: Call
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 
+def noises(recurrences: list[Recurrence], data: Data, advance: Callable[[int], None]) -> dict[str, Any]:
+    """By recurrence, the lag from which on noise prevails in a batch of the run's size, for JSON; none where there was
+    no run, for each program takes as long to compile as that of a flow. `advance` is told how many are done.
+    """
+    if not data.tells_noise:
+        return {}
+    longest = min(_steps(data.inputs), max(1, _NOISE // (_steps(data.inputs) * data.batch)))
+    losses = {r.loss: partial(_with_weights, r.loss) for r in recurrences}  # one each, that programs are shared
+    found = {}
+    for i, r in enumerate(recurrences):
+        advance(i)
+        noise = gradient_noise(
+            r.step,
+            r.params,
+            r.state0,
+            data.inputs,
+            losses[r.loss],
+            args=(r.readout_weights, data.targets),
+            in_axes=(None, 0, (None, 0)),
+            longest=longest,
+            batch=data.trained_at,
+        )
+        numbers = {name: float(getattr(noise, name)) for name in ("horizon", "noise_scale")}
+        found[r.name] = {"batch": data.trained_at, "sequences": data.batch, "longest": longest - 1, **numbers}
+    return found
+
+
+def _with_weights(loss: LossOfStates, states: State, args: tuple[PyTree, PyTree]) -> Array:
+    return loss(args[0], states, args[1])
+
+
 def title(settings: Settings, data: Data) -> str:
     """Of the figure."""
     if settings.checkpoint is not None:
@@ -202,7 +243,11 @@ def title(settings: Settings, data: Data) -> str:
 
 
 def record(
-    settings: Settings, data: Data, flows: dict[str, GradientFlow], gated: dict[str, bool | None]
+    settings: Settings,
+    data: Data,
+    flows: dict[str, GradientFlow],
+    gated: dict[str, bool | None],
+    noise: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Everything in plain JSON types; NaN and infinities are the strings that ``float`` reads back."""
     return to_jsonable(
@@ -213,6 +258,7 @@ def record(
             **provenance(),
             "units": "log norms in nats, rates in nats per step backwards, horizons in steps",
             "recurrences": {name: _numbers(flow, gated[name]) for name, flow in flows.items()},
+            "noise": noise or {},
         }
     )
 
@@ -363,7 +409,7 @@ def _trained(settings: Settings, folder: Path) -> tuple[Data, list[Recurrence]]:
                     params.readout,
                 )
             )
-    return Data(None, inputs, (targets, mask)), recurrences
+    return Data(None, inputs, (targets, mask), trained_at=None if run.stateful else run.batch), recurrences
 
 
 def _of_weights(settings: Settings, file: str) -> tuple[Data, list[Recurrence]]:

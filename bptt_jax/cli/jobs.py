@@ -13,7 +13,7 @@ import jax
 from bptt_jax.cli import atlas, diagnose, dynamics, tables, train
 from bptt_jax.cli.own_step import write_example
 from bptt_jax.cli.parser import completion
-from bptt_jax.cli.report import BadArgument, provenance
+from bptt_jax.cli.report import BadArgument, noise_in_words, provenance
 from bptt_jax.cli.signals import raise_if_signalled
 from bptt_jax.experiments.atlas import BASES, AtlasFileError, chosen, measure
 from bptt_jax.experiments.progress import progress, progress_bar
@@ -74,7 +74,8 @@ def _diagnose(arguments: argparse.Namespace) -> Outcome:
             print(visible(sentence), flush=True)
     gated = {r.name: r.gated for r in recurrences}
     flows = {}
-    with progress(data.batch * len(recurrences), "sequences", quiet=arguments.quiet) as shown:
+    total = data.batch * len(recurrences)
+    with progress(total * (1 + data.tells_noise), "sequences", quiet=arguments.quiet) as shown:
         for i, (recurrence, compiled) in enumerate(diagnose.compile_all(recurrences, data)):
             what, done = f"measuring {visible(recurrence.name)}", i * data.batch
             shown.show(done, what, f"{what} ({i + 1} of {len(recurrences)})")
@@ -86,7 +87,14 @@ def _diagnose(arguments: argparse.Namespace) -> Outcome:
                 shown.show(done, what)
 
             flows[recurrence.name] = diagnose.measure(recurrence, compiled, data, advance)
-    title, numbers = diagnose.title(settings, data), diagnose.record(settings, data, flows, gated)
+
+        def announce(ready: int) -> None:
+            raise_if_signalled()
+            what = f"measuring the noise of {visible(recurrences[ready].name)}"
+            shown.show(total + ready * data.batch, what, what)
+
+        noise = diagnose.noises(recurrences, data, announce)
+    title, numbers = diagnose.title(settings, data), diagnose.record(settings, data, flows, gated, noise)
     drawn = {visible(name).replace("$", r"\$"): flow for name, flow in flows.items()}  # no name is mathematics
     figure = plot_gradient_flow(drawn, title=title)
     names = ["flow.png", "flow.json", *(["flow.html"] if arguments.html else [])]
@@ -96,9 +104,13 @@ def _diagnose(arguments: argparse.Namespace) -> Outcome:
             text = flow_page(title, numbers, flows, gated)
             files.enter_context(atomic_path(out / "flow.html")).write_text(text, encoding="utf-8")
         write_json(out / "flow.json", numbers)
-    return Outcome(
-        numbers, [out / name for name in names], lambda: tables.console(Console).print(tables.of_flows(numbers))
-    )
+
+    def told() -> None:
+        tables.console(Console).print(tables.of_flows(numbers))
+        for name, words in noise_in_words(numbers["noise"]).items():
+            print(f"{name}: {words}")
+
+    return Outcome(numbers, [out / name for name in names], told)
 
 
 def _diagnose_settings(arguments: argparse.Namespace) -> diagnose.Settings:

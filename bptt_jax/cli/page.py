@@ -5,6 +5,7 @@ from typing import Any
 
 from bptt_jax.analysis.flow_results import GradientFlow
 from bptt_jax.cli.atlas import AtlasPart
+from bptt_jax.cli.report import noise_in_words
 from bptt_jax.pages.document import document, drawing
 from bptt_jax.pages.report import report_page
 
@@ -25,6 +26,8 @@ def flow_page(
     """
     computed = {**record["versions"], "device": record["device"]}
     tables = {"Of the command, as in flow.json": _options(record), "Computed with": computed}
+    if record["noise"]:
+        tables = {"Noise, at the batch size of the run": noise_in_words(record["noise"]), **tables}
     return report_page(flows, title, tables=tables, gated=gated)
 
 

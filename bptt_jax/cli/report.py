@@ -1,5 +1,6 @@
 """What the jobs of the command have in common: how they refuse, the words for numbers, where numbers are from."""
 
+import math
 import platform
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -48,6 +49,22 @@ def spectra_in_words(recurrences: Mapping[str, Any]) -> str:
     first = next(iter(recurrences.values()))
     steps, total = len(first["spectra_steps"]), len(first["per_step"]["adjoint_log_norms"]["median"])
     return f"spectra: of {steps} of the {total} steps of every sequence"
+
+
+def noise_in_words(noise: Mapping[str, Any]) -> dict[str, str]:
+    """By recurrence, from which lag on the noise of a batch prevails, of what `bptt_jax.cli.diagnose.noises` found."""
+
+    def words(found: Mapping[str, Any]) -> str:
+        horizon = float(found["horizon"])
+        if math.isnan(horizon):
+            return "not all gradients are finite"
+        if math.isinf(horizon):
+            return f"a batch of {found['batch']} tells every part up to a lag of {found['longest']} from noise"
+        if horizon == 0:
+            return f"a batch of {found['batch']} tells no part of the gradient from noise"
+        return f"at a batch of {found['batch']} noise prevails from a lag of {horizon:.0f} on"
+
+    return {visible(name): f"{words(found)} (of {found['sequences']} sequences)" for name, found in noise.items()}
 
 
 def rows(recurrences: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
