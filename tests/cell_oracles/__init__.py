@@ -210,9 +210,10 @@ def problem(name: str, oracle: Oracle) -> Problem:
     rng = np.random.default_rng(oracle.seed)
 
     def moved(scale: float, a: Any) -> Any:
-        if jnp.iscomplexobj(a):
-            return jax.lax.complex(moved(scale, a.real), moved(scale, a.imag))
-        return a + jnp.asarray(scale * rng.standard_normal(a.shape), a.dtype) if is_real(a) else a
+        if not jnp.issubdtype(a.dtype, jnp.inexact):
+            return a
+        by = rng.standard_normal(a.shape) + (1j * rng.standard_normal(a.shape) if is_complex(a) else 0)
+        return jnp.asarray(np.asarray(a) + scale * by)
 
     cell = (oracle.make or bptt.cells.ATLAS[name].make)(N, dtype=jnp.float64)
     params = oracle.prepare(jax.tree.map(partial(moved, 0.2), cell.init(jax.random.key(oracle.seed), I)))
@@ -221,10 +222,6 @@ def problem(name: str, oracle: Oracle) -> Problem:
     states = jax.eval_shape(partial(bptt.unroll, cell.step), params, state0, xs)
     floating = differentiable_part(states)[0]
     return Problem(cell, params, state0, xs, jax.tree.map(lambda a: rng.standard_normal(a.shape), floating))
-
-
-def is_real(a: Any) -> bool:
-    return bool(jnp.issubdtype(a.dtype, jnp.floating))
 
 
 def compare(name: str, oracle: Oracle) -> Difference:
@@ -236,7 +233,7 @@ def compare(name: str, oracle: Oracle) -> Difference:
     if oracle.kind == "numpy":
         return of_numpy(oracle.run, given, ours, gradients)
     if oracle.kind == "jax":
-        theirs, expected = with_gradients(oracle.run, given.cotangents, arguments)
+        theirs, expected = jax.jit(partial(with_gradients, oracle.run, given.cotangents))(arguments)
         return Difference(distance(ours, theirs), distance(gradients, expected))
     return with_torch(oracle.run, given, ours, gradients)
 
