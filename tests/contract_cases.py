@@ -157,7 +157,7 @@ class Case(NamedTuple):
         problem = self.problem
         for reset, steps in plan.pieces:
             start = problem.reset_state if reset and plan.own_reset_state else problem.state0
-            xs = jax.tree.map(lambda a, steps=steps: a[np.asarray(steps)], problem.xs)
+            xs = on_device(at_steps(problem.xs, steps))
             arguments = problem.step, problem.params, start, bptt.Sequence(length=PIECE) if xs is None else xs
             yield steps, arguments, loss_args(plan.folded(steps), self.dtype)
 
@@ -208,7 +208,7 @@ def _problem(name: str, dtype: str) -> Problem:
 
 
 def first_steps(xs: Any, steps: int) -> Any:
-    return jax.tree.map(lambda a: a[:steps], xs)
+    return on_device(jax.tree.map(lambda a: by_numpy(a)[:steps], xs))
 
 
 def spoilt(xs: Any, real: np.ndarray) -> Any:
@@ -217,10 +217,19 @@ def spoilt(xs: Any, real: np.ndarray) -> Any:
     def spoil(a: Any) -> Any:
         if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
             return jnp.where(real, a, jax.random.key(99))
-        nothing = jnp.nan if jnp.issubdtype(a.dtype, jnp.inexact) else 2**30
-        return jnp.where(real.reshape(-1, *[1] * (a.ndim - 1)), a, jnp.asarray(nothing, a.dtype))
+        nothing = np.nan if jnp.issubdtype(a.dtype, jnp.inexact) else 2**30
+        return jnp.asarray(np.where(real.reshape(-1, *[1] * (a.ndim - 1)), a, np.asarray(nothing, a.dtype)))
 
     return jax.tree.map(spoil, xs)
+
+
+def by_numpy(a: Any) -> Any:
+    """But for keys: what a reference indexes, stacks and adds need not be compiled."""
+    return a if jnp.issubdtype(a.dtype, jax.dtypes.prng_key) else np.asarray(a)
+
+
+def on_device(tree: Any) -> Any:
+    return jax.tree.map(jnp.asarray, tree)
 
 
 def floats(tree: Any) -> tuple[Any, Any]:
@@ -255,6 +264,10 @@ def real_vector(cotangent: Any) -> np.ndarray:
     return np.concatenate([np.ravel(part).astype(np.float64) for part in parts] or [np.zeros(0)])
 
 
+def summed(trees: list[Any]) -> Any:
+    return jax.tree.map(lambda *a: np.sum([np.asarray(b) for b in a], axis=0), *trees)
+
+
 def walk(step: Any, plan: Plan, params: list[Any], start: Any, reset: Any, xs: list[Any], added: list[Any]) -> Any:
     """All states, and what every step starts from (None in padding), of a Python loop; `added` is added to each
     state."""
@@ -268,17 +281,31 @@ def walk(step: Any, plan: Plan, params: list[Any], start: Any, reset: Any, xs: l
         else:
             starts.append(None)
         part, rest = floats(h)
-        h = eqx.combine(jax.tree.map(jnp.add, part, added[k]), rest)
+        h = eqx.combine(_plus(part, added[k]), rest)
         states.append(h)
     return states, starts
 
 
+@jax.jit
+def _plus(tree: Any, other: Any) -> Any:
+    return jax.tree.map(jnp.add, tree, other)
+
+
+@jax.jit
+def _loss_of(states: list[Any], args: Any) -> Any:
+    return loss(jax.tree.map(lambda *a: jnp.stack(a), *states), args)
+
+
 def at_step(tree: Any, k: int) -> Any:
-    return jax.tree.map(lambda a: a[k], tree)
+    return jax.tree.map(lambda a: by_numpy(a)[k], tree)
 
 
 def stacked(trees: list[Any]) -> Any:
-    return jax.tree.map(lambda *a: jnp.stack(a), *trees)
+    def stack(*a: Any) -> Any:
+        whole = [by_numpy(b) for b in a]
+        return np.stack(whole) if isinstance(whole[0], np.ndarray) else jnp.stack(whole)
+
+    return jax.tree.map(stack, *trees)
 
 
 @lru_cache(maxsize=1)
@@ -325,7 +352,7 @@ def _truth(name: str, plan: Plan) -> Truth:
         )
 
     def total(given: Any) -> Any:
-        return loss(stacked(run(given)[0]), eqx.combine(given["args"], rest_of_args))
+        return _loss_of(run(given)[0], eqx.combine(given["args"], rest_of_args))
 
     given = {
         "params": [moving_params] * steps,
@@ -336,8 +363,8 @@ def _truth(name: str, plan: Plan) -> Truth:
         "args": moving_args,
     }
     states, starts = run(given)
-    moving_states, other_states = floats(stacked(states))
-    immediate = jax.grad(lambda part: loss(eqx.combine(part, other_states), args)[0])(moving_states)
+    moving_states, other_states = floats(states)
+    immediate = jax.grad(lambda part: _loss_of(eqx.combine(part, other_states), args)[0])(moving_states)
     size, params_size = vector_of(problem.state0).size, vector_of(problem.params).size
     held = np.eye(size), np.zeros((size, params_size))
     jacobians = [
@@ -348,17 +375,17 @@ def _truth(name: str, plan: Plan) -> Truth:
     else:
         value, aux = total(given)
         grad = jax.tree.map(lambda a: jnp.full_like(a, jnp.nan), given)
-    contributions = np.stack([np.asarray(vector_of(g)) for g in grad["params"]])
+    contributions = np.stack([real_vector(jax.tree.map(np.conj, g)) for g in grad["params"]])
     return Truth(
         states=stacked(states),
         starts=starts,
         jacobians=np.stack([np.asarray(j) for j, _ in jacobians]),
         params_jacobians=np.stack([np.asarray(j) for _, j in jacobians]),
-        immediate=np.stack([real_vector(at_step(immediate, k)) for k in range(steps)]),
+        immediate=np.stack([real_vector(g) for g in immediate]),
         loss=value,
         aux=aux,
         adjoints=stacked(grad["added"]),
-        params_grad=jax.tree.map(lambda *g: sum(g), *grad["params"]),
+        params_grad=summed(grad["params"]),
         contributions=contributions,
         state0_grad=grad["start"],
         reset_state_grad=grad["reset"] if plan.own_reset_state else None,
@@ -381,7 +408,7 @@ def by_lag(name: str, plan: Plan) -> np.ndarray:
         def losses(vectors: Any) -> Any:
             params = [like_vector(problem.params, v) for v in vectors]
             states = walk(step, plan, params, problem.state0, reset, xs, [zeros] * plan.steps)[0]
-            return args["weights"] * loss(stacked(states), args)[1]["read"]
+            return args["weights"] * _loss_of(states, args)[1]["read"]
 
         numbers = vector_of(problem.params)
         jacobian = np.asarray(jax.jacrev(losses)(jnp.stack([numbers] * plan.steps)))
@@ -406,8 +433,7 @@ def perturbed_loss(name: str, plan: Plan, perturbations: list[np.ndarray], until
             return walk(step, plan, moved, problem.state0, reset, xs, [nothing] * plan.steps)[0]
 
         later = run([0 * e for e in perturbations])[until:] if until < plan.steps else []
-        states = stacked(run(perturbations)[:until] + later)
-        return float(loss(states, loss_args(plan.weights, "float64"))[0])
+        return float(_loss_of(run(perturbations)[:until] + later, loss_args(plan.weights, "float64"))[0])
 
 
 # --- Comparing
@@ -468,4 +494,4 @@ def _rows(a: Any) -> np.ndarray:
 
 
 def at_steps(tree: Any, steps: list[int]) -> Any:
-    return jax.tree.map(lambda a: a[np.asarray(steps)], tree)
+    return jax.tree.map(lambda a: by_numpy(a)[np.asarray(steps)], tree)

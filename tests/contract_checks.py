@@ -24,6 +24,7 @@ from contract_cases import (
     perturbed_loss,
     real_vector,
     same_dtypes,
+    summed,
     vector_of,
 )
 from registry import Entry
@@ -97,21 +98,16 @@ def check_adjoints(case: Case) -> Iterator[Comparison]:
         yield Comparison("log norms of the piece", at_steps(whole.log_norms, steps), alone.log_norms, True)
         yield Comparison("xs_grad of the piece", at_steps(whole.xs_grad, steps), alone.xs_grad)
     first, *others = [alone for _, alone in pieces]
-    later = jax.tree.map(lambda *g: sum(g), *[alone.state0_grad for alone in others]) if others else None
-    yield Comparison("sum of losses", whole.loss, sum(alone.loss for _, alone in pieces))
-    yield Comparison(
-        "sum of params_grad",
-        whole.params_grad,
-        jax.tree.map(lambda *g: sum(g), *[alone.params_grad for _, alone in pieces]),
-    )
-    yield Comparison(
-        "sum of args_grad", whole.args_grad["readout"], sum(alone.args_grad["readout"] for _, alone in pieces)
-    )
+    later = summed([alone.state0_grad for alone in others]) if others else None
+    yield Comparison("sum of losses", whole.loss, summed([alone.loss for _, alone in pieces]))
+    yield Comparison("sum of params_grad", whole.params_grad, summed([alone.params_grad for _, alone in pieces]))
+    readouts = [alone.args_grad["readout"] for _, alone in pieces]
+    yield Comparison("sum of args_grad", whole.args_grad["readout"], summed(readouts))
     if later is None or plan.own_reset_state:
         yield Comparison("state0_grad of the first piece", whole.state0_grad, first.state0_grad)
         yield Comparison("sum of the others'", whole.reset_state_grad, later)
     else:
-        total = jax.tree.map(jnp.add, first.state0_grad, later)
+        total = summed([first.state0_grad, later])
         yield Comparison("sum of state0_grad", whole.state0_grad, total)
 
 

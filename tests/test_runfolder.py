@@ -398,7 +398,7 @@ from bptt_jax.experiments.tasks import adding, delayed_copy
 window = int(sys.argv[3]) or None
 net = network(bptt.gru(4), delayed_copy(2, episode=9) if window else adding(10))
 optimizer = bptt.with_clipping(optax.sgd(0.1), 1.0)
-train(net, optimizer, updates=250, batch=2, seeds=(0, 1), chunk=5, window=window, folder=Path(sys.argv[1]))
+train(net, optimizer, updates=int(sys.argv[4]), batch=2, seeds=(0, 1), chunk=5, window=window, folder=Path(sys.argv[1]))
 """
 
 
@@ -419,8 +419,10 @@ def wait(process: subprocess.Popen, until, limit: float) -> None:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
-@pytest.mark.parametrize(("times", "window"), covering([(1, 0), (20, 0), (8, 7)], (1, 0)))
-def test_killed_at_any_moment_it_ends_as_if_it_had_never_been(times, window, tmp_path) -> None:
+@pytest.mark.parametrize(
+    ("times", "window", "updates"), covering([(1, 0, 60), (20, 0, 250), (8, 7, 250)], (1, 0, 60))
+)
+def test_killed_at_any_moment_it_ends_as_if_it_had_never_been(times, window, updates, tmp_path) -> None:
     """Between updates of fresh sequences, and in mid-stream."""
     (tmp_path / "run.py").write_text(SCRIPT)
     environment = os.environ | {
@@ -431,11 +433,12 @@ def test_killed_at_any_moment_it_ends_as_if_it_had_never_been(times, window, tmp
     }
 
     def command(folder):
-        return [sys.executable, str(tmp_path / "run.py"), str(folder), str(tmp_path / "cache"), str(window)]
+        numbers = str(window), str(updates)
+        return [sys.executable, str(tmp_path / "run.py"), str(folder), str(tmp_path / "cache"), *numbers]
 
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     subprocess.run(command(whole), env=environment, check=True, timeout=120)
-    assert last_checkpoint(whole) == 250
+    assert last_checkpoint(whole) == updates
 
     moments = random.Random(0)
     kills, in_writing, looked = 0, 0, 0
@@ -460,7 +463,7 @@ def test_killed_at_any_moment_it_ends_as_if_it_had_never_been(times, window, tmp
         finally:
             process.kill()
             assert process.wait(timeout=30) == -signal.SIGKILL
-        assert last_checkpoint(killed) < 250
+        assert last_checkpoint(killed) < updates
         kills += 1
         in_writing += bool(unfinished(killed))
         if last_checkpoint(killed) and attempt % 4 == 0:
@@ -472,9 +475,9 @@ def test_killed_at_any_moment_it_ends_as_if_it_had_never_been(times, window, tmp
 
     subprocess.run(command(killed), env=environment, check=True, timeout=120)
     assert (killed / "log.jsonl").read_bytes() == (whole / "log.jsonl").read_bytes()
-    assert len((killed / "log.jsonl").read_text().splitlines()) >= 50
+    assert len((killed / "log.jsonl").read_text().splitlines()) >= updates // 5
     assert_equal(read_state(killed, example), read_state(whole, example))
-    assert read_state(killed, example).updates.tolist() == [250, 250]
+    assert read_state(killed, example).updates.tolist() == [updates, updates]
     assert unfinished(killed) == []
     print(f"{kills} kills, {in_writing} of them while a checkpoint was written: nothing lost")
 
