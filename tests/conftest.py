@@ -29,10 +29,14 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Compilation dominates the tests; this way it takes a third of the time, in the processes that they start too. What
 # floating numbers do at the ends of their range is tested under `oracles.users_jit`. Read when a backend starts.
-_QUICK = ("--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false")
+_QUICK = (
+    "--xla_backend_optimization_level=0",
+    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",  # parts are for idle cores
+)
 if _QUICK[0] not in (_flags := os.environ.get("XLA_FLAGS", "")):  # else set by the process that started this one
     _probe = [sys.executable, "-c", "from jaxlib import xla_client; xla_client.CompileOptions()"]
-    for _flag in _QUICK:  # not every version knows both, and one that it does not know ends the process
+    for _flag in _QUICK:  # not every version knows all, and one that it does not know ends the process
         _alone = os.environ | {"XLA_FLAGS": _flag}
         if subprocess.run(_probe, env=_alone, capture_output=True, timeout=60).returncode == 0:
             _flags = f"{_flag} {_flags}"  # the caller's own come last, and have the last word
