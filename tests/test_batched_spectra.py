@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from slices import covering
 
 import bptt_jax as bptt
 from bptt_jax.linalg import batched_spectra, spectra
@@ -83,7 +84,7 @@ def check_singular_values(values, matrices, *, eps, times=20):
     assert np.all(np.abs(np.asarray(values, np.float64) - exact) <= times * eps * exact[:, :1])
 
 
-@pytest.mark.parametrize("kind", [np.float32, np.complex64, np.float64])
+@pytest.mark.parametrize("kind", covering([np.float32, np.complex64, np.float64], np.complex64, np.float64))
 def test_hard_matrices(kind, request):
     if kind == np.float64:
         request.getfixturevalue("x64")
@@ -116,8 +117,12 @@ def test_larger_ones():
         assert np.all(apart.min(axis=0) < 100 * eps * np.linalg.norm(matrix, 2) * condition)
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (2, 2), (3, 3), (7, 4), (4, 7), (1, 3)])
-def test_small_and_rectangular(shape):
+SHAPES = [(1, 1), (2, 2), (3, 3), (7, 4), (4, 7), (1, 3)]
+
+
+@pytest.mark.parametrize(("rows", "columns"), covering(SHAPES, (1, 1), (3, 3), (7, 4), (1, 3)))
+def test_small_and_rectangular(rows, columns):
+    shape = rows, columns
     matrices = RNG.standard_normal((2, 3, *shape)).astype(np.float32)
     values = np.asarray(quick_singular_values(matrices))
     assert values.shape == (2, 3, min(shape))

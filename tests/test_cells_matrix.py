@@ -118,7 +118,10 @@ def test_the_jacobian_of_rwkv7_has_no_eigenvalue_beyond_1(x64):
     assert 1.01 < np.max(np.linalg.norm(jacobians, 2, axis=(1, 2))) < 2 / np.sqrt(3)
 
 
-@pytest.mark.parametrize(("dtype", "gate"), [("float32", -300.0), ("float32", -60.0), ("float16", -9.0)])
+@pytest.mark.parametrize(
+    ("dtype", "gate"),
+    covering([("float32", -300.0), ("float32", -60.0), ("float16", -9.0)], ("float32", -300.0), ("float16", -9.0)),
+)
 def test_slstm_where_what_comes_in_first_vanishes(dtype, gate):
     """h = o z after a first step, however far the input gate is closed; and after it what the gates make of it."""
     cell, p = drawn("slstm", 1, 1, dtype=dtype)

@@ -1,12 +1,14 @@
 """A network against its cell unrolled in NumPy terms and a readout written out by hand."""
 
 import warnings
+from itertools import product
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from compilations import watched
+from slices import covering
 
 import bptt_jax as bptt
 from bptt_jax.experiments.network import Network, NetworkParams, Readout, apply_readout, network
@@ -56,8 +58,7 @@ def test_outputs_and_loss_by_hand(reads) -> None:
     np.testing.assert_allclose(jax.jit(net.loss)(params, inputs, target), loss, rtol=2e-5)
 
 
-@both
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize(("cell", "reads"), covering(product(CELLS, TASKS), ("rnn", "last"), ("lstm", "all")))
 def test_loss_of_states_is_the_loss(cell, reads) -> None:
     """As a function of the trajectory, so that `adjoints` gives the network's own gradient."""
     net = network(CELLS[cell], TASKS[reads])
@@ -92,7 +93,7 @@ def test_loss_of_states_is_one_function() -> None:
     assert seen == []
 
 
-@both
+@pytest.mark.parametrize("reads", covering(TASKS, "last"))
 def test_remat_changes_neither_values_nor_gradients(reads) -> None:
     plain = network(CELLS["lstm"], TASKS[reads])
     params, inputs, target = example(plain)
