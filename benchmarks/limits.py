@@ -69,8 +69,12 @@ def _along_loops(jaxpr: Any) -> int:
     for equation in jaxpr.eqns:
         given = equation.params
         if equation.primitive.name == "scan":
-            taken = equation.invars[given["num_consts"] + given["num_carry"] :]
-            total += sum(map(size, [*taken, *equation.outvars[given["num_carry"] :]]))
+            body = getattr(given["jaxpr"], "jaxpr", given["jaxpr"])
+            pairs = [
+                *zip(equation.invars, body.invars, strict=True),
+                *zip(equation.outvars, body.outvars, strict=True),
+            ]
+            total += sum(size(outside) for outside, inside in pairs if outside.aval.shape != inside.aval.shape)
         else:
             within = [j for j in jax.tree.leaves(list(given.values()), is_leaf=is_jaxpr) if is_jaxpr(j)]
             total += sum(_along_loops(getattr(j, "jaxpr", j)) for j in within[:1])

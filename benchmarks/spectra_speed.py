@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import limits
 import numpy as np
 import peers
 from measure import Claim, compiled, parser, print_claims, print_table, save
@@ -36,6 +37,8 @@ QUICK: dict[str, dict[str, Any]] = {
     "cpu": FULL["cpu"] | {"sizes": [16, 64], "numbers": 200_000, "most": 400, "few": 8, "repeats": 3},
     "gpu": FULL["gpu"] | {"sizes": [64], "most": 256},
 }
+# For a matrix of N rows over N^3 (Golub and Van Loan, Matrix Computations, 4th edition, 7.5.6 and 8.6.4).
+OPERATIONS = {"singular values": 8 / 3, "eigenvalues": 10.0}
 DEVIATION = {"singular values": 1e-5, "eigenvalues": 1e-3}  # of an eigenvalue: the square root of rounding at worst
 
 
@@ -83,7 +86,7 @@ def candidates(matrices: np.ndarray, peers: list[str], torch: Any) -> dict[str, 
     return found
 
 
-def measure(size: int, s: dict[str, Any], torch: Any) -> list[dict[str, Any]]:
+def measure(size: int, s: dict[str, Any], torch: Any, machine: limits.Machine) -> list[dict[str, Any]]:
     count, checked = max(4, min(s["most"], s["numbers"] // size**2)), s["checked"]
     matrices, graded = stacks(size, count, checked)
     rows = []
@@ -99,14 +102,21 @@ def measure(size: int, s: dict[str, Any], torch: Any) -> list[dict[str, Any]]:
             rows[-1]["small_errors"] = {name: singular_error(run(), graded) for name, run in small[job].items()}
     stacks_of = [matrices, *([matrices[: s["few"]]] if 0 < s["few"] < count else [])]
     found = [largest_that_fits(stack, partial(times_of, s=s, torch=torch)) for stack in stacks_of]
-    return [row | timed(fitted, times[row["job"]]) for fitted, times in found for row in rows]
+    return [row | timed(row, fitted, times[row["job"]], machine) for fitted, times in found for row in rows]
 
 
-def timed(stack: int, seconds: dict[str, list[float]]) -> dict[str, Any]:
+def timed(
+    row: dict[str, Any], stack: int, seconds: dict[str, list[float]], machine: limits.Machine
+) -> dict[str, Any]:
     quartiles = {name: np.quantile(1e3 * np.asarray(t), (0.25, 0.5, 0.75)).tolist() for name, t in seconds.items()}
     ms = {name: q[1] for name, q in quartiles.items()}
     ratios = {name: t / ms["ours"] for name, t in ms.items() if name != "ours"}
-    return {"stack": stack, "ms": ms, "quartiles_ms": quartiles, "ratios": ratios}
+    size, taken = row["N"], ms["ours"] / 1e3
+    shares = {
+        "flops": OPERATIONS[row["job"]] * stack * size**3 / machine.flops / taken,
+        "bytes": 4 * stack * size**2 / machine.bytes / taken,
+    }
+    return {"stack": stack, "ms": ms, "quartiles_ms": quartiles, "ratios": ratios, "limits": shares}
 
 
 def times_of(matrices: np.ndarray, s: dict[str, Any], torch: Any) -> dict[str, dict[str, list[float]]]:
@@ -134,7 +144,8 @@ def main() -> None:
     platform = "gpu" if jax.default_backend() == "gpu" else "cpu"
     s = (QUICK if a.quick else FULL)[platform]
     modules, missing = peers.installed({"torch": "torch_spectra"} if "torch" in s["peers"] else {})
-    rows = [row for size in s["sizes"] for row in measure(size, s, modules.get("torch"))]
+    machine = limits.measured(a.quick)
+    rows = [row for size in s["sizes"] for row in measure(size, s, modules.get("torch"), machine)]
     print_table(
         f"Time of the peer over ours (above 1: ours is faster), float32, {jax.devices()[0].device_kind}",
         (
@@ -159,11 +170,12 @@ def main() -> None:
             "best peer's time over ours",
             min(row["ratios"].values()),
             s["aim"],
+            limit=limits.named(row["limits"]),
         )
         for row in rows
     ]
     print_claims(claims)
-    save(a.out, "spectra_speed", s, {"rows": rows, "missing": missing}, claims)
+    save(a.out, "spectra_speed", s | {"machine": machine._asdict()}, {"rows": rows, "missing": missing}, claims)
 
 
 if __name__ == "__main__":
