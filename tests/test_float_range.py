@@ -145,8 +145,7 @@ def of_sizes(log2_sizes, lags):
         jax.lax.complex(jnp.zeros_like(rest[:, 1:2]), rest[:, 1:2]),
         rest[:, 2:],
     )
-    none = LogScaled((), jnp.zeros((), jnp.int32))
-    return float_range(LogScaled(mantissa, scales), none, lags, jnp.float32(1e-3))
+    return float_range(LogScaled(mantissa, scales), jnp.int32(0), [], lags, jnp.float32(1e-3))
 
 
 def test_what_is_lost_is_lost_in_all_leaves_and_for_good():
@@ -175,8 +174,8 @@ def test_what_is_lost_is_lost_in_all_leaves_and_for_good():
 def test_a_gradient_of_the_parameters_that_leaves_its_dtype(exponent, in_range, scale):
     """Adjoints of 1 are in range, and 3/4 of 2^16 is the last power of two that float16 holds as much of."""
     adjoints = LogScaled(jnp.ones((2, 1), jnp.float16), jnp.zeros(2, jnp.int32))
-    params_grad = LogScaled({"w": jnp.full(1, 0.75, jnp.float16)}, jnp.int32(exponent))
-    found = float_range(adjoints, params_grad, jnp.asarray([2, 1]), jnp.float32(1e-3))
+    lags, threshold = jnp.asarray([2, 1]), jnp.float32(1e-3)
+    found = float_range(adjoints, jnp.int32(exponent), [jnp.dtype(jnp.float16)], lags, threshold)
     assert bool(found.in_range) == in_range
     assert found.loss_scale_log2 == scale
     assert (found.overflow_lag, found.coarse_lag, found.lost_lag) == (-1, -1, -1)

@@ -1,6 +1,6 @@
 """The error signal dL/dh_t at every step, and what each step adds to the gradient of the parameters."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import reduce
 from typing import ClassVar, NamedTuple
 
@@ -29,6 +29,9 @@ from bptt_jax.step import (
     choose,
     differentiable_part,
 )
+
+# Of a leaf's numbers: so many are joined with others in a vector, which takes a copy.
+_SMALL = 1 << 12
 
 
 class ScaledGradients(Result):
@@ -265,30 +268,52 @@ def backward(recurrence: Recurrence, loss: BoundLoss, *, inputs: bool = False) -
     return Backward(along, found, signal, end.to_params, end.to_state, end.to_reset_state)
 
 
-def contributions(done: Backward, whole: LogScaled) -> TemporalContributions:
-    """What the steps contribute, after the backward pass; `whole` is the parameters' gradient, normalized."""
+def contributions(done: Backward) -> tuple[TemporalContributions, LogScaled]:
+    """What the steps contribute, after the backward pass; and the parameters' gradient as one vector, normalized.
+
+    Gradients of the parameters are joined to vectors here, so that what is said of one is compiled once, not for each
+    of its leaves.
+    """
     along = done.along
-    # A cotangent is the conjugate of the direction that it stands for.
-    direction = jax.tree.map(jnp.conj, whole.mantissa)
+    given = done.params_grad
+    whole = LogScaled(_joined(given.mantissa), given.exponent).normalized()
+    direction = jax.lax.optimization_barrier(whole.mantissa)
 
-    def at_t(inputs: tuple[PyTree, LogScaled]) -> tuple[Array, Array]:
-        residuals, signal = inputs
-        one = jax.tree.map(lambda a: a[None], (residuals, signal.mantissa))
-        part = along.pull_params(*one)
-        log_norm = logscale.log_norm(part, signal.exponent)
-        if along.mode == "forward":
-            # <J_params^T lambda, g> = <lambda, J_params g>: no second gradient of the parameters' size.
-            pushed = along.push_params(residuals, direction)
-            pairs = zip(jax.tree.leaves(signal.mantissa), jax.tree.leaves(pushed), strict=True)
-        else:  # a backward pass, which may have loops that cannot be transposed
-            pairs = zip(jax.tree.leaves(part), jax.tree.leaves(direction), strict=True)
-        products = [jnp.sum(jnp.real(a * b), dtype=log_norm.dtype) for a, b in pairs]
-        return log_norm, LogScaled(sum(products), signal.exponent).over(whole.exponent)
+    def at_t(inputs: tuple[PyTree, State]) -> Array:
+        parts = _joined(along.pull_params(*jax.tree.map(lambda a: a[None], inputs)))
+        exponent = jax.lax.optimization_barrier(logscale.plain(logscale.exponent(parts)))
+        parts = logscale.shift(parts, -exponent)
+        square = _sum(jnp.sum(jnp.square(a)) for a in parts)
+        inner = _sum(jnp.sum(a * b) for a, b in zip(parts, direction, strict=True))
+        return jnp.stack([square, inner, exponent.astype(square.dtype)])
 
-    log_norms, inner = jax.lax.map(at_t, (along.residuals, done.signal))
-    total = sum(jnp.sum(logscale.squares(g, log_norms.dtype)) for g in jax.tree.leaves(whole.mantissa))
+    squares, inner, exponents = jax.lax.map(at_t, (along.residuals, done.signal.mantissa)).T
+    exponents = exponents.astype(jnp.int32) + logscale.plain(done.signal.exponent)
+    log_norms = logscale.to_log(jnp.where(squares == 0, 1, squares), exponents, half=True, zero=squares == 0)
+    inner = LogScaled(inner, exponents).over(jnp.broadcast_to(whole.exponent, exponents.shape))
+    total = squared_norm(whole)
     # Unknown where there is no gradient, but no NaN to those of the norms.
-    return TemporalContributions(log_norms, jnp.where(total == 0, jnp.nan, inner / jnp.where(total == 0, 1, total)))
+    shares = jnp.where(total == 0, jnp.nan, inner / jnp.where(total == 0, 1, total))
+    return TemporalContributions(log_norms, shares), whole
+
+
+def squared_norm(whole: LogScaled) -> Float[Array, ""]:
+    """Of the mantissa of what `contributions` gives."""
+    return _sum(jnp.sum(jnp.square(a)) for a in whole.mantissa)
+
+
+def _sum(numbers: Iterable[Array]) -> Array:
+    return reduce(jnp.add, numbers)
+
+
+def _joined(tree: PyTree) -> list[Float[Array, "..."]]:
+    """All numbers, at least in single precision: small leaves as one vector, large ones, whose copies cost, apart."""
+    leaves = jax.tree.leaves(tree)
+    parts = [part for a in leaves for part in ((a.real, a.imag) if jnp.iscomplexobj(a) else (a,))]
+    dtype = max([jnp.dtype(jnp.float32), *(a.dtype for a in parts)], key=lambda d: d.itemsize)
+    parts = [a.astype(dtype) for a in parts]
+    small = jax.lax.optimization_barrier([jnp.ravel(a) for a in parts if a.size <= _SMALL])
+    return [jnp.concatenate([jnp.zeros(0, dtype), *small]), *(a for a in parts if a.size > _SMALL)]
 
 
 def contracted(along: Linearization, signal: LogScaled) -> LogScaled:
@@ -574,4 +599,4 @@ def _log_norm_of_logs(logs: Float[Array, "..."], axes: int) -> Float[Array, "...
 @devices.compiled
 def _temporal_contributions(recurrence: Recurrence, loss: BoundLoss) -> TemporalContributions:
     done = backward(recurrence, loss)
-    return contributions(done, done.params_grad.normalized())
+    return contributions(done)[0]

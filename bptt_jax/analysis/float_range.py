@@ -9,7 +9,7 @@ under XLA but for float16, the smallest normal number is the smallest.
 import math
 from collections.abc import Sequence
 from functools import reduce
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,8 @@ class FloatRange(NamedTuple):
 
 def float_range(
     adjoints: LogScaled,
-    params_grad: LogScaled,
+    params_exponent: Int[Array, ""],
+    params_dtypes: Sequence[Any],
     lags: Int[Array, " T"],
     threshold: Float[Array, ""],
 ) -> FloatRange:
@@ -39,7 +40,8 @@ def float_range(
 
     Args:
       adjoints: dL/dh_1 .. dL/dh_T, leaves ``[T, ...]``, the exponent ``[T]``.
-      params_grad: dL/dparams, normalized.
+      params_exponent: of dL/dparams, normalized.
+      params_dtypes: of its leaves.
       lags: of h_0 .. h_{T-1}, 0 where there is no signal; that of dL/dh_t is one less.
       threshold: share of the largest adjoint down to which a loss scale is to keep them.
     """
@@ -81,8 +83,8 @@ def float_range(
     )
     top, largest, over, last = found[0], found[1], -found[2], found[5]
     # What is normalized is in range by its exponent alone.
-    ends = [jnp.finfo(a.dtype).maxexp for a in jax.tree.leaves(params_grad.mantissa)]
-    most = top if not ends else jnp.maximum(top, (params_grad.exponent - min(ends)).astype(dtype) * math.log(2))
+    ends = [jnp.finfo(each).maxexp for each in params_dtypes]
+    most = top if not ends else jnp.maximum(top, (params_exponent - min(ends)).astype(dtype) * math.log(2))
     needed = jnp.ceil(-(largest + jnp.log(threshold).astype(dtype)) / math.log(2))
     possible = jnp.floor(-most / math.log(2))
     known = jnp.isfinite(needed) & jnp.isfinite(possible)

@@ -10,7 +10,7 @@ from jaxtyping import Complex, Float
 from bptt_jax import devices
 from bptt_jax.analysis import matrix_free
 from bptt_jax.analysis.averages import pieces
-from bptt_jax.analysis.backward import contributions
+from bptt_jax.analysis.backward import contributions, squared_norm
 from bptt_jax.analysis.error_signal import ErrorSignal, propagate_error_signal
 from bptt_jax.analysis.float_range import float_range
 from bptt_jax.analysis.flow_results import (
@@ -27,7 +27,7 @@ from bptt_jax.leaves import dotted
 from bptt_jax.linalg import logscale
 from bptt_jax.linalg.logscale import LogScaled
 from bptt_jax.linalg.products import identity, log_of_norm, log_spectral_norm
-from bptt_jax.linalg.spectra import eigenvalues, singular_values
+from bptt_jax.linalg.spectra import eigenvalues, singular_values, spectra_and_others
 from bptt_jax.recurrence.jacobians import jacobians_at
 from bptt_jax.recurrence.linearization import Linearization, Mode
 from bptt_jax.step import (
@@ -182,8 +182,8 @@ def measure_flow(
     recurrence = check_step(recurrence)
     signal = propagate_error_signal(recurrence, loss, threshold=threshold, share=share)
     done = signal.done
-    along, params_grad = done.along, done.params_grad.normalized()
-    added = contributions(done, params_grad)
+    along = done.along
+    added, params_grad = contributions(done)
     norms = found = None
     if spectra:
         norms, found = _dense(along, stride) if num is None else _leading(along, stride, num)
@@ -231,9 +231,14 @@ def _leaf_names(tree: PyTree) -> tuple[str, ...]:
 
 
 def _numerics(signal: ErrorSignal, params_grad: LogScaled, threshold: Array) -> Numerics:
+    """`params_grad`: as one vector, normalized."""
     adjoints = signal.done.signal
-    grad_log_norm = _log_norm_of_normalized(params_grad, signal.gains.dtype)
-    found = float_range(adjoints, params_grad, signal.lags, threshold)
+    # `LogScaled.log_norm` would make sure of the mantissa's size once more.
+    total = squared_norm(params_grad)
+    log_norm = logscale.to_log(jnp.where(total == 0, 1, total), params_grad.exponent, half=True, zero=total == 0)
+    grad_log_norm = log_norm.astype(signal.gains.dtype)
+    dtypes = [a.dtype for a in jax.tree.leaves(signal.done.params_grad.mantissa)]
+    found = float_range(adjoints, params_grad.exponent, dtypes, signal.lags, threshold)
     kinds = [jnp.finfo(a.dtype) for a in jax.tree.leaves(adjoints.mantissa)]
     return Numerics(
         finite=signal.finite & (grad_log_norm < jnp.inf),  # False for NaN too; -inf is the norm 0
@@ -247,13 +252,6 @@ def _numerics(signal: ErrorSignal, params_grad: LogScaled, threshold: Array) -> 
         loss_scale_log2=found.loss_scale_log2,
         dtype=str(min(kinds, key=lambda info: float(info.max)).dtype),
     )
-
-
-def _log_norm_of_normalized(tree: LogScaled, dtype: jnp.dtype) -> Array:
-    """As `LogScaled.log_norm`, which makes sure of the mantissa's size once more: a fifth of all compilation."""
-    # As the shares of `bptt_jax.temporal_contributions` sum it, so that it is compiled once.
-    total = sum((jnp.sum(logscale.squares(g, dtype)) for g in jax.tree.leaves(tree.mantissa)), jnp.zeros((), dtype))
-    return logscale.to_log(jnp.where(total == 0, 1, total), tree.exponent, half=True, zero=total == 0)
 
 
 def _leading(along: Linearization, stride: int, num: int) -> tuple[ProductNorms, Spectra]:
@@ -279,9 +277,9 @@ def _dense(along: Linearization, stride: int) -> tuple[ProductNorms, Spectra]:
             matrices = jnp.where(instants.real[:, None, None], matrices, empty.mantissa[None])
         product, found = devices.scan(one_more, product, (matrices, instants.reset), reverse=True)
         if stride == 1:
-            values, own = singular_values(jnp.stack([found.mantissa, matrices]))
+            own, eigen, values = spectra_and_others(matrices, found.mantissa)
             norms = log_of_norm(values[:, 0], found.exponent)[:, None]
-            spectra = own, eigenvalues(matrices)
+            spectra = own, eigen
         else:
             norms, spectra = log_spectral_norm(found)[:, None], None
         if len(sizes) > 1:

@@ -59,8 +59,8 @@ def measured_window(network: Network, state: TrainState, ahead: Batch, bias: flo
     args = LossArgs(state.params.readout, *jax.tree.map(lambda a: a[:, -1:], (targets, sequence.mask)))
     by_step = jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), by_stream)
     done = backward(bind(step, state.params.cell, state.carried.states, by_step), bind_loss(last, args))
-    whole = done.params_grad.normalized()
-    return adaptive_window(contributions(done, whole).log_norms[::-1], whole.log_norm, tolerance=bias)
+    added, whole = contributions(done)
+    return adaptive_window(added.log_norms[::-1], whole.log_norm, tolerance=bias)
 
 
 def with_window(states: TrainState, found: AdaptiveWindow, longest: int) -> TrainState:

@@ -8,7 +8,7 @@ norm times their condition number. What lies below the smallest normal number is
 
 import math
 from collections.abc import Callable
-from functools import cache
+from functools import cache, reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +18,7 @@ from jaxtyping import Complex, Float, Inexact
 
 from bptt_jax import devices
 from bptt_jax.checks import check_matrices
+from bptt_jax.linalg import logscale
 from bptt_jax.linalg.batched_spectra import batched_eigenvalues, batched_singular_values
 from bptt_jax.linalg.lapack import by_modulus, eig, inverse, matrix_by_matrix, svd
 from bptt_jax.linalg.logscale import LogScaled
@@ -102,8 +103,7 @@ def _singular_values(matrices: Array) -> Array:
     if matrices.shape[-2:] == (1, 1) and not jnp.iscomplexobj(matrices):
         only = matrices[..., 0]  # as of eigenvalues
         return jnp.where(jnp.isfinite(only), jnp.abs(only), jnp.nan)
-    scaled, bad = scaled_down(matrices)
-    return jnp.where(bad, jnp.nan, LogScaled(_svd(scaled.mantissa), scaled.exponent).value)
+    return _singular_values_of(*scaled_down(matrices))
 
 
 @devices.compiled
@@ -112,21 +112,48 @@ def _eigenvalues(matrices: Array) -> Array:
         # Else the compiler may round one number in two ways, for its exponent and for its mantissa: a factor of 2.
         only = matrices[..., 0]
         return jax.lax.complex(jnp.where(jnp.isfinite(only), only.real, jnp.nan), only.imag)
-    scaled, bad = scaled_down(matrices)
+    return _eigenvalues_of(*scaled_down(matrices))
+
+
+def spectra_and_others(
+    matrices: Float[Array, "... N N"], others: Float[Array, "... N N"]
+) -> tuple[Float[Array, "... N"], Complex[Array, "... N"], Float[Array, "... N"]]:
+    """Singular values and eigenvalues of matrices, and the singular values of as many others: what is done before and
+    after a routine is compiled once."""
+    if matrices.shape[-1] == 1:
+        return singular_values(matrices), eigenvalues(matrices), singular_values(others)
+    scaled, bad = scaled_down(jnp.stack([matrices, others]))
+    own, of_others = _singular_values_of(scaled, bad)
+    return own, _eigenvalues_of(*jax.tree.map(lambda a: a[0], (scaled, bad))), of_others
+
+
+def _singular_values_of(scaled: LogScaled, bad: Array) -> Array:
+    return jnp.where(bad, jnp.nan, LogScaled(_svd(scaled.mantissa), scaled.exponent).value)
+
+
+def _eigenvalues_of(scaled: LogScaled, bad: Array) -> Array:
     values = _eigvals(scaled.mantissa)
-    ordered = LogScaled(jnp.take_along_axis(values, by_modulus(values), axis=-1), scaled.exponent).value
-    return jnp.where(bad, jnp.nan, ordered)
+    ordered = jnp.take_along_axis(values, by_modulus(values), axis=-1)
+    return jnp.where(bad, jnp.nan, LogScaled(ordered, scaled.exponent).value)
 
 
 def scaled_down(matrices: Array) -> tuple[LogScaled, Array]:
-    """Each with a largest entry in [1/2, 1), zero instead where it is not finite; and ``[..., 1]``, where that is so.
+    """Each with a largest part of an entry in [1/2, 1), zero instead where it is not finite; and ``[..., 1]``, where
+    that is so.
 
     LAPACK's geev, in the build of SciPy that jaxlib takes it from, gives wrong eigenvalues far from 1: in single
     precision below some 1e-12 and above 1e12, in double beyond 1e-150 and 1e150.
     """
-    bad = ~jnp.all(jnp.isfinite(matrices), axis=(-2, -1), keepdims=True)
-    zero = jnp.all(matrices == 0, axis=(-2, -1), keepdims=True)  # where the derivatives are to be zero
-    return LogScaled.of(jnp.where(bad | zero, 0, matrices), axes=matrices.ndim - 2), bad[..., 0]
+    parts = [matrices.real, matrices.imag] if jnp.iscomplexobj(matrices) else [matrices]
+    parts = jax.lax.stop_gradient(parts)
+    # By sums, for `max` passes over NaN on a CPU; of numbers, for truth values take three times as long to compile.
+    bad = ~(reduce(jnp.add, [jnp.sum(a * 0, axis=(-2, -1)) for a in parts]) == 0)
+    largest = reduce(jnp.maximum, [jnp.max(jnp.abs(a), axis=(-2, -1)) for a in parts])
+    usual = ~bad & (largest > 0)  # the derivatives of zero are to be zero
+    exponent = jnp.where(usual, logscale.exponent_of(largest), logscale.ZERO_EXPONENT)
+    shifted = LogScaled(matrices, jnp.zeros_like(exponent)).over(exponent)
+    mantissas = jnp.where(usual[..., None, None], shifted, 0)
+    return LogScaled(mantissas, exponent), bad[..., None]
 
 
 class _Route(NamedTuple):
