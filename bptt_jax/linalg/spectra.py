@@ -120,6 +120,7 @@ def spectra_and_others(
 ) -> tuple[Float[Array, "... N"], Complex[Array, "... N"], Float[Array, "... N"]]:
     """Singular values and eigenvalues of matrices, and the singular values of as many others: what is done before and
     after a routine is compiled once."""
+    matrices, others = (check_matrices("matrices", a, square=True) for a in (matrices, others))
     if matrices.shape[-1] == 1:
         return singular_values(matrices), eigenvalues(matrices), singular_values(others)
     scaled, bad = scaled_down(jnp.stack([matrices, others]))
