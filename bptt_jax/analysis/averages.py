@@ -103,16 +103,21 @@ def batches(piece: Int[AnyArray, " T"], most: int) -> Batches:
 
 def sum_batches(values: Float[AnyArray, "T K"], steps: Shaped[AnyArray, " T"], of: Batches) -> BatchSums:
     """The sums of values, and of what each step counts for, over the batches. Of NumPy's arrays NumPy's."""
-    xp = own_library(values)
-    columns = [values, *(xp.asarray(a, values.dtype)[:, None] for a in (steps, of.linked))]
-    sums: Any
-    table = xp.concatenate(columns, axis=1)
-    if xp is np:
+    given = [values, *(own_library(a).asarray(a, values.dtype)[:, None] for a in (steps, of.linked))]
+    if len(set(map(own_library, given))) == 1:
+        sums = _summed(own_library(values).concatenate(given, axis=1), of)
+        return BatchSums(sums[:, :-2], sums[:, -2], sums[:, -1] > 0)
+    # What is known of the steps beforehand is not compiled.
+    sums, counts, linked = (_summed(a, of) for a in given)
+    return BatchSums(sums, counts[:, 0], linked[:, 0] > 0)
+
+
+def _summed(table: Float[AnyArray, "T K"], of: Batches) -> Float[AnyArray, "B K"]:
+    if own_library(table) is np:
         sums = np.zeros((of.most + 1, table.shape[1]), table.dtype)
         np.add.at(sums, of.number, table)
-    else:
-        sums = jax.ops.segment_sum(table, jnp.asarray(of.number), of.most + 1)
-    return BatchSums(sums[:-1, :-2], sums[:-1, -2], sums[:-1, -1] > 0)
+        return sums[:-1]
+    return jax.ops.segment_sum(table, jnp.asarray(of.number), of.most + 1)[:-1]
 
 
 def squared_error(of: BatchSums) -> Float[Array, " K"]:

@@ -6,17 +6,19 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Bool, Float
 
 from bptt_jax import devices
 from bptt_jax.checks import check_leaves, raise_if
 from bptt_jax.linalg import logscale
 from bptt_jax.linalg.lq import ROUNDINGS, orthonormal
-from bptt_jax.linalg.scattered import scattered
+from bptt_jax.linalg.scattered import scattered, scattered_before
 from bptt_jax.recurrence.tangents import tangent_step
 from bptt_jax.step import Array, Instant, PyTree, Recurrence, State, choose, differentiable_part
 
 _LONGEST = 64  # steps between two orthonormalisations, at most
+_KNOWN = 1 << 14  # numbers of a frame that is a constant of the program; else it is one routine more to compile
 _FORGETS = 0.03  # of a faster pace, at every orthonormalisation after the first few
 
 
@@ -96,7 +98,7 @@ def propagate_frames(
         if at.reset is not None:
             frames = _where(at.reset, begin_frames(first, count), frames)
         new, vectors, pushed = along(states, at, frames.rows)
-        finite = jnp.all(jnp.isfinite(vectors), axis=1)
+        finite = _finite(vectors, 1)
         if at.real is None:
             states, frames = new, frames._replace(rows=pushed)
         else:
@@ -122,12 +124,13 @@ def propagate_frames(
             due = jnp.ones((), bool)
             frames, growth, zero, since, pace, done = orthonormalise(frames)
         else:
-            largest = jnp.max(jnp.abs(frames.rows), axis=(1, 2))
+            sizes = _sizes(frames.rows)
+            largest = jnp.max(sizes[0], axis=1)
             within = jnp.all((largest > 1 / huge) & (largest < huge))
             late = (since >= _LONGEST) | (pace * (since + 1).astype(pace.dtype) > 1)
-            due = jnp.any(now) | ~within | late | jnp.any(_rank(frames.rows) < num)
+            due = jnp.any(now) | ~within | late | jnp.any(_rank(sizes) < num)
             frames, growth, zero, since, pace, done = devices.cond(due, orthonormalise, leave, frames)
-        finite &= ~jnp.any(jnp.isnan(growth), axis=1)
+        finite &= ~jnp.isnan(jnp.sum(growth, axis=1))
         held = jnp.zeros(count, bool) if at.real is None else ~at.real
         return (states, frames, since, pace, done), (growth, zero, due & ~held, finite)
 
@@ -145,6 +148,8 @@ def begin_frames(first: Float[Array, "num D"], count: int) -> Frames:
 
 def random_frame(num: int, size: int, dtype: jnp.dtype) -> Float[Array, "num D"]:
     """Orthonormal rows, always the same."""
+    if num * size <= _KNOWN:
+        return jnp.asarray(np.linalg.qr(scattered_before((size, num)))[0].T, dtype)
     return orthonormal(scattered((size, num), dtype).T)[1]
 
 
@@ -188,10 +193,20 @@ def _where(which: Bool[Array, " C"], a: PyTree, b: PyTree) -> PyTree:
     return jax.vmap(choose)(which, a, b)
 
 
-def _rank(rows: Float[Array, "C num D"]) -> Array:
+def _finite(numbers: Float[Array, "C ..."], axis: int | tuple[int, ...]) -> Bool[Array, " C"]:
+    """Whether all are: by a sum, for that of truth values takes three times as long to compile."""
+    return jnp.sum(jax.lax.stop_gradient(numbers) * 0, axis=axis) == 0
+
+
+def _sizes(rows: Float[Array, "C num D"]) -> tuple[Float[Array, "C num"], Float[Array, "C D"]]:
+    """The largest entries of every row and of every column."""
+    sizes = jnp.abs(jax.lax.stop_gradient(rows))
+    return jnp.max(sizes, axis=2), jnp.max(sizes, axis=1)
+
+
+def _rank(sizes: tuple[Float[Array, "C num"], Float[Array, "C D"]]) -> Array:
     """``[C]``, the most that the rank of each can be by the rows and columns that hold anything."""
-    some = rows != 0
-    return jnp.minimum(*(jnp.sum(jnp.any(some, axis=axis), axis=1) for axis in (1, 2)))
+    return jnp.minimum(*(jnp.sum(a != 0, axis=1, dtype=a.dtype) for a in sizes))
 
 
 def orthonormalised(
@@ -202,13 +217,13 @@ def orthonormalised(
     """
     count, num, _ = frames.rows.shape
     eps = float(jnp.finfo(frames.rows.dtype).eps)
-    finite = jnp.all(jnp.isfinite(frames.rows), axis=(1, 2))
+    finite = _finite(frames.rows, (1, 2))
     rows = jnp.where(finite[:, None, None], frames.rows, 0)  # a bad frame never reaches LAPACK
     rows, exponent = jax.vmap(logscale.normalize)(rows, jnp.zeros(count, jnp.int32))
-    gone = jnp.arange(num)[None] >= _rank(rows)[:, None]
-    empty = ~jnp.any(rows != 0, axis=1)
+    sizes, widths = _sizes(rows)
+    gone = jnp.arange(num, dtype=rows.dtype)[None] >= _rank((sizes, widths))[:, None]
+    empty = widths == 0
     # A row of mere rounding says nothing, and would claim the direction of a row that lives.
-    sizes = jnp.max(jnp.abs(rows), axis=2)
     lost = sizes <= ROUNDINGS * eps * jnp.max(sizes, axis=1, keepdims=True)
     rows, places = devices.cond(jnp.any(lost), _lost_last, lambda rows, places, *_: (rows, places), rows,
                                 frames.places, lost, fresh)  # fmt: skip

@@ -403,9 +403,10 @@ def measure_exponents(
         jnp.concatenate([_in_order(getattr(p, k)) for p in parts])
         for k in ("growth", "zero", "orthonormalised", "finite")
     )
-    # A reset that the step carries out itself, too, erases what it starts from: it is no decay.
-    erases = recurrence.resets & jnp.any(growth == -jnp.inf, axis=1)
-    piece = jnp.where(erases, -1, jnp.asarray(piece))
+    if instants.reset is not None:
+        # A reset that the step carries out itself, too, erases what it starts from: it is no decay.
+        erases = recurrence.resets & jnp.any(growth == -jnp.inf, axis=1)
+        piece = jnp.where(erases, -1, jnp.asarray(piece))
     return spectrum_of(growth, zero, orthonormalised, finite, piece, of, start.size)[0]
 
 
@@ -419,7 +420,7 @@ def frames_to_begin_with(
 
 
 def spectrum_of(
-    growth: Array, zero: Array, orthonormalised: Array, finite: Array, piece: Array, of: Batches, size: int
+    growth: Array, zero: Array, orthonormalised: Array, finite: Array, piece: AnyArray, of: Batches, size: int
 ) -> tuple[LyapunovSpectrum, Int[Array, " num"]]:
     """What has been measured at every step, as for `LyapunovSpectrum`, in its order; and this order."""
     measured = piece >= 0
@@ -431,9 +432,10 @@ def spectrum_of(
     dead = jnp.sum(zero, axis=0, dtype=growth.dtype) > by_chance
     growth = jnp.where(zero & dead[None], -jnp.inf, growth)
     growth = jnp.where((measured & ~finite)[:, None], jnp.nan, growth)
-    steps = jnp.sum(measured, dtype=growth.dtype)
+    steps = own_library(measured).sum(measured, dtype=growth.dtype)
     exponents = jnp.sum(growth, axis=0) / jnp.where(steps == 0, jnp.nan, steps)
-    exponents = jnp.where(jnp.all(finite), exponents, jnp.nan)
+    first = jnp.min(jnp.where(finite, len(finite), jnp.arange(len(finite), dtype=jnp.int32)))
+    exponents = jnp.where(first == len(finite), exponents, jnp.nan)
     order = jnp.argsort(-exponents, stable=True)
     growth, exponents = growth[:, order], exponents[order]
     sums = sum_batches(jnp.where((exponents == -jnp.inf)[None], 0, growth), measured, of)
@@ -442,10 +444,10 @@ def spectrum_of(
         standard_errors=_standard_errors(exponents, sums),
         growth=growth,
         orthonormalised=orthonormalised,
-        piece=piece,
+        piece=jnp.asarray(piece),
         batches=sums,
         size=jnp.asarray(size, jnp.int32),
-        first_nonfinite=jnp.where(jnp.all(finite), -1, jnp.argmin(finite)),
+        first_nonfinite=jnp.where(first == len(finite), -1, first),
     )
     return spectrum, order
 
