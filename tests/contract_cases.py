@@ -91,15 +91,13 @@ class Truth(NamedTuple):
     """Of one plan, in double precision; trees of floating leaves, leaves in time ``[T, ...]``.
 
     Attributes:
-      jacobians, params_jacobians: ``[T, D, D]`` and ``[T, D, P]``, of the bare steps, by real numbers; in padding
-        the identity and zero.
       immediate: ``[T, D]``, derivatives of the loss by the real numbers of each state.
     """
 
+    name: str
+    plan: Plan
     states: Any
     starts: list[Any]
-    jacobians: np.ndarray
-    params_jacobians: np.ndarray
     immediate: np.ndarray
     loss: Any
     aux: Any
@@ -110,6 +108,16 @@ class Truth(NamedTuple):
     reset_state_grad: Any
     xs_grad: Any
     args_grad: Any
+
+    @property
+    def jacobians(self) -> np.ndarray:
+        """``[T, D, D]``, of the bare steps, by real numbers; in padding the identity."""
+        return _jacobians(self.name, self.plan)[0]
+
+    @property
+    def params_jacobians(self) -> np.ndarray:
+        """``[T, D, P]``; in padding zero."""
+        return _jacobians(self.name, self.plan)[1]
 
 
 class Case(NamedTuple):
@@ -330,8 +338,24 @@ def truth_of(name: str, plan: Plan) -> Truth:
         return _truth(name, plan)
 
 
+@lru_cache(maxsize=16)
+def _jacobians(name: str, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
+    """Of all steps, for what asks for them: of a large state they take half a gigabyte."""
+    problem, (_, jacobians_of) = _problem(name, "float64"), _one_step(name)
+    starts = truth_of(name, plan).starts
+    with jax.enable_x64(True):
+        size, params_size = vector_of(problem.state0).size, vector_of(problem.params).size
+        held = np.eye(size), np.zeros((size, params_size))
+        found = [
+            held if h is None else jacobians_of(problem.params, h, at_step(problem.xs, k))
+            for k, h in enumerate(starts)
+        ]
+    of_state, of_params = (np.stack([np.asarray(a) for a in part]) for part in zip(*found, strict=True))
+    return of_state, of_params
+
+
 def _truth(name: str, plan: Plan) -> Truth:
-    problem, (step, jacobians_of) = _problem(name, "float64"), _one_step(name)
+    problem, (step, _) = _problem(name, "float64"), _one_step(name)
     steps, args = plan.steps, loss_args(plan.weights, "float64")
     moving_params, params = floats(problem.params)
     moving_xs, xs = floats([at_step(problem.xs, k) for k in range(steps)])
@@ -365,11 +389,6 @@ def _truth(name: str, plan: Plan) -> Truth:
     states, starts = run(given)
     moving_states, other_states = floats(states)
     immediate = jax.grad(lambda part: _loss_of(eqx.combine(part, other_states), args)[0])(moving_states)
-    size, params_size = vector_of(problem.state0).size, vector_of(problem.params).size
-    held = np.eye(size), np.zeros((size, params_size))
-    jacobians = [
-        held if h is None else jacobians_of(problem.params, h, at_step(problem.xs, k)) for k, h in enumerate(starts)
-    ]
     if REGISTRY[name].pulls:
         (value, aux), grad = jax.value_and_grad(total, has_aux=True)(given)
     else:
@@ -377,10 +396,10 @@ def _truth(name: str, plan: Plan) -> Truth:
         grad = jax.tree.map(lambda a: jnp.full_like(a, jnp.nan), given)
     contributions = np.stack([real_vector(jax.tree.map(np.conj, g)) for g in grad["params"]])
     return Truth(
+        name=name,
+        plan=plan,
         states=stacked(states),
         starts=starts,
-        jacobians=np.stack([np.asarray(j) for j, _ in jacobians]),
-        params_jacobians=np.stack([np.asarray(j) for _, j in jacobians]),
         immediate=np.stack([real_vector(g) for g in immediate]),
         loss=value,
         aux=aux,
