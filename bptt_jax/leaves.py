@@ -19,6 +19,11 @@ def readable(leaf: Any) -> bool:
     return isinstance(leaf, (np.ndarray, np.generic, bool, int, float, complex, str))
 
 
+def along_leading(which: jax.Array, like: jax.Array) -> jax.Array:
+    """``which [n]`` with as many axes as ``like [n, ...]``, so that it chooses along the first."""
+    return which.reshape(-1, *[1] * (like.ndim - 1))
+
+
 def numbers(leaf: Any) -> np.ndarray:
     """In types that NumPy itself knows."""
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):

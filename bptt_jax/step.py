@@ -31,6 +31,7 @@ from bptt_jax.checks import (
     notice_new_shape,
 )
 from bptt_jax.devices import axes_of, is_manual, settled, vary
+from bptt_jax.leaves import along_leading
 from bptt_jax.slips import of_pairs, of_stacked_gates, remedy
 from bptt_jax.timeline import reset_at_the_end, resets_at_real_steps
 
@@ -427,7 +428,7 @@ def _whole(recurrence: Recurrence) -> Recurrence:
             b = a[first]
             if not jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
                 b = jnp.where(none, jnp.zeros_like(b), b)  # nothing but padding
-            return jnp.where(real.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+            return jnp.where(along_leading(real, a), a, b)
 
         xs = jax.tree.map(harmless, xs)
         spare = state0 if resets is None else choose(resets[first], reset_state, state0)

@@ -22,6 +22,7 @@ from bptt_jax.analysis.lyapunov import (
     spectrum_of,
 )
 from bptt_jax.checks import call_user_function, check_function, check_leaves, check_positive
+from bptt_jax.leaves import along_leading
 from bptt_jax.linalg import logscale
 from bptt_jax.linalg.lq import ROUNDINGS, orthonormal
 from bptt_jax.linalg.precision import matmul
@@ -274,7 +275,7 @@ def _covariant(
     def known(a: Array) -> Array:
         if not jnp.issubdtype(a.dtype, jnp.inexact):
             return a
-        return jnp.where(kept.reshape(-1, *[1] * (a.ndim - 1)), a, jnp.asarray(jnp.nan, a.dtype))
+        return jnp.where(along_leading(kept, a), a, jnp.asarray(jnp.nan, a.dtype))
 
     local, angles, participation, seen = jax.tree.map(known, by_steps(told))
     if dt is not None:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from bptt_jax import devices
+from bptt_jax.leaves import along_leading
 from bptt_jax.linalg.krylov import least_squares
 from bptt_jax.linalg.lapack import solve, solve_positive
 from bptt_jax.linalg.precision import matmul, wide
@@ -209,7 +210,7 @@ def search(
         found = jax.tree.map(lambda into, a: into.at[place].set(a, mode="drop"), found, ends)
         queue = following + jnp.cumsum(done, dtype=jnp.int32) - 1
         fresh = begin(jnp.where(done, jnp.minimum(queue, count), lane.start))
-        lane = jax.tree.map(lambda a, b: jnp.where(done.reshape(-1, *[1] * (a.ndim - 1)), a, b), fresh, lane)
+        lane = jax.tree.map(lambda a, b: jnp.where(along_leading(done, a), a, b), fresh, lane)
         return lane, following + jnp.sum(done, dtype=jnp.int32), found
 
     nothing = devices.vary(jnp.zeros(count, jnp.int32), devices.axes_of(vectors))

@@ -27,6 +27,7 @@ from bptt_jax.checks import (
     check_positive_int,
     describe_shapes,
 )
+from bptt_jax.leaves import along_leading
 from bptt_jax.linalg.precision import wide
 from bptt_jax.linalg.spectra import eigenvalues
 from bptt_jax.recurrence.jacobians import jacobians_at
@@ -224,7 +225,7 @@ def _sample_starts(states: State, key: Array, noise: Array, *, num: int, axes: i
     leaves, treedef = jax.tree.flatten(part)
 
     def moved(key: Array, visited: Array, start: Array) -> Array:
-        known = finite.reshape(-1, *[1] * (visited.ndim - 1))
+        known = along_leading(finite, visited)
         mean = jnp.mean(visited, axis=0, where=known)
         away = jnp.abs(visited - mean[None])
         largest = jnp.max(away, where=known, initial=0)
@@ -466,7 +467,7 @@ def _of_representatives(
     place = (jnp.cumsum(leads, dtype=jnp.int32) - 1)[representatives]
 
     def gathered(a: Array) -> Array:
-        known = (representatives >= 0).reshape(-1, *[1] * (a.ndim - 1))
+        known = along_leading(representatives >= 0, a)
         return jnp.where(known, a[place], jnp.nan)
 
     return jax.tree.map(gathered, found)

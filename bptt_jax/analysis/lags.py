@@ -13,6 +13,7 @@ from bptt_jax import devices
 from bptt_jax.analysis.backward import backward, contracted
 from bptt_jax.analysis.loss import BoundLoss, bind_loss
 from bptt_jax.checks import check_positive_int, type_name
+from bptt_jax.leaves import along_leading
 from bptt_jax.linalg import logscale
 from bptt_jax.linalg.logscale import LogScaled
 from bptt_jax.recurrence.linearization import Linearization, cut
@@ -251,9 +252,7 @@ def _gradient_by_lag(
         lag, kept = carry
         if kept is not None:
             wanted = jnp.asarray(chosen, jnp.int32) == lag
-            kept = jax.tree.map(
-                lambda a, new: jnp.where(wanted.reshape(-1, *[1] * new.ndim), new[None], a), kept, part
-            )
+            kept = jax.tree.map(lambda a, new: jnp.where(along_leading(wanted, a), new[None], a), kept, part)
         share = inner(part, whole).over(square.exponent) / jnp.where(none, 1, square.mantissa)
         return (lag + 1, kept), (part.log_norm, jnp.where(none, jnp.nan, share))
 

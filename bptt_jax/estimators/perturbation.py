@@ -18,6 +18,7 @@ from bptt_jax.checks import (
     check_positive_int,
     describe_shapes,
 )
+from bptt_jax.leaves import along_leading
 from bptt_jax.linalg.precision import at_least_single
 from bptt_jax.recurrence.unroll import states_of
 from bptt_jax.step import (
@@ -295,7 +296,7 @@ def _both(a: Array) -> Array:
 
 
 def _where(steps: Array, a: Array, b: Array) -> Array:
-    return jnp.where(steps.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+    return jnp.where(along_leading(steps, a), a, b)
 
 
 def _check_carry(carry: Any, recurrence: Recurrence) -> int:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from bptt_jax.leaves import along_leading
 from bptt_jax.linalg.affine import affine_scan
 from bptt_jax.linalg.precision import matmul, wide
 
@@ -45,7 +46,7 @@ def gains(
     """
 
     def where(which: Array | None, a: Array, b: Array) -> Array:
-        return b if which is None else jnp.where(which.reshape(-1, *[1] * (b.ndim - 1)), a, b)
+        return b if which is None else jnp.where(along_leading(which, b), a, b)
 
     factors, noise, share = where(begins, 0 * factors, factors), _identity(factors), weight / (1 + weight)
     steps = _Filtering(

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from bptt_jax import devices
+from bptt_jax.leaves import along_leading
 from bptt_jax.linalg.affine import affine_scan
 from bptt_jax.linalg.rank_one import Factors, multiply, rank_one_scan
 from bptt_jax.recurrence.delta import LinearStep
@@ -124,7 +125,7 @@ def _from_start(
     """
 
     def where(which: Array, c: Array, other: Array | int) -> Array:
-        return jnp.where(which.reshape(-1, *[1] * (c.ndim - 1)), c, other)
+        return jnp.where(along_leading(which, c), c, other)
 
     if instants.reset is not None:
         b = where(~instants.reset, b, act(factors, reset_state[None]) + b)
