@@ -75,6 +75,8 @@ def _along_loops(jaxpr: Any) -> int:
                 *zip(equation.outvars, body.outvars, strict=True),
             ]
             total += sum(size(outside) for outside, inside in pairs if outside.aval.shape != inside.aval.shape)
+        elif equation.primitive.name == "while":
+            total += _along_loops(given["body_jaxpr"].jaxpr)
         else:
             within = [j for j in jax.tree.leaves(list(given.values()), is_leaf=is_jaxpr) if is_jaxpr(j)]
             total += sum(_along_loops(getattr(j, "jaxpr", j)) for j in within[:1])

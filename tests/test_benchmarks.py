@@ -156,4 +156,10 @@ def test_shares_of_what_a_machine_could_do(benchmarks) -> None:
         {"flops": 5 * 18 / 9 / 2, "bytes": (arguments_and_results + along_the_loop) / 2, "launches": 5 * 0.1 / 2}
     )
     assert limits.named(found) == "bytes 36"
+
+    def until_small(a, xs):
+        return jax.lax.while_loop(lambda h: h[0] > 1, lambda h: looped(a, xs + h[None])[1][-1], xs[0])
+
+    found = limits.shares(until_small, *given, taken=2.0, machine=limits.Machine(flops=9.0, bytes=4.0, round=0.1))
+    assert found["bytes"] == (9 + 15 + 3 + along_the_loop) / 2
     assert all(rate > 0 for rate in limits.measured(quick=True))
