@@ -696,6 +696,13 @@ MUTATIONS = {
             "test_product_vectors.py::test_all_of_them_however_far_below_the_first",
         ),
     ],
+    "bptt_jax/analysis/fixed_points.py": [
+        (
+            "eps * scale, radius, jnp.inf)",
+            "eps * scale, radius, scale)",
+            "test_fixed_points.py::test_where_all_starts_are_one_no_point_is_far",
+        ),
+    ],
     "bptt_jax/analysis/covariant.py": [
         (
             "return choose(step.begins, jnp.eye(len(before), dtype=before.dtype), before), told",
@@ -744,6 +751,11 @@ MUTATIONS = {
         ),
     ],
     "bptt_jax/analysis/lyapunov.py": [
+        (
+            "jnp.where(spectrum.exponents > bound, numbers, 0)",
+            "jnp.where(spectrum.exponents > 0, numbers, 0)",
+            "test_covariant.py::test_unstable_is_what_grows_by_more_than_its_error",
+        ),
         (
             "jnp.where(erases, -1, jnp.asarray(piece))",
             "jnp.asarray(piece)",

@@ -395,6 +395,42 @@ def test_shares_of_a_gradient_whose_square_overflows(dtype, scale, tolerance):
     np.testing.assert_allclose(got.shares, expected / expected.sum(), rtol=tolerance)
 
 
+def test_what_contributions_say_of_themselves():
+    def said(p, loss=last):
+        found = temporal_contributions(lambda p, h, x: p * h + x, p, jnp.zeros(1), jnp.ones((5, 1)), loss)
+        return repr(found).splitlines()[0]
+
+    # Of the last state by w: h_4, w h_3, w^2 h_2, w^3 h_1 and nothing from the first step, which starts from zero.
+    assert said(0.5).endswith("half of the gradient is from step 5 of 5 on, the earliest part from step 2")
+    assert "from step 4 of 5 on" in said(2.0)  # 15 + 14 + 12 + 8 + 0 of 49
+    assert said(0.5, lambda states: 0 * states[-1, 0]).endswith("the gradient is zero")
+    assert said(jnp.inf).endswith("the gradient is not finite")
+
+
+def test_shares_where_the_derivative_along_the_gradient_is_not_finite():
+    """Of a hidden Markov model that cannot be in two of its states at first: pulls are finite there, pushes are not."""
+    transitions = jnp.log(jnp.array([[0.7, 0.3, 0.0], [0.0, 0.6, 0.4], [0.2, 0.0, 0.8]]))
+    b = jnp.log(jnp.array([[0.5, 0.5], [0.2, 0.8], [0.9, 0.1]]))
+    start, xs = jnp.array([0.0, -jnp.inf, -jnp.inf]), jnp.array([0, 1, 0, 1])
+
+    def step(b, a, x):
+        return jax.nn.logsumexp(a[:, None] + transitions, axis=0) + b[:, x]
+
+    def final(states):
+        return -jax.nn.logsumexp(states[-1])
+
+    def of_step(each):  # by parameters of each step's own
+        def body(a, inputs):
+            return step(inputs[0], a, inputs[1]), None
+
+        return -jax.nn.logsumexp(jax.lax.scan(body, start, (each, xs))[0])
+
+    parts = np.asarray(jax.grad(of_step)(jnp.broadcast_to(b, (4, 3, 2))))
+    whole = parts.sum(axis=0)
+    expected = np.sum(parts * whole, axis=(1, 2)) / np.sum(whole**2)
+    np.testing.assert_allclose(temporal_contributions(step, b, start, xs, final).shares, expected, rtol=1e-5)
+
+
 def test_shares_of_complex_parameters_sum_to_one():
     parts = jax.random.normal(jax.random.key(0), (2, 2, 2)) / 2
     a = jax.lax.complex(parts[0], parts[1])

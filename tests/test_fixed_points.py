@@ -345,6 +345,12 @@ def test_points_near_each_other_are_one_and_far_ones_are_marked(x64):
     assert len(found.distinct(outliers=True).speeds) > len(found.distinct().speeds)
 
 
+def test_where_all_starts_are_one_no_point_is_far():
+    found = bptt.fixed_points(lambda p, h, x: p * h + x, jnp.array([0.5, 0.99]), jnp.zeros((3, 2)), x=jnp.ones(1))
+    np.testing.assert_allclose(found.distinct().points, [[2, 100]], rtol=1e-4)
+    assert not np.any(found.outlier)
+
+
 @pytest.mark.exhaustive
 def test_without_a_jacobian(x64):
     """`num` eigenvalues by products with vectors, for a state that would be large."""

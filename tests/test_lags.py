@@ -86,7 +86,12 @@ def test_truncated_gradients_are_the_first_parts(x64) -> None:
 
 def test_what_it_says() -> None:
     given = linear, 0.5, jnp.zeros(1), jnp.ones((4, 1)), lambda states: states[-1, 0]
-    assert "at most 0 steps back, the farthest part from 2" in repr(gradient_by_lag(*given))
+    assert (
+        "half of the gradient comes from the loss steps themselves, the farthest part from 2 steps back\n"
+        in repr(gradient_by_lag(*given))
+    )
+    assert "from the loss steps themselves\n" in repr(gradient_by_lag(*given, longest=1))
+    assert "half of the gradient comes from at most 1 step back" in repr(gradient_by_lag(linear, 1.2, *given[2:]))
     nothing = gradient_by_lag(*given[:4], lambda states: 0 * states[0, 0])
     assert "zero" in repr(nothing)
     assert np.all(np.isnan(nothing.shares))
@@ -102,9 +107,9 @@ def test_what_it_says_of_a_gradient_that_is_not_finite_or_from_farther_away() ->
         jnp.ones(4),
         lambda states: states[-1, 1],
     )
-    assert "nothing of the gradient comes from up to 0 steps back" in repr(gradient_by_lag(*passed_on, longest=1))
+    assert "nothing of the gradient comes from the loss steps" in repr(gradient_by_lag(*passed_on, longest=1))
     grown = lambda b, h, x: 2 * h + b, 0.5, jnp.zeros(1), jnp.ones(8), lambda states: states[-1, 0]
-    assert "less than half of the gradient comes from up to 2 steps" in repr(gradient_by_lag(*grown, longest=3))
+    assert "less than half of the gradient comes from at most 2 steps" in repr(gradient_by_lag(*grown, longest=3))
 
 
 @pytest.mark.parametrize(

@@ -156,6 +156,19 @@ class TemporalContributions(Result):
     log_norms: Float[Array, " T"] = field(dims=("time",))
     shares: Float[Array, " T"] = field(dims=("time",))
 
+    def _headline(self) -> str:
+        (steps,) = np.shape(self.shares)
+        log_norms, shares = np.asarray(self.log_norms), np.asarray(self.shares, np.float64)
+        some = np.flatnonzero(log_norms > -np.inf)
+        if np.isnan(log_norms).any() or np.any(log_norms == np.inf):
+            return "the gradient is not finite"
+        if np.isnan(shares).any():
+            return "the gradient is zero"
+        half = np.flatnonzero(np.cumsum(shares[::-1])[::-1] >= 0.5)[-1]
+        return (
+            f"half of the gradient is from step {half + 1} of {steps} on, the earliest part from step {some[0] + 1}"
+        )
+
 
 def adjoints(
     step: Step,

@@ -16,6 +16,7 @@ from bptt_jax.analysis.frames import Frames, begin_frames, orthonormalised
 from bptt_jax.analysis.lyapunov import (
     LyapunovSpectrum,
     check_num,
+    count_unstable,
     finite_time_rates,
     frames_to_begin_with,
     per_unit_of_time,
@@ -62,7 +63,7 @@ class CovariantVectors(Result):
         span of the others: 0 at a homoclinic tangency, away from 0 throughout where the dynamics is hyperbolic. NaN
         where one of the two spans is empty.
       participation: ``[T, num]``, ``1 / sum_j v_j^4``: over how many units a vector is spread, 1 to D.
-      unstable: how many vectors count as unstable.
+      unstable: how many vectors count as unstable, the first ones.
       kept: ``[T]``, whether the step is after the warm-up and before the cool-down of its piece, and the piece finite;
         nowhere, if states that were computed once more on the way back did not come out the same.
       observed: what `observe` has made of the vectors, leaves ``[T, ...]``; None without it.
@@ -144,7 +145,8 @@ def covariant_vectors(
       num: how many vectors, those of the largest exponents; D, all, by default.
       warmup: real steps at the beginning of each piece that only prepare state and frame; by default a tenth of them.
       cooldown: real steps at the end of each piece that only prepare the coefficients; by default a tenth of them.
-      unstable: how many vectors are one side of `CovariantVectors.angles`; those of positive exponents by default.
+      unstable: how many vectors are one side of `CovariantVectors.angles`; by default those of exponents that are
+        positive by more than two standard errors, and those before them.
       observe: ``observe(vectors [D, num], state) -> pytree``, called at every step with the vectors and the state that
         it starts from: what is kept of them, instead of them.
       initial_frame: ``[D, num]``, as for `bptt_jax.lyapunov_exponents`.
@@ -255,7 +257,7 @@ def _covariant(
     erases = recurrence.resets & jnp.any(growth == -jnp.inf, axis=1)
     piece = jnp.where(erases, -1, jnp.asarray(piece))
     spectrum, order = spectrum_of(growth, zero, jnp.asarray(real), finite, piece, of, start.size)
-    split = jnp.sum(spectrum.exponents > 0, dtype=jnp.int32)
+    split = count_unstable(spectrum)
     split = split if unstable is None else jnp.full_like(split, unstable)
 
     def back(coefficients: Array, inputs: Any) -> tuple[Array, Any]:

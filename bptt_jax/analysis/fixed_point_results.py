@@ -30,7 +30,7 @@ class FixedPoints(Result):
         and those near it; -1 where nothing is finite.
       arrivals: how many starts came to the point: those with the same representative. Of starts that were drawn at
         random, their share tells how much of what was visited leads there.
-      outlier: whether the point is far from all starts.
+      outlier: whether the point is far from all starts; nowhere, where these are all one.
       jacobians: ``[K, D, D]``, of the step at the representative of each point, as are the eigenvalues and the counts;
         None of the matrix-free route.
       eigenvalues: ``[K, num]``, by descending modulus, num = D but for the matrix-free route.

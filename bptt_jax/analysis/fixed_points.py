@@ -101,7 +101,7 @@ def fixed_points(
       max_iterations: None: 100, of "krylov" 200, of "gradient" 20,000.
       distance: points within this, relative to `scale`, are one.
       outlier: a point is far from what was visited if it is farther from the median of the starts than this many
-        times the median distance of these (`scale`, if they are all one).
+        times the median distance of these. Where they are all one, nothing tells what is far, and no point is.
       margin: an eigenvalue counts as neutral if its modulus is within this of 1; with `rhs`, if its real part is
         within this of 0, relative to the largest modulus. Networks that were trained to remember want more, 1e-2 say.
 
@@ -404,7 +404,8 @@ def _require_products(recurrence: Recurrence, method: Method) -> None:
 
 
 def _visited(vectors: Float[Array, "K D"]) -> tuple[Array, Array, Array]:
-    """Of the starts that are finite the median norm, the medians of all numbers, and the median distance from these.
+    """Of the starts that are finite the median norm, the medians of all numbers, and the median distance from these,
+    infinite where they are all one.
 
     Medians, so that a start that has gone astray does not change what is near and far for the others.
     """
@@ -420,7 +421,7 @@ def _visited(vectors: Float[Array, "K D"]) -> tuple[Array, Array, Array]:
     scale = jnp.where((scale > 0) & jnp.isfinite(scale), scale, 1)
     centre = jnp.nanmedian(known, axis=0)
     radius = typical(known - centre[None])
-    return scale, centre, jnp.where(radius > _ROUNDINGS * jnp.finfo(scale.dtype).eps * scale, radius, scale)
+    return scale, centre, jnp.where(radius > _ROUNDINGS * jnp.finfo(scale.dtype).eps * scale, radius, jnp.inf)
 
 
 def _representatives(

@@ -49,11 +49,19 @@ class GradientByLag(Result):
             return "the gradient is not finite"
         some = np.flatnonzero(np.asarray(self.log_norms) > -np.inf)
         if not len(some):
-            return f"nothing of the gradient comes from up to {longest} steps back"
-        farthest, enough = f"the farthest part from {some[-1]}", np.cumsum(shares) >= 0.5
-        if not enough.any():
-            return f"less than half of the gradient comes from up to {longest} steps back, {farthest}"
-        return f"half of the gradient comes from at most {np.argmax(enough)} steps back, {farthest}"
+            return f"nothing of the gradient comes from {_within(longest)}"
+        enough = np.cumsum(shares) >= 0.5
+        how_much, lag = ("half", int(np.argmax(enough))) if enough.any() else ("less than half", longest)
+        farthest = f", the farthest part from {_steps_back(some[-1])}" if some[-1] > 0 else ""
+        return f"{how_much} of the gradient comes from {_within(lag)}{farthest}"
+
+
+def _within(lag: int) -> str:
+    return f"at most {_steps_back(lag)}" if lag else "the loss steps themselves"
+
+
+def _steps_back(lag: int) -> str:
+    return f"{lag} step{'s' if lag > 1 else ''} back"
 
 
 def gradient_by_lag(

@@ -456,6 +456,13 @@ def _standard_errors(exponents: Float[Array, " num"], of: BatchSums) -> Float[Ar
     return jnp.where(exponents == -jnp.inf, 0, root(squared_error(of)))
 
 
+def count_unstable(spectrum: LyapunovSpectrum) -> Int[Array, ""]:
+    """How many exponents are positive: up to the last that is so by more than its error tells."""
+    bound = _NEUTRAL * jnp.nan_to_num(spectrum.standard_errors)
+    numbers = jnp.arange(1, len(bound) + 1, dtype=jnp.int32)
+    return jnp.max(jnp.where(spectrum.exponents > bound, numbers, 0), initial=0)
+
+
 def _neutral(spectrum: LyapunovSpectrum) -> np.ndarray:
     """``[num]``: how far from zero an exponent may be that is zero."""
     return _NEUTRAL * np.nan_to_num(np.asarray(spectrum.standard_errors))
