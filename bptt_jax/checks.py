@@ -355,9 +355,9 @@ def check_function(name: str, function: Any, signature: str) -> Any:
     if not callable(function):
         way = ""
         if callable(getattr(function, "step", None)):
-            makes = signature.endswith("-> Cell")
-            way = "; give what makes it, as in lambda gain: bptt_jax.rnn(32, gain=gain)" if makes else ""
-            way = way or "; give its step, as in cell.step"
+            way = "; give its step, as in cell.step"
+            if signature.endswith("-> Cell"):
+                way = "; give what makes it, as in lambda gain: bptt_jax.rnn(32, gain=gain)"
         elif isinstance(function, tuple) and any(map(callable, function)):
             way = "; give its entry, as in step, params, state0 = ..."
         raise TypeError(f"{name}: expected a function {signature}, got {type_name(function)}{way}")

@@ -54,13 +54,10 @@ def remedy(error: Exception, step: Step, params: PyTree, state0: PyTree, xs: PyT
     if _entry(step, (params, state0, _less(xs, 1)), state0) is not None:
         return ""
     ways = (
-        _of_makers, _of_batches, _of_instants, _of_lists, _of_arity, _of_swapped, _of_cells, _of_transposed, _of_sizes
+        _of_makers, _of_batches, _of_instants, _of_lists, _of_arity, _of_swapped, _of_cells, _of_transposed, _of_sizes,
+        _of_no_inputs,
     )  # fmt: skip
-    if said := next((said for way in ways if (said := way(step, params, state0, xs))), ""):
-        return said
-    if not jax.tree.leaves(xs) and "NoneType" in str(error):
-        return f"xs: expected inputs [T, ...], since the step uses its x, got None; it says: {error}"
-    return ""
+    return next((said for way in ways if (said := way(step, params, state0, xs))), "")
 
 
 def takes_whole(step: Step, params: PyTree, state: PyTree, x: PyTree) -> bool:
@@ -244,6 +241,22 @@ def _of_sizes(step: Step, params: PyTree, state0: PyTree, xs: PyTree) -> str:
             f"state0: expected {list(recurrent[1:])}, since params.recurrent is {list(recurrent)}, got "
             f"{describe_shapes(state0)}"
         )
+    return ""
+
+
+class _NoInput:
+    """In place of x = None: an error that names it is about x, where None can stand in parameters as well."""
+
+
+def _of_no_inputs(step: Step, params: PyTree, state0: PyTree, xs: PyTree) -> str:
+    """None where the step uses its x."""
+    if xs is not None:
+        return ""
+    try:
+        jax.eval_shape(lambda params, state: step(params, state, _NoInput()), params, state0)
+    except Exception as error:
+        if _NoInput.__name__ in str(error):
+            return "xs: expected inputs [T, ...], since the step uses its x, got None"
     return ""
 
 

@@ -524,7 +524,8 @@ def _check_length(sequence: Sequence, length: int | None) -> int:
         way = ""
         if isinstance(sequence.xs, list):
             way = (
-                "; sequences of different lengths: jnp.stack those that Sequence(x).pad_to(longest) pads, jax.vmap"
+                "; sequences of different lengths: pad each, Sequence(x).pad_to(longest), stack them, "
+                "jax.tree.map(lambda *a: jnp.stack(a), *padded), and jax.vmap over the first axis"
             )
         raise ValueError(f"xs: expected one number of steps in all leaves, got {lengths}{way}")
     steps = next(iter(lengths.values()))

@@ -89,7 +89,7 @@ SLIPS = {
     ),
     "a list of sequences of different lengths": (
         of(GRU.step, GRU_PARAMS, H, [XS, XS[:3]]),
-        "xs: expected one number of steps…different lengths…Sequence(x).pad_to(longest)",
+        "xs: expected one number of steps…different lengths: pad each, Sequence(x).pad_to(longest)…jax.tree.map(lambda",
     ),
     "a Sequence within others": (of(GRU.step, GRU_PARAMS, H, (bptt.Sequence(XS),)), "xs: expected a Sequence in place"),
     "no inputs": (
@@ -238,6 +238,8 @@ def test_what_step_itself_raises_is_kept() -> None:
 
     with pytest.raises(KeyError, match="mine"):
         bptt.unroll(broken, None, H, XS)
+    with pytest.raises(TypeError, match="NoneType"):  # which is not x, though that is None as well
+        bptt.unroll(lambda params, h, x: params["w"] @ h, {"w": None}, H, length=5)
     with pytest.raises(ValueError, match="a batch") as caught:
         bptt.unroll(GRU.step, GRU_PARAMS, H, BATCH)
     assert "batch" not in str(caught.value.__cause__)
