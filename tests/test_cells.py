@@ -106,7 +106,11 @@ def test_options_reach_another_process_with_the_cell():
         assert again.step is cell.step
         drawn = [c.init(jax.random.key(0), I) for c in (cell, again)]
         chex.assert_trees_all_equal(*drawn)
-    layers = bptt.stack(bptt.rnn(N, activation=jax.nn.relu).step, bptt.cells.lru(N).step)
+    rotating = bptt.cells.orthogonal(N, activation=jax.nn.relu).step
+    assert pickle.loads(pickle.dumps(rotating)) == rotating
+    layers = bptt.stack(
+        bptt.rnn(N, activation=jax.nn.relu).step, bptt.cells.lru(N).step, output=[jax.nn.relu, jnp.real]
+    )
     again = pickle.loads(pickle.dumps(layers))
     params = bptt.rnn(N).init(jax.random.key(0), I), bptt.cells.lru(N).init(jax.random.key(1), N)
     state = jnp.ones(N), jnp.ones(N, jnp.complex64)

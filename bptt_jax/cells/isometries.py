@@ -12,7 +12,7 @@ import numpy as np
 from jax.scipy.linalg import expm
 
 from bptt_jax.cells.initializers import Initializer, check_initializer
-from bptt_jax.cells.sharing import recalled, shared
+from bptt_jax.cells.sharing import pickled_as_call, recalled, shared
 from bptt_jax.cells.simple import RNNParams
 from bptt_jax.cells.weights import (
     at_least_single,
@@ -81,6 +81,9 @@ class OrthogonalStep(PreparedStep):
     map: Literal["cayley", "exp"]
     negative: int
     activation: Callable[[Array], Array] | None
+
+    def __reduce__(self) -> Any:
+        return pickled_as_call(type(self), self.map, self.negative, self.activation)
 
     def __call__(self, params: OrthogonalParams | RNNParams, h: Array, x: Array) -> Array:
         plain = self.plain(params)

@@ -33,8 +33,7 @@ class _Call(NamedTuple):
     kwargs: Mapping[str, Any]
 
     def pickled(self) -> tuple[Any, ...]:
-        args = tuple(map(_referred, self.args))
-        return _made_again, (self.make, args, {name: _referred(a) for name, a in self.kwargs.items()})
+        return _made_again, (self.make, *jax.tree.map(_referred, (self.args, dict(self.kwargs))))
 
 
 def _referred(value: Any) -> Any:
@@ -53,7 +52,8 @@ def _given(value: Any) -> Any:
 
 
 def _made_again(make: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    return make(*map(_given, args), **{name: _given(a) for name, a in kwargs.items()})
+    args, kwargs = jax.tree.map(_given, (args, kwargs), is_leaf=lambda value: isinstance(value, _Named))
+    return make(*args, **kwargs)
 
 
 class RecalledCell(Cell):
@@ -63,6 +63,11 @@ class RecalledCell(Cell):
 
     def __reduce__(self) -> Any:
         return (Cell, tuple(self)) if self.call is None else self.call.pickled()
+
+
+def pickled_as_call(make: Callable[..., Any], *args: Any) -> tuple[Any, ...]:
+    """For ``__reduce__``, of what ``make(*args)`` makes again."""
+    return _Call(make, args, {}).pickled()
 
 
 RecalledCell.__name__ = RecalledCell.__qualname__ = Cell.__name__  # which is what it is to all who read of it
