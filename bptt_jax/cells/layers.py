@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from bptt_jax.cells.sharing import recalled_function
+from bptt_jax.checks import shapes
 from bptt_jax.step import Input, Params, PyTree, State, Step
 
 Output = Callable[[State], Input]
@@ -74,7 +75,7 @@ def stack(*steps: Step, output: Output | Sequence[Output] | None = None) -> Step
             except (TypeError, ValueError) as error:
                 _check_output(k, outputs, x, fault=error)
                 raise
-            if jax.tree.map(jnp.shape, new[-1]) != jax.tree.map(jnp.shape, state[k]):
+            if shapes(new[-1]) != shapes(state[k]):
                 _check_output(k, outputs, x)
         return state._make(new) if hasattr(state, "_make") else type(state)(new)
 

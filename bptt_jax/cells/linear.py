@@ -494,7 +494,7 @@ def _hgrn_step(params: HGRNParams, x: Array) -> tuple[Array, Array]:
 def _rg_lru_step(params: RGLRUParams, x: Array) -> tuple[Array, Array]:
     # In single precision at least, as the released code: of large inputs derivatives overflow in half precision
     # though the gradients do not.
-    half, wide = params.decay.dtype, at_least_single(params.decay.dtype)
+    own, wide = params.decay.dtype, at_least_single(params.decay.dtype)
     params = jax.tree.map(lambda a: a.astype(wide), params)
     u = times(params.input, jnp.asarray(x, wide))
     r, i = jnp.split(sigmoid(times(params.gates, u) + params.bias), 2)
@@ -503,4 +503,4 @@ def _rg_lru_step(params: RGLRUParams, x: Array) -> tuple[Array, Array]:
     square = -jnp.expm1(2 * log_a)
     is_open = square > float(jnp.finfo(log_a.dtype).tiny)
     admitted = jnp.where(is_open, jnp.sqrt(jnp.where(is_open, square, 1)), 0)
-    return jnp.exp(log_a).astype(half), (admitted * i * u).astype(half)
+    return jnp.exp(log_a).astype(own), (admitted * i * u).astype(own)

@@ -10,9 +10,9 @@ from bptt_jax.cli.atlas import AtlasPart
 from bptt_jax.cli.report import COLUMNS, rows, spectra_in_words
 
 
-def console(console: Any, width: int = 132) -> Any:
-    """Of the terminal's width, or where there is none of one that tables fit in."""
-    return console(width=None if sys.stdout.isatty() else width)
+def console(make: Any, width: int = 132) -> Any:
+    """rich's `Console`, which `make` is: of the terminal's width, or where there is none of one that tables fit in."""
+    return make(width=None if sys.stdout.isatty() else width)
 
 
 def of_flows(numbers: dict[str, Any]) -> Any:

@@ -266,7 +266,7 @@ def foretell(
         )
     beside = jax.vmap(partial(prognose, net, pilot))(before, after)
     found = jax.tree.map(lambda a: a[: settings.seeds], beside)
-    now, remedies = np.nanmedian(found.horizon), {}
+    now, remedies = np.median(found.horizon), {}
     for option, horizon in zip(others, beside.horizon[settings.seeds :], strict=True):
         if found.verdict != "likely" and horizon >= _WORTH_TELLING * now:
             remedies[option] = float(horizon)
