@@ -1117,7 +1117,7 @@ MUTATIONS = {
             "test_diagonal.py::test_one_step_in_numpy",
         ),
         (
-            "half, wide = params.decay.dtype, at_least_single(params.decay.dtype)",
+            "own, wide = params.decay.dtype, at_least_single(params.decay.dtype)",
             "half = wide = params.decay.dtype",
             "test_cells_linear.py::test_gradients_of_rg_lru_in_half_precision_where_inputs_are_large",
         ),
