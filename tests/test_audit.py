@@ -178,3 +178,4 @@ def test_an_estimator_that_raises_is_named() -> None:
     with pytest.raises(ValueError, match="k2: expected at least k1") as raised:
         audit({"short": partial(tbptt, k1=2, k2=1)}, lambda p, h, x: p["w"] * h + x, *GIVEN, key=jax.random.key(0))
     assert "raised by estimators['short']" in raised.value.__notes__[0]
+    assert "xs, loss, key=, args=, length=)" in raised.value.__notes__[0]

@@ -277,7 +277,7 @@ def _judge(
 
         def one(key: Array) -> Array:
             given = partial(function, key=key, args=args, length=setting.length)
-            words = f"(step, params, state0, xs, loss) with params {describe_shapes(params)}"
+            words = f"(step, params, state0, xs, loss, key=, args=, length=) with params {describe_shapes(params)}"
             found = call_user_function(f"estimators[{name!r}]", words, given, step, params, state0, xs, loss)
             if shapes(found) != shapes(like):
                 expected, got = describe_shapes(like), describe_shapes(found)
