@@ -104,6 +104,10 @@ SLIPS = {
         lambda: bptt.fixed_points(GRU.step, GRU_PARAMS, jnp.ones((2, 4)), XS),
         "x: expected one constant input, got float32[5,3], many of them; give one, or jax.vmap",
     ),
+    "an input of another size to rest at": (
+        lambda: bptt.fixed_points(GRU.step, GRU_PARAMS, np.ones((2, 4), np.float32), np.ones(7, np.float32)),
+        "x: expected an input of the step; with an axis in front, xs: expected [T, 3]…got float32[1,7]",
+    ),
     "no input to rest at": (
         lambda: bptt.fixed_points(GRU.step, GRU_PARAMS, jnp.ones((2, 4))),
         "x: expected the input at which to rest, since the step uses it, got None",

@@ -18,9 +18,12 @@ def test_matrices_are_read_as_the_caller_says_and_not_otherwise():
     below, above = bptt.cells.deltanet(4, heads=2, key_size=4), bptt.rnn(4)
     params = below.init(jax.random.key(0), I), above.init(jax.random.key(1), 8)
     state0, xs = (below.initial_state(), above.initial_state()), jnp.ones((T, I))
-    for wrong in (above.step, lambda params, h, x: h[None] + x[0]):
+    for wrong, end in (
+        (above.step, "got None; layer 1 says: "),
+        (lambda params, h, x: h[None] + x[0], "got None\\n"),
+    ):
         with pytest.raises(
-            ValueError, match=r"output: expected .* from the state of layer 0, which is \[2, 2, 4\]"
+            ValueError, match=rf"output: expected .* from the state of layer 0, which is \[2, 2, 4\], {end}"
         ):
             bptt.unroll(bptt.stack(below.step, wrong), params, state0, xs)
     read = bptt.stack(below.step, above.step, output=lambda s: s[..., 0].ravel())

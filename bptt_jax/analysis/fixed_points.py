@@ -311,6 +311,8 @@ def _fixed_points(
             raise ValueError(f"starts: expected states with one axis in front; of the first, {error}") from error
         if str(error).startswith("xs: expected inputs"):
             raise ValueError("x: expected the input at which to rest, since the step uses it, got None") from error
+        if str(error).startswith("xs"):
+            raise ValueError(f"x: expected an input of the step; with an axis in front, {error}") from error
         raise
     if rhs is not None:
         _check_rhs(rhs, recurrence)

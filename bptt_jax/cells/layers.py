@@ -121,9 +121,10 @@ def _hidden(state: State) -> Input:
 def _check_output(k: int, outputs: Sequence[Output], x: Input, fault: Exception | None = None) -> None:
     """Whether layer k, which has failed, could read what is, by default, the whole state of the layer below."""
     if k > 0 and outputs[k - 1] is _hidden and jnp.ndim(x) > 1:
+        said = "" if fault is None else f"; layer {k} says: {fault}"
         raise ValueError(
             f"output: expected a function that reads what layer {k} takes, a vector say, from the state of layer "
-            f"{k - 1}, which is {list(jnp.shape(x))}, got None"
+            f"{k - 1}, which is {list(jnp.shape(x))}, got None{said}"
         ) from fault
 
 

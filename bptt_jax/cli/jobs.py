@@ -143,8 +143,8 @@ def _diagnose_settings(arguments: argparse.Namespace) -> diagnose.Settings:
                 "hidden": run.hidden,
                 "length": run.length,
                 "loss": run.task,
+                "float64": run.float64,
             }
-            | {"float64": run.float64}
         )
     cells = given["cells"] or ([] if given["step"] else ["rnn", "gru", "lstm"])
     defaults = {"gain": [0.5, 2.0], "hidden": 64}
