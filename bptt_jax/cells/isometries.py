@@ -15,7 +15,6 @@ from bptt_jax.cells.initializers import Initializer, check_initializer
 from bptt_jax.cells.sharing import pickled_as_call, recalled, shared
 from bptt_jax.cells.simple import RNNParams
 from bptt_jax.cells.weights import (
-    at_least_single,
     check_complex,
     check_hidden_size,
     draw_gates,
@@ -32,6 +31,7 @@ from bptt_jax.checks import (
     type_name,
 )
 from bptt_jax.devices import divided_by_compiler, scan
+from bptt_jax.linalg.precision import at_least_single
 from bptt_jax.recurrence.unroll import PreparedStep
 from bptt_jax.step import Array, Cell, Step
 

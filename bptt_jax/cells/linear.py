@@ -12,15 +12,9 @@ import jax.numpy as jnp
 from bptt_jax.cells.activations import sigmoid, tanh, weighted_mean
 from bptt_jax.cells.initializers import Initializer, check_initializer, draw_weights, ring
 from bptt_jax.cells.sharing import recalled
-from bptt_jax.cells.weights import (
-    at_least_single,
-    check_complex,
-    check_hidden_size,
-    draw_gates,
-    fan_in_normal,
-    times,
-)
+from bptt_jax.cells.weights import check_complex, check_hidden_size, draw_gates, fan_in_normal, times
 from bptt_jax.checks import check_finite, check_floating, check_key, check_positive_int, check_share
+from bptt_jax.linalg.precision import at_least_single
 from bptt_jax.recurrence.diagonal import DiagonalStep
 from bptt_jax.step import Array, Cell
 

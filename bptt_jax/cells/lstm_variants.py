@@ -10,8 +10,9 @@ from bptt_jax.cells.gated import LSTMParams, LSTMState, lstm
 from bptt_jax.cells.gating import GatedParams, gated_cell, with_cell
 from bptt_jax.cells.initializers import Initializer, chrono
 from bptt_jax.cells.sharing import recalled
-from bptt_jax.cells.weights import at_least_single, constants, draw_gates, fan_in_normal, orthogonal, times, within
+from bptt_jax.cells.weights import constants, draw_gates, fan_in_normal, orthogonal, times, within
 from bptt_jax.checks import check_finite
+from bptt_jax.linalg.precision import at_least_single
 from bptt_jax.step import Array, Cell
 
 # Of the layer normalisation, beneath the root, as in the authors' code: the variance of a state of zeros is zero.

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from bptt_jax.cells.initializers import sparse
 from bptt_jax.cells.sharing import recalled
 from bptt_jax.cells.simple import RNNParams, leaky_rnn
-from bptt_jax.cells.weights import at_least_single, draw_gates
+from bptt_jax.cells.weights import draw_gates
 from bptt_jax.checks import check_finite, check_floating, check_key, check_number, check_positive_int
 from bptt_jax.linalg import spectra
+from bptt_jax.linalg.precision import at_least_single
 from bptt_jax.step import Array, Cell
 
 

@@ -12,7 +12,6 @@ from bptt_jax.cells.activations import tanh
 from bptt_jax.cells.initializers import Initializer, check_initializer
 from bptt_jax.cells.sharing import recalled, shared
 from bptt_jax.cells.weights import (
-    at_least_single,
     check_complex,
     check_heads,
     check_hidden_size,
@@ -31,6 +30,7 @@ from bptt_jax.checks import (
     check_positive_finite,
     check_positive_int,
 )
+from bptt_jax.linalg.precision import at_least_single
 from bptt_jax.recurrence.diagonal import DiagonalStep
 from bptt_jax.step import Array, Cell
 

@@ -10,6 +10,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from bptt_jax.cells.initializers import Initializer, check_initializer, draw_weights
 from bptt_jax.checks import check_floating, check_positive_int
+from bptt_jax.linalg.precision import at_least_single
 
 fan_in_normal = jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 orthogonal = jax.nn.initializers.orthogonal()
@@ -69,11 +70,6 @@ def constants(*biases: float | Array) -> Initializer:
 def draw_within(key: Array, shape: tuple[int, ...], bound: float, dtype: Any) -> Array:
     """Numbers uniform between ``-bound`` and ``bound``."""
     return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-
-def at_least_single(dtype: jnp.dtype) -> jnp.dtype:
-    """The dtype, or single for half precision, which LAPACK does not know."""
-    return dtype if dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
 
 
 def check_initializers(recurrent_init: Initializer, input_init: Initializer) -> None:

@@ -12,7 +12,7 @@ def matmul(a: Inexact[Array, "..."], b: Inexact[Array, "..."]) -> Inexact[Array,
 
 
 def at_least_single(dtype: jnp.dtype) -> jnp.dtype:
-    """The dtype of real numbers, or single precision if that is wider."""
+    """The dtype of numbers, or single precision for half, which LAPACK does not know."""
     return max(dtype, jnp.dtype(jnp.float32), key=lambda dtype: dtype.itemsize)
 
 
