@@ -7,8 +7,9 @@ A cell is ok, refused by name where it must be (a backward pass through a loop o
 something else.
 
 Each entry runs in a process of its own, `--jobs` at a time, so that what is compiled does not pile up; what several
-compile alike is compiled once, and kept for the next run too. Two hours on one core. Quick: the slice that the tests
-take. The exit status is 1 if anything is wrong.
+compile alike is compiled once, and kept for the next run too. Some two seconds a cell on one core, so that all of them
+take a day: `--kinds both` is a quarter, with padding and resets at once, and `--kept` goes on from day to day. Quick:
+the slice that the tests take. The exit status is 1 if anything is wrong.
 
     python benchmarks/contract.py
     python benchmarks/contract.py --entries lstm "dead first step" --checks adjoints

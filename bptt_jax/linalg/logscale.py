@@ -264,7 +264,8 @@ def _real_dtype(leaves: list[Array]) -> jnp.dtype:
 
 
 def _largest(a: Array) -> Array:
-    """The largest of numbers >= 0, NaN if one is: the order of their bits is that of integers, which know no NaN.
+    """The largest of numbers >= 0, by their bits, whose order is that of integers. NaN is one of the largest, though
+    the second reduction may pass over it where there are a thousand columns: XLA's maximum of so many does.
 
     On a CPU, XLA reduces along more than 32 numbers by windows, in up to ten times the time and with two programs more.
     So there are two reductions, first over rows; the second is of floating numbers, lest XLA makes one of both.
