@@ -315,4 +315,6 @@ def test_a_rate_that_jumps_past_the_target_is_said_to() -> None:
     found = bptt.calibrate(make, jnp.ones(1), length=20, low=0.2, high=3.0)
     assert abs(found.value - 0.7) <= 2 * found.error
     assert 1e-7 < found.error < 1e-5
-    assert re.fullmatch(r"at 0\.7\d* \+- \d\S* the rate jumps from -0.693 to 0.693 nats per step", found.statement)
+    assert re.fullmatch(
+        r"at 0\.(7|69999)\d* \+- \d\S* the rate jumps from -0.693 to 0.693 nats per step", found.statement
+    )

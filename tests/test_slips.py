@@ -13,6 +13,7 @@ GRU, LSTM, RNN = bptt.gru(4), bptt.lstm(4), bptt.rnn(4)
 KEY = jax.random.key(0)
 GRU_PARAMS, LSTM_PARAMS, RNN_PARAMS = (cell.init(KEY, 3) for cell in (GRU, LSTM, RNN))
 H, HC = GRU.initial_state(), LSTM.initial_state()
+STARTS = jnp.ones((2, 4))
 XS, BATCH, TIME_FIRST = np.ones((5, 3), np.float32), np.ones((2, 5, 3), np.float32), np.ones((5, 2, 3), np.float32)
 LISTS = [[0.5, 0.0], [0.0, 0.5]]
 
@@ -101,7 +102,7 @@ SLIPS = {
         "starts: expected an axis of starts in front, got one state, float32[4]; give starts[None]",
     ),
     "many inputs for one": (
-        lambda: bptt.fixed_points(GRU.step, GRU_PARAMS, jnp.ones((2, 4)), XS),
+        lambda: bptt.fixed_points(GRU.step, GRU_PARAMS, STARTS, XS),
         "x: expected one constant input, got float32[5,3], many of them; give one, or jax.vmap",
     ),
     "an input of another size to rest at": (
@@ -109,7 +110,7 @@ SLIPS = {
         "x: expected an input of the step; with an axis in front, xs: expected [T, 3]…got float32[1,7]",
     ),
     "no input to rest at": (
-        lambda: bptt.fixed_points(GRU.step, GRU_PARAMS, jnp.ones((2, 4))),
+        lambda: bptt.fixed_points(GRU.step, GRU_PARAMS, STARTS),
         "x: expected the input at which to rest, since the step uses it, got None",
     ),
     "inputs of another size": (

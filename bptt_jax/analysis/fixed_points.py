@@ -263,7 +263,7 @@ def _of_axes(step: Step, params: Params, starts: State, x: Input, first: State, 
     if takes_whole(step, params, starts, x):
         give = "starts[None]" if jax.tree_util.all_leaves([starts]) else "jax.tree.map(lambda a: a[None], starts)"
         return f"starts: expected an axis of starts in front, got one state, {describe_shapes(starts)}; give {give}"
-    if x_per_start or not jax.tree.leaves(x) or any(jnp.ndim(leaf) == 0 for leaf in jax.tree.leaves(x)):
+    if x_per_start or not jax.tree.leaves(x) or not all(any(jnp.shape(leaf)[:1]) for leaf in jax.tree.leaves(x)):
         return ""
     if takes_whole(step, params, first, jax.tree.map(lambda a: a[0], x)):
         return (

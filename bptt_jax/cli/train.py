@@ -178,12 +178,14 @@ def begun(job: Job, settings: Settings, folder: Path) -> bool:
     """Whether the folder holds this run, before anything is computed.
 
     Raises:
-      BadArgument: it holds a run of other settings.
+      BadArgument: it holds a run of other settings, or cannot be looked into.
     """
     try:
         return holds_run(folder, _identity(job, settings))
     except RunFolderError as error:
         raise BadArgument(f"--out: {error}") from None
+    except OSError as error:
+        raise BadArgument(f"--out: {error.filename}: {error.strerror}") from None
 
 
 def _identity(job: Job, settings: Settings) -> dict[str, Any]:
