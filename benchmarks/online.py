@@ -216,11 +216,8 @@ def main() -> None:
     p.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS), help="only these (all of them)")
     arguments = p.parse_args()
     for task in arguments.tasks:
-        s, methods = (
-            FULL | TASKS[task] | (QUICK if arguments.quick else {}),
-            QUICK_METHODS if arguments.quick else METHODS,
-        )
-        judge(task, s, methods, arguments.out)
+        s = FULL | TASKS[task] | (QUICK if arguments.quick else {})
+        judge(task, s, QUICK_METHODS if arguments.quick else METHODS, arguments.out)
 
 
 if __name__ == "__main__":
