@@ -1117,8 +1117,8 @@ MUTATIONS = {
             "test_diagonal.py::test_one_step_in_numpy",
         ),
         (
-            "own, wide = params.decay.dtype, at_least_single(params.decay.dtype)",
-            "half = wide = params.decay.dtype",
+            "jnp.asarray(a, at_least_single(own))",
+            "jnp.asarray(a, own)",
             "test_cells_linear.py::test_gradients_of_rg_lru_in_half_precision_where_inputs_are_large",
         ),
     ],

@@ -32,6 +32,8 @@ def test_gradients_of_rg_lru_in_half_precision_where_inputs_are_large():
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         assert float(jnp.max(jnp.abs(b))) < 65504
         np.testing.assert_allclose(np.float32(a), b, rtol=0.01, atol=0.01 * float(jnp.max(jnp.abs(b))))
+    with jax.numpy_dtype_promotion("standard"), pytest.raises(TypeError, match="must keep the dtype of state"):
+        bptt.unroll(half.step, params, half.initial_state(), xs.astype(jnp.float32))  # as other cells
 
 
 @pytest.mark.parametrize("dtype", covering([jnp.float32, jnp.float16], jnp.float16))

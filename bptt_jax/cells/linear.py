@@ -488,9 +488,9 @@ def _hgrn_step(params: HGRNParams, x: Array) -> tuple[Array, Array]:
 def _rg_lru_step(params: RGLRUParams, x: Array) -> tuple[Array, Array]:
     # In single precision at least, as the released code: of large inputs derivatives overflow in half precision
     # though the gradients do not.
-    own, wide = params.decay.dtype, at_least_single(params.decay.dtype)
-    params = jax.tree.map(lambda a: a.astype(wide), params)
-    u = times(params.input, jnp.asarray(x, wide))
+    own = jnp.result_type(params.decay, x)
+    params, x = jax.tree.map(lambda a: jnp.asarray(a, at_least_single(own)), (params, x))
+    u = times(params.input, x)
     r, i = jnp.split(sigmoid(times(params.gates, u) + params.bias), 2)
     log_a = -_RG_LRU_POWER * r * jax.nn.softplus(params.decay)
     # The square root has no finite slope at 0, which is 1 - a^2 where the gate r is 0 in its dtype.
