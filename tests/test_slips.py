@@ -232,7 +232,8 @@ def test_what_is_said(name, compilations) -> None:
         call()
     told = "\n".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
     assert re.search("(?s)" + ".*".join(map(re.escape, message.split("…"))), told), told
-    assert compilations == [] or name == "a state in a list"  # of which JAX 0.8.0 compiles the making of arrays
+    # Arrays are made of numbers first: by JAX 0.8.0 of a list, by all of the ends of a calibration.
+    assert compilations == [] or name in ("a state in a list", "a family that asks for its value")
 
 
 def test_what_step_itself_raises_is_kept() -> None:
