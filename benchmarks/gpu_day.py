@@ -9,16 +9,16 @@ Each part is a process of its own. What it prints goes to DIR/PART.log too; resu
 out of time does not stop the others, and the exit status is then 1. What needs a library that is not installed is left
 out and named.
 
-On a card that is lent for half an hour, in commands of ten minutes, with a folder $OUT from which at most eight files
-come back, from the root of a checkout that is not installed and with no network, these three, in this order:
+On a card that is had for half an hour, in jobs of ten minutes, from the root of a checkout that is not installed and
+with no network, these three, in this order:
 
-    PYTHONPATH=. PYTHONUNBUFFERED=1 python3 benchmarks/gpu_day.py checks steps --out $OUT
-    PYTHONPATH=. PYTHONUNBUFFERED=1 python3 benchmarks/gpu_day.py routes memory --out $OUT
-    PYTHONPATH=. PYTHONUNBUFFERED=1 python3 benchmarks/gpu_day.py time spectra --out $OUT
+    PYTHONPATH=. PYTHONUNBUFFERED=1 python3 benchmarks/gpu_day.py checks steps --out DIR
+    PYTHONPATH=. PYTHONUNBUFFERED=1 python3 benchmarks/gpu_day.py routes memory --out DIR
+    PYTHONPATH=. PYTHONUNBUFFERED=1 python3 benchmarks/gpu_day.py time spectra --out DIR
 
-Each ends within nine and a half minutes, all of them within 26; copy what has come back to benchmarks/results/gpu
-after each, for $OUT is emptied before the next. JAX takes three quarters of the card's memory in every part but
-`memory`; PyTorch has what is left. No variable of JAX or XLA is to be set.
+Each ends within nine and a half minutes, all of them within 26; what is in DIR goes to benchmarks/results/gpu. JAX
+takes three quarters of the card's memory in every part but `memory`; PyTorch has what is left. No variable of JAX or
+XLA is to be set.
 """
 
 import argparse
