@@ -278,7 +278,7 @@ def _largest(a: Array) -> Array:
 
 
 def exponent_of(largest: Array) -> Array:
-    """Of one number >= 0, read from its bits: `jnp.frexp` is a fifth of the compilation of all that uses it."""
+    """Of numbers >= 0, read from their bits: `jnp.frexp` is a fifth of the compilation of all that uses it."""
     info, integer = jnp.finfo(largest.dtype), _BITS[largest.dtype.itemsize]
     bits = jax.lax.bitcast_convert_type(largest, integer)
     biased = bits >> int(info.nmant)
