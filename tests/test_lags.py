@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from contract_cases import Case, at_step, loss_args, real_vector
 from contract_checks import only_loss
+from equinox.internal import while_loop
 from oracles import relative_error
 from registry import REGISTRY
 from slices import covering
@@ -82,6 +83,32 @@ def test_truncated_gradients_are_the_first_parts(x64) -> None:
     for window in (1, 4, 7):
         first = jax.tree.map(lambda a, window=window: a[:window].sum(axis=0), parts)
         assert relative_error(first, bptt.estimators.tbptt(*given, loss, k1=1, k2=window)) < 1e-13
+
+
+def test_a_step_with_a_loop_that_ends_when_it_is_done() -> None:
+    """As that of an adaptive solver: its backward pass takes other numbers of rounds at other steps."""
+
+    def by_loop(p, h, x):
+        def again(carry):
+            return carry[0] + 1, jnp.tanh(p * carry[1] + x[1])
+
+        start = jnp.zeros((), jnp.int32), h
+        return while_loop(lambda carry: carry[0] < x[0], again, start, kind="checkpointed", checkpoints=2)[1]
+
+    def unrolled(p, h, x):
+        for k in range(3):
+            h = jnp.where(k < x[0], jnp.tanh(p * h + x[1]), h)
+        return h
+
+    def square(states):
+        return jnp.sum(jnp.square(states[-1]))
+
+    given = jnp.array([0.9, -1.1]), jnp.ones(2), (jnp.array([1, 3, 2]), jnp.array([0.1, -0.2, 0.3])), square
+    found, expected = (gradient_by_lag(step, *given, parts=range(3)) for step in (by_loop, unrolled))
+    np.testing.assert_allclose(found.parts.value, expected.parts.value, rtol=1e-5)
+    np.testing.assert_allclose(found.shares, expected.shares, rtol=1e-4)
+    by_input, of_input = (bptt.adjoints(step, *given, inputs=True).xs_grad[1] for step in (by_loop, unrolled))
+    np.testing.assert_allclose(by_input, of_input, rtol=1e-5)
 
 
 def test_what_it_says() -> None:

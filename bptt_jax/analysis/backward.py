@@ -13,7 +13,7 @@ from bptt_jax import devices
 from bptt_jax.analysis.loss import BoundLoss, LossGradient, bind_loss
 from bptt_jax.linalg import logscale
 from bptt_jax.linalg.logscale import LogScaled
-from bptt_jax.recurrence.linearization import Linearization, cut, linearize, require_pulls
+from bptt_jax.recurrence.linearization import Linearization, at_many_steps, cut, linearize, require_pulls
 from bptt_jax.recurrence.unroll import segment_length, states_of
 from bptt_jax.results import Result, field
 from bptt_jax.step import (
@@ -396,7 +396,7 @@ def _send_back(along: Linearization, immediate: State, later: _Carried | None) -
 
 def _inputs_grad(along: Linearization, signal: LogScaled) -> LogScaled:
     assert along.pull_inputs is not None
-    found = jax.vmap(along.pull_inputs)(along.residuals, signal.mantissa)
+    found = at_many_steps(along.pull_inputs, along.residuals, signal.mantissa)
     return LogScaled(found, signal.exponent)
 
 

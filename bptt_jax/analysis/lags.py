@@ -16,7 +16,7 @@ from bptt_jax.checks import check_positive_int, type_name
 from bptt_jax.leaves import along_leading
 from bptt_jax.linalg import logscale
 from bptt_jax.linalg.logscale import LogScaled
-from bptt_jax.recurrence.linearization import Linearization, cut
+from bptt_jax.recurrence.linearization import Linearization, at_many_steps, cut
 from bptt_jax.results import Result, field
 from bptt_jax.step import Array, Loss, Params, PyTree, Recurrence, State, Step, bind
 from bptt_jax.timeline import moved_to_real_steps, real_steps_first
@@ -200,7 +200,7 @@ def way_back(
             part = contracted(along, signals).normalized()
         else:
             part = LogScaled(along.pull_params(residuals, signals.mantissa), jnp.zeros((), jnp.int32))
-        pulled = jax.vmap(lambda r, signal: cut(r, along.pull(r, signal)))(residuals, signals.mantissa)
+        pulled = at_many_steps(lambda r, signal: cut(r, along.pull(r, signal)), residuals, signals.mantissa)
         exponents = earlier(signals.exponent, logscale.ZERO_EXPONENT) if log_scale else signals.exponent
         return part, scaled(jax.tree.map(earlier, pulled), exponents)
 

@@ -267,6 +267,15 @@ def linearize(recurrence: Recurrence, *, mode: Mode | None = None, inputs: bool 
     )
 
 
+def at_many_steps(pull: Callable[[PyTree, State], PyTree], residuals: PyTree, cotangents: State) -> PyTree:
+    """``pull(residuals, cotangent)`` of each of K steps, ``[K, ...]``: together, or one after the other where the
+    backward pass has a loop that may end sooner at one step than at another, as that of an adaptive solver."""
+    one = jax.tree.map(lambda a: a[0], (residuals, cotangents))
+    if "while" in _primitives(jax.make_jaxpr(pull)(*one)):  # Equinox's cannot be batched then
+        return jax.lax.map(lambda inputs: pull(*inputs), (residuals, cotangents))
+    return jax.vmap(pull)(residuals, cotangents)
+
+
 def require_pulls(along: Linearization, what: str) -> None:
     """Raises TypeError, naming `what` needs them, where a step has no backward pass."""
     one = jax.tree.map(lambda a: a[0], along.residuals)
