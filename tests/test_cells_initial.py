@@ -188,3 +188,15 @@ def test_as_those_who_published_it(name: str) -> None:
             STATED[name][field](a)
         else:
             np.testing.assert_allclose(a.ravel(), np.ravel(getattr(ours, field)))
+
+
+@pytest.mark.parametrize("name", covering(bptt.cells.ATLAS, "gated_deltanet", "echo_state"))
+def test_in_single_precision_cells_begin_alike_in_whatever_mode_jax_is(name: str) -> None:
+    cell = bptt.cells.ATLAS[name].make(16, dtype=np.float32)
+    begun = []
+    for x64 in (False, True):
+        with jax.enable_x64(x64):
+            begun.append(cell.init(jax.random.key(0), 3))
+    for a, b in zip(*map(jax.tree.leaves, begun), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)

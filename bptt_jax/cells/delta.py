@@ -139,7 +139,7 @@ def gated_deltanet(hidden_size: int, *, heads: int = 2, key_size: int = 8, dtype
     def init(key: Array, input_size: int) -> GatedDeltaNetParams:
         fan_in = check_positive_int("input_size", input_size)
         k_ungated, k_decay, k_dt, k_log = jax.random.split(check_key("key", key), 4)
-        decay = 16 * (1 - jax.random.uniform(k_log, (heads,)))  # never 0
+        decay = 16 * (1 - jax.random.uniform(k_log, (heads,), jnp.float32))  # never 0
         key_weights, value_weights, rate = ungated.init(k_ungated, fan_in)
         return GatedDeltaNetParams(
             key_weights,

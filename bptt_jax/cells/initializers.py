@@ -109,7 +109,7 @@ def sparse(nonzeros: int = 15, *, spectral_radius: float = 0.95) -> Initializer:
         if len(check_shape(shape)) != 2 or shape[0] != shape[1]:
             raise ValueError(f"shape: expected a square matrix for a spectral radius, got {list(shape)}")
         k_value, k_place = jax.random.split(key)
-        order = jnp.argsort(jax.random.uniform(k_place, shape), axis=1)
+        order = jnp.argsort(jax.random.uniform(k_place, shape, jnp.float32), axis=1)
         rank = jnp.argsort(order, axis=1)
         weights = jnp.where(rank < nonzeros, jax.random.normal(k_value, shape, dtype), 0)
         radius = spectra.spectral_radius(weights)
