@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from bptt_jax import devices
 from bptt_jax.analysis.loss import BoundLoss, LossGradient, bind_loss
-from bptt_jax.linalg import logscale
+from bptt_jax.linalg import logscale, reductions
 from bptt_jax.linalg.logscale import LogScaled
 from bptt_jax.recurrence.linearization import Linearization, at_many_steps, cut, linearize, require_pulls
 from bptt_jax.recurrence.unroll import segment_length, states_of
@@ -31,7 +31,7 @@ from bptt_jax.step import (
 )
 
 # Of a leaf's numbers: so many are joined with others in a vector, which takes a copy.
-_SMALL = 1 << 12
+_SMALL = 1 << 14
 
 
 class ScaledGradients(Result):
@@ -296,8 +296,8 @@ def contributions(done: Backward) -> tuple[TemporalContributions, LogScaled]:
         parts = _joined(along.pull_params(*jax.tree.map(lambda a: a[None], inputs)))
         exponent = jax.lax.optimization_barrier(logscale.plain(logscale.exponent(parts)))
         parts = logscale.shift(parts, -exponent)
-        square = _sum(jnp.sum(jnp.square(a)) for a in parts)
-        inner = _sum(jnp.sum(a * b) for a, b in zip(parts, direction, strict=True))
+        square = _sum(reductions.total(jnp.square(a)) for a in parts)
+        inner = _sum(reductions.total(a * b) for a, b in zip(parts, direction, strict=True))
         return jnp.stack([square, inner, exponent.astype(square.dtype)])
 
     squares, inner, exponents = jax.lax.map(at_t, (along.residuals, done.signal.mantissa)).T
@@ -312,7 +312,7 @@ def contributions(done: Backward) -> tuple[TemporalContributions, LogScaled]:
 
 def squared_norm(whole: LogScaled) -> Float[Array, ""]:
     """Of the mantissa of what `contributions` gives."""
-    return _sum(jnp.sum(jnp.square(a)) for a in whole.mantissa)
+    return _sum(reductions.total(jnp.square(a)) for a in whole.mantissa)
 
 
 def _sum(numbers: Iterable[Array]) -> Array:

@@ -16,7 +16,7 @@ from bptt_jax import devices
 from bptt_jax.analysis.backward import Backward, backward
 from bptt_jax.analysis.growth import Growth, Tally, pack, unpack
 from bptt_jax.analysis.loss import BoundLoss
-from bptt_jax.linalg import logscale
+from bptt_jax.linalg import logscale, reductions
 from bptt_jax.linalg.logscale import LogScaled
 from bptt_jax.recurrence.linearization import Linearization, cut
 from bptt_jax.step import PyTree, Recurrence, State, choose
@@ -133,11 +133,11 @@ def _measure(tree: PyTree) -> tuple[LogScaled, _Sizes]:
     leaves = [jnp.abs(a) for a in jax.tree.leaves(tree)]
     dtype = max([jnp.dtype(jnp.float32), *(a.dtype for a in leaves)], key=lambda d: d.itemsize)
     leaves = [a.astype(dtype) for a in leaves]
-    largest = [jnp.max(a, initial=0) for a in leaves]
+    largest = [reductions.largest(a) for a in leaves]
     top = reduce(jnp.maximum, largest)
     exponent = logscale.plain(logscale.exponent_of(top))
     scales = [jnp.where(each == 0, 1, each) for each in largest]
-    squares = [jnp.sum(jnp.square(a / scale)) for a, scale in zip(leaves, scales, strict=True)]
+    squares = [reductions.total(jnp.square(a / scale)) for a, scale in zip(leaves, scales, strict=True)]
     if len(leaves) > 1:
         whole = jnp.where(top == 0, 1, top)
         together = sum(

@@ -20,11 +20,11 @@ from jaxtyping import Float, Int, PyTree
 
 from bptt_jax.checks import check_positive
 from bptt_jax.devices import new_axes, summed_like
+from bptt_jax.linalg import reductions
 from bptt_jax.linalg.precision import matmul
 
 # The exponent of zero: below any that a product can reach, and differences of two stay inside int32.
 ZERO_EXPONENT = -(1 << 29)
-_BITS = {2: jnp.int16, 4: jnp.int32, 8: jnp.int64}
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=("mantissa", "exponent"), meta_fields=())
@@ -159,7 +159,7 @@ def exponent(tree: PyTree) -> Array:
     """int32 e with max|tree| in [2^(e-1), 2^e); ZERO_EXPONENT for zero or nothing, 0 if anything is not finite."""
     leaves = jax.tree.leaves(jax.lax.stop_gradient(tree))
     dtype = _real_dtype(leaves)
-    each = [_largest(jnp.abs(a)).astype(dtype) for a in leaves]
+    each = [reductions.largest(jnp.abs(a)).astype(dtype) for a in leaves]
     return exponent_of(reduce(jnp.maximum, each, jnp.zeros((), dtype)))
 
 
@@ -263,24 +263,9 @@ def _real_dtype(leaves: list[Array]) -> jnp.dtype:
     return max([jnp.dtype(jnp.float32), *dtypes], key=lambda dtype: dtype.itemsize)
 
 
-def _largest(a: Array) -> Array:
-    """The largest of numbers >= 0, by their bits, whose order is that of integers. NaN is one of the largest, though
-    the second reduction may pass over it where there are a thousand columns: XLA's maximum of so many does.
-
-    On a CPU, XLA reduces along more than 32 numbers by windows, in up to ten times the time and with two programs more.
-    So there are two reductions, first over rows; the second is of floating numbers, lest XLA makes one of both.
-    """
-    bits = jax.lax.bitcast_convert_type(a, _BITS[a.dtype.itemsize])
-    if a.ndim == 1:
-        bits = bits.reshape(-1, next(k for k in range(32, 0, -1) if a.size % k == 0))
-    columns = jnp.max(bits, axis=tuple(range(bits.ndim - 1)), initial=0)
-    return jnp.max(jax.lax.bitcast_convert_type(columns, a.dtype), initial=0)
-
-
 def exponent_of(largest: Array) -> Array:
     """Of numbers >= 0, read from their bits: `jnp.frexp` is a fifth of the compilation of all that uses it."""
-    info, integer = jnp.finfo(largest.dtype), _BITS[largest.dtype.itemsize]
-    bits = jax.lax.bitcast_convert_type(largest, integer)
+    info, bits = jnp.finfo(largest.dtype), reductions.bits_of(largest)
     biased = bits >> int(info.nmant)
     below_normal = int(info.bits) - int(info.nmant) - jax.lax.clz(bits)
     e = (jnp.where(biased == 0, below_normal, biased) + (int(info.minexp))).astype(jnp.int32)
@@ -294,6 +279,6 @@ def _power_of_two(k: Array, dtype: jnp.dtype, least: int | None = None) -> Array
     With one below the range as the `least`, what is below it gives zero.
     """
     info = jnp.finfo(dtype)
-    bits = _BITS[dtype.itemsize]
+    bits = reductions.BITS[dtype.itemsize]
     k = jnp.clip(k, int(info.minexp) if least is None else least, int(info.maxexp) - 1)
     return jax.lax.bitcast_convert_type((k - int(info.minexp) + 1).astype(bits) << int(info.nmant), dtype)

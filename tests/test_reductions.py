@@ -1,0 +1,41 @@
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bptt_jax.linalg import reductions
+
+SHAPES = [(), (0,), (1,), (33,), (1792,), (1031,), (192, 64), (37, 41), (2, 3, 100)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_total_is_the_sum_of_all(shape, x64):
+    a = np.random.default_rng(0).standard_normal(shape)
+    np.testing.assert_allclose(reductions.total(jnp.asarray(a)), math.fsum(a.ravel()), rtol=1e-12, atol=1e-12)
+    np.testing.assert_array_equal(jax.grad(reductions.total)(jnp.asarray(a)), np.ones(shape))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_largest_of_numbers_that_are_not_negative(shape, dtype):
+    a = np.random.default_rng(1).random(shape).astype(dtype)
+    found = jax.jit(reductions.largest)(a)
+    assert found.dtype == dtype
+    assert found == (a.max() if a.size else 0)
+
+
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if 0 not in shape])
+def test_the_largest_is_nan_wherever_one_is(shape):
+    for place in {0, math.prod(shape) // 2, math.prod(shape) - 1}:
+        a = np.ones(shape, np.float32)
+        a.flat[place] = np.nan
+        assert np.isnan(jax.jit(reductions.largest)(a))
+
+
+def test_axes_are_cut_where_they_can_be():
+    for length, longest in ((32, 32), (64, 32), (1792, 32), (31 * 31 * 31, 31), (1031, 1031), (2 * 1031, 1031)):
+        jaxpr = jax.make_jaxpr(reductions.total)(jnp.zeros(length))
+        widths = [max(v.aval.shape, default=0) for e in jaxpr.eqns if e.primitive.name == "reduce_sum" for v in e.invars]
+        assert max(widths) == longest
