@@ -246,7 +246,7 @@ MUTATIONS = {
         ),
         ("if recurrence.resets_to_start:", "if False:", "test_sequence.py::test_gradient_of_the_reset_state"),
         (
-            "jnp.sum(a * b) for a, b",
+            "reductions.total(a * b) for a, b",
             "jnp.sum(a) for a, b",
             "test_adjoints.py::test_shares_of_complex_parameters_sum_to_one",
         ),
