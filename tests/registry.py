@@ -64,7 +64,6 @@ class Entry(NamedTuple):
       tolerance: instead of that of its dtype.
       large: too many numbers in the state for what needs many D x D matrices.
       linear: a `DiagonalStep` or a `DeltaStep`.
-      defective: eigenvalues of the Jacobians are known to the cube root of a rounding.
     """
 
     make: Callable[[Draw], Problem]
@@ -74,7 +73,6 @@ class Entry(NamedTuple):
     tolerance: float | None = None
     large: bool = False
     linear: bool = False
-    defective: bool = False
 
     @property
     def dtypes(self) -> tuple[str, ...]:
@@ -582,10 +580,10 @@ STEPS: dict[str, Entry] = {
     "keys as inputs": Entry(keys_as_inputs),
     "autonomous": Entry(autonomous),
     "zeros": Entry(zeros),
-    "nilpotent": Entry(nilpotent, defective=True),
+    "nilpotent": Entry(nilpotent),
     "faint": Entry(faint),
     "identity": Entry(identity),
-    "dead first step": Entry(dead_first_step, defective=True),
+    "dead first step": Entry(dead_first_step),
     "hidden Markov": Entry(hidden_markov),
     "thousands": Entry(thousands, large=True),
     "mixed precision": Entry(mixed_precision, tolerance=1e-2),
