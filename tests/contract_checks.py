@@ -457,7 +457,7 @@ def within(case: Any, n: int) -> Callable[[Any], np.ndarray]:
     def one(tree: Any) -> np.ndarray:
         leaves = enumerate(jax.tree.leaves(floats(tree)[0]))
         numbers = [(k, place) for k, a in leaves for _ in range(1 + np.iscomplexobj(a)) for place in range(a.size)]
-        return np.asarray([[a == b for b in numbers] for a in numbers], int).reshape(len(numbers), -1)
+        return np.asarray([[a == b for b in numbers] for a in numbers], int).reshape(len(numbers), len(numbers))
 
     same_unit, same_parameter = one(case.problem.state0), one(case.problem.params)
 
