@@ -42,6 +42,17 @@ def normal(std: float) -> Check:
     return check
 
 
+def truncated(std: float) -> Check:
+    """Normal within two of its standard deviations, of which cutting leaves 0.8796."""
+
+    def check(a: np.ndarray) -> None:
+        np.testing.assert_allclose(a.std(), std, rtol=4 / math.sqrt(2 * a.size))
+        bound = 2 * std / 0.8796
+        assert 0.9 * bound < np.max(np.abs(a)) < 1.0001 * bound
+
+    return check
+
+
 def constant(value: float) -> Check:
     return lambda a: np.testing.assert_array_equal(a, np.float32(value))
 
@@ -64,7 +75,31 @@ def glorot(outputs: int, inputs: int, gain: float = 1.0) -> Check:
     return within(gain * math.sqrt(6 / (outputs + inputs)))
 
 
+def unit_rows(a: np.ndarray) -> None:
+    """From the diagonal on, uniform on the sphere: of length 1, n entries of mean 4th power 3 / (n (n + 2))."""
+    assert not np.tril(a, -1).any()
+    np.testing.assert_allclose(np.linalg.norm(a, axis=1), 1, rtol=1e-6)
+    sizes = a.shape[1] - np.arange(len(a))
+    np.testing.assert_allclose(np.mean(np.sum(a**4, axis=1) * (sizes + 2) / 3), 1, atol=0.2)
+
+
+def numbers(*expected: float) -> Check:
+    return lambda a: np.testing.assert_allclose(a.ravel(), expected, rtol=1e-5, atol=1e-5)
+
+
+def each(*checks: Check) -> Check:
+    """Of as many blocks, one after the other."""
+
+    def check(a: np.ndarray) -> None:
+        for block, of_block in zip(np.split(a, len(checks)), checks, strict=True):
+            of_block(block)
+
+    return check
+
+
 FAN_IN, ZERO = normal(1 / math.sqrt(I)), constant(0)
+_ZIGZAG = [(j - 3.5) / 3.5 * abs(j - 3.5) / 3.5 for j in range(8)]
+OF_LINEAR = within(1 / math.sqrt(I))  # of PyTorch
 OF_UNITS = normal(1 / math.sqrt(N))
 STATED: dict[str, dict[str, Check]] = {
     "indrnn": {"recurrent": uniform(0, 1), "input": FAN_IN, "bias": ZERO},
@@ -78,7 +113,8 @@ STATED: dict[str, dict[str, Check]] = {
     },
     "antisymmetric": {"recurrent": OF_UNITS, "input": FAN_IN, "bias": ZERO},
     "gated_antisymmetric": {"recurrent": OF_UNITS, "input": FAN_IN, "bias": ZERO},
-    "lipschitz": {"linear": normal(1 / N), "recurrent": normal(1 / N), "bias": ZERO},
+    # erichson/LipschitzRNN: normal of --init_std 0.1 over n_units; its encoder is a linear layer of PyTorch
+    "lipschitz": {"linear": normal(0.1 / N), "recurrent": normal(0.1 / N), "input": OF_LINEAR, "bias": OF_LINEAR},
     "fastrnn": {"recurrent": normal(0.1), "input": normal(0.1), "bias": constant(1)},
     "fastgrnn": {
         "recurrent": normal(0.1),
@@ -104,19 +140,82 @@ STATED: dict[str, dict[str, Check]] = {
     },
     "tau_gru": dict.fromkeys(("recurrent", "delayed", "input", "bias"), within(1 / math.sqrt(N))),
     "original_lstm": {"recurrent": within(0.1), "input": within(0.1), "bias": ZERO},
-    "rhn": {"recurrent": within(0.04), "input": within(0.04)},
+    # jzilly/RecurrentHighwayNetworks: init_scale 0.04, also of the biases of h; init_bias -2
+    "rhn": {
+        "recurrent": within(0.04),
+        "input": within(0.04),
+        "bias": lambda a: each(within(0.04), constant(-2))(np.concatenate(np.split(a, 2, axis=1))),
+    },
+    # nvecoven/BRC: glorot_uniform, zeros, and constant(1.0) for the memories of brc
     "brc": {"recurrent": constant(1), "input": glorot(N, I), "bias": ZERO},
     "nbrc": {"recurrent": glorot(N, N), "input": glorot(N, I), "bias": ZERO},
     "li_gru": {"recurrent": orthogonal, "input": glorot(N, I), "bias": ZERO},
     "qrnn": {"past": normal(1 / math.sqrt(2 * I)), "input": normal(1 / math.sqrt(2 * I)), "bias": ZERO},
-    "hgrn": {"input": FAN_IN, "bias": ZERO},
+    # Doraemonzzz/hgru-pytorch: theta of 10000 ** (-2 / embed_dim * arange(embed_dim))
+    "hgrn": {
+        "input": FAN_IN,
+        "bias": ZERO,
+        "bound": ZERO,
+        "theta": lambda a: np.testing.assert_allclose(a, [10000 ** (-2 * k / N) for k in range(N)], rtol=1e-4),
+    },
+    "min_gru": {"input": FAN_IN, "bias": ZERO},
+    "min_lstm": {"input": FAN_IN, "bias": ZERO},
+    # google-deepmind/recurrentgemma: variance_scaling(1, "fan_in", "normal"), zeros
+    "rg_lru": {"input": FAN_IN, "gates": OF_UNITS, "bias": ZERO},
+    # zmhammedi/Orthogonal_RNN: normal columns scaled to length 1, W by Glorot and Bengio, bh of zeros
+    "householder": {"reflections": unit_rows, "input": glorot(N, I), "bias": ZERO},
+    # Lukosevicius 2012, section 3.2.4: uniform on [-a, a]
+    "echo_state": {"input": within(1), "bias": within(1)},
+    # The LMU of 2019, as nvecoven/BRC has it: lecun_uniform, constant(0), glorot_normal
     "lmu": {
         "encode_input": within(math.sqrt(3 / I)),
         "encode_hidden": within(math.sqrt(3 / N)),
         "encode_memory": ZERO,
+        "input": truncated(math.sqrt(2 / (N + I))),
+        "recurrent": truncated(math.sqrt(1 / N)),
+        "memory": truncated(math.sqrt(2 / (N + 8))),
     },
+    # microsoft/torchscale: xavier_uniform_ with gain=2 ** -2.5
     "retnet": {"key": glorot(16, I, 2**-2.5), "value": glorot(N, I, 2**-2.5)},
-    "gla": {"key": glorot(16, I, 2**-2.5), "value": glorot(N, I, 2**-2.5), "gate_bias": ZERO},
+    # berlino/gated_linear_attention: likewise, of the gate's two layers too
+    "gla": {
+        "key": glorot(16, I, 2**-2.5),
+        "value": glorot(N, I, 2**-2.5),
+        "gate_down": glorot(16, I, 2**-2.5),
+        "gate_up": glorot(16, 16, 2**-2.5),
+        "gate_bias": ZERO,
+    },
+    # BlinkDL/RWKV-LM: time_decay of -6 + 5 * (n / (dim_att - 1)) ** 0.7 in layer 0, time_decay_w2 within 0.01
+    "rwkv6": {
+        "decay": numbers(*(-6 + 5 * (n / 15) ** 0.7 for n in range(16))),
+        "decay_in": ZERO,
+        "decay_out": within(0.01),
+    },
+    # And w0, a0, k_k and k_a of RWKV-v7, layer 0, with heads of 8
+    "rwkv7": {
+        "decay": numbers(*(-5.5 + 6 * n / 15 + 2.5 * _ZIGZAG[n % 8] for n in range(16))),
+        "decay_in": ZERO,
+        "rate": numbers(*(-0.19 + 0.3 * _ZIGZAG[n % 8] + 0.4 * (n / 15 - 0.5) for n in range(16))),
+        "rate_in": ZERO,
+        "removal": numbers(*(0.71 - 0.1 * (n / 15 - 0.5) for n in range(16))),
+        "replacement": constant(1.02),
+    },
+    # NX-AI/xlstm: small_init_init_, zeros, and the power law of block 0
+    "mlstm": {
+        "key": normal(math.sqrt(2 / (5 * I))),
+        "value": normal(math.sqrt(2 / (5 * I))),
+        "gates": ZERO,
+    },
+    "slstm": {
+        "recurrent": ZERO,
+        "input": normal(math.sqrt(2 / (5 * I))),
+        "bias": each(
+            ZERO,
+            numbers(*(5 - 12 * (j / (N - 1)) ** 0.3 for j in range(N))),
+            ZERO,
+            ZERO,
+        ),
+    },
     "linear_transformer": {"key": FAN_IN, "value": FAN_IN},
     "deltanet": {"key": FAN_IN, "value": FAN_IN, "rate": FAN_IN},
     "hgrn2": {"forget": FAN_IN, "value": FAN_IN},
@@ -126,7 +225,7 @@ STATED: dict[str, dict[str, Check]] = {
 
 
 @pytest.mark.parametrize(
-    "name", covering(list(STATED), "fastrnn", "lipschitz", "lif", "retnet", "deltanet", "rhn", "brc")
+    "name", covering(list(STATED), "fastrnn", "lipschitz", "lif", "retnet", "deltanet", "rhn", "brc", "householder")
 )
 def test_as_stated(name: str) -> None:
     options = {"backbone_units": BACKBONE} if name == "cfc" else {}
@@ -170,6 +269,13 @@ PEERS: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
     "fastrnn": ("edgeml_pytorch", lambda: of_edgeml("FastRNNCell")),
     "fastgrnn": ("edgeml_pytorch", lambda: of_edgeml("FastGRNNCell")),
 }
+
+
+def test_gates_of_mlstm_begin_as_released():
+    """NX-AI/xlstm: forget biases by bias_linspace_init_ from 3 to 6, input biases normal of std 0.1."""
+    admit, keep = np.asarray(bptt.cells.mlstm(1000, heads=1000).init(jax.random.key(0), 1).bias, np.float64)
+    normal(0.1)(admit)
+    np.testing.assert_allclose(keep, np.linspace(3, 6, 1000), rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", PEERS)

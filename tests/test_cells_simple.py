@@ -62,11 +62,10 @@ def test_antisymmetric_cells_turn_but_for_gamma(name, share):
 def test_beta_of_lipschitz_leads_from_symmetric_to_antisymmetric():
     for beta, sign in ((0.0, 1), (1.0, -1)):
         cell, params = started(bptt.cells.lipschitz(N, epsilon=0.5, beta=beta, gamma=0.25))
+        params = params._replace(bias=jnp.zeros(N))
         flow = (jacobian_at_rest(cell, params) - np.eye(N)) / 0.5 + 2 * 0.25 * np.eye(N)
-        np.testing.assert_allclose(flow, sign * flow.T, atol=1e-5)
-        assert np.max(np.abs(flow)) > 0.1
-    _, wide = started(bptt.cells.lipschitz(40))
-    np.testing.assert_allclose(np.std(wide.recurrent), 1 / 40, rtol=0.1)
+        np.testing.assert_allclose(flow, sign * flow.T, atol=1e-6)
+        assert np.max(np.abs(flow)) > 0.02
 
 
 def test_numbers_of_a_step_may_be_traced():

@@ -117,7 +117,7 @@ def gated_deltanet(hidden_size: int, *, heads: int = 2, key_size: int = 8, dtype
 
     for each of H heads, with V = N/H values and K keys; the decay is that of Mamba-2. What is read is no part of the
     recurrence, as for `deltanet`. ``exp(A)`` starts uniform between 0 and 16, ``softplus(b_alpha)`` log-uniform
-    between 0.001 and 0.1, as in the released code, the weights at N(0, 1 / I).
+    between 0.001 and 0.1, as in the released code; the weights, which there the model around draws, at N(0, 1 / I).
 
     The Jacobian takes ``alpha (1 - beta)`` of what lies along k, and alpha of the rest: the error signal never grows.
 

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 from bptt_jax.cells.activations import sigmoid, tanh, weighted_mean
 from bptt_jax.cells.initializers import Initializer
 from bptt_jax.cells.sharing import recalled
-from bptt_jax.cells.weights import check_hidden_size, check_initializers, draw_gates, times, within
+from bptt_jax.cells.weights import check_hidden_size, check_initializers, draw_gates, draw_within, times, within
 from bptt_jax.checks import check_finite, check_floating, check_key, check_positive_int
 from bptt_jax.step import Array, Cell
 
-_small = within(0.04)
+_SCALE = 0.04
+_small = within(_SCALE)
 
 
 class RHNParams(NamedTuple):
@@ -47,7 +48,7 @@ def rhn(
         h_t = s_L
 
     With the carry gate ``1 - t``, as in all of the paper's experiments. All starts as in the authors' code: weights
-    uniform between -0.04 and 0.04 (for some thousand units), t's biases at -2, the others at 0.
+    and n's biases uniform between -0.04 and 0.04 (for some thousand units), t's biases at -2.
 
     The Jacobian is the product of L of the form ``diag(1 - t) + diag(t n') R + ...``: near 0.88^L I at first, so the
     deeper, the shorter the memory, unless `transform_bias` is lowered with L (the authors' code has -4 too).
@@ -73,12 +74,12 @@ def rhn(
 
     def init(key: Array, input_size: int) -> RHNParams:
         fan_in = check_positive_int("input_size", input_size)
-        k_rec, k_in = jax.random.split(check_key("key", key))
+        k_rec, k_in, k_bias = jax.random.split(check_key("key", key), 3)
         recurrent = draw_gates("recurrent_init", recurrent_init, k_rec, 2 * depth, n, n, dtype)
         return RHNParams(
             recurrent.reshape(depth, 2 * n, n),
             draw_gates("input_init", input_init, k_in, 2, n, fan_in, dtype),
-            jnp.zeros((depth, 2 * n), dtype).at[:, n:].set(jnp.asarray(transform_bias, dtype)),
+            draw_within(k_bias, (depth, 2 * n), _SCALE, dtype).at[:, n:].set(jnp.asarray(transform_bias, dtype)),
         )
 
     return Cell(init, lambda: jnp.zeros(n, dtype), _rhn_step)

@@ -262,7 +262,9 @@ def householder(
     The Jacobian is ``diag(phi'(a_t)) W``: the error signal never grows where phi' is at most 1. W is orthogonal to
     rounding, whatever the parameters.
 
-    The vectors start as N(0, 1), so that each reflection is uniform in what it acts on; U Glorot's uniform; b at 0.
+    The vectors start normal and scaled to length 1, so that each reflection is uniform in what it acts on; U Glorot's
+    uniform; b at 0: as in the authors' code, which learns the initial state too. Here that is 0, and an argument of
+    every function.
 
     Args:
       hidden_size: N, of units.
@@ -287,8 +289,9 @@ def householder(
     def init(key: Array, input_size: int) -> HouseholderParams:
         fan_in = check_positive_int("input_size", input_size)
         k_reflections, k_in = jax.random.split(check_key("key", key))
+        vectors = jnp.triu(jax.random.normal(k_reflections, (count, n), at_least_single(dtype)))
         return HouseholderParams(
-            jnp.triu(jax.random.normal(k_reflections, (count, n), dtype)),
+            (vectors / jnp.linalg.norm(vectors, axis=1, keepdims=True)).astype(dtype),
             draw_gates("input_init", input_init, k_in, 1, n, fan_in, dtype),
             jnp.zeros(n, dtype),
         )

@@ -120,8 +120,8 @@ def cornn(
     paper's y is h.
 
     W, V and U start uniform within ``1 / sqrt(fan in)``, 2N for W and V; so does b, within ``1 / sqrt(I)``: the
-    defaults of the released code's linear layers. The Jacobian is ``I + O(dt)``: the error signal changes little in
-    one step, and over ``1 / dt`` of them decays with epsilon.
+    defaults of the linear layers that the released code has for IMDB. The Jacobian is ``I + O(dt)``: the error signal
+    changes little in one step, and over ``1 / dt`` of them decays with epsilon.
 
     Args:
       hidden_size: N, of oscillators.

@@ -14,8 +14,9 @@ from bptt_jax.cells.weights import (
     check_hidden_size,
     constants,
     draw_gates,
+    draw_within,
     fan_in_normal,
-    glorot_normal,
+    linear_default,
     times,
 )
 from bptt_jax.checks import (
@@ -213,8 +214,8 @@ def lipschitz(
 
     beta says how antisymmetric A and W are (at 1 wholly), gamma how much they damp. The paper allows one beta and
     one gamma for each of the two; its code and its tables have the same for both, as here, and epsilon, beta and gamma
-    are those of its command for CIFAR-10. As in the code M_A and M_W start at N(0, 1 / N^2), U by Glorot's normal
-    initialisation, b = 0.
+    are those of its commands for MNIST. As with these M_A and M_W start at N(0, (0.1 / N)^2), U and b as of PyTorch's
+    linear layer, uniform within ``1 / sqrt(I)``.
 
     The Jacobian is ``I + epsilon (A + diag(1 - tanh(a_t)^2) W)``: near the identity. Where A's symmetric half is
     negative enough for W, all of the dynamics contracts.
@@ -236,16 +237,16 @@ def lipschitz(
     n = check_hidden_size(hidden_size, 2, dtype)
     epsilon, gamma = check_positive_finite("epsilon", epsilon), check_nonnegative_finite("gamma", gamma)
     beta = check_number("beta", beta, "a number from 0 to 1", lambda v: (v >= 0) & (v <= 1))
-    small = jax.nn.initializers.normal(1 / n)
+    small = jax.nn.initializers.normal(0.1 / n)
 
     def init(key: Array, input_size: int) -> LipschitzParams:
         fan_in = check_positive_int("input_size", input_size)
-        k_lin, k_rec, k_in = jax.random.split(check_key("key", key), 3)
+        k_lin, k_rec, k_in, k_bias = jax.random.split(check_key("key", key), 4)
         return LipschitzParams(
             draw_gates("linear", small, k_lin, 1, n, n, dtype),
             draw_gates("recurrent", small, k_rec, 1, n, n, dtype),
-            draw_gates("input", glorot_normal, k_in, 1, n, fan_in, dtype),
-            jnp.zeros(n, dtype),
+            draw_gates("input", linear_default, k_in, 1, n, fan_in, dtype),
+            draw_within(k_bias, (n,), fan_in**-0.5, dtype),
         )
 
     return Cell(init, lambda: jnp.zeros(n, dtype), shared(_lipschitz_step, epsilon, beta, gamma))

@@ -256,9 +256,10 @@ def mamba(
     recurrence. The paper discretises B by zero-order hold, the released code as here, by Euler's rule.
 
     As released: A starts at ``-1 .. -S`` in every channel, Delta log-uniform between `dt_min` and `dt_max` by its
-    bias, W_down of rank ``N / 16``, rounded up; weights uniform as of PyTorch's linear layer. The paper takes S = 16.
-    The Jacobian is diagonal, ``exp(-Delta s)`` where it starts: what the input selects is how long each channel
-    remembers, at most 1 / Delta steps.
+    bias, weights uniform as of PyTorch's linear layer. W_down is of rank ``N / 16``, rounded up, where the released
+    code has a sixteenth of its model's width, half of N. The paper takes S = 16. The Jacobian is diagonal,
+    ``exp(-Delta s)`` where it starts: what the input selects is how long each channel remembers, at most 1 / Delta
+    steps.
 
     Args:
       hidden_size: N, of channels.
