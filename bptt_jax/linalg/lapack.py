@@ -29,9 +29,7 @@ _SHARED_OUT = (0, 10) <= jaxlib_version < (0, 11, 2)
 _SMALL = 32 * 32  # numbers of a matrix; a stack of larger ones would be copied as a whole
 
 
-def matrix_by_matrix(
-    routine: Callable[[Array], Any], ranks: tuple[int, ...]
-) -> Callable[[Array], tuple[Array, ...]]:
+def on_one_thread(routine: Callable[[Array], Any], ranks: tuple[int, ...]) -> Callable[[Array], tuple[Array, ...]]:
     """`routine`, of a stack ``[..., M, N]``, as a tuple of arrays; on a CPU by one thread.
 
     A stack that lies on several devices stays there, each with its own matrices; axes of `jax.vmap` join the stack.
@@ -102,9 +100,9 @@ def hold_blas_threads() -> None:
     (found.select(filepath=own) if own else found).limit(limits=1)
 
 
-svd = matrix_by_matrix(lambda matrices: jnp.linalg.svd(matrices, full_matrices=False), (2, 1, 2))
-eig = matrix_by_matrix(jnp.linalg.eig, (1, 2))
-inverse = matrix_by_matrix(jnp.linalg.inv, (2,))
+svd = on_one_thread(lambda matrices: jnp.linalg.svd(matrices, full_matrices=False), (2, 1, 2))
+eig = on_one_thread(jnp.linalg.eig, (1, 2))
+inverse = on_one_thread(jnp.linalg.inv, (2,))
 
 
 def by_modulus(values: Array) -> Array:
@@ -120,7 +118,7 @@ def _solve_augmented(systems: Array) -> Array:
 
 
 # Of systems ``[A, b]``, ``[..., N, N + 1]``, the solutions ``[..., N]``; not finite where A is singular.
-solve = matrix_by_matrix(_solve_augmented, (1,))
+solve = on_one_thread(_solve_augmented, (1,))
 
 
 def _solve_positive(systems: Array) -> Array:
@@ -130,4 +128,4 @@ def _solve_positive(systems: Array) -> Array:
 
 
 # The same of symmetric positive definite A; NaN where it is not positive definite.
-solve_positive = matrix_by_matrix(_solve_positive, (1,))
+solve_positive = on_one_thread(_solve_positive, (1,))

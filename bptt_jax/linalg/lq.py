@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from bptt_jax.linalg.lapack import matrix_by_matrix
+from bptt_jax.linalg.lapack import on_one_thread
 from bptt_jax.linalg.precision import matmul
 
 ROUNDINGS = 4.0  # of the largest length: what is no longer than that may be zero
@@ -23,7 +23,7 @@ def orthonormal(frames: Float[Array, "... M N"]) -> tuple[Float[Array, "... M M"
     return r.mT, q.mT
 
 
-_qr = matrix_by_matrix(jnp.linalg.qr, (2, 2))
+_qr = on_one_thread(jnp.linalg.qr, (2, 2))
 
 
 @orthonormal.defjvp

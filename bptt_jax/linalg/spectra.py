@@ -20,7 +20,7 @@ from bptt_jax import devices
 from bptt_jax.checks import check_matrices
 from bptt_jax.linalg import logscale
 from bptt_jax.linalg.batched_spectra import batched_eigenvalues, batched_singular_values
-from bptt_jax.linalg.lapack import by_modulus, eig, inverse, matrix_by_matrix, svd
+from bptt_jax.linalg.lapack import by_modulus, eig, inverse, on_one_thread, svd
 from bptt_jax.linalg.logscale import LogScaled
 from bptt_jax.linalg.precision import matmul
 
@@ -172,8 +172,8 @@ class _Route(NamedTuple):
     routine: Callable[[Array], Array]
 
 
-_svd_alone = matrix_by_matrix(lambda matrices: jnp.linalg.svd(matrices, compute_uv=False), (1,))
-_eigvals_alone = matrix_by_matrix(jnp.linalg.eigvals, (1,))
+_svd_alone = on_one_thread(lambda matrices: jnp.linalg.svd(matrices, compute_uv=False), (1,))
+_eigvals_alone = on_one_thread(jnp.linalg.eigvals, (1,))
 _ANY = range(1, 1 << 31)
 # The first row that fits. On a GPU, jnp.linalg takes matrices one by one (singular values from 33 x 33 on), and
 # the batched routines need so many launches that a few matrices are not worth it. These rows were not measured: they
