@@ -515,6 +515,20 @@ def test_only_one_process_trains_in_a_folder(tmp_path) -> None:
     assert_equal(restore(tmp_path)[0], state_at(5))
 
 
+def test_a_reserved_folder_is_for_one_run(tmp_path) -> None:
+    for _ in range(2):
+        with runfolder.reserved(tmp_path):
+            with (
+                pytest.raises(RunFolderError, match="another process is training there"),
+                runfolder.reserved(tmp_path),
+            ):
+                pass
+            with RunFolder(tmp_path, {}), pytest.raises(RunFolderError, match="another process is training there"):
+                RunFolder(tmp_path, {})
+    with RunFolder(tmp_path, {}):
+        pass
+
+
 def test_two_that_begin_a_folder_at_the_same_moment(tmp_path, monkeypatch) -> None:
     """The second tries while the first is writing its settings: then it is told, and nothing of the first is lost."""
     write_json, told = runfolder.write_json, []

@@ -22,6 +22,7 @@ from bptt_jax.cli.main import main
 from bptt_jax.cli.report import BadArgument
 from bptt_jax.experiments import tasks
 from bptt_jax.experiments.network import NetworkParams
+from bptt_jax.experiments.runfolder import reserved
 
 SMALL = [
     "train",
@@ -151,6 +152,17 @@ def test_what_was_foretold_is_kept_and_told_again(finished, tmp_path, capsys, mo
     (run / "prognosis.json").write_text("{}")
     assert main(command) == 2
     assert "expected a prognosis, got {}" in capsys.readouterr().err
+
+
+def test_a_second_process_is_refused_before_its_pilot(tmp_path, capsys, monkeypatch) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "prognosis.json").write_text("of the other")
+    monkeypatch.setattr(train, "foretell", pytest.fail)
+    with reserved(run):
+        assert main([*SMALL, "--updates", "60", "--out", str(run)]) == 2
+    assert "another process is training there" in capsys.readouterr().err
+    assert (run / "prognosis.json").read_text() == "of the other"
 
 
 def test_diagnose_sees_the_trained_network(finished, tmp_path, capsys) -> None:

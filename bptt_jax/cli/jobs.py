@@ -167,15 +167,15 @@ def _train(arguments: argparse.Namespace) -> Outcome:
         jax.config.update("jax_enable_x64", True)
     job = train.prepare(settings)
     folder = _folder_of_run(arguments)
-    resumed = train.begun(job, settings, folder)
+    train.begun(job, settings, folder)  # what is refused is left as it was
     out = _writable(folder)
-    with progress_bar(arguments.updates, quiet=arguments.quiet) as show:
+    with train.alone_in(out), progress_bar(arguments.updates, quiet=arguments.quiet) as show:
 
         def report(line: Record) -> None:
             raise_if_signalled()
             show(line)
 
-        if resumed:
+        if resumed := train.begun(job, settings, out):  # now that no other process can begin it
             prognosis = train.kept_prognosis(out)
         else:
             foretold = train.foretell(job, settings, arguments.updates, lambda _: raise_if_signalled())

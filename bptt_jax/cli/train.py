@@ -2,8 +2,8 @@
 
 import hashlib
 import inspect
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,14 @@ from bptt_jax.experiments import loop, tasks
 from bptt_jax.experiments.network import Network, NetworkParams, network, truncated
 from bptt_jax.experiments.prognosis import PILOT_LENGTH, PILOT_SHARE, SOLVED, Prognosis, prognose, steps_in_words
 from bptt_jax.experiments.records import Record, Training, TrainState
-from bptt_jax.experiments.runfolder import RunFolderError, holds_run, read_prognosis, read_settings, read_state
+from bptt_jax.experiments.runfolder import (
+    RunFolderError,
+    holds_run,
+    read_prognosis,
+    read_settings,
+    read_state,
+    reserved,
+)
 from bptt_jax.experiments.text import english_text, read_text
 from bptt_jax.leaves import to_jsonable
 from bptt_jax.remedies.clipping import clip_adjoints, with_clipping
@@ -190,6 +197,21 @@ def begun(job: Job, settings: Settings, folder: Path) -> bool:
 
 def _identity(job: Job, settings: Settings) -> dict[str, Any]:
     return {"arguments": asdict(settings), "text_sha256": job.text_sha256}
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """With the folder of a run `reserved`.
+
+    Raises:
+      BadArgument: another process is training there.
+    """
+    with ExitStack() as held:
+        try:
+            held.enter_context(reserved(folder))
+        except RunFolderError as error:
+            raise BadArgument(f"--out: {error}") from None
+        yield
 
 
 def kept_prognosis(folder: Path) -> dict[str, Any] | None:

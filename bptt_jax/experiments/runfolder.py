@@ -11,7 +11,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from reprlib import Repr
 from types import TracebackType
@@ -27,6 +27,7 @@ Tree = TypeVar("Tree")
 _KEPT = 2
 _SETTINGS, _LOG, _CHECKPOINTS, _LOCK = "settings.json", "log.jsonl", "checkpoints", ".lock"
 _PROGNOSIS = "prognosis.json"
+_reserved: set[Path] = set()
 _DEEPEST = 50  # lists and groups within each other, in settings and log
 _MOST_SETTINGS, _MOST_LOG = 1 << 24, 1 << 32  # bytes
 _FILES = 100  # more than a checkpoint consists of
@@ -46,10 +47,10 @@ class RunFolder:
     when it is complete. So whenever the process ends, the last whole checkpoint and the lines up to it are one
     consistent state; `restore` takes these and drops what came after.
 
-    One process at a time: ``.lock``, an empty file that stays, is locked by `flock` from before the folder is begun
-    until it is closed, and the lock goes with the process, however that ends. On NFS the server keeps the lock, for
-    all its hosts. A file system without locks is warned of, and on a system without `flock` (Windows) nothing keeps
-    two processes apart.
+    One process at a time: ``.lock``, an empty file that stays, is locked by `flock` from before the folder is begun,
+    or is `reserved`, until it is closed, and the lock goes with the process, however that ends. On NFS the server keeps
+    the lock, for all its hosts. A file system without locks is warned of, and on a system without `flock` (Windows)
+    nothing keeps two processes apart.
 
     Beside them may stand ``prognosis.json``, what was foretold when the run began.
 
@@ -77,7 +78,7 @@ class RunFolder:
         _begun(folder, here)  # what is refused is left as it was, without even a lock
         folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as opened:
-            opened.enter_context(_locked(folder))
+            opened.enter_context(_lock_taken_over(folder) or _locked(folder))
             if not _begun(folder, here):  # once more, now that no other process can begin it
                 write_json(folder / _SETTINGS, here)
             self._manager = opened.enter_context(_manager(folder, write=True))
@@ -170,8 +171,23 @@ def read_settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
+@contextmanager
+def reserved(folder: Path) -> Iterator[None]:
+    """Keeps other processes out of a folder in which this one is about to begin a run, or to go on with one.
+
+    Raises:
+      RunFolderError: another process is there.
+    """
+    with _locked(folder):
+        _reserved.add(folder.absolute())
+        try:
+            yield
+        finally:
+            _reserved.discard(folder.absolute())
+
+
 def write_prognosis(folder: Path, prognosis: Mapping[str, Any] | None) -> None:
-    """What is foretold of a run that is about to begin in a folder: ``prognosis.json``, or none."""
+    """What is foretold of a run that is about to begin in a `reserved` folder: ``prognosis.json``, or none."""
     if prognosis is None:
         (folder / _PROGNOSIS).unlink(missing_ok=True)  # of another run that never began
     else:
@@ -301,6 +317,14 @@ def _locked(folder: Path) -> Iterator[None]:
             yield
         finally:
             fcntl.flock(handle, fcntl.LOCK_UN)  # a forked process may have the file open still
+
+
+def _lock_taken_over(folder: Path) -> AbstractContextManager[None] | None:
+    """Nothing to lock where the folder is reserved, for one run."""
+    if folder.absolute() not in _reserved:
+        return None
+    _reserved.remove(folder.absolute())
+    return nullcontext()
 
 
 @contextmanager
