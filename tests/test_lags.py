@@ -68,7 +68,9 @@ def test_parts_sum_to_the_gradient(name) -> None:
         found = gradient_by_lag(*given, args=args, parts=range(plan.steps)).parts.value
         parts = np.stack([real_vector(at_step(found, lag)) for lag in range(plan.steps)])
         whole = real_vector(bptt.adjoints(*given, args=args).params_grad)
-    np.testing.assert_allclose(parts.sum(axis=0), whole, rtol=0, atol=case.tolerance * np.max(np.abs(parts), initial=0))
+    np.testing.assert_allclose(
+        parts.sum(axis=0), whole, rtol=0, atol=case.tolerance * np.max(np.abs(parts), initial=0)
+    )
 
 
 @pytest.mark.exhaustive
@@ -122,6 +124,22 @@ def test_what_it_says() -> None:
     nothing = gradient_by_lag(*given[:4], lambda states: 0 * states[0, 0])
     assert "zero" in repr(nothing)
     assert np.all(np.isnan(nothing.shares))
+
+
+def test_what_it_says_of_a_batch() -> None:
+    def of(weights, longest):
+        found = jax.vmap(
+            lambda w: gradient_by_lag(linear, w, jnp.ones(1), jnp.zeros((3, 1)), last_one, longest=longest)
+        )
+        return repr(found(jnp.asarray(weights))).splitlines()[0]
+
+    def last_one(states):
+        return states[-1, 0]
+
+    assert of([1.2, 1.2, jnp.nan], 3).endswith(
+        "3: half of the gradient comes from at most 1 step back (median of 2)"
+    )
+    assert of([jnp.nan, jnp.nan], 2).endswith("2: of no gradient half comes from at most 1 step back")
 
 
 def test_what_it_says_of_a_gradient_that_is_not_finite_or_from_farther_away() -> None:

@@ -42,7 +42,14 @@ class GradientByLag(Result):
     parts: LogScaled | None
 
     def _headline(self) -> str:
-        longest, shares = int(self.lags[-1]), np.asarray(self.shares, np.float64)
+        shares = np.asarray(self.shares, np.float64)
+        longest = shares.shape[-1] - 1
+        if shares.ndim > 1:
+            enough = np.cumsum(shares.reshape(-1, longest + 1), axis=1) >= 0.5
+            halves = np.argmax(enough, axis=1)[enough.any(axis=1)]
+            if not len(halves):
+                return f"of no gradient half comes from {_within(longest)}"
+            return f"half of the gradient comes from {_within(round(np.median(halves)))} (median of {len(halves)})"
         if self.whole_log_norm == -np.inf:
             return "the gradient is zero"
         if np.isnan(shares).any():
