@@ -1146,6 +1146,7 @@ MUTATIONS = {
         ("+ kept * state.s", "+ state.s", "test_cells_simple.py::test_the_context_of_scrn_forgets_by_alpha"),
     ],
     "bptt_jax/cells/stable.py": [
+        ("normal(0.1 / n)", "normal(1 / n)", "test_cells_initial.py::test_as_stated"),
         (
             "jnp.full((), -3, drawn.bias.dtype)",
             "jnp.full((), -2, drawn.bias.dtype)",
@@ -1242,10 +1243,11 @@ MUTATIONS = {
     ],
     "bptt_jax/cli/jobs.py": [
         (
-            "if resumed:\n            prognosis",
-            "if False:\n            prognosis",
+            "if resumed := train.begun(job, settings, out):",
+            "if resumed := False:",
             "test_train_command.py -k foretold_is_kept",
         ),
+        ("with train.alone_in(out), progress_bar", "with progress_bar", "test_train_command.py -k second_process"),
     ],
     "bptt_jax/cli/parser.py": [
         (
@@ -1322,6 +1324,7 @@ MUTATIONS = {
         ("acted / made, 1)", "acted / 1, 1)", "test_loop.py::test_clipped_and_skipped_shares_are_counts"),
     ],
     "bptt_jax/experiments/runfolder.py": [
+        ("    _reserved.remove(folder.absolute())\n", "", "test_runfolder.py -k reserved_folder"),
         ("there if all_of_them else", "there if True else", "test_runfolder.py -k whether_a_run"),
         (
             'record["updates"] > update:',
