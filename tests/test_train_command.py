@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -178,18 +179,20 @@ def test_diagnose_sees_the_trained_network(finished, tmp_path, capsys) -> None:
     settings = train.read(out)
     job = train.prepare(settings)
     first, now = train.states(job, settings, out)
-    data = job.network.task.sample(jax.random.key(0), 3)
+    data = jax.jit(job.network.task.sample, static_argnums=1)(jax.random.key(0), 3)
+
+    @jax.jit
+    @partial(jax.vmap, in_axes=(None, 0, 0))
+    def loss_and_gradient(params, inputs, target):
+        loss, gradient = jax.value_and_grad(job.network.loss)(params, inputs, target)
+        return loss, gradient.cell
+
     for i in (0, 1):
         for name, states in (("untrained", first), ("60 updates", now)):
             params = jax.tree.map(lambda a, i=i: a[i], states.params)
-            losses = jax.vmap(job.network.loss, (None, 0, 0))(params, *data)
+            losses, each = loss_and_gradient(params, *data)
             measured = content["recurrences"][f"gru, {name}, seed {i}"]
             assert measured["loss"]["mean"] == pytest.approx(float(jnp.mean(losses)), rel=1e-5)
-
-            def gradient(params, inputs, target):
-                return jax.grad(job.network.loss)(params, inputs, target).cell
-
-            each = jax.vmap(gradient, (None, 0, 0))(params, *data)
             each = np.concatenate([np.asarray(a, np.float64).reshape(3, -1) for a in jax.tree.leaves(each)], axis=1)
             noise, power = each.var(axis=0, ddof=1).sum(), np.square(each.mean(axis=0)).sum()
             found = content["noise"][f"gru, {name}, seed {i}"]

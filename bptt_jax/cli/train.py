@@ -33,7 +33,7 @@ from bptt_jax.experiments.text import english_text, read_text
 from bptt_jax.leaves import to_jsonable
 from bptt_jax.remedies.clipping import clip_adjoints, with_clipping
 from bptt_jax.remedies.regularizers import omega_penalty
-from bptt_jax.step import Cell
+from bptt_jax.step import Array, Cell
 
 # By name, the length that a task has if none is given.
 LENGTHS = {
@@ -282,13 +282,19 @@ def foretell(
         penalty=None if settings.omega == 0 else _omega(bare, settings.omega),
         on_record=on_record,
     )
-    before = jax.vmap(lambda seed: loop.init_state(pilot, job.optimizer, seed).params)(done.states.seed)
-    after, others = done.states.params, _otherwise(settings, net.task)
-    for params in others.values():  # measured beside the others, in the same program
-        before, after = (
-            jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), p, params) for p in (before, after)
-        )
-    beside = jax.vmap(partial(prognose, net, pilot))(before, after)
+    others = _otherwise(settings, net.task)
+
+    @jax.jit
+    def foreseen(seeds: Array, after: NetworkParams) -> Prognosis:
+        before = jax.vmap(lambda seed: loop.init_state(pilot, job.optimizer, seed).params)(seeds)
+        for other in others.values():  # measured beside the others, in the same program
+            params = other.init(jax.random.key(0))
+            before, after = (
+                jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), p, params) for p in (before, after)
+            )
+        return jax.vmap(partial(prognose, net, pilot))(before, after)
+
+    beside = foreseen(done.states.seed, done.states.params)
     found = jax.tree.map(lambda a: a[: settings.seeds], beside)
     now, remedies = np.median(found.horizon), {}
     for option, horizon in zip(others, beside.horizon[settings.seeds :], strict=True):
@@ -297,14 +303,14 @@ def foretell(
     return Foretold(found, count, remedies)
 
 
-def _otherwise(settings: Settings, task: tasks.Task) -> dict[str, NetworkParams]:
-    """By option, the parameters with which the network would begin, for those that its cell takes and has not."""
+def _otherwise(settings: Settings, task: tasks.Task) -> dict[str, Network]:
+    """By option, the network that would begin with other parameters, for those that its cell takes and has not."""
     found = {}
     for option, change in _REMEDIES.items():
         changed = replace(settings, **change)
         with suppress(BadArgument):
             if changed != settings:
-                found[option] = network(_cell(changed, task), task).init(jax.random.key(0))
+                found[option] = network(_cell(changed, task), task)
     return found
 
 
@@ -341,7 +347,7 @@ def states(job: Job, settings: Settings, folder: Path) -> tuple[TrainState, Trai
             raise BadArgument(f"{folder}: its text was {another}")
         # Whether there are as many units and seeds as the settings say is known before memory is taken for them.
         now = read_state(folder, jax.eval_shape(init, jax.ShapeDtypeStruct((settings.seeds,), jnp.int32)))
-        return init(jnp.arange(settings.seeds, dtype=jnp.int32)), now
+        return jax.jit(init)(jnp.arange(settings.seeds, dtype=jnp.int32)), now
     except (RunFolderError, ImportError) as error:
         raise BadArgument(str(error)) from None
 
