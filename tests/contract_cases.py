@@ -376,7 +376,9 @@ def _truth(name: str, plan: Plan) -> Truth:
         )
 
     def total(given: Any) -> Any:
-        return _loss_of(run(given)[0], eqx.combine(given["args"], rest_of_args))
+        states, starts = run(given)
+        value, aux = _loss_of(states, eqx.combine(given["args"], rest_of_args))
+        return value, (aux, states, starts)
 
     given = {
         "params": [moving_params] * steps,
@@ -386,14 +388,13 @@ def _truth(name: str, plan: Plan) -> Truth:
         "added": [zeros] * steps,
         "args": moving_args,
     }
-    states, starts = run(given)
+    if REGISTRY[name].pulls:
+        (value, (aux, states, starts)), grad = jax.value_and_grad(total, has_aux=True)(given)
+    else:
+        value, (aux, states, starts) = total(given)
+        grad = jax.tree.map(lambda a: np.full_like(a, np.nan), given)
     moving_states, other_states = floats(states)
     immediate = jax.grad(lambda part: _loss_of(eqx.combine(part, other_states), args)[0])(moving_states)
-    if REGISTRY[name].pulls:
-        (value, aux), grad = jax.value_and_grad(total, has_aux=True)(given)
-    else:
-        value, aux = total(given)
-        grad = jax.tree.map(lambda a: jnp.full_like(a, jnp.nan), given)
     contributions = np.stack([real_vector(jax.tree.map(np.conj, g)) for g in grad["params"]])
     return Truth(
         name=name,

@@ -43,6 +43,9 @@ def small() -> Task:
 
 NET = network(bptt.rnn(3), small())
 carry_on = jax.jit(NET.carry_on)
+stream_of_net = jax.jit(NET.task.stream, static_argnums=2)
+PARAMS = jax.jit(NET.init)(jax.random.key(0))
+begun = jax.jit(partial(init_state, NET, OPTIMIZER), static_argnames="batch")
 
 
 def numbers(tree) -> list[np.ndarray]:
@@ -69,10 +72,10 @@ def assert_close(got, want) -> None:
 
 @every_stream
 def test_a_stream_is_the_same_in_whatever_windows_it_is_read(name) -> None:
-    stream, key = STREAMS[name].stream, jax.random.key(4)
+    stream, key = jax.jit(STREAMS[name].stream, static_argnums=2), jax.random.key(4)
     whole = stream(key, 0, 60)
     for start, length in ((0, 1), (1, 16), (17, 43)):
-        part = stream(key, jnp.int32(start), length)
+        part = stream(key, start, length)
         assert_equal(part, jax.tree.map(lambda a, s=slice(start, start + length): a[s], whole))
     other = stream(jax.random.key(5), 0, 60)
     assert not np.array_equal(other.targets, whole.targets)
@@ -127,7 +130,7 @@ def test_a_text_is_read_over_and_over_and_begins_anew() -> None:
 
 def by_hand(update_count: int, seed: int):
     """TBPTT with a carried state, in plain JAX: one stream after the other, one step after the other."""
-    state = init_state(NET, OPTIMIZER, seed)
+    state = begun(seed)
     params, opt_state, h = state.params, state.opt_state, [jnp.zeros(3)] * BATCH
     root = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 4), 0)
     losses = []
@@ -150,7 +153,7 @@ def by_hand(update_count: int, seed: int):
     step = jax.jit(jax.value_and_grad(of_window, has_aux=True))
     resets = 0
     for k in range(update_count):
-        window = [NET.task.stream(jax.random.fold_in(root, b), k * WINDOW, WINDOW) for b in range(BATCH)]
+        window = [stream_of_net(jax.random.fold_in(root, b), k * WINDOW, WINDOW) for b in range(BATCH)]
         resets += sum(int(w.inputs.resets[1:].sum()) for w in window)
         (loss, h), gradient = step(params, h, window)
         updates, opt_state = OPTIMIZER.update(gradient, opt_state, params)
@@ -176,8 +179,8 @@ def test_updates_are_those_of_a_loop_that_carries_the_state() -> None:
 
 
 def test_a_window_as_long_as_the_stream_is_full_bptt() -> None:
-    params = NET.init(jax.random.key(0))
-    inputs, targets = NET.task.stream(jax.random.key(1), 0, 12)
+    params = PARAMS
+    inputs, targets = stream_of_net(jax.random.key(1), 0, 12)
     # As one sequence, with resets to the initial state, from which it starts.
     expected = jax.jit(jax.grad(NET.loss))(params, inputs, targets)
     of_window = jax.jit(jax.grad(NET.carry_on, has_aux=True))
@@ -191,7 +194,7 @@ def test_a_window_as_long_as_the_stream_is_full_bptt() -> None:
 
 
 def test_a_reset_begins_from_the_initial_state_not_from_the_carried_one() -> None:
-    params, far = NET.init(jax.random.key(0)), jnp.full(3, 0.9)
+    params, far = PARAMS, jnp.full(3, 0.9)
     inputs = bptt.Sequence(jnp.ones((4, 2)), resets=jnp.asarray([False, False, True, False]))
     _, end = carry_on(params, far, inputs, jnp.zeros(4, jnp.int32))
     _, alone = carry_on(params, jnp.zeros(3), inputs.xs[2:], jnp.zeros(2, jnp.int32))
@@ -203,14 +206,14 @@ def test_a_reset_begins_from_the_initial_state_not_from_the_carried_one() -> Non
 
 
 def test_a_reset_in_the_padding_at_the_end_is_handed_on() -> None:
-    params, mask = NET.init(jax.random.key(0)), jnp.asarray([True, True, False, False])
+    params, mask = PARAMS, jnp.asarray([True, True, False, False])
     inputs = bptt.Sequence(jnp.ones((4, 2)), mask=mask, resets=jnp.asarray([False, False, True, False]))
     _, end = carry_on(params, jnp.full(3, 0.9), inputs, jnp.zeros(4, jnp.int32))
     np.testing.assert_array_equal(end, NET.cell.initial_state())
 
 
 def test_padding_holds_the_state_and_asks_for_nothing() -> None:
-    params, state = NET.init(jax.random.key(0)), jnp.full(3, 0.2)
+    params, state = PARAMS, jnp.full(3, 0.2)
     xs = jnp.asarray(np.random.default_rng(0).normal(size=(5, 2)), jnp.float32).at[3:].set(jnp.nan)
     targets = jnp.asarray([0, 1, 1, 0, 1])
     padded = bptt.Sequence(xs, mask=jnp.asarray([True] * 3 + [False] * 2))
@@ -222,7 +225,7 @@ def test_padding_holds_the_state_and_asks_for_nothing() -> None:
 
 def test_nothing_grows_with_the_stream() -> None:
     update = jax.jit(make_update(NET, OPTIMIZER, batch=BATCH, window=WINDOW))
-    state = init_state(NET, OPTIMIZER, 0, batch=BATCH)
+    state = begun(0, batch=BATCH)
     held = []
     for _ in range(40):
         state, _ = update(state)
@@ -264,7 +267,7 @@ def steady(length: int) -> Task:
 
 def decaying(decay: float, longest: int):
     net = network(Leak.cell, steady(longest))
-    state = init_state(net, OPTIMIZER, 0, batch=2)
+    state = jax.jit(partial(init_state, net, OPTIMIZER, batch=2))(0)
     params = state.params._replace(cell={"decay": jnp.full(2, decay), "w": jnp.ones(2)})
     return net, state._replace(params=params)
 
@@ -272,7 +275,7 @@ def decaying(decay: float, longest: int):
 def measured(decay: float, longest: int, bias: float):
     net, state = decaying(decay, longest)
     ahead = streams.read(net.task, jax.random.key(0), state.carried.position, 2, longest)
-    return streams.measured_window(net, state, ahead, bias)
+    return jax.jit(partial(streams.measured_window, net, bias=bias))(state, ahead)
 
 
 @pytest.mark.parametrize("k1", [None, 1, 3])
@@ -374,13 +377,13 @@ def test_the_window_is_measured_on_all_streams_together(decay) -> None:
 def test_of_streams_with_resets_and_padding_the_parts_are_those_of_each_alone() -> None:
     """From each stream's own contributions, by explicit Jacobians: their mean is what is bounded."""
     net, key, steps = NET, jax.random.key(2), 6
-    state = init_state(net, OPTIMIZER, 0, batch=BATCH)
+    state = begun(0, batch=BATCH)
     state = state._replace(carried=state.carried._replace(states=0.3 * jax.random.normal(key, (BATCH, 3))))
-    inputs, targets = streams.read(net.task, key, jnp.int32(40), BATCH, steps)
+    inputs, targets = jax.jit(partial(streams.read, net.task, streams=BATCH, length=steps))(key, 40)
     resets = jnp.asarray(np.arange(steps)[None] == np.asarray([1, 4, -1])[:, None])
     mask = jnp.asarray(np.arange(steps)[None] != np.asarray([3, 4, 20])[:, None])
     ahead = Batch(bptt.Sequence(inputs.xs, resets=resets, mask=mask), jnp.ones_like(targets))
-    found = streams.measured_window(net, state, ahead, 0.5)
+    found = jax.jit(partial(streams.measured_window, net, bias=0.5))(state, ahead)
 
     def of_one(h, x, resets, mask):
         """The parts of the gradient by recurrent weights that act at one step alone, ``[T, 3, 3]``."""
@@ -502,6 +505,6 @@ def test_a_state_of_the_other_kind() -> None:
     with pytest.raises(
         ValueError, match=r"state: expected one of init_state\(..., batch=batch\), since window is 2"
     ):
-        update(init_state(NET, OPTIMIZER, 0))
+        update(begun(0))
     with pytest.raises(ValueError, match="state: expected one without carried states, since window is None"):
-        make_update(NET, OPTIMIZER, batch=2)(init_state(NET, OPTIMIZER, 0, batch=2))
+        make_update(NET, OPTIMIZER, batch=2)(begun(0, batch=2))
