@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # a test process for each core, and no threads on top
@@ -27,12 +28,16 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+# No program says of each operation which lines of Python it comes from; nothing here reads that.
+jax.config.update("jax_traceback_in_locations_limit", 0)
+
 # Compilation dominates the tests; this way it takes a third of the time, in the processes that they start too. What
 # floating numbers do at the ends of their range is tested under `oracles.users_jit`. Read when a backend starts.
 _QUICK = (
     "--xla_backend_optimization_level=0",
     "--xla_cpu_use_fusion_emitters=false",
     "--xla_cpu_parallel_codegen_split_count=1",  # parts are for idle cores
+    "--xla_disable_hlo_passes=while-loop-invariant-code-motion",  # of loops of a few tiny rounds
 )
 if _QUICK[0] not in (_flags := os.environ.get("XLA_FLAGS", "")):  # else set by the process that started this one
     _probe = [sys.executable, "-c", "from jaxlib import xla_client; xla_client.CompileOptions()"]
@@ -65,13 +70,37 @@ def cache_of_the_command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
         yield
 
 
+_RESIDENT = Path("/proc/self/statm")
+_MUCH, _MORE = 800 << 20, 150 << 20  # bytes
+_left = 0
+
+
+def _resident() -> int:
+    """The bytes of memory that this process takes, where Linux tells it."""
+    return int(_RESIDENT.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if _RESIDENT.exists() else 0
+
+
+def _let_programs_go() -> None:
+    global _left
+    jax.clear_caches()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)  # glibc keeps what is freed, a gigabyte in the end
+    _left = _resident()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def programs_go_with_their_module() -> Iterator[None]:
     """Each keeps some memory maps, and those of all tests are more than Linux allows one process (65,530)."""
     yield
-    jax.clear_caches()
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
-        trim(0)  # glibc keeps what is freed, a gigabyte in the end
+    _let_programs_go()
+
+
+@pytest.fixture(autouse=True)
+def programs_go_where_they_take_much_memory() -> Iterator[None]:
+    """Within a module too: those of the largest take a gigabyte."""
+    yield
+    if _resident() > max(_MUCH, _left + _MORE):
+        _let_programs_go()
 
 
 @pytest.fixture
