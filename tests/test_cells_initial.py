@@ -164,7 +164,7 @@ STATED: dict[str, dict[str, Check]] = {
     "rg_lru": {"input": FAN_IN, "gates": OF_UNITS, "bias": ZERO},
     # zmhammedi/Orthogonal_RNN: normal columns scaled to length 1, W by Glorot and Bengio, bh of zeros
     "householder": {"reflections": unit_rows, "input": glorot(N, I), "bias": ZERO},
-    # Lukosevicius 2012, section 3.2.4: uniform on [-a, a]
+    # Lukosevicius 2012: uniform on [-a, a]
     "echo_state": {"input": within(1), "bias": within(1)},
     # The LMU of 2019, as nvecoven/BRC has it: lecun_uniform, constant(0), glorot_normal
     "lmu": {

@@ -177,8 +177,8 @@ def min_gru(
         h_t = (1 - z) * h_{t-1} + z * (W_h x_t + b_h)
 
     This is the plain form; the paper's variant for evaluation in log space makes the candidate positive. Note that
-    z lets in, where `bptt_jax.gru`'s keeps. The paper has no initialisation, and its code that of PyTorch's linear
-    layer; here the input weights are those of `bptt_jax.gru`, which keep an input's size, and the biases 0, so that
+    z lets in, where `bptt_jax.gru`'s keeps. Published code has the initialisation of PyTorch's linear layer; here the
+    input weights are those of `bptt_jax.gru`, which keep an input's size, and the biases 0, so that
     `bias_init` says how long the gates remember. The Jacobian is ``diag(1 - z)``: the error signal never grows.
 
     Args:
@@ -233,8 +233,8 @@ def min_lstm(
     This is the plain form with normalised gates; the paper's variant for evaluation in log space makes the candidate
     positive. ``f / (f + i)`` is formed from the logarithms of the gates, so that it is right where both are 0 in
     their dtype. It is the diagonal of the Jacobian: the error signal never grows. Weights start at N(0, 1 / I), biases
-    at 0 but b_f, of which the paper finds that more learns faster. The paper has no other initialisation, and its code
-    that of PyTorch's linear layer, uniform within ``1 / sqrt(I)``; here the weights are those of `min_gru`.
+    at 0 but b_f, of which the paper finds that more learns faster. Published code has otherwise the initialisation
+    of PyTorch's linear layer, uniform within ``1 / sqrt(I)``; here the weights are those of `min_gru`.
 
     Args:
       hidden_size: N, of units.
@@ -363,7 +363,7 @@ def hgrn(
     with complex h and a bound gamma below which no gate falls, higher from layer to layer: a cumulative softmax over
     them. Here it is ``sigmoid(bound)``, as the second of two layers has it; initially `lower_bound`, 1/2 there. The
     output gate and the norm are a readout. theta starts at ``10000^(-2 k / N)`` for unit k, as released; weights at
-    N(0, 1 / I), biases at 0; of these the paper says nothing, and its code leaves them to PyTorch. Each unit's Jacobian
+    N(0, 1 / I), biases at 0; the code that was read leaves these to PyTorch's linear layer. Each unit's Jacobian
     is a rotation by theta times f: the error signal never grows, and per step never shrinks below gamma.
 
     Args:
