@@ -35,7 +35,8 @@ def test_the_largest_is_nan_wherever_one_is(shape):
 
 
 def test_axes_are_cut_where_they_can_be():
-    for length, longest in ((32, 32), (64, 32), (1792, 32), (31 * 31 * 31, 31), (1031, 1031), (2 * 1031, 1031)):
-        jaxpr = jax.make_jaxpr(reductions.total)(jnp.zeros(length))
-        sums = [e for e in jaxpr.eqns if e.primitive.name == "reduce_sum"]
-        assert max(n for e in sums for v in e.invars for n in v.aval.shape) == longest
+    for length, longest in ((32, 32), (64, 32), (7 * 64, 32), (31 * 16, 31), (509, 509), (2 * 251, 251)):
+        for function in (reductions.total, reductions.largest):
+            jaxpr = jax.make_jaxpr(function)(jnp.zeros(length))
+            reduced = [e for e in jaxpr.eqns if e.primitive.name in ("reduce_sum", "reduce_max")]
+            assert max(n for e in reduced for v in e.invars for n in v.aval.shape) == longest

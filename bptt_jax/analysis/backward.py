@@ -31,7 +31,7 @@ from bptt_jax.step import (
 )
 
 # Of a leaf's numbers: so many are joined with others in a vector, which takes a copy.
-_SMALL = 1 << 14
+_SMALL = 1 << 12
 
 
 class ScaledGradients(Result):

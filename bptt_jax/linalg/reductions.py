@@ -1,19 +1,22 @@
 """Sums and maxima over all numbers of an array, as two reductions of short axes.
 
 On a CPU, XLA reduces along an axis of more than 32 by windows: in up to ten times the time, and with two programs more
-to compile. So axes are cut where they can be.
+to compile. So axes are cut where they can be. Sums of many numbers, and of matrices of many, it has kernels for.
 """
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
-_LONGEST = 32
 BITS = {2: jnp.int16, 4: jnp.int32, 8: jnp.int64}
+_LONGEST = 32
+_MANY = 1 << 9
 
 
 def total(a: Float[Array, "..."]) -> Float[Array, ""]:
     """The sum."""
+    if a.size > _MANY:
+        return jnp.sum(a)
     a = _cut(a)
     # Apart, lest XLA makes one of both.
     return jnp.sum(jax.lax.optimization_barrier(jnp.sum(a, axis=range(a.ndim - 1))))
@@ -23,9 +26,11 @@ def largest(a: Float[Array, "..."]) -> Float[Array, ""]:
     """The largest of numbers >= 0, 0 of none, by their bits, whose order is that of integers; no derivative.
 
     NaN is the largest, though XLA's own maximum of a thousand and more, which takes the second reduction of an axis
-    that could not be cut, may pass over it.
+    that was not cut, may pass over it.
     """
-    bits = _cut(bits_of(a))
+    bits = bits_of(a)
+    if bits.ndim <= 1 or a.size <= _MANY:
+        bits = _cut(bits)
     columns = jnp.max(bits, axis=range(bits.ndim - 1), initial=0)
     return jnp.max(jax.lax.bitcast_convert_type(columns, a.dtype), initial=0)
 
