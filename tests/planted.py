@@ -1144,6 +1144,7 @@ MUTATIONS = {
         ("jnp.asarray(gain, dtype) * draw_gates(", "draw_gates(", "test_cells.py::test_gain_and_the_circular_law"),
         ("jnp.sqrt(2 / leak)", "jnp.sqrt(leak)", "test_cells.py::test_noise_of_a_leaky_network"),
         ("+ kept * state.s", "+ state.s", "test_cells_simple.py::test_the_context_of_scrn_forgets_by_alpha"),
+        ("normal(0.05)", "normal(0.1)", "test_cells_initial.py::test_as_stated"),
     ],
     "bptt_jax/cells/stable.py": [
         ("normal(0.1 / n)", "normal(1 / n)", "test_cells_initial.py::test_as_stated"),
@@ -1184,7 +1185,18 @@ MUTATIONS = {
             "test_cells_spiking.py::test_the_effective_radius_of_a_reservoir_is_exact",
         ),
     ],
+    "bptt_jax/cells/lstm_variants.py": [
+        ("forget_bias: float = 3.0", "forget_bias: float = 1.0", "test_cells_initial.py::test_as_stated"),
+    ],
+    "bptt_jax/cells/gru_variants.py": [
+        ("within(0.05)", "within(0.5)", "test_cells_initial.py::test_as_stated"),
+    ],
     "bptt_jax/cells/delta.py": [
+        (
+            "0.1 * draw_heads(k_rate, h, keys, rank, floating, orthogonal)",
+            "0.1 * draw_orthogonal(k_rate, h, keys, rank, floating)",
+            "test_cells_initial.py::test_as_stated",
+        ),
         (
             "return alpha, alpha * u, w, b",
             "return alpha, u, w, b",

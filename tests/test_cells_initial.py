@@ -71,6 +71,11 @@ def without_diagonal(check: Check) -> Check:
     return off
 
 
+def tenth_orthonormal(a: np.ndarray) -> None:
+    columns = a.reshape(-1, a.shape[-1])
+    np.testing.assert_allclose(columns.T @ columns, 0.01 * np.eye(a.shape[-1]), atol=1e-7)
+
+
 def glorot(outputs: int, inputs: int, gain: float = 1.0) -> Check:
     return within(gain * math.sqrt(6 / (outputs + inputs)))
 
@@ -103,7 +108,8 @@ OF_LINEAR = within(1 / math.sqrt(I))  # of PyTorch
 OF_UNITS = normal(1 / math.sqrt(N))
 STATED: dict[str, dict[str, Check]] = {
     "indrnn": {"recurrent": uniform(0, 1), "input": FAN_IN, "bias": ZERO},
-    "scrn": {"recurrent": OF_UNITS, "from_context": OF_UNITS, "input": FAN_IN, "to_context": FAN_IN},
+    # facebookarchive/SCRNNs: initSCRNN, normal of 0.05 whatever the size
+    "scrn": dict.fromkeys(("recurrent", "from_context", "input", "to_context"), normal(0.05)),
     "minimal_rnn": {
         "recurrent": orthogonal,
         "latent": orthogonal,
@@ -131,6 +137,15 @@ STATED: dict[str, dict[str, Check]] = {
         "input_im": within(math.sqrt(6 / (N + I))),
         "bias": ZERO,
     },
+    # tk-rusch/coRNN (IMDB), /unicornn and /LEM
+    "cornn": {"recurrent": within(1 / math.sqrt(2 * N)), "input": OF_LINEAR, "bias": OF_LINEAR},
+    "unicornn": {
+        "recurrent": uniform(0, 1),
+        "input": within(math.sqrt(6 / (65 * I))),
+        "bias": ZERO,
+        "control": within(0.1),
+    },
+    "lem": dict.fromkeys(("recurrent", "input", "bias", "memory"), within(1 / math.sqrt(N))),
     "cfc": {
         "recurrent": glorot(BACKBONE, N + I),
         "input": glorot(BACKBONE, N + I),
@@ -140,6 +155,17 @@ STATED: dict[str, dict[str, Check]] = {
     },
     "tau_gru": dict.fromkeys(("recurrent", "delayed", "input", "bias"), within(1 / math.sqrt(N))),
     "original_lstm": {"recurrent": within(0.1), "input": within(0.1), "bias": ZERO},
+    # benkrause/mLSTM, in Chainer and in MATLAB: 3 for the biases of the forget gate
+    "multiplicative_lstm": {
+        "recurrent": orthogonal,
+        "state_factor": orthogonal,
+        "input": FAN_IN,
+        "input_factor": FAN_IN,
+        "bias": each(ZERO, constant(3), ZERO, ZERO),
+    },
+    # gaoyuankidult/einstein: glorot_normal of square matrices, and uniform, which in the Keras of then is within 0.05
+    "sgu": {"recurrent": OF_UNITS, "input": within(0.05), "bias": ZERO},
+    "dsgu": {"recurrent": OF_UNITS, "input": within(0.05), "bias": ZERO},
     # jzilly/RecurrentHighwayNetworks: init_scale 0.04, also of the biases of h; init_bias -2
     "rhn": {
         "recurrent": within(0.04),
@@ -150,6 +176,12 @@ STATED: dict[str, dict[str, Check]] = {
     "brc": {"recurrent": constant(1), "input": glorot(N, I), "bias": ZERO},
     "nbrc": {"recurrent": glorot(N, N), "input": glorot(N, I), "bias": ZERO},
     "li_gru": {"recurrent": orthogonal, "input": glorot(N, I), "bias": ZERO},
+    # asappresearch/sru, but uniform: half the variance for the gate
+    "sru": {
+        "input": each(normal(1 / math.sqrt(2 * I)), FAN_IN),
+        "recurrent": within(math.sqrt(1.5)),
+        "bias": ZERO,
+    },
     "qrnn": {"past": normal(1 / math.sqrt(2 * I)), "input": normal(1 / math.sqrt(2 * I)), "bias": ZERO},
     # Doraemonzzz/hgru-pytorch: theta of 10000 ** (-2 / embed_dim * arange(embed_dim))
     "hgrn": {
@@ -195,8 +227,10 @@ STATED: dict[str, dict[str, Check]] = {
     "rwkv7": {
         "decay": numbers(*(-5.5 + 6 * n / 15 + 2.5 * _ZIGZAG[n % 8] for n in range(16))),
         "decay_in": ZERO,
+        "decay_out": tenth_orthonormal,
         "rate": numbers(*(-0.19 + 0.3 * _ZIGZAG[n % 8] + 0.4 * (n / 15 - 0.5) for n in range(16))),
         "rate_in": ZERO,
+        "rate_out": tenth_orthonormal,
         "removal": numbers(*(0.71 - 0.1 * (n / 15 - 0.5) for n in range(16))),
         "replacement": constant(1.02),
     },
@@ -225,7 +259,12 @@ STATED: dict[str, dict[str, Check]] = {
 
 
 @pytest.mark.parametrize(
-    "name", covering(list(STATED), "fastrnn", "lipschitz", "lif", "retnet", "deltanet", "rhn", "brc", "householder")
+    "name",
+    covering(
+        list(STATED),
+        *("fastrnn", "lipschitz", "lif", "retnet", "deltanet", "rhn", "brc", "householder"),
+        *("scrn", "multiplicative_lstm", "sgu", "rwkv7"),
+    ),
 )
 def test_as_stated(name: str) -> None:
     options = {"backbone_units": BACKBONE} if name == "cfc" else {}

@@ -10,7 +10,7 @@ from bptt_jax.cells.activations import sigmoid, tanh
 from bptt_jax.cells.heads import check_sizes, draw_heads, draw_orthogonal, outer, project
 from bptt_jax.cells.sharing import recalled
 from bptt_jax.cells.state_space import draw_dt_bias
-from bptt_jax.cells.weights import times
+from bptt_jax.cells.weights import orthogonal, times
 from bptt_jax.checks import check_floating, check_key, check_positive_int
 from bptt_jax.recurrence.delta import DeltaStep
 from bptt_jax.step import Array, Cell
@@ -72,7 +72,7 @@ def deltanet(hidden_size: int, *, heads: int = 2, key_size: int = 8, dtype: Any 
     for each of H heads, with V = N/H values and K keys. 1e-6 beside the squared norm keeps keys of 0. What is read,
     ``S_t q`` with a query q of x_t, normalisation and output gate are no part of the recurrence; neither are the
     convolutions of the released code, after which its values go through silu too. Schlag's keys are rectified and sum
-    to 1. The weights start at N(0, 1 / I).
+    to 1. The weights start at N(0, 1 / I); in published code the model around draws them.
 
     The Jacobian takes ``1 - beta`` of what lies along k, and leaves the rest: the error signal never grows.
 
@@ -206,10 +206,10 @@ def rwkv7(hidden_size: int, *, heads: int = 2, key_size: int = 8, rank: int = 4,
             draw_orthogonal(k_value, h, values, fan_in, floating),
             (-5.5 + 6 * place + 2.5 * bend).astype(floating),
             no_input,
-            0.1 * draw_orthogonal(k_decay, h, keys, rank, floating),
+            0.1 * draw_heads(k_decay, h, keys, rank, floating, orthogonal),
             (-0.19 + 0.3 * bend + 0.4 * slope).astype(floating),
             no_input,
-            0.1 * draw_orthogonal(k_rate, h, keys, rank, floating),
+            0.1 * draw_heads(k_rate, h, keys, rank, floating, orthogonal),
             (0.71 - 0.1 * slope).astype(floating),
             jnp.full((h, keys), 1.02, floating),
         )

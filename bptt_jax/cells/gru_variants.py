@@ -16,11 +16,12 @@ from bptt_jax.cells.weights import (
     glorot_uniform,
     orthogonal,
     times,
+    within,
 )
 from bptt_jax.checks import check_finite, check_key, check_positive_int
 from bptt_jax.step import Array, Cell
 
-_tenths = jax.nn.initializers.normal(0.1)
+_tenths, _twentieth = jax.nn.initializers.normal(0.1), within(0.05)
 
 
 class FastGRNNParams(NamedTuple):
@@ -212,8 +213,8 @@ def fastgrnn(
 def sgu(
     hidden_size: int,
     *,
-    recurrent_init: Initializer = orthogonal,
-    input_init: Initializer = fan_in_normal,
+    recurrent_init: Initializer = fan_in_normal,
+    input_init: Initializer = _twentieth,
     dtype: Any = None,
 ) -> Cell:
     """The simple gated unit (Gao and Glowacka 2016, arXiv:1604.02910): the input multiplies the state.
@@ -226,7 +227,8 @@ def sgu(
         h_t = (1 - z) * h_{t-1} + z * o
 
     with the hard sigmoid of Theano, ``clip(a / 5 + 1 / 2, 0, 1)``, whose slope is 0 beyond 2.5. Where z is 0, the
-    Jacobian is exactly the identity. The weights start as those of `bptt_jax.gru`, biases at 0.
+    Jacobian is exactly the identity. As in the authors' code (gaoyuankidult/einstein) W starts at N(0, 1 / N), U
+    uniform between -0.05 and 0.05, and biases at 0.
 
     Args:
       hidden_size: N, of units; the state is D = N numbers.
@@ -246,8 +248,8 @@ def sgu(
 def dsgu(
     hidden_size: int,
     *,
-    recurrent_init: Initializer = orthogonal,
-    input_init: Initializer = fan_in_normal,
+    recurrent_init: Initializer = fan_in_normal,
+    input_init: Initializer = _twentieth,
     dtype: Any = None,
 ) -> Cell:
     """The deep simple gated unit (Gao and Glowacka 2016, arXiv:1604.02910): one more matrix than the simple one.
@@ -259,8 +261,8 @@ def dsgu(
         z = hard_sigmoid(W_z h_{t-1} + U_z x_t + b_z)
         h_t = (1 - z) * h_{t-1} + z * o
 
-    with the hard sigmoid of `bptt_jax.cells.sgu`. The state stays between 0 and 1 once it is there. The weights start
-    as those of `bptt_jax.gru`, biases at 0.
+    with the hard sigmoid of `bptt_jax.cells.sgu`. The state stays between 0 and 1 once it is there. It begins
+    as that cell does.
 
     Args:
       hidden_size: N, of units; the state is D = N numbers.

@@ -317,7 +317,7 @@ def residual_lstm(
 def multiplicative_lstm(
     hidden_size: int,
     *,
-    forget_bias: float = 1.0,
+    forget_bias: float = 3.0,
     recurrent_init: Initializer = orthogonal,
     input_init: Initializer = fan_in_normal,
     dtype: Any = None,
@@ -332,12 +332,13 @@ def multiplicative_lstm(
         c_t = f * c_{t-1} + i * g               h_t = o * tanh(c_t)
 
     With biases of the gates alone, as in OpenAI's model of 2017 (arXiv:1704.01444). F_h is drawn by `recurrent_init`
-    and F_x by `input_init`, all else starts as in `bptt_jax.lstm`. What passes from h_{t-1} goes through
-    ``W diag(F_x x_t) F_h``: where the input is zero, nothing does, and the cell alone remembers.
+    and F_x by `input_init`; b_f starts at 3, as in the authors' code (benkrause/mLSTM), all else as in `bptt_jax.lstm`.
+    What passes from h_{t-1} goes through ``W diag(F_x x_t) F_h``: where the input is zero, nothing does, and the cell
+    alone remembers.
 
     Args:
       hidden_size: N, of units.
-      forget_bias, recurrent_init, input_init, dtype: as for `bptt_jax.lstm`.
+      forget_bias, recurrent_init, input_init, dtype: as for `bptt_jax.lstm`; the bias as in the authors' code.
 
     Returns:
       A `Cell` with `MultiplicativeLSTMParams` and a state ``h [N], c [N]``, D = 2N.

@@ -30,7 +30,8 @@ from bptt_jax.checks import (
 from bptt_jax.step import Array, Cell, Input, Step
 
 _KEEPING_LESS: dict[Any, Callable[[Array], Array]] = {jnp.tanh: tanh, jax.nn.sigmoid: sigmoid}
-_faint, _below_one = jax.nn.initializers.normal(0.001), jax.nn.initializers.uniform(1.0)
+_faint, _small = jax.nn.initializers.normal(0.001), jax.nn.initializers.normal(0.05)
+_below_one = jax.nn.initializers.uniform(1.0)
 
 
 class RNNParams(NamedTuple):
@@ -174,8 +175,8 @@ def leaky_rnn(
     ``W phi(u)``: for fixed inputs, u = W r + U x + b is the same system in other coordinates (Miller and Fumarola
     2012, Neural Comput. 24: 25), with the same eigenvalues and exponents if W is invertible.
 
-    The Jacobian is ``(1 - alpha) I + alpha diag(phi'(a_t)) W``. W is drawn as by `bptt_jax.rnn`; a gain below 1 is a
-    memory of some ``1 / (alpha (1 - gain))`` steps.
+    The Jacobian is ``(1 - alpha) I + alpha diag(phi'(a_t)) W``. W and U are drawn as by `bptt_jax.rnn`, which for
+    tanh is one of the ways of the authors' code; a gain below 1 is a memory of some ``1 / (alpha (1 - gain))`` steps.
 
     Args:
       hidden_size: N, of units.
@@ -283,7 +284,8 @@ def indrnn(
         h_t = phi(u * h_{t-1} + U x_t + b)
 
     Units meet in the next layer, so the paper stacks several (`bptt_jax.stack`). u starts uniform on [0, 1); over T
-    steps its authors keep ``|u|`` below ``2^(1/T)`` by clipping it after each update, which is not done here. b = 0.
+    steps its authors keep ``|u|`` below ``2^(1/T)`` by clipping it after each update, which is not done here. U starts
+    at N(0, 1 / I), where their code has other scales from task to task, mostly with batch normalisation; b = 0.
     The Jacobian is ``diag(phi'(a_t) * u)``: with relu every unit carries its signal by u^lag, or not at all.
 
     Args:
@@ -328,8 +330,8 @@ def scrn(
     *,
     context_size: int | None = None,
     alpha: float = 0.95,
-    recurrent_init: Initializer = fan_in_normal,
-    input_init: Initializer = fan_in_normal,
+    recurrent_init: Initializer = _small,
+    input_init: Initializer = _small,
     dtype: Any = None,
 ) -> Cell:
     """The structurally constrained network, half of whose state is slow (Mikolov et al. 2014, arXiv:1412.7753).
@@ -340,7 +342,8 @@ def scrn(
         h_t = sigmoid(P s_t + A x_t + R h_{t-1})
 
     There are no biases. The output ``f(U h_t + V s_t)`` is a readout, no part of the recurrence. The paper leaves open
-    how the weights begin: here R and P by `recurrent_init`, A and B by `input_init`, all N(0, 1 / fan_in) by default.
+    how the weights begin: here R and P by `recurrent_init`, A and B by `input_init`, all N(0, 0.05^2) by default, as in
+    the authors' code (facebookarchive/SCRNNs, for 100 units). There states start at 0.1, here at 0.
 
     The Jacobian is block-triangular: the context forgets by alpha at every step, whatever is learned, so its share of
     the signal lives for ``1 / (1 - alpha)`` steps, 20 by default; that of h fades as in any sigmoid network.
