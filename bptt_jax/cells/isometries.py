@@ -134,7 +134,8 @@ def orthogonal(
 
     A starts block diagonal, so that the eigenvalues of W before D come in pairs ``exp(+-i theta)``, theta uniform in
     [0, pi / 2] for "cayley" (Helfrich et al.), in [-pi, pi] for "exp" (Henaff et al. 2016); U by default N(0, 2 / I);
-    b of modReLU uniform in [-0.01, 0.01], of another activation 0.
+    b of modReLU uniform in [-0.01, 0.01], of another activation 0. So has the code of expRNN; that of scoRNN has U in
+    [-0.01, 0.01] and b at 0.
 
     What W costs: a step given `OrthogonalParams` makes W, in O(N^3). `bptt_jax.unroll` makes it once for a sequence,
     and differentiates that once. In a loop of your own, or in a `stack`, XLA makes W once, but takes its derivative by
@@ -210,8 +211,8 @@ def unitary(hidden_size: int, *, dtype: Any = None) -> Cell:
     and only a positive b can make it grow.
 
     theta starts uniform in [-pi, pi], real and imaginary parts of v in [-1, 1], those of V within
-    ``sqrt(6 / (N + I))``; b at 0, as published. The paper learns the initial state; here it is 0, and an argument of
-    every function.
+    ``sqrt(6 / (N + I))``; b at 0, as published, where the code has 2 N in the place of N and b in [-0.01, 0.01]. The
+    paper learns the initial state; here it is 0, and an argument of every function.
 
     Args:
       hidden_size: N, of complex units.

@@ -317,7 +317,7 @@ def qrnn(hidden_size: int, *, input_init: Initializer = fan_in_normal, dtype: An
     What the previous input adds, ``V x_{t-1}``, is part of the state, and 0 before the first one, as if the sequence
     were padded by a zero. The output gate of fo-pooling is a readout. The step as a whole is not linear in the state;
     its Jacobian is ``[diag(f), G; 0, 0]``, so that signals live by f alone: `bptt_jax.deer` needs two iterations.
-    Weights start at N(0, 1 / (2 I)), biases at 0.
+    Weights start at N(0, 1 / (2 I)), biases at 0, where the authors' code leaves both to PyTorch's linear layer.
 
     Args:
       hidden_size: N, of units.

@@ -75,7 +75,8 @@ def linear_transformer(hidden_size: int, *, heads: int = 2, key_size: int = 8, d
         S_t = S_{t-1} + v k^T                         z_t = z_{t-1} + k
 
     for each of H heads, with V = N/H values and K keys. What is read, ``S_t q / (z_t^T q)`` with a query q of x_t,
-    is no part of the recurrence. The weights start at N(0, 1 / I).
+    is no part of the recurrence. The weights start at N(0, 1 / I), where the authors' code leaves them, and biases, to
+    PyTorch's linear layer.
 
     The Jacobian is the identity: the error signal neither fades nor grows, and nothing is ever forgotten.
 
@@ -235,7 +236,7 @@ def hgrn2(
     for each of H heads, with V = N/H values and K keys, for which ``1 - f`` stands. What is read, ``S_t q`` with a
     query q of x_t, is no part of the recurrence. The lower bound gamma is learned, in the paper a cumulative softmax
     over layers, 0 at the lowest; here, as for `hgrn`, by a parameter of its own, initially `lower_bound`, 1/2 as the
-    second of two layers has it. The weights start at N(0, 1 / I).
+    second of two layers has it. The weights start at N(0, 1 / I); in published code the model around draws them.
 
     The Jacobian is diagonal, f for the entries of each key: the error signal never grows, and fades by
     ``-log(gamma)`` a step at most.
