@@ -227,7 +227,7 @@ MUTATIONS = {
         (
             "        if later is not None:\n            to_params",
             "        if later is None:\n            to_params",
-            "test_adjoints.py -k remat",
+            "test_adjoints.py -k beyond_the_range_of_floats",
         ),
         (
             "to_state = LogScaled(cut(residuals, pulled), e)",
@@ -263,9 +263,19 @@ MUTATIONS = {
         ("start = choose(first == 0, recurrence.state0, before)", "start = before", "test_contract.py -k adjoints"),
         ("h[jnp.maximum(first - 1, 0)]", "h[first]", "test_contract.py -k adjoints"),
         (
-            "top = jnp.maximum(to_params.exponent, e)",
-            "top = to_params.exponent",
+            "unit = jnp.maximum(to_params.exponent, e)",
+            "unit = to_params.exponent",
             "test_adjoints.py::test_gradient_of_parameters_beyond_the_range_of_floats",
+        ),
+        (
+            "jnp.append(tops[1:], first)",
+            "jnp.append(tops[:-1], first)",
+            "test_adjoints.py::test_gradients_beyond_the_range_of_floats",
+        ),
+        (
+            "first = logscale.top(start.to_state.mantissa, start.to_state.exponent)",
+            "pass",
+            "test_adjoints.py -k beyond_the_range_of_floats",
         ),
         (
             "(signal.mantissa, distance)",
@@ -353,7 +363,11 @@ MUTATIONS = {
             "test_zero.py::test_a_product_with_one_matrix_of_zero",
         ),
         ("plain(e_a) + plain(e_b)", "e_a + e_b", "test_zero.py::test_a_product_with_one_matrix_of_zero"),
-        ("e_a - plain(e)", "e_a - e", "test_zero.py::test_second_derivatives_where_the_error_signal_is_zero"),
+        (
+            "e_a, e_b, e = plain(e_a), plain(e_b), plain(e)",
+            "e_a, e_b = plain(e_a), plain(e_b)",
+            "test_zero.py::test_second_derivatives_where_the_error_signal_is_zero",
+        ),
         (
             "return squares(a.real, dtype) + squares(a.imag, dtype)",
             "return jnp.square(jnp.abs(a).astype(dtype))",
@@ -401,6 +415,11 @@ MUTATIONS = {
         ("recurrence.begin(h, at)", "h", "test_contract.py -k lyapunov_exponents"),
     ],
     "bptt_jax/analysis/error_signal.py": [
+        (
+            "reductions.real_parts(differentiable_part(state)[0])",
+            "jax.tree.leaves(differentiable_part(state)[0])",
+            "test_flow.py::test_a_complex_state_is_finite_if_both_parts_are",
+        ),
         (" & ~(sizes.largest[0] <= least)", "", "test_flow.py::test_a_small_penalty_on_later_states_is_no_reading"),
         (
             "jnp.logaddexp(found.came_in, logs[0])",
@@ -1003,6 +1022,7 @@ MUTATIONS = {
         ),
     ],
     "bptt_jax/analysis/matrix_free.py": [
+        ("return primals[0], tangents[1]", "return primals[0], tangents[0]", "test_matrix_free.py"),
         (
             "LogScaled(left.values, left.exponent).value[None, :]",
             "left.values[None, :]",
@@ -1380,9 +1400,17 @@ MUTATIONS = {
         ),
     ],
     "bptt_jax/linalg/krylov.py": [
-        ("length = jnp.where(lost, 0, length)", "length = length", "test_krylov.py"),
+        ("jnp.where(lost, 0, norm)", "norm", "test_krylov.py"),
+        ("jnp.where(norm == 0, 1, norm)", "norm", "test_krylov.py::test_all_of_a_small_matrix"),
+        ("jnp.diag(lengths[:-1], -1)", "jnp.diag(lengths[1:], -1)", "test_krylov.py::test_eigenpairs"),
+        ("jnp.where(k == 0, plain(", "jnp.where(k < 0, plain(", "test_krylov.py"),
         (
-            "errors = jnp.abs(hessenberg[-1, -1]) * jnp.abs(vectors[-1])",
+            "_put_along(axis + 1)",
+            "_put_along(axis)",
+            "test_krylov.py::test_a_row_is_put_into_the_rows_of_every_one_of_a_batch",
+        ),
+        (
+            "errors = jnp.abs(lengths[-1]) * jnp.abs(vectors[-1])",
             "errors = jnp.abs(vectors[-1])",
             "test_krylov.py::test_eigenpairs",
         ),

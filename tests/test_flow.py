@@ -282,6 +282,17 @@ def test_nan_in_the_backward_pass():
     assert flow.summary()["verdicts"] == {"non-finite": 1}
 
 
+@pytest.mark.parametrize(
+    ("start", "first"), [(3e38 + 3e38j, -1), (complex(1.0, np.nan), 0), (complex(np.inf, 0.0), 0)]
+)
+def test_a_complex_state_is_finite_if_both_parts_are(start, first):
+    """The modulus of the first leaves the range of its dtype."""
+    found = bptt.gradient_flow(
+        lambda _, h, x: h, None, jnp.asarray([start], jnp.complex64), None, lambda s: s[-1, 0].real * 0.5, length=3
+    )
+    assert found.numerics.first_nonfinite_state == first
+
+
 def test_an_infinity_that_the_step_bounds():
     """tanh makes 1 of an infinite input, with a derivative of 0; in the gradient stands 0 times infinity."""
     cell = bptt.rnn(2)

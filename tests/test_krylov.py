@@ -185,3 +185,17 @@ def test_overflow_is_not_taken_for_the_end_of_the_space():
         lambda: krylov.singular_triplets(LogScaled.of, lambda u: LogScaled.of(1e25 * u), size, dtype, 1)
     )()
     assert np.isnan(triplets.values)
+
+
+@pytest.mark.parametrize("batched", [(True, True), (True, False), (False, True)])
+def test_a_row_is_put_into_the_rows_of_every_one_of_a_batch(batched):
+    rng = np.random.default_rng(3)
+    rows, row = rng.standard_normal((2, 3, 5, 4)), rng.standard_normal((2, 3, 4))
+    rows, row = (a if yes else a[0, 0] for a, yes in zip((rows, row), batched, strict=True))
+
+    axes = (*(0 if yes else None for yes in batched), None)
+    put = jax.vmap(jax.vmap(krylov._put, axes), axes)
+    expected = np.broadcast_to(rows, (2, 3, 5, 4)).copy()
+    expected[:, :, 2] = row
+    np.testing.assert_array_equal(put(jnp.asarray(rows), jnp.asarray(row), 2), expected.astype(np.float32))
+    assert "scatter" not in str(jax.make_jaxpr(put)(rows, row, 2))

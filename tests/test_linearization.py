@@ -121,7 +121,8 @@ def test_differentials_against_vjp_and_jvp(name, chunk, few, x64, monkeypatch):
         starts = jax.tree.map(lambda h0, h: jnp.concatenate([h0[None], h[:-1]]), state0, along.states)
         got = (
             jax.vmap(along.pull)(along.residuals, cotangents),
-            along.pull_params(along.residuals, cotangents),
+            along.contract_params(along.residuals, cotangents),
+            jax.vmap(along.pull_params)(along.residuals, cotangents),
             jax.vmap(along.push_params, (0, None))(along.residuals, direction),
         )
 
@@ -133,7 +134,7 @@ def test_differentials_against_vjp_and_jvp(name, chunk, few, x64, monkeypatch):
             return d_h, floating(d_params), jax.jvp(lambda p: step(p, h, x), (params,), (mixed,))[1]
 
         d_h, d_params, pushed = jax.vmap(at)(starts, xs, cotangents)
-        return got, (d_h, jax.tree.map(lambda d: jnp.sum(d, axis=0), d_params), pushed)
+        return got, (d_h, jax.tree.map(lambda d: jnp.sum(d, axis=0), d_params), d_params, pushed)
 
     for got, expected in zip(*both(direction, cotangents), strict=True):
         assert jax.tree.structure(got) == jax.tree.structure(expected)
@@ -176,7 +177,8 @@ def test_in_padding_the_state_is_held_and_nothing_else_counts(mode):
         one = jax.tree.map(lambda a: a[0], padding)
         held = along.push(one, ones), along.pull(one, ones), along.pull_both(one, ones)[1]
         nothing = along.push_params(one, w), along.pull_inputs(one, ones), along.pull_both(one, ones)[0]
-        return along.states[2] - along.states[1], held, (*nothing, along.pull_params(padding, ones[None]))
+        contracted = along.contract_params(padding, ones[None])
+        return along.states[2] - along.states[1], held, (*nothing, along.pull_params(one, ones), contracted)
 
     moved, held, nothing = of_padding(jnp.ones((3, 2)))
     np.testing.assert_array_equal(moved, 0)

@@ -293,7 +293,7 @@ def contributions(done: Backward) -> tuple[TemporalContributions, LogScaled]:
     direction = jax.lax.optimization_barrier(whole.mantissa)
 
     def at_t(inputs: tuple[PyTree, State]) -> Array:
-        parts = _joined(along.pull_params(*jax.tree.map(lambda a: a[None], inputs)))
+        parts = _joined(along.pull_params(*inputs))
         exponent = jax.lax.optimization_barrier(logscale.plain(logscale.exponent(parts)))
         parts = logscale.shift(parts, -exponent)
         square = _sum(reductions.total(jnp.square(a)) for a in parts)
@@ -321,8 +321,7 @@ def _sum(numbers: Iterable[Array]) -> Array:
 
 def _joined(tree: PyTree) -> list[Float[Array, "..."]]:
     """All numbers, at least in single precision: small leaves as one vector, large ones, whose copies cost, apart."""
-    leaves = jax.tree.leaves(tree)
-    parts = [part for a in leaves for part in ((a.real, a.imag) if jnp.iscomplexobj(a) else (a,))]
+    parts = reductions.real_parts(tree)
     dtype = max([jnp.dtype(jnp.float32), *(a.dtype for a in parts)], key=lambda d: d.itemsize)
     parts = [a.astype(dtype) for a in parts]
     small = jax.lax.optimization_barrier([jnp.ravel(a) for a in parts if a.size <= _SMALL])
@@ -334,7 +333,7 @@ def contracted(along: Linearization, signal: LogScaled) -> LogScaled:
     largest = jnp.max(signal.exponent)
     distance = logscale.plain(signal.exponent) - logscale.plain(largest)
     cotangents = jax.vmap(logscale.shift_down)(signal.mantissa, distance)
-    return LogScaled(along.pull_params(along.residuals, cotangents), largest)
+    return LogScaled(along.contract_params(along.residuals, cotangents), largest)
 
 
 class _Carried(NamedTuple):
@@ -354,28 +353,40 @@ def _nothing(recurrence: Recurrence) -> _Carried:
 
 def _send_back(along: Linearization, immediate: State, later: _Carried | None) -> tuple[_Carried, LogScaled]:
     """The reverse scan over the steps of `along`, after which `later` comes."""
-    start = _nothing(along.recurrence) if later is None else later
+    start, first = later, jnp.int32(logscale.ZERO_EXPONENT)
+    if start is None:
+        start = _nothing(along.recurrence)
+    else:
+        first = logscale.top(start.to_state.mantissa, start.to_state.exponent)
 
     def scan(
         pull: Callable[[PyTree, State], tuple[Params, State]], immediate: State, residuals: PyTree
     ) -> tuple[_Carried, LogScaled]:
-        def body(carry: _Carried, at_t: tuple[State, Array, PyTree]) -> tuple[_Carried, LogScaled]:
+        def body(
+            carry: tuple[_Carried, Array], at_t: tuple[State, Array, PyTree]
+        ) -> tuple[tuple[_Carried, Array], tuple[State, Array]]:
             immediate_t, exponent_t, residuals = at_t
-            to_params, to_state, to_reset_state = carry
-            mantissa, e = logscale.add(to_state.mantissa, to_state.exponent, immediate_t, b_exponent=exponent_t)
+            (to_params, to_state, to_reset_state), top = carry
+            e = jnp.maximum(top, exponent_t)
+            mantissa = logscale.add_over(to_state.mantissa, to_state.exponent, immediate_t, 0, e)
             added, pulled = pull(residuals, mantissa)
             if added is not None:
-                top = jnp.maximum(to_params.exponent, e)
-                both = to_params.over(top), LogScaled(added, e).over(top)
-                to_params = LogScaled(jax.tree.map(jnp.add, *both), top)
+                unit = jnp.maximum(to_params.exponent, e)
+                both = to_params.over(unit), LogScaled(added, e).over(unit)
+                to_params = LogScaled(jax.tree.map(jnp.add, *both), unit)
             if residuals.reset is not None:
                 stays = jax.tree.map(lambda a: jnp.where(residuals.reset, a, jnp.zeros_like(a)), pulled)
                 to_reset_state = to_reset_state + LogScaled(stays, e)
             to_state = LogScaled(cut(residuals, pulled), e)
-            return _Carried(to_params, to_state, to_reset_state), LogScaled(mantissa, e)
+            top = logscale.top(to_state.mantissa, e)
+            return (_Carried(to_params, to_state, to_reset_state), top), (mantissa, top)
 
         exponents = jax.vmap(logscale.exponent)(immediate)
-        return devices.scan(body, start, (immediate, exponents, residuals), reverse=True)
+        given = immediate, exponents, residuals
+        (end, _), (mantissas, tops) = devices.scan(body, (start, first), given, reverse=True)
+        # The exponents of the signal follow from those that a step ends with. On a CPU, XLA runs what is ready within a
+        # loop on several threads, for 10 us a step, and a number that is ready as the step begins is one more.
+        return end, LogScaled(mantissas, jnp.maximum(jnp.append(tops[1:], first), exponents))
 
     def contract(immediate: State, residuals: PyTree) -> tuple[_Carried, LogScaled]:
         end, signal = scan(lambda r, c: (None, along.pull(r, c)), immediate, residuals)

@@ -19,7 +19,7 @@ from bptt_jax.analysis.loss import BoundLoss
 from bptt_jax.linalg import logscale, reductions
 from bptt_jax.linalg.logscale import LogScaled
 from bptt_jax.recurrence.linearization import Linearization, cut
-from bptt_jax.step import PyTree, Recurrence, State, choose
+from bptt_jax.step import PyTree, Recurrence, State, choose, differentiable_part
 from bptt_jax.timeline import moved_to_real_steps
 
 
@@ -99,13 +99,10 @@ def propagate_error_signal(
 
 
 def _least_that_reads(immediate: State, recurrence: Recurrence, share: Float[Array, ""]) -> Float[Array, "#T"]:
-    """That share of the largest entry in the segment of each step; of what is finite."""
+    """That share of the largest entry in the segment of each step; of steps where all is finite."""
 
-    def largest(a: Array) -> Array:
-        a = jnp.abs(a).reshape(recurrence.length, -1)
-        return jnp.max(jnp.where(a < jnp.inf, a, 0), axis=1, initial=0).astype(share.dtype)
-
-    found = reduce(jnp.maximum, map(largest, jax.tree.leaves(immediate)))
+    largest = [jax.vmap(reductions.largest)(jnp.abs(a)) for a in jax.tree.leaves(immediate)]
+    found = reduce(jnp.maximum, [jnp.where(a < jnp.inf, a, 0).astype(share.dtype) for a in largest])
     if recurrence.instants.reset is None:
         found = jnp.broadcast_to(jnp.max(found), found.shape)
     else:
@@ -234,13 +231,11 @@ def _send_back(
         )
         tally, out = _tallied(unpack(carry.tally, Tally), packed, level)
 
-        bad = [~jnp.isfinite(a) for a in _floating(state)]
-        nan = [jnp.isnan(a) for a in _floating(state)]
-        spoilt = (
-            reduce(jnp.logical_or, map(jnp.any, nan))
-            | (moved & jnp.isnan(gain[0]))
-            | (moved & (gain[0] == jnp.inf))
-        )
+        parts = reductions.real_parts(differentiable_part(state)[0])
+        largest = [reductions.largest(jnp.abs(a)) for a in parts]
+        nan = reduce(jnp.logical_or, map(jnp.isnan, largest))
+        bad = reduce(jnp.logical_or, [~jnp.isfinite(a) for a in largest])
+        spoilt = nan | (moved & jnp.isnan(gain[0])) | (moved & (gain[0] == jnp.inf))
         signal = LogScaled(pulled.mantissa, signal.exponent + pulled.exponent)
         if residuals.reset is not None:
             signal = cut(residuals, signal)
@@ -249,7 +244,7 @@ def _send_back(
             origin,
             jnp.where(last, -jnp.inf, came_in),
             peak,
-            jnp.where(real & reduce(jnp.logical_or, map(jnp.any, bad)), t, found.bad_state),
+            jnp.where(real & bad, t, found.bad_state),
             jnp.where((found.bad_adjoint < 0) & ~(adjoint < jnp.inf), t, found.bad_adjoint),
             jnp.where(spoilt, 1, found.spoilt),
         )
@@ -292,7 +287,3 @@ def _where(which: Bool[Array, " R"], a: Tally, b: Tally) -> Tally:
 def _log(exponent: Int[Array, ""], dtype: jnp.dtype) -> Float[Array, ""]:
     """log of 2^exponent."""
     return exponent.astype(dtype) * math.log(2)
-
-
-def _floating(tree: PyTree) -> list[Array]:
-    return [a for a in jax.tree.leaves(tree) if jnp.issubdtype(a.dtype, jnp.inexact)]

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from bptt_jax.linalg import reductions
 from bptt_jax.linalg.logscale import LogScaled, to_log
 from bptt_jax.linalg.precision import wide
 
@@ -104,8 +105,7 @@ def _is_flushed(info: jnp.finfo, lag: Int[Array, ""]) -> Bool[Array, ""]:
 def _largest(a: Array) -> Float[Array, " T"]:
     """The largest entry at every step, real and imaginary parts being entries of their own."""
     size = jnp.maximum(jnp.abs(a.real), jnp.abs(a.imag)) if jnp.iscomplexobj(a) else jnp.abs(a)
-    top = jnp.max(size.reshape(len(a), -1), axis=1, initial=0)
-    return wide(top)
+    return wide(jax.vmap(reductions.largest)(size))
 
 
 def _log(size: Float[Array, " T"], exponent: Int[Array, " T"]) -> Float[Array, " T"]:

@@ -206,7 +206,7 @@ def way_back(
         if log_scale:
             part = contracted(along, signals).normalized()
         else:
-            part = LogScaled(along.pull_params(residuals, signals.mantissa), jnp.zeros((), jnp.int32))
+            part = LogScaled(along.contract_params(residuals, signals.mantissa), jnp.zeros((), jnp.int32))
         pulled = at_many_steps(lambda r, signal: cut(r, along.pull(r, signal)), residuals, signals.mantissa)
         exponents = earlier(signals.exponent, logscale.ZERO_EXPONENT) if log_scale else signals.exponent
         return part, scaled(jax.tree.map(earlier, pulled), exponents)

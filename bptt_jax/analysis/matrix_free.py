@@ -227,8 +227,10 @@ def suffix_log_norms(along: Linearization) -> Float[Array, " T"]:
     vectors; those whose product begins later wait.
     """
     steps, size = along.recurrence.length, along.recurrence.size
-    resets = jnp.where(along.recurrence.resets, jnp.arange(steps), steps)
-    ends = jnp.append(jax.lax.cummin(resets, reverse=True)[1:], steps)
+    ends = jnp.full(steps, steps)
+    if along.recurrence.instants.reset is not None:
+        resets = jnp.where(along.recurrence.resets, jnp.arange(steps), steps)
+        ends = jnp.append(jax.lax.cummin(resets, reverse=True)[1:], steps)
     # An eighth of all at most: those that wait are paid for.
     lanes = max(1, min(-(-steps // 8), _BASIS_NUMBERS // (2 * singular_steps(1, size) * size)))
     count = -(-steps // lanes)
@@ -411,8 +413,15 @@ def _constant(function: Callable[..., Array], *examples: PyTree) -> Callable[...
     return lambda *arguments: pure(*arguments, *closed_over)
 
 
+@jax.custom_jvp
 def _with_derivative(values: Array, like: Array) -> Array:
-    return values + (like - jax.lax.stop_gradient(like))
+    """`values`, with the derivatives of what they are like, which is not calculated where none is wanted."""
+    return values
+
+
+@_with_derivative.defjvp
+def _with_derivative_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    return primals[0], tangents[1]
 
 
 def _product(differential: Callable[[Array], Array], example: Array) -> Product:

@@ -100,7 +100,7 @@ def trace_nonfinite(recurrence: Recurrence, loss: BoundLoss) -> Trace:
         mantissa, e = signal.mantissa, signal.exponent
         # Times a zero that the compiler does not know: what is finite stays zero, the rest becomes NaN.
         nothing = jax.lax.optimization_barrier(jax.tree.map(jnp.zeros_like, mantissa))
-        added = along.pull_params(*jax.tree.map(lambda a: a[None], (residuals, mantissa)))
+        added = along.pull_params(residuals, mantissa)
         pulled = along.pull(residuals, nothing)
         return jnp.any(any_nonfinite(pulled)), any_nonfinite(LogScaled(added, e).value), any_nonfinite(added)
 

@@ -13,7 +13,7 @@ from bptt_jax.analysis.backward import backward
 from bptt_jax.analysis.lags import check_longest, hoisted, relative_error, way_back
 from bptt_jax.analysis.loss import BoundLoss, bind_loss
 from bptt_jax.checks import check_floating
-from bptt_jax.linalg import logscale
+from bptt_jax.linalg import logscale, reductions
 from bptt_jax.linalg.logscale import LogScaled
 from bptt_jax.recurrence.linearization import linearize
 from bptt_jax.recurrence.tensorfloat32 import EPSILON, with_tensorfloat32
@@ -178,7 +178,7 @@ def _first(which: Bool[Array, " K"]) -> Float[Array, ""]:
 
 def _largest(tree: PyTree) -> Float[Array, ""]:
     """Of all entries, real and imaginary parts being entries of their own."""
-    parts = [part for a in jax.tree.leaves(tree) for part in ((a.real, a.imag) if jnp.iscomplexobj(a) else (a,))]
+    parts = reductions.real_parts(tree)
     each = [jnp.max(jnp.abs(part), initial=0).astype(jnp.float64) for part in parts]
     return reduce(jnp.maximum, each, jnp.zeros((), jnp.float64))
 

@@ -7,10 +7,13 @@ values are counted (all of an orthogonal matrix are 1) and missing ones are zero
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.custom_batching import custom_vmap
 
 from bptt_jax import devices
 from bptt_jax.linalg.lapack import by_modulus, eig, svd
@@ -82,19 +85,21 @@ def singular_triplets(push: Product, pull: Product, size: int, dtype: jnp.dtype,
     """
     steps = singular_steps(num, size)
     random = _random_vectors(2 * steps + 1, size, dtype)
-    start, unit = random[-1], _unit_exponent(push, random[-1])
 
-    def body(k: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
-        left, right, diagonal, upper, v, largest = carry
-        right = right.at[k].set(v)
-        u, alpha, _, largest = _orthonormal(left, _scaled(push, unit, v), largest, random[2 * k])
-        left = left.at[k].set(u)
-        v, beta, _, largest = _orthonormal(right, _scaled(pull, unit, u), largest, random[2 * k + 1])
-        return left, right, diagonal.at[k].set(alpha), upper.at[k].set(beta), v, largest
+    def body(carry: tuple[Array, ...], at: tuple[Array, Array]) -> tuple[tuple[Array, ...], tuple[Array, Array]]:
+        (left, right, v, largest, unit), (k, spare) = carry, at
+        right = _put(right, v, k)
+        image = push(v)
+        unit = _unit(k, image, unit)
+        u, alpha, _, largest = _orthonormal(left, image.over(unit), largest, spare[0])
+        left = _put(left, u, k)
+        v, beta, _, largest = _orthonormal(right, pull(u).over(unit), largest, spare[1])
+        return (left, right, v, largest, unit), (alpha, beta)
 
-    basis, numbers = jnp.zeros((steps, size), dtype), jnp.zeros(steps, dtype)
-    carry = (basis, basis, numbers, numbers, start, jnp.zeros((), dtype))
-    left, right, diagonal, upper, _, largest = devices.fori_loop(0, steps, body, carry)
+    basis = jnp.zeros((steps, size), dtype)
+    carry = (basis, basis, random[-1], jnp.zeros((), dtype), jnp.zeros((), jnp.int32))
+    each = jnp.arange(steps), random[:-1].reshape(steps, 2, size)
+    (left, right, _, largest, unit), (diagonal, upper) = devices.scan(body, carry, each)
     bidiagonal = jnp.diag(diagonal) + jnp.diag(upper[:-1], 1)
     bad = ~jnp.isfinite(largest)
     x, values, y = svd(jnp.where(bad, 0, bidiagonal))
@@ -115,28 +120,25 @@ def eigenpairs(push: Product, size: int, dtype: jnp.dtype, num: int) -> Eigenpai
     """
     steps = eigen_steps(num, size)
     random = _random_vectors(steps + 1, size, dtype)
-    start, unit = random[-1], _unit_exponent(push, random[-1])
 
-    def body(k: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
-        basis, hessenberg, v, largest = carry
-        basis = basis.at[k].set(v)
-        v, length, along, largest = _orthonormal(basis, _scaled(push, unit, v), largest, random[k])
-        # The next row is zero in `along`, since the basis is zero there.
-        hessenberg = hessenberg.at[:-1, k].set(along).at[k + 1, k].set(length)
-        return basis, hessenberg, v, largest
+    def body(carry: tuple[Array, ...], at: tuple[Array, Array]) -> tuple[tuple[Array, ...], tuple[Array, Array]]:
+        (basis, v, largest, unit), (k, spare) = carry, at
+        basis = _put(basis, v, k)
+        image = push(v)
+        unit = _unit(k, image, unit)
+        v, length, along, largest = _orthonormal(basis, image.over(unit), largest, spare)
+        return (basis, v, largest, unit), (along, length)
 
-    carry = (
-        jnp.zeros((steps, size), dtype),
-        jnp.zeros((steps + 1, steps), dtype),
-        start,
-        jnp.zeros((), dtype),
-    )
-    basis, hessenberg, _, largest = devices.fori_loop(0, steps, body, carry)
+    carry = (jnp.zeros((steps, size), dtype), random[-1], jnp.zeros((), dtype), jnp.zeros((), jnp.int32))
+    each = jnp.arange(steps), random[:-1]
+    (basis, _, largest, unit), (columns, lengths) = devices.scan(body, carry, each)
     bad = ~jnp.isfinite(largest)
-    values, vectors = eig(jnp.where(bad, 0, hessenberg[:-1]))
+    # Below the diagonal `along` is zero, since the basis was zero there.
+    hessenberg = columns.T + jnp.diag(lengths[:-1], -1)
+    values, vectors = eig(jnp.where(bad, 0, hessenberg))
     order = by_modulus(values)
     values, vectors = values[order], vectors[:, order]
-    errors = jnp.abs(hessenberg[-1, -1]) * jnp.abs(vectors[-1]) + _rounding(largest, size)
+    errors = jnp.abs(lengths[-1]) * jnp.abs(vectors[-1]) + _rounding(largest, size)
     values, errors = (jnp.where(bad, jnp.nan, a) for a in (values, errors))
     return Eigenpairs(values, errors, matmul(vectors.T, basis.astype(vectors.dtype)), unit)
 
@@ -189,29 +191,51 @@ def _orthonormal(basis: Array, image: Array, largest: Array, spare: Array) -> tu
     direction: its length counts as zero and the `spare` vector takes its place.
     """
 
-    def project(vector: Array) -> tuple[Array, Array, Array]:
-        along = matmul(basis, vector)
-        vector = vector - matmul(along, basis)
-        return vector, jnp.linalg.norm(vector), along
-
     largest = jnp.maximum(largest, jnp.linalg.norm(image))
-    vector, length, along = project(image)
-    lost = length <= 10 * jnp.finfo(basis.dtype).eps * largest
-    length = jnp.where(lost, 0, length)
-    vector = jnp.where(lost, spare, vector / jnp.where(lost, 1, length))
-    vector, norm, again = project(vector)
-    along = along + length * again
-    vector, norm, _ = project(vector / norm)
-    return vector / norm, length, along, largest
+
+    def project(turn: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
+        vector, length, along = carry
+        first = turn == 0
+        inside = matmul(basis, vector)
+        vector = vector - matmul(inside, basis)
+        norm = jnp.linalg.norm(vector)
+        lost = first & (norm <= 10 * jnp.finfo(basis.dtype).eps * largest)
+        along = along + jnp.where(first, 1, length) * inside
+        length = jnp.where(first, jnp.where(lost, 0, norm), length)
+        return jnp.where(lost, spare, vector / jnp.where(norm == 0, 1, norm)), length, along
+
+    carry = image, jnp.zeros_like(largest), jnp.zeros_like(basis[:, 0])
+    vector, length, along = devices.fori_loop(0, 3, project, carry)
+    return vector, length, along, largest
 
 
-def _unit_exponent(push: Product, vector: Array) -> Array:
-    """The power of two that the image of a random vector has: in this unit no square overflows."""
-    return plain(push(vector).normalized().exponent)
+def _put(rows: Array, row: Array, k: Array) -> Array:
+    """The rows with this one as the k-th."""
+    return _put_along(0)(rows, row, k)
 
 
-def _scaled(product: Product, unit: Array, vector: Array) -> Array:
-    return product(vector).over(unit)
+@cache
+def _put_along(axis: int) -> Callable[[Array, Array, Array], Array]:
+    """Along this axis of the rows. JAX makes a scatter of it in a batch, five times as long to compile."""
+
+    @custom_vmap
+    def put(rows: Array, row: Array, k: Array) -> Array:
+        return jax.lax.dynamic_update_index_in_dim(rows, row, k, axis)
+
+    @put.def_vmap
+    def _(size: int, is_batched: list[bool], rows: Array, row: Array, k: Array) -> tuple[Array, bool]:
+        rows, row = (
+            a if yes else jnp.broadcast_to(a, (size, *a.shape))
+            for a, yes in zip((rows, row), is_batched[:2], strict=True)
+        )
+        return _put_along(axis + 1)(rows, row, k), True
+
+    return put
+
+
+def _unit(k: Array, image: LogScaled, unit: Array) -> Array:
+    """The power of two that the first image, of a random vector, has: in this unit no square overflows."""
+    return jnp.where(k == 0, plain(image.normalized().exponent), unit)
 
 
 def _rounding(norm: Array, size: int) -> Array:

@@ -200,13 +200,22 @@ def normalize(tree: PyTree, e: Array) -> tuple[PyTree, Array]:
     return shift(tree, jnp.where(zero, e, -de)), jnp.where(zero, ZERO_EXPONENT, e + de)
 
 
-def add(
-    a: PyTree, e_a: Array, b: PyTree, e_b: Array | int = 0, b_exponent: Array | None = None
-) -> tuple[PyTree, Array]:
-    """``a * 2^e_a + b * 2^e_b``, scaled to the larger of the two; `b_exponent`, if known, is ``exponent(b)``."""
-    e_a, e_b = plain(e_a), plain(e_b)
-    e = jnp.maximum(_top(exponent(a), e_a), _top(exponent(b) if b_exponent is None else b_exponent, e_b))
-    return jax.tree.map(jnp.add, shift(a, e_a - plain(e)), shift(b, e_b - plain(e))), e
+def add(a: PyTree, e_a: Array, b: PyTree, e_b: Array | int = 0) -> tuple[PyTree, Array]:
+    """``a * 2^e_a + b * 2^e_b``, scaled to the larger of the two."""
+    e = jnp.maximum(top(a, e_a), top(b, e_b))
+    return add_over(a, e_a, b, e_b, e), e
+
+
+def add_over(a: PyTree, e_a: Array, b: PyTree, e_b: Array | int, e: Array) -> PyTree:
+    """``(a * 2^e_a + b * 2^e_b) / 2^e``."""
+    e_a, e_b, e = plain(e_a), plain(e_b), plain(e)
+    return jax.tree.map(jnp.add, shift(a, e_a - e), shift(b, e_b - e))
+
+
+def top(tree: PyTree, e: Array | int) -> Array:
+    """The exponent of ``tree * 2^e``; see `exponent`."""
+    above = exponent(tree)
+    return jnp.where(above == ZERO_EXPONENT, ZERO_EXPONENT, plain(e) + above)
 
 
 def clip(tree: PyTree, e: Array, log_norm_before: Array, log_threshold: Array) -> tuple[PyTree, Array]:
@@ -229,10 +238,6 @@ def _multiply(a: Array, e_a: Array, b: Array, e_b: Array) -> tuple[Array, Array]
 def _zero_where(tree: PyTree, e: Array, which: Array) -> tuple[PyTree, Array]:
     zero = jax.tree.map(lambda a: jnp.where(which, jnp.zeros_like(a), a), tree)
     return zero, jnp.where(which, ZERO_EXPONENT, e)
-
-
-def _top(above: Array, e: Array | int) -> Array:
-    return jnp.where(above == ZERO_EXPONENT, ZERO_EXPONENT, e + above)
 
 
 def log_norm(tree: PyTree, e: Array | int = 0) -> Array:

@@ -6,7 +6,7 @@ to compile. So axes are cut where they can be. Sums of many numbers, and of matr
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float, Inexact, Int, PyTree, Shaped
 
 BITS = {2: jnp.int16, 4: jnp.int32, 8: jnp.int64}
 _LONGEST = 32
@@ -33,6 +33,11 @@ def largest(a: Float[Array, "..."]) -> Float[Array, ""]:
         bits = _cut(bits)
     columns = jnp.max(bits, axis=range(bits.ndim - 1), initial=0)
     return jnp.max(jax.lax.bitcast_convert_type(columns, a.dtype), initial=0)
+
+
+def real_parts(tree: PyTree[Inexact[Array, "..."]]) -> list[Float[Array, "..."]]:
+    """The leaves; of complex ones the real and the imaginary part."""
+    return [part for a in jax.tree.leaves(tree) for part in ((a.real, a.imag) if jnp.iscomplexobj(a) else (a,))]
 
 
 def bits_of(a: Float[Array, "..."]) -> Int[Array, "..."]:

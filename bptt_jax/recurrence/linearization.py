@@ -46,7 +46,8 @@ class Linearization(NamedTuple):
       residuals: leaves ``[T, ...]``.
       mode: "reverse" if a step has no forward mode, so that its differentials are those of its backward pass.
       pull: ``(residuals of one step, dL/dh_t) -> (dh_t/dstart)^T dL/dh_t``; see `cut` for what a reset does.
-      pull_params: ``(residuals of K steps, dL/dh [K, ...]) -> sum over K of (dh_t/dparams)^T dL/dh_t``, formed by
+      pull_params: ``(residuals of one step, dL/dh_t) -> (dh_t/dparams)^T dL/dh_t``.
+      contract_params: ``(residuals of K steps, dL/dh [K, ...]) -> sum over K of (dh_t/dparams)^T dL/dh_t``, formed by
         contractions over many steps instead of K accumulations, where that is possible.
       pull_both: ``(residuals of one step, dL/dh_t) -> ((dh_t/dparams)^T dL/dh_t, pull)``, which share their work;
         None where the parameters are so many that adding up their gradients step by step costs more than it saves.
@@ -61,6 +62,7 @@ class Linearization(NamedTuple):
     mode: Mode
     pull: Callable[[PyTree, State], State]
     pull_params: Callable[[PyTree, State], Params]
+    contract_params: Callable[[PyTree, State], Params]
     pull_both: Callable[[PyTree, State], tuple[Params, State]] | None
     pull_inputs: Callable[[PyTree, State], Input] | None
     push: Callable[[PyTree, State], State]
@@ -206,6 +208,9 @@ def linearize(recurrence: Recurrence, *, mode: Mode | None = None, inputs: bool 
     def push_params(residuals: _Residuals, tangent: Params) -> State:
         return _where_real(residuals, push_from(residuals, tangent, state, x0))
 
+    def pull_params(residuals: _Residuals, cotangent: State) -> Params:
+        return _where_real(residuals, pull_to(residuals, 0, cotangent))
+
     def pull_inputs(residuals: _Residuals, cotangent: State) -> Input:
         return _where_real(residuals, pull_to(residuals, 2, cotangent))
 
@@ -245,7 +250,7 @@ def linearize(recurrence: Recurrence, *, mode: Mode | None = None, inputs: bool 
 
         return devices.scan(body, start, jax.tree.map(cut, (residuals, cotangents)))[0]
 
-    def pull_params(residuals: _Residuals, cotangents: State) -> Params:
+    def contract_params(residuals: _Residuals, cotangents: State) -> Params:
         if residuals.real is not None:
             cotangents = jax.vmap(_where_real)(residuals, cotangents)
         # The differential of a `cond` cannot be transposed once it is batched; step by step it can.
@@ -260,6 +265,7 @@ def linearize(recurrence: Recurrence, *, mode: Mode | None = None, inputs: bool 
         mode,
         pull,
         pull_params,
+        contract_params,
         pull_both if few_params else None,
         pull_inputs if inputs else None,
         push,
