@@ -50,6 +50,31 @@ def test_which_results_may_depend_on_what_is_marked():
     assert found(False, False, True) == [False, True, False, True, True]
 
 
+def test_which_results_of_a_loop_may_depend_on_what_is_marked():
+    """What is handed on from round to round takes as many rounds as there are hands."""
+
+    def found(*marks):
+        def program(constant, a, b, c, still, slices):
+            def body(carry, slice):
+                a, b, c, still = carry
+                return (a + constant, b + a, c + b, still), (slice, 2 * still)
+
+            return jax.lax.scan(body, (a, b, c, still), slices)
+
+        one = 1.0
+        return depends(jax.make_jaxpr(program)(one, one, one, one, one, jnp.ones(2)), list(marks))
+
+    def marked(k):
+        return found(*(i == k for i in range(6)))
+
+    assert marked(0) == [True, True, True, False, False, False]
+    assert marked(1) == [True, True, True, False, False, False]
+    assert marked(2) == [False, True, True, False, False, False]
+    assert marked(3) == [False, False, True, False, False, False]
+    assert marked(4) == [False, False, False, True, False, True]
+    assert marked(5) == [False, False, False, False, True, False]
+
+
 def test_what_a_jitted_step_makes_of_its_weights_is_kept_once():
     """Inside the jitted call, half the weights are neither a parameter nor, in form, apart from state and input."""
     n, steps = 64, 5

@@ -1,5 +1,6 @@
 """What the program of a step, its jaxpr, tells: which result comes from where."""
 
+from operator import and_
 from typing import Any
 
 from jax.extend.core import Literal as JaxprLiteral
@@ -35,10 +36,45 @@ def depends(jaxpr: Any, inputs: list[bool]) -> list[bool]:
         elif eqn.primitive.name == "cond":
             branches = [depends(branch, marks[1:]) for branch in eqn.params["branches"]]
             out = [marks[0] or any(each) for each in zip(*branches, strict=True)]
+        elif eqn.primitive.name == "scan":
+            out = _through_scan(eqn, marks)
         else:
             out = [any(marks)] * len(eqn.outvars)
         marked.update(v for v, mark in zip(eqn.outvars, out, strict=True) if mark)
     return [is_marked(v) for v in jaxpr.outvars]
+
+
+def _through_scan(eqn: Any, marks: list[bool]) -> list[bool]:
+    """`depends` of a `scan`, until its body marks no more of what it carries."""
+    body = eqn.params["jaxpr"]
+
+    def whole(outside: list[Any], inside: list[Any]) -> int:
+        """How many are the same within the body; of the others, which come last, it has a slice for each round."""
+        return sum(len(v.aval.shape) == len(aval.shape) for v, aval in zip(outside, inside, strict=True))
+
+    count = whole(eqn.outvars, body.out_avals)
+    first = whole(eqn.invars, body.in_avals) - count
+    while True:
+        before, carried, rest = marks[:first], marks[first : first + count], marks[first + count :]
+        out = depends(body, marks)
+        carries = [a or b for a, b in zip(carried, out[:count], strict=True)]
+        if carries == carried:
+            return carries + out[count:]
+        marks = before + carries + rest
+
+
+def come_from(jaxpr: Any, outputs: list[bool]) -> list[bool]:
+    """From which of its outputs the marked ones of a step may come, through any number of steps; from themselves too.
+
+    `jaxpr`: of the step, whose last inputs are its outputs at the step before.
+    """
+    places = range(len(outputs))
+    others = [False] * (len(jaxpr.in_avals) - len(outputs))
+    goes_to = {k: depends(jaxpr, others + [i == k for i in places]) for k in places if not outputs[k]}
+    found = list(outputs)
+    while more := [k for k, ends in goes_to.items() if not found[k] and any(map(and_, ends, found))]:
+        found = [marked or k in more for k, marked in enumerate(found)]
+    return found
 
 
 def multiplied_axes(jaxpr: Any, count: int) -> dict[int, int]:
