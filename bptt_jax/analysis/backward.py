@@ -272,9 +272,15 @@ class Backward(NamedTuple):
     reset_state_grad: LogScaled
 
 
+def linearize_for(recurrence: Recurrence, loss: BoundLoss, *, inputs: bool = False) -> Linearization:
+    """Linearised as far as the gradient of the loss goes, to be traced."""
+    recurrence = check_step(recurrence)
+    return linearize(recurrence, inputs=inputs, read=loss.reads(recurrence.state0, recurrence.length))
+
+
 def backward(recurrence: Recurrence, loss: BoundLoss, *, inputs: bool = False) -> Backward:
     """The forward pass and the reverse scan, to be traced."""
-    along = linearize(recurrence, inputs=inputs)
+    along = linearize_for(recurrence, loss, inputs=inputs)
     require_pulls(along, "the error signal")
     found = loss.differentiate(along.states)
     end, signal = _send_back(along, found.states, None)
@@ -431,7 +437,8 @@ def _adjoints(recurrence: Recurrence, loss: BoundLoss, *, inputs: bool, segment:
     else:
         states = states_of(recurrence)
         found = loss.differentiate(states)
-        end, signal, xs_grad = _in_segments(recurrence, states, found.states, inputs, segment)
+        read = loss.reads(recurrence.state0, recurrence.length)
+        end, signal, xs_grad = _in_segments(recurrence, states, found.states, read, inputs, segment)
         log_magnitudes = signal.log_magnitudes
 
     def total(grad: LogScaled, given: PyTree) -> LogScaled:
@@ -466,9 +473,9 @@ def _adjoints(recurrence: Recurrence, loss: BoundLoss, *, inputs: bool, segment:
 
 
 def _in_segments(
-    recurrence: Recurrence, states: State, immediate: State, inputs: bool, segment: int
+    recurrence: Recurrence, states: State, immediate: State, read: list[bool], inputs: bool, segment: int
 ) -> tuple[_Carried, LogScaled, LogScaled | None]:
-    """The reverse scan, which linearises one segment after the other, given all states.
+    """The reverse scan, which linearises one segment after the other, given all states and which leaves are read.
 
     The adjoints are written over the immediate derivatives that they are made of: one array of that size, not two.
 
@@ -479,17 +486,17 @@ def _in_segments(
     count, rest = divmod(steps, segment)
 
     def back(carry: _Written, first: Array, length: int) -> tuple[_Written, None]:
-        def read(tree: PyTree) -> PyTree:
+        def part(tree: PyTree) -> PyTree:
             return jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, first, length), tree)
 
-        def write(tree: PyTree, part: PyTree) -> PyTree:
-            return jax.tree.map(lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, first, 0), tree, part)
+        def write(tree: PyTree, new: PyTree) -> PyTree:
+            return jax.tree.map(lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, first, 0), tree, new)
 
         before = jax.tree.map(lambda h: h[jnp.maximum(first - 1, 0)], states)
         start = choose(first == 0, recurrence.state0, before)
-        along = linearize(recurrence.stretch(start, read(recurrence.instants), length), inputs=inputs)
+        along = linearize(recurrence.stretch(start, part(recurrence.instants), length), inputs=inputs, read=read)
         require_pulls(along, "the error signal")
-        end, signal = _send_back(along, read(carry.signal.mantissa), carry.end)
+        end, signal = _send_back(along, part(carry.signal.mantissa), carry.end)
         xs_grad = write(carry.xs_grad, _inputs_grad(along, signal)) if inputs else None
         mantissa, exponent = write(
             (carry.signal.mantissa, carry.signal.exponent), (signal.mantissa, signal.exponent)

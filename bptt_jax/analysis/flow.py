@@ -29,7 +29,7 @@ from bptt_jax.linalg.logscale import LogScaled
 from bptt_jax.linalg.products import identity, log_of_norm, log_spectral_norm
 from bptt_jax.linalg.spectra import eigenvalues, singular_values, spectra_and_others
 from bptt_jax.recurrence.jacobians import jacobians_at
-from bptt_jax.recurrence.linearization import Linearization, Mode
+from bptt_jax.recurrence.linearization import Linearization, Mode, linearize
 from bptt_jax.step import (
     Array,
     Instant,
@@ -186,7 +186,9 @@ def measure_flow(
     added, params_grad = contributions(done)
     norms = found = None
     if spectra:
-        norms, found = _dense(along, stride) if num is None else _leading(along, stride, num)
+        # Products and spectra are of whole Jacobians, whatever the loss reads.
+        whole = along if num is None or all(along.live) else linearize(recurrence)
+        norms, found = _dense(along, stride) if num is None else _leading(whole, stride, num)
     growth = signal.growth
     flow = GradientFlow(
         loss=done.loss.value,

@@ -18,6 +18,7 @@ from bptt_jax.checks import (
     signature_of,
     takes,
 )
+from bptt_jax.recurrence.programs import depends
 from bptt_jax.step import Array, Loss, PyTree, State, differentiable_part
 
 
@@ -54,6 +55,24 @@ class BoundLoss:
           TypeError, ValueError: what the function returns is no real scalar (and something beside it).
         """
         return self._call(states, self.args)
+
+    def reads(self, state0: State, steps: int) -> list[bool]:
+        """Of each leaf of the states that holds floating numbers, whether their gradient may be other than zero; a
+        state of one leaf is taken to be read."""
+        part = differentiable_part(state0)[0]
+        leaves, structure = jax.tree.flatten(part)
+        if len(leaves) == 1:
+            return [True]
+
+        def pushed(state0: State, tangents: list[Array]) -> Array:
+            repeat = partial(jax.tree.map, lambda a: jnp.broadcast_to(a, (steps, *a.shape)))
+            moving, merge = differentiable_part(repeat(state0))
+            along = repeat(jax.tree.unflatten(structure, tangents))
+            return jax.jvp(lambda part: self._call(merge(part), self.args)[0], (moving,), (along,))[1]
+
+        program = jax.make_jaxpr(pushed)(state0, leaves)
+        others, places = [False] * len(jax.tree.leaves(state0)), range(len(leaves))
+        return [depends(program, others + [i == k for i in places])[0] for k in places]
 
     def differentiate(self, states: State) -> LossGradient:
         """Value and derivatives with respect to the floating leaves of the states and of `args`."""

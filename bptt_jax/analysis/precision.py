@@ -9,13 +9,12 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from bptt_jax import devices
-from bptt_jax.analysis.backward import backward
+from bptt_jax.analysis.backward import backward, linearize_for
 from bptt_jax.analysis.lags import check_longest, hoisted, relative_error, way_back
 from bptt_jax.analysis.loss import BoundLoss, bind_loss
 from bptt_jax.checks import check_floating
 from bptt_jax.linalg import logscale, reductions
 from bptt_jax.linalg.logscale import LogScaled
-from bptt_jax.recurrence.linearization import linearize
 from bptt_jax.recurrence.tensorfloat32 import EPSILON, with_tensorfloat32
 from bptt_jax.results import Result, field
 from bptt_jax.step import Array, Loss, Params, PyTree, Recurrence, State, Step, bind, is_differentiable
@@ -205,7 +204,7 @@ def _gradient_precision(
 
     def begin(*given: Any) -> tuple[LogScaled, list[Any]]:
         recurrence, bound = bound_to(given)
-        along = linearize(recurrence)
+        along = linearize_for(recurrence, bound)
         signals, go = way_back(along, bound.differentiate(along.states).states, log_scale=False)
         constants, kept["go"] = hoisted(go, signals)
         return signals, constants

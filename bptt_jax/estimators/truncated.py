@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from bptt_jax import devices
+from bptt_jax.analysis.backward import linearize_for
 from bptt_jax.analysis.loss import BoundLoss, bind_loss
 from bptt_jax.checks import check_positive_int
-from bptt_jax.recurrence.linearization import cut, linearize, require_pulls
+from bptt_jax.recurrence.linearization import cut, require_pulls
 from bptt_jax.step import Array, Loss, Params, PyTree, Recurrence, State, Step, bind, choose, differentiable_part
 from bptt_jax.timeline import moved_to_real_steps, numbers_in_piece
 
@@ -80,7 +81,7 @@ class _Windows(NamedTuple):
 
 @partial(devices.compiled, checked=True)
 def _tbptt(recurrence: Recurrence, loss: BoundLoss, *, k1: int, k2: int) -> Params:
-    given, along = recurrence.params, linearize(recurrence)
+    given, along = recurrence.params, linearize_for(recurrence, loss)
     require_pulls(along, "truncation")
     recurrence = along.recurrence
     immediate = loss.differentiate(along.states).states

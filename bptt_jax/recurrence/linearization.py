@@ -1,6 +1,6 @@
 """A recurrence linearised along its whole trajectory, so that the backward pass recomputes nothing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -10,7 +10,7 @@ from jax.extend.core import jaxpr_as_fun
 
 from bptt_jax import devices
 from bptt_jax.devices import is_manual
-from bptt_jax.recurrence.programs import depends
+from bptt_jax.recurrence.programs import come_from, depends
 from bptt_jax.step import (
     Array,
     Input,
@@ -45,6 +45,8 @@ class Linearization(NamedTuple):
       states: h_1 .. h_T, leaves ``[T, ...]``.
       residuals: leaves ``[T, ...]``.
       mode: "reverse" if a step has no forward mode, so that its differentials are those of its backward pass.
+      live: of each leaf of the state that holds floating numbers, whether it is read, in the end. Pulls do not look at
+        the cotangents of the others, and what they pull to these is zero; pushes have None there.
       pull: ``(residuals of one step, dL/dh_t) -> (dh_t/dstart)^T dL/dh_t``; see `cut` for what a reset does.
       pull_params: ``(residuals of one step, dL/dh_t) -> (dh_t/dparams)^T dL/dh_t``.
       contract_params: ``(residuals of K steps, dL/dh [K, ...]) -> sum over K of (dh_t/dparams)^T dL/dh_t``, formed by
@@ -60,6 +62,7 @@ class Linearization(NamedTuple):
     states: State
     residuals: PyTree
     mode: Mode
+    live: list[bool]
     pull: Callable[[PyTree, State], State]
     pull_params: Callable[[PyTree, State], Params]
     contract_params: Callable[[PyTree, State], Params]
@@ -99,7 +102,13 @@ def cut(residuals: PyTree, cotangent: PyTree) -> PyTree:
     return jax.tree.map(lambda a: jnp.where(residuals.reset, jnp.zeros_like(a), a), cotangent)
 
 
-def linearize(recurrence: Recurrence, *, mode: Mode | None = None, inputs: bool = False) -> Linearization:
+def linearize(
+    recurrence: Recurrence,
+    *,
+    mode: Mode | None = None,
+    inputs: bool = False,
+    read: Sequence[bool] | None = None,
+) -> Linearization:
     """Unrolls a recurrence and keeps the differential of every step.
 
     Leaves of parameters, state and inputs that are no floating numbers are constants: None in every gradient.
@@ -108,14 +117,23 @@ def linearize(recurrence: Recurrence, *, mode: Mode | None = None, inputs: bool 
       recurrence: to be traced.
       mode: how the step is differentiated; None: forward if it can be, for then both directions are at hand.
       inputs: whether `pull_inputs` is wanted.
+      read: of each leaf of the state that holds floating numbers, whether a loss reads it; None: all. Of the others
+        those that no read one comes from, now or later, are left out: they may overflow, and a cotangent of zero times
+        infinity is NaN, where to `jax.grad` there is no cotangent.
 
     Raises:
       TypeError: the step cannot be differentiated, or not by `mode`.
     """
     recurrence = check_step(recurrence)
-    mode = differentiation_mode(recurrence, mode)
+    mode, tangents = _differentiation(recurrence, mode)
+    places = len(jax.tree.leaves(differentiable_part(recurrence.state0)[0]))
+    live = [True] * places if read is None or tangents is None else come_from(tangents, list(read))
     params, merge_params = differentiable_part(recurrence.params)
     trees: dict[str, Any] = {}
+
+    def read_part(tree: State) -> State:
+        leaves, structure = jax.tree.flatten(tree)
+        return jax.tree.unflatten(structure, [a if kept else None for a, kept in zip(leaves, live, strict=True)])
 
     def step_and_residuals(params: Params, h: State, at: Instant) -> tuple[list[Any], list[Any]]:
         start, merge_state = differentiable_part(recurrence.begin(h, at))
@@ -123,7 +141,7 @@ def linearize(recurrence: Recurrence, *, mode: Mode | None = None, inputs: bool 
 
         def moved(params: Params, start: State, x: Input) -> tuple[State, State]:
             new = recurrence.step(merge_params(params), merge_state(start), merge_x(x))
-            return differentiable_part(new)[0], new
+            return read_part(differentiable_part(new)[0]), new
 
         transform: Any = jax.linearize if mode == "forward" else jax.vjp
         _, differential, new = transform(moved, params, start, x, has_aux=True)
@@ -175,15 +193,15 @@ def linearize(recurrence: Recurrence, *, mode: Mode | None = None, inputs: bool 
                 tangents[which] = tangent
                 return differential(residuals)(*tangents)
 
-            return jax.linear_transpose(push, (params, state, x0)[which])(cotangent)[0]
+            return jax.linear_transpose(push, (params, state, x0)[which])(read_part(cotangent))[0]
 
     else:
 
         def push_from(residuals: _Residuals, dp: Params, dh: State, dx: Input) -> State:
-            return jax.linear_transpose(differential(residuals), state)((dp, dh, dx))[0]
+            return jax.linear_transpose(differential(residuals), read_part(state))((dp, dh, dx))[0]
 
         def pull_to(residuals: _Residuals, which: int, cotangent: State) -> PyTree:
-            return differential(residuals)(cotangent)[which]
+            return differential(residuals)(read_part(cotangent))[which]
 
     def pull_both(residuals: _Residuals, cotangent: State) -> tuple[Params, State]:
         if mode == "forward":
@@ -191,9 +209,9 @@ def linearize(recurrence: Recurrence, *, mode: Mode | None = None, inputs: bool 
             def push(dp: Params, dh: State) -> State:
                 return differential(residuals)(dp, dh, x0)
 
-            to_params, pulled = jax.linear_transpose(push, params, state)(cotangent)
+            to_params, pulled = jax.linear_transpose(push, params, state)(read_part(cotangent))
         else:
-            to_params, pulled, _ = differential(residuals)(cotangent)
+            to_params, pulled, _ = differential(residuals)(read_part(cotangent))
         pulled = pulled if residuals.real is None else choose(residuals.real, pulled, cotangent)
         return _where_real(residuals, to_params), pulled
 
@@ -203,7 +221,7 @@ def linearize(recurrence: Recurrence, *, mode: Mode | None = None, inputs: bool 
 
     def push(residuals: _Residuals, tangent: State) -> State:
         pushed = push_from(residuals, zeros(params), tangent, x0)
-        return pushed if residuals.real is None else choose(residuals.real, pushed, tangent)
+        return pushed if residuals.real is None else choose(residuals.real, pushed, read_part(tangent))
 
     def push_params(residuals: _Residuals, tangent: Params) -> State:
         return _where_real(residuals, push_from(residuals, tangent, state, x0))
@@ -220,7 +238,7 @@ def linearize(recurrence: Recurrence, *, mode: Mode | None = None, inputs: bool 
         def push(dp: Params) -> State:
             return jax.vmap(lambda r: push_from(r, dp, state, x0), axis_size=count)(residuals)
 
-        return jax.linear_transpose(push, params)(cotangents)[0]
+        return jax.linear_transpose(push, params)(read_part(cotangents))[0]
 
     def contract_by_steps(residuals: _Residuals, cotangents: State) -> Params:
         def body(total: Params, one: tuple[_Residuals, State]) -> tuple[Params, None]:
@@ -263,6 +281,7 @@ def linearize(recurrence: Recurrence, *, mode: Mode | None = None, inputs: bool 
         states,
         stacked,
         mode,
+        live,
         pull,
         pull_params,
         contract_params,
@@ -311,6 +330,12 @@ def differentiation_mode(recurrence: Recurrence, mode: Mode | None = None) -> Mo
     Raises:
       TypeError: the step cannot be differentiated so, or makes use of other devices within a `jax.shard_map`.
     """
+    return _differentiation(recurrence, mode)[0]
+
+
+def _differentiation(recurrence: Recurrence, mode: Mode | None) -> tuple[Mode, Any]:
+    """Also the program of the tangent of the step's new state, given parameters, state and the tangents of both; None
+    where there is none."""
     params, merge_params = differentiable_part(recurrence.params)
     first = jax.tree.map(lambda a: jnp.asarray(a)[0], recurrence.instants)
     start, merge_state = differentiable_part(recurrence.state0)
@@ -321,9 +346,15 @@ def differentiation_mode(recurrence: Recurrence, mode: Mode | None = None) -> Mo
     if is_manual():
         _refuse_collectives(_primitives(jax.make_jaxpr(moved)(params, start)))
 
+    tangents: Any = None
+
+    def pushed(params: Params, start: State, dp: Params, dh: State) -> State:
+        return jax.jvp(moved, (params, start), (dp, dh))[1]
+
     def forward(params: Params, start: State) -> None:
-        pushed = jax.make_jaxpr(lambda p, h: jax.jvp(moved, (p, h), (p, h))[1])(params, start)
-        if "custom_lin" in _primitives(pushed):  # what stands there complains only when it is compiled
+        nonlocal tangents
+        tangents = jax.make_jaxpr(pushed)(params, start, params, start)
+        if "custom_lin" in _primitives(tangents):  # what stands there complains only when it is compiled
             raise TypeError("the derivative of a jax.custom_vjp goes backwards alone")
 
     def reverse(params: Params, start: State) -> Any:
@@ -332,13 +363,13 @@ def differentiation_mode(recurrence: Recurrence, mode: Mode | None = None) -> Mo
     if mode is not None:
         fault = _fault(forward if mode == "forward" else reverse, params, start)
         if fault is None:
-            return mode
+            return mode, tangents
         raise TypeError(f'mode: this step cannot be differentiated by "{mode}": {_short(fault)}') from fault
     fault = _fault(forward, params, start)
     if fault is None:
-        return "forward"
+        return "forward", tangents
     if _fault(reverse, params, start) is None:
-        return "reverse"
+        return "reverse", tangents
     raise TypeError(f"step: it cannot be differentiated, forwards or backwards: {_short(fault)}") from fault
 
 
