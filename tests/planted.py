@@ -339,6 +339,11 @@ MUTATIONS = {
     "bptt_jax/linalg/reductions.py": [
         ("_LONGEST = 32", "_LONGEST = 64", "test_reductions.py::test_axes_are_cut_where_they_can_be"),
         (
+            "if columns.size > _LONGEST:",
+            "if False:",
+            "test_reductions.py::test_the_largest_of_each_of_a_batch_is_nan_where_one_is",
+        ),
+        (
             "bits = bits_of(a)\n",
             "bits = bits_of(a)[..., :1]\n",
             "test_reductions.py::test_largest_of_numbers_that_are_not_negative",
@@ -395,6 +400,16 @@ MUTATIONS = {
         ),
     ],
     "bptt_jax/recurrence/programs.py": [
+        (
+            'elif eqn.primitive.name == "while":',
+            "elif False:",
+            "test_unread.py -k while",
+        ),
+        (
+            "[rounds or mark for mark in out]",
+            "out",
+            "test_linearization.py::test_which_results_of_a_loop_of_unknown_length_may_depend_on_what_is_marked",
+        ),
         (
             'elif eqn.primitive.name == "scan":',
             "elif False:",
@@ -1057,7 +1072,16 @@ MUTATIONS = {
         ),
     ],
     "bptt_jax/analysis/matrix_free.py": [
-        ("return primals[0], tangents[1]", "return primals[0], tangents[0]", "test_matrix_free.py"),
+        (
+            "_with_derivative(*primals), tangents[1]",
+            "_with_derivative(*primals), tangents[0]",
+            "test_matrix_free.py",
+        ),
+        (
+            "_with_derivative(*primals), tangents[1]",
+            "primals[0], tangents[1]",
+            "test_matrix_free.py::test_second_derivatives_where_no_vector_turns",
+        ),
         (
             "LogScaled(left.values, left.exponent).value[None, :]",
             "left.values[None, :]",

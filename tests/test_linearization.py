@@ -75,6 +75,29 @@ def test_which_results_of_a_loop_may_depend_on_what_is_marked():
     assert marked(5) == [False, False, False, False, True, False]
 
 
+def test_which_results_of_a_loop_of_unknown_length_may_depend_on_what_is_marked():
+    """All, where the number of rounds does."""
+
+    def found(*marks):
+        def program(most, constant, count, a, b, still):
+            def body(carry):
+                count, a, b, still = carry
+                return count + 1, a + constant, b + a, 2 * still
+
+            return jax.lax.while_loop(lambda carry: carry[0] < most, body, (count, a, b, still))
+
+        return depends(jax.make_jaxpr(program)(3, 1.0, 0, 1.0, 1.0, 1.0), list(marks))
+
+    def marked(k):
+        return found(*(i == k for i in range(6)))
+
+    assert marked(0) == marked(2) == [True] * 4
+    assert marked(1) == [False, True, True, False]
+    assert marked(3) == [False, True, True, False]
+    assert marked(4) == [False, False, True, False]
+    assert marked(5) == [False, False, False, True]
+
+
 def test_what_a_jitted_step_makes_of_its_weights_is_kept_once():
     """Inside the jitted call, half the weights are neither a parameter nor, in form, apart from state and input."""
     n, steps = 64, 5

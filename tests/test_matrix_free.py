@@ -176,6 +176,25 @@ def key_step(w, state, x):
     return {"h": jnp.tanh(w @ state["h"] + x + noise), "t": state["t"] + 1, "key": key}
 
 
+def test_second_derivatives_where_no_vector_turns(x64):
+    """Of w_1^2, and of (2 log w_1)^2."""
+    h, w = jnp.ones(2), jnp.array([3.0, 2.0])
+
+    def first(w):
+        return bptt.analysis.leading_singular_values(scale, w, h, length=1, num=1).values[0, 0] ** 2
+
+    def product(w):
+        return bptt.analysis.product_singular_values(scale, w, h, length=2, num=1).log_values[0] ** 2
+
+    log = np.log(3.0)
+    for function, expected in ((first, 2), (product, 8 * (1 - log) / 9)):
+        np.testing.assert_allclose(jax.hessian(function)(w), [[expected, 0], [0, 0]], atol=1e-6)
+
+
+def scale(w, h, x):
+    return w * h
+
+
 def test_derivatives_of_eigenvalues_far_from_one(x64):
     """``w_i v_i^T`` with the left vectors w, rows of V^-1; each belongs to its own value at any scale."""
     vectors = np.random.default_rng(0).standard_normal((3, 3))

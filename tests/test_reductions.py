@@ -34,6 +34,14 @@ def test_the_largest_is_nan_wherever_one_is(shape):
         assert np.isnan(jax.jit(reductions.largest)(a))
 
 
+@pytest.mark.parametrize("length", [521, 1031, 3001, 4124])
+def test_the_largest_of_each_of_a_batch_is_nan_where_one_is(length):
+    a = np.ones((8, 5, length), np.float32)
+    a[:, 1, -1] = np.nan
+    found = jax.jit(jax.vmap(jax.vmap(reductions.largest)))(a)
+    np.testing.assert_array_equal(np.isnan(found), np.broadcast_to(np.arange(5) == 1, (8, 5)))
+
+
 def test_axes_are_cut_where_they_can_be():
     for length, longest in ((32, 32), (64, 32), (7 * 64, 32), (31 * 16, 31), (509, 509), (2 * 251, 251)):
         for function in (reductions.total, reductions.largest):

@@ -153,6 +153,12 @@ def squares_of_pair(states):
     return jnp.sum(states[0].a ** 2)
 
 
+def squares_and_a_count(states):
+    """The count has no gradient, though the loop that counts has the other leaf and a tangent of it."""
+    count = lax.while_loop(lambda count: count < 3, lambda count: count + states["b"][0], 0 * states["b"][0])
+    return squares(states) * lax.stop_gradient(count)
+
+
 def nothing(states):
     return jnp.sum(lax.stop_gradient(states["a"]))
 
@@ -177,6 +183,7 @@ CASES = {
     "custom_jvp": (with_a_forward_pass_of_its_own, squares, {}, [True, False], False),
     "other kinds": (of_other_kinds, squares_of_others, {"z": 0.3 + 0.2j, "u": 1j, "count": 0},
                     [True, False, False, True], False),
+    "while": (by_product, squares_and_a_count, {}, [True, False], False),
     "nothing": (by_product, nothing, {}, [False, False], False),
 }  # fmt: skip
 

@@ -390,8 +390,8 @@ def _send_back(along: Linearization, immediate: State, later: _Carried | None) -
         exponents = jax.vmap(logscale.exponent)(immediate)
         given = immediate, exponents, residuals
         (end, _), (mantissas, tops) = devices.scan(body, (start, first), given, reverse=True)
-        # The exponents of the signal follow from those that a step ends with. On a CPU, XLA runs what is ready within a
-        # loop on several threads, for 10 us a step, and a number that is ready as the step begins is one more.
+        # The exponents of the signal follow from those that a step ends with. Those that it begins with would be ready
+        # to be written at once: on a CPU, XLA then wakes another thread, which takes 10 us a step.
         return end, LogScaled(mantissas, jnp.maximum(jnp.append(tops[1:], first), exponents))
 
     def contract(immediate: State, residuals: PyTree) -> tuple[_Carried, LogScaled]:

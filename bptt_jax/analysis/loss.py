@@ -57,8 +57,8 @@ class BoundLoss:
         return self._call(states, self.args)
 
     def reads(self, state0: State, steps: int) -> list[bool]:
-        """Of each leaf of the states that holds floating numbers, whether their gradient may be other than zero; a
-        state of one leaf is taken to be read."""
+        """Of each leaf of the states that holds floating numbers, whether its gradient may be other than zero. The
+        only leaf of a state is taken to be read, since it nearly always is, and to find out takes a trace."""
         part = differentiable_part(state0)[0]
         leaves, structure = jax.tree.flatten(part)
         if len(leaves) == 1:

@@ -106,7 +106,8 @@ def leading_singular_values(
     the first is found to 1e-3 of itself and the fourth of four to 1e-2, always from below. Costs as many products
     with the Jacobian, and with its transpose; memory O(T * D) and a constant.
 
-    Derivatives are those of simple singular values, ``u^T dJ v``. `errors` has none (zero).
+    Derivatives are those of simple singular values, ``u^T dJ v``; second ones take u and v for constants, which
+    they are not. Those of `errors` are zero.
 
     Args:
       step, params, state0, xs, length: as for `bptt_jax.unroll`.
@@ -139,7 +140,7 @@ def leading_eigenvalues(
     random matrix has, are not: the largest modulus comes out a few percent low, and `errors` say so.
 
     Derivatives are those of simple eigenvalues, ``y^T dJ x / y^T x``; the left vectors y are sought by a second
-    Arnoldi process, where a derivative is taken. `errors` has none (zero).
+    Arnoldi process, where a derivative is taken. Those of `errors` are zero.
 
     Args:
       step, params, state0, xs, length: as for `bptt_jax.unroll`.
@@ -421,7 +422,7 @@ def _with_derivative(values: Array, like: Array) -> Array:
 
 @_with_derivative.defjvp
 def _with_derivative_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
-    return primals[0], tangents[1]
+    return _with_derivative(*primals), tangents[1]
 
 
 def _product(differential: Callable[[Array], Array], example: Array) -> Product:

@@ -21,7 +21,7 @@ from bptt_jax.cells.weights import (
 from bptt_jax.checks import check_finite, check_key, check_positive_int
 from bptt_jax.step import Array, Cell
 
-_tenths, _twentieth = jax.nn.initializers.normal(0.1), within(0.05)
+_tenth, _twentieth = jax.nn.initializers.normal(0.1), within(0.05)
 
 
 class FastGRNNParams(NamedTuple):
@@ -168,8 +168,8 @@ def fastgrnn(
     *,
     zeta: float = 1.0,
     nu: float = -4.0,
-    recurrent_init: Initializer = _tenths,
-    input_init: Initializer = _tenths,
+    recurrent_init: Initializer = _tenth,
+    input_init: Initializer = _tenth,
     dtype: Any = None,
 ) -> Cell:
     """The fast gated network (Kusupati et al. 2018, arXiv:1901.02358): gate and candidate share their weights.
@@ -261,8 +261,8 @@ def dsgu(
         z = hard_sigmoid(W_z h_{t-1} + U_z x_t + b_z)
         h_t = (1 - z) * h_{t-1} + z * o
 
-    with the hard sigmoid of `bptt_jax.cells.sgu`. The state stays between 0 and 1 once it is there. It begins
-    as that cell does.
+    with the hard sigmoid of `bptt_jax.cells.sgu`. The state stays between 0 and 1 once it is there. Weights
+    and biases begin as those of `bptt_jax.cells.sgu`.
 
     Args:
       hidden_size: N, of units; the state is D = N numbers.

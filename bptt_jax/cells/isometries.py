@@ -134,8 +134,8 @@ def orthogonal(
 
     A starts block diagonal, so that the eigenvalues of W before D come in pairs ``exp(+-i theta)``, theta uniform in
     [0, pi / 2] for "cayley" (Helfrich et al.), in [-pi, pi] for "exp" (Henaff et al. 2016); U by default N(0, 2 / I);
-    b of modReLU uniform in [-0.01, 0.01], of another activation 0. So has the code of expRNN; that of scoRNN has U in
-    [-0.01, 0.01] and b at 0.
+    b of modReLU uniform in [-0.01, 0.01], of another activation 0. So it is in the code of expRNN; in that of
+    scoRNN U is in [-0.01, 0.01] and b is 0.
 
     What W costs: a step given `OrthogonalParams` makes W, in O(N^3). `bptt_jax.unroll` makes it once for a sequence,
     and differentiates that once. In a loop of your own, or in a `stack`, XLA makes W once, but takes its derivative by

@@ -75,8 +75,8 @@ def linear_transformer(hidden_size: int, *, heads: int = 2, key_size: int = 8, d
         S_t = S_{t-1} + v k^T                         z_t = z_{t-1} + k
 
     for each of H heads, with V = N/H values and K keys. What is read, ``S_t q / (z_t^T q)`` with a query q of x_t,
-    is no part of the recurrence. The weights start at N(0, 1 / I), where the authors' code leaves them, and biases, to
-    PyTorch's linear layer.
+    is no part of the recurrence. The weights start at N(0, 1 / I), where the authors' code has PyTorch's linear layers,
+    with their biases.
 
     The Jacobian is the identity: the error signal neither fades nor grows, and nothing is ever forgotten.
 

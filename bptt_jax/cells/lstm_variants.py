@@ -338,7 +338,7 @@ def multiplicative_lstm(
 
     Args:
       hidden_size: N, of units.
-      forget_bias, recurrent_init, input_init, dtype: as for `bptt_jax.lstm`; the bias as in the authors' code.
+      forget_bias, recurrent_init, input_init, dtype: as for `bptt_jax.lstm`.
 
     Returns:
       A `Cell` with `MultiplicativeLSTMParams` and a state ``h [N], c [N]``, D = 2N.

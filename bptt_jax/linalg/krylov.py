@@ -190,7 +190,6 @@ def _orthonormal(basis: Array, image: Array, largest: Array, spare: Array) -> tu
     Then the coefficients of the rest, and the largest image so far. A part within the rounding of that one has no
     direction: its length counts as zero and the `spare` vector takes its place.
     """
-
     largest = jnp.maximum(largest, jnp.linalg.norm(image))
 
     def project(turn: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:

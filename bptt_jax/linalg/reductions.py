@@ -23,15 +23,17 @@ def total(a: Float[Array, "..."]) -> Float[Array, ""]:
 
 
 def largest(a: Float[Array, "..."]) -> Float[Array, ""]:
-    """The largest of numbers >= 0, 0 of none, by their bits, whose order is that of integers; no derivative.
+    """The largest of numbers >= 0, 0 of none, NaN if there is one; no derivative.
 
-    NaN is the largest, though XLA's own maximum of a thousand and more, which takes the second reduction of an axis
-    that was not cut, may pass over it.
+    By their bits, whose order is that of integers: on a CPU, XLA's maximum of a thousand numbers may pass over NaN.
     """
     bits = bits_of(a)
     if bits.ndim <= 1 or a.size <= _MANY:
         bits = _cut(bits)
     columns = jnp.max(bits, axis=range(bits.ndim - 1), initial=0)
+    if columns.size > _LONGEST:
+        return jax.lax.bitcast_convert_type(jnp.max(columns), a.dtype)
+    # Of another type, lest XLA makes one reduction of both.
     return jnp.max(jax.lax.bitcast_convert_type(columns, a.dtype), initial=0)
 
 

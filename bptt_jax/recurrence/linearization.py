@@ -45,8 +45,8 @@ class Linearization(NamedTuple):
       states: h_1 .. h_T, leaves ``[T, ...]``.
       residuals: leaves ``[T, ...]``.
       mode: "reverse" if a step has no forward mode, so that its differentials are those of its backward pass.
-      live: of each leaf of the state that holds floating numbers, whether it is read, in the end. Pulls do not look at
-        the cotangents of the others, and what they pull to these is zero; pushes have None there.
+      live: of each leaf of the state that holds floating numbers, whether it is read, or what comes from it later. What
+        is pulled to the others is zero, and not made of their cotangents; pushes have None there.
       pull: ``(residuals of one step, dL/dh_t) -> (dh_t/dstart)^T dL/dh_t``; see `cut` for what a reset does.
       pull_params: ``(residuals of one step, dL/dh_t) -> (dh_t/dparams)^T dL/dh_t``.
       contract_params: ``(residuals of K steps, dL/dh [K, ...]) -> sum over K of (dh_t/dparams)^T dL/dh_t``, formed by
@@ -334,8 +334,8 @@ def differentiation_mode(recurrence: Recurrence, mode: Mode | None = None) -> Mo
 
 
 def _differentiation(recurrence: Recurrence, mode: Mode | None) -> tuple[Mode, Any]:
-    """Also the program of the tangent of the step's new state, given parameters, state and the tangents of both; None
-    where there is none."""
+    """`differentiation_mode`, which says what it raises, and the program of the tangent of the step's new state, given
+    parameters, state and the tangents of both; None where there is none."""
     params, merge_params = differentiable_part(recurrence.params)
     first = jax.tree.map(lambda a: jnp.asarray(a)[0], recurrence.instants)
     start, merge_state = differentiable_part(recurrence.state0)

@@ -38,6 +38,8 @@ def depends(jaxpr: Any, inputs: list[bool]) -> list[bool]:
             out = [marks[0] or any(each) for each in zip(*branches, strict=True)]
         elif eqn.primitive.name == "scan":
             out = _through_scan(eqn, marks)
+        elif eqn.primitive.name == "while":
+            out = _through_while(eqn, marks)
         else:
             out = [any(marks)] * len(eqn.outvars)
         marked.update(v for v, mark in zip(eqn.outvars, out, strict=True) if mark)
@@ -45,22 +47,35 @@ def depends(jaxpr: Any, inputs: list[bool]) -> list[bool]:
 
 
 def _through_scan(eqn: Any, marks: list[bool]) -> list[bool]:
-    """`depends` of a `scan`, until its body marks no more of what it carries."""
     body = eqn.params["jaxpr"]
 
     def whole(outside: list[Any], inside: list[Any]) -> int:
-        """How many are the same within the body; of the others, which come last, it has a slice for each round."""
+        """How many are the same within the body; of the others, which come last, it has a slice for each round. (What
+        versions of JAX call their numbers differs.)"""
         return sum(len(v.aval.shape) == len(aval.shape) for v, aval in zip(outside, inside, strict=True))
 
     count = whole(eqn.outvars, body.out_avals)
     first = whole(eqn.invars, body.in_avals) - count
+    return _through_rounds(body, marks[:first], marks[first : first + count], marks[first + count :])
+
+
+def _through_while(eqn: Any, marks: list[bool]) -> list[bool]:
+    condition, body = eqn.params["cond_jaxpr"], eqn.params["body_jaxpr"]
+    count = len(eqn.outvars)
+    asked, constants = marks[: len(condition.in_avals) - count], marks[len(condition.in_avals) - count : -count]
+    out = _through_rounds(body, constants, marks[-count:], [])
+    rounds = any(depends(condition, asked + out))
+    return [rounds or mark for mark in out]
+
+
+def _through_rounds(body: Any, before: list[bool], carried: list[bool], after: list[bool]) -> list[bool]:
+    """`depends` of a loop with this body, until that marks no more of what is carried."""
     while True:
-        before, carried, rest = marks[:first], marks[first : first + count], marks[first + count :]
-        out = depends(body, marks)
-        carries = [a or b for a, b in zip(carried, out[:count], strict=True)]
+        out = depends(body, before + carried + after)
+        carries = [a or b for a, b in zip(carried, out, strict=False)]
         if carries == carried:
-            return carries + out[count:]
-        marks = before + carries + rest
+            return carries + out[len(carries) :]
+        carried = carries
 
 
 def come_from(jaxpr: Any, outputs: list[bool]) -> list[bool]:
