@@ -95,8 +95,9 @@ class Fault(NamedTuple):
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Of all files below that end."""
+    """Of all files below that end, but what Python keeps of the modules that it has imported there."""
     files = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.stat().st_size < 1 << 30]
+    files = [p for p in files if p.parent.name != "__pycache__"]
     return {str(p.relative_to(folder)): p.read_bytes() for p in files}
 
 
