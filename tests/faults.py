@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import jax
 import jax.numpy as jnp
@@ -95,15 +96,18 @@ class Fault(NamedTuple):
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Of all files below that end, but what Python keeps of the modules that it has imported there."""
+    """Of all files below that end."""
     files = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.stat().st_size < 1 << 30]
-    files = [p for p in files if p.parent.name != "__pycache__"]
     return {str(p.relative_to(folder)): p.read_bytes() for p in files}
 
 
 def command(*arguments: Any) -> tuple[int, str]:
-    """Status and stderr of the command, in this process."""
-    with contextlib.redirect_stderr(io.StringIO()) as stderr, contextlib.redirect_stdout(io.StringIO()):
+    """Status and stderr of the command, in this process; Python keeps nothing beside the steps that it imports."""
+    with (
+        contextlib.redirect_stderr(io.StringIO()) as stderr,
+        contextlib.redirect_stdout(io.StringIO()),
+        patch.object(sys, "dont_write_bytecode", True),
+    ):
         try:
             status = main([str(a) for a in arguments])
         except SystemExit as stop:
