@@ -163,6 +163,24 @@ def test_a_large_number_does_not_cover_the_others(dtype, name, variant) -> None:
             np.testing.assert_allclose(found.states, exact, rtol=3e-4 if dtype == jnp.float32 else 1e-8)
 
 
+@pytest.mark.parametrize("variant", FORMS)
+def test_states_that_decay_beyond_their_digits(dtype, variant) -> None:
+    """Against a start of one, the last are 1e-133. Digits are won from below: at each iteration those of the states that
+    are a rounding of what they were before."""
+    of, steps = jnp.finfo(dtype), 600
+    w = 0.6 * jnp.eye(8, dtype=dtype) + 0.004 * jax.random.normal(jax.random.key(0), (8, 8), dtype)
+    arguments = network_step, w, jnp.ones(8, dtype)
+    guess = jnp.ones((steps, 8), dtype)
+    found = deer(*arguments, length=steps, guess=guess, **FORMS[variant])
+    assert found.converged
+    states = np.asarray(bptt.unroll(*arguments, length=steps))
+    largest = np.abs(states).max(axis=1)  # of each step
+    off, seen = np.abs(found.states - states).max(axis=1), largest > of.tiny / of.eps
+    assert seen.sum() > 120
+    assert (off[seen] < 1e3 * of.eps * largest[seen]).all()
+    assert (off[~seen] <= of.tiny / of.eps).all()
+
+
 def test_error_is_how_far_roundings_grow(x64) -> None:
     """A scalar that doubles: one rounding at each of T steps, carried on, is a random sum of size 2^T."""
     found = deer(lambda p, h, x: p * h + x, 2.0, jnp.ones(()), jnp.zeros(20))

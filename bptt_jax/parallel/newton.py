@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from bptt_jax import devices
 from bptt_jax.checks import at_path, check_choice, check_leaves, check_positive_int, describe_shapes
 from bptt_jax.linalg.affine import affine_scan
-from bptt_jax.linalg.precision import matmul
+from bptt_jax.linalg.precision import at_least_single, matmul
 from bptt_jax.linalg.scattered import signs
 from bptt_jax.parallel import factors
 from bptt_jax.recurrence.linearization import Mode, differentiation_mode
@@ -47,8 +47,9 @@ class DeerSolution(Result):
     """What `deer` found, and how far it is to be trusted; a pytree of arrays.
 
     Residual and error are relative to ``|h_t| + |J_t| |h_{t-1}|`` with the Jacobian ``J_t``, entry by entry, as the
-    roundings of a step are: no large number elsewhere in the state or in time covers them. The error where that is zero
-    is relative to the largest of the unit's.
+    roundings of a step are: no large number elsewhere in the state or in time covers them. What lies below 1e-31 in
+    float32 (1e-292 in float64) counts as that large, since products of such numbers underflow; the error where it is
+    zero is relative to the largest of the unit's.
 
     Attributes:
       states: h_1 .. h_T as of `bptt_jax.unroll`, leaves ``[T, ...]``; all floating ones NaN unless `converged`.
@@ -244,7 +245,7 @@ def _deer(recurrence: Recurrence, guess: State | None, *, options: _Options, win
     eps = float(jnp.finfo(h.dtype).eps)
     # A unit that rests at zero has no size of its own there.
     own = jnp.where(sizes > 0, sizes, jnp.max(sizes, axis=0))
-    error = _relative(jnp.sum(jnp.abs(grown), axis=-1), own)
+    error = jnp.max(_ratios(jnp.sum(jnp.abs(grown), axis=-1), own))
     converged = (residual <= _tolerance(eps)) & (error <= math.sqrt(eps))
     attached = _attached(recurrence, others, jnp.where(converged, h, jnp.nan), window)
     states = _Equations(recurrence, others).states(attached)
@@ -336,34 +337,40 @@ def _solve(
         after = rms(left(h, f))
         if kind is not None:
             damping = jnp.where(after <= before, jnp.minimum(1.0, _RECOVER * damping), 0.5 * damping)
-        both = _relative(left(h, f), jnp.abs(h) + abs_jac_times_state), residual
+        both = jnp.max(_ratios(left(h, f), jnp.abs(h) + abs_jac_times_state)), residual
         return h, f, both, count + 1, residuals.at[count].set(after), damping
 
-    def judged(h: Array, f: Array) -> tuple[Array, Array, Array]:
-        """By the Jacobians of the iterate itself; within the loop they are those of the one before, which may be
-        others."""
+    def judged(h: Array, f: Array) -> tuple[Array, Array, Array, Array]:
+        """The residual, how many equations do not hold, and the rest of what is known of a solution; by the Jacobians
+        and sizes of the iterate itself: within the loop they are those of the one before, which may be others."""
         roundings = eps * signs(h.shape, h.dtype)
         grown, sizes = _propagated(recurrence, h, equations.starts(h), mode, left(h, f), roundings, come_in)
-        return _relative(left(h, f), sizes), grown, sizes
+        ratios = _ratios(left(h, f), sizes)
+        return jnp.max(ratios), jnp.sum(ratios > tolerance, dtype=jnp.int32), grown, sizes
 
-    infinite = jnp.full_like(h0[0], jnp.inf)
-    unknown = jnp.full_like(jnp.stack([first, first], axis=-1), jnp.inf), jnp.ones_like(first)
+    infinite, every = jnp.full_like(h0[0], jnp.inf), jnp.full_like(recurrence.length, first.size, jnp.int32)
+    unknown = every, jnp.full_like(jnp.stack([first, first], axis=-1), jnp.inf), jnp.ones_like(first)
 
     def until_judged(carry: Any) -> Any:
         h, f, (before, _), _, count, residuals, damping = carry
         start = h, f, (infinite, infinite), count, residuals, damping
         h, f, (residual, _), count, residuals, damping = devices.while_loop(unfinished, iterate, start)
-        residual, *judgement = devices.cond(residual <= tolerance, judged, lambda *_: (residual, *unknown), h, f)
-        return h, f, (residual, before), tuple(judgement), count, residuals, damping
+        residual, *rest = devices.cond(residual <= tolerance, judged, lambda *_: (residual, *unknown), h, f)
+        open_, *judgement = rest
+        return h, f, ((residual, open_), before), tuple(judgement), count, residuals, damping
 
     def goes_on(carry: Any) -> Array:
-        _, _, (residual, before), _, count, _, _ = carry
-        return (count == 0) | (~(residual <= tolerance) & (residual < 0.5 * before) & (count < max_iterations))
+        _, _, ((residual, open_), (residual_before, open_before)), _, count, _, _ = carry
+        # Where states decay to nothing, each iteration makes those exact that lie above a rounding of what it started
+        # from: the largest residual stays what it is until none is left.
+        better = (residual < 0.5 * residual_before) | (open_ < open_before)
+        return (count == 0) | (~(residual <= tolerance) & better & (count < max_iterations))
 
     none = jnp.full(max_iterations, jnp.nan, h0.dtype)
     counts = jnp.zeros((), jnp.int32), none
-    start = first, equations.advance(first), (infinite, infinite), unknown, *counts, jnp.ones_like(infinite)
-    h, _, (residual, _), judgement, count, residuals, _ = devices.while_loop(goes_on, until_judged, start)
+    worst = (infinite, every), (infinite, every)
+    start = first, equations.advance(first), worst, unknown[1:], *counts, jnp.ones_like(infinite)
+    h, _, ((residual, _), _), judgement, count, residuals, _ = devices.while_loop(goes_on, until_judged, start)
     grown, sizes = judgement
     return _Solved(h, residual, grown, sizes, count, residuals)
 
@@ -472,10 +479,13 @@ def _together(tree: PyTree, steps: int) -> PyTree:
     return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:steps], tree)
 
 
-def _relative(difference: Array, size: Array) -> Array:
-    """The largest entry of the ratio; of NaN infinity, for NaN would pass every comparison."""
-    ratio = jnp.where(difference == 0, 0, jnp.abs(difference) / jnp.maximum(size, jnp.finfo(size.dtype).tiny))
-    return jnp.max(jnp.where(jnp.isnan(ratio), jnp.inf, ratio))
+def _ratios(difference: Array, size: Array) -> Array:
+    """Of NaN infinity, for NaN would pass every comparison."""
+    of, single = jnp.finfo(size.dtype), jnp.finfo(at_least_single(size.dtype))
+    # Products below the range are flushed to zero: the sum of some that is just above it has few digits.
+    least = max(float(of.tiny), float(single.tiny) / float(of.eps))
+    ratio = jnp.where(difference == 0, 0, jnp.abs(difference) / jnp.maximum(size, least))
+    return jnp.where(jnp.isnan(ratio), jnp.inf, ratio)
 
 
 def _propagated(
