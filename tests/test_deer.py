@@ -165,8 +165,8 @@ def test_a_large_number_does_not_cover_the_others(dtype, name, variant) -> None:
 
 @pytest.mark.parametrize("variant", FORMS)
 def test_states_that_decay_beyond_their_digits(dtype, variant) -> None:
-    """Against a start of one, the last are 1e-133. Digits are won from below: at each iteration those of the states that
-    are a rounding of what they were before."""
+    """Against a start of one, the last are 1e-133. Each iteration settles the states that are more than a rounding of
+    what it began with."""
     of, steps = jnp.finfo(dtype), 600
     w = 0.6 * jnp.eye(8, dtype=dtype) + 0.004 * jax.random.normal(jax.random.key(0), (8, 8), dtype)
     arguments = network_step, w, jnp.ones(8, dtype)

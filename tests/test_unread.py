@@ -1,5 +1,6 @@
 """Leaves of the state that no loss depends on: they may overflow, and no gradient is NaN that is none to `jax.grad`."""
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -282,6 +283,9 @@ MEASURED = {
     "temporal_contributions": bptt.temporal_contributions,
     "gradient_by_lag": lambda *given: bptt.analysis.gradient_by_lag(*given, parts=(0, 3)),
     "truncation_bias": bptt.truncation_bias,
+    "rtrl": bptt.estimators.rtrl,
+    "snap": bptt.estimators.snap,
+    "rflo": bptt.estimators.rflo,
     "tbptt": lambda *given: bptt.estimators.tbptt(*given, k1=2, k2=4),
     "gradient_noise": of_noise,
     "gradient_precision": of_precision,
@@ -296,6 +300,21 @@ def test_it_is_as_if_the_leaf_were_not_there(name):
     assert_same(
         MEASURED[name](step, params, state0, xs, loss), MEASURED[name](alone, params, without, xs, loss), 1e-4
     )
+
+
+@pytest.mark.parametrize("name", ["uoro", "kf_rtrl"])
+def test_noise_is_of_what_the_loss_depends_on(name):
+    """Not of the other leaf, which has overflowed; a later part may read it."""
+    given, _, _ = problem("product")
+    keys = jax.random.split(jax.random.key(0), 200)
+    estimate = getattr(bptt.estimators, name)
+    found = jax.jit(jax.vmap(lambda key: estimate(*given, key=key)))(keys)
+    exact = bptt.adjoints(*given).params_grad
+    assert np.all(found["v"] == 0)
+    error = np.std(found["w"]) / math.sqrt(len(keys))
+    np.testing.assert_allclose(np.mean(found["w"]), exact["w"], rtol=1e-4, atol=4 * error)
+    part, _ = estimate(*given, key=keys[0], has_carry=True)
+    assert np.isnan(part["v"])
 
 
 def test_in_padding_and_across_resets():

@@ -31,9 +31,9 @@ def rtrl(
 
     Carries the influence ``M_t = dh_t/dparams = J_t M_{t-1} + F_t``, F_t the immediate one, and adds
     ``(dl/dh_t)^T M_t``: exact, without bias or variance, and no backward pass through time. The influence holds in
-    padding and is zero after a reset. States that the loss does not read do no harm, be they not finite; a leaf that
-    it never depends on does, where it overflows: the influence is of all leaves, for the loss of a later part may
-    read them, while `adjoints` leaves that one out.
+    padding and is zero after a reset. States that the loss does not read do no harm, be they not finite; nor does a
+    leaf that it never depends on, but with ``has_carry=True``: then the influence is of all leaves, for the loss of a
+    later part may read them, and where one overflows the gradient is NaN.
 
     A stream in parts: with ``has_carry=True`` the last state and its influence come back, and the next part goes on
     from them; parts together give what the whole gives, if the loss is a sum over steps.

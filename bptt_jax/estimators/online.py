@@ -12,7 +12,7 @@ from bptt_jax import devices
 from bptt_jax.analysis.loss import BoundLoss, bind_loss
 from bptt_jax.checks import check_bool, describe_shapes, type_name
 from bptt_jax.linalg.precision import at_least_single, matmul
-from bptt_jax.recurrence.linearization import differentiation_mode
+from bptt_jax.recurrence.linearization import differentiation_mode, live_leaves
 from bptt_jax.recurrence.programs import multiplied_axes
 from bptt_jax.recurrence.unroll import states_of
 from bptt_jax.results import Result, field
@@ -130,7 +130,7 @@ def go_forward(
     if carry is not None:
         _check_carry(rule, recurrence, carry)
         recurrence = recurrence.going_on(carry.state)
-    found, carry = _gradient_forward(recurrence, bound, carry, key, rule=rule)
+    found, carry = _gradient_forward(recurrence, bound, carry, key, rule=rule, has_carry=has_carry)
     return (found, carry) if has_carry else found
 
 
@@ -152,10 +152,18 @@ def _check_carry(rule: Rule, recurrence: Recurrence, carry: Any) -> None:
 
 @partial(devices.compiled, checked=True)
 def _gradient_forward(
-    recurrence: Recurrence, loss: BoundLoss, carry: OnlineCarry | None, key: Array | None, *, rule: Rule
-) -> tuple[Params, OnlineCarry]:
+    recurrence: Recurrence,
+    loss: BoundLoss,
+    carry: OnlineCarry | None,
+    key: Array | None,
+    *,
+    rule: Rule,
+    has_carry: bool,
+) -> tuple[Params, OnlineCarry | None]:
     given, ends_anew, recurrence = recurrence.params, recurrence.ends_anew, check_step(recurrence)
     modes = _modes(recurrence)
+    # What the loss never depends on may overflow, and zero times infinity is NaN. The loss of a later part may read it.
+    live = live_leaves(recurrence, None if has_carry else loss.reads(recurrence.state0, recurrence.length))
     of = _numbers(recurrence)
     theta, unravel_params = ravel_state(differentiable_part(recurrence.params)[0])
     nothing = devices.vary(rule.begin(of), devices.axes_of(recurrence.state0))
@@ -170,7 +178,7 @@ def _gradient_forward(
     ) -> tuple[tuple[OnlineCarry, Array], None]:
         before, total = carry
         at, signal = at_t
-        new, differential = _differentiate(recurrence, recurrence.begin(before.state, at), at.x, *modes)
+        new, differential = _differentiate(recurrence, live, recurrence.begin(before.state, at), at.x, *modes)
         influence = before.influence if at.reset is None else choose(at.reset, nothing, before.influence)
         now = None if key is None else jax.random.fold_in(key, before.steps)
         after = OnlineCarry(new, rule.advance(of, differential, influence, now), before.steps + 1)
@@ -181,7 +189,9 @@ def _gradient_forward(
     # In half precision a sum over many steps would not grow any more.
     start = carry, jnp.zeros_like(theta, at_least_single(theta.dtype))
     (carry, total), _ = devices.scan(body, start, (recurrence.instants, signals), length=recurrence.length)
-    if ends_anew is not None:
+    if not has_carry:
+        carry = None
+    elif ends_anew is not None:
         carry = choose(ends_anew, OnlineCarry(recurrence.reset_state, nothing, carry.steps), carry)
     grad = jax.tree.map(jnp.conj, unravel_params(total.astype(theta.dtype)))
     return devices.summed_like(grad, differentiable_part(given)[0]), carry
@@ -209,9 +219,10 @@ def _numbers(recurrence: Recurrence) -> Numbers:
 
 
 def _differentiate(
-    recurrence: Recurrence, state: State, x: Input, forward: bool, backward: bool
+    recurrence: Recurrence, live: list[bool], state: State, x: Input, forward: bool, backward: bool
 ) -> tuple[State, Differential]:
-    """The next state, and the differential; by pulls for all rows of a Jacobian, for there are fewer of them."""
+    """The next state, and the differential, zero for leaves that are not live; by pulls for all rows of a Jacobian,
+    for there are fewer of them."""
     moving, merge = differentiable_part(recurrence.params)
     theta, unravel_params = ravel_state(moving)
     vector, unravel = ravel_state(state)
@@ -219,7 +230,9 @@ def _differentiate(
 
     def moved(theta: Array, vector: Array) -> tuple[Array, State]:
         new = recurrence.step(merge(unravel_params(theta)), unravel(vector), x)
-        return ravel_state(new)[0], new
+        leaves, structure = jax.tree.flatten(differentiable_part(new)[0])
+        leaves = [a if kept else jax.lax.stop_gradient(a) for a, kept in zip(leaves, live, strict=True)]
+        return ravel_state(jax.tree.unflatten(structure, leaves))[0], new
 
     def unit(numbers: Array) -> Array:
         return devices.vary(jnp.eye(numbers.size, dtype=numbers.dtype), axes)

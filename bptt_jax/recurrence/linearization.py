@@ -126,8 +126,7 @@ def linearize(
     """
     recurrence = check_step(recurrence)
     mode, tangents = _differentiation(recurrence, mode)
-    places = len(jax.tree.leaves(differentiable_part(recurrence.state0)[0]))
-    live = [True] * places if read is None or tangents is None else come_from(tangents, list(read))
+    live = _live(recurrence, tangents, read)
     params, merge_params = differentiable_part(recurrence.params)
     trees: dict[str, Any] = {}
 
@@ -299,6 +298,22 @@ def at_many_steps(pull: Callable[[PyTree, State], PyTree], residuals: PyTree, co
     if "while" in _primitives(jax.make_jaxpr(pull)(*one)):  # Equinox's cannot be batched then
         return jax.lax.map(lambda inputs: pull(*inputs), (residuals, cotangents))
     return jax.vmap(pull)(residuals, cotangents)
+
+
+def live_leaves(recurrence: Recurrence, read: Sequence[bool] | None) -> list[bool]:
+    """`Linearization.live` of a checked recurrence; `read` as for `linearize`.
+
+    Raises:
+      TypeError: the step cannot be differentiated.
+    """
+    return _live(recurrence, _differentiation(recurrence, None)[1], read)
+
+
+def _live(recurrence: Recurrence, tangents: Any, read: Sequence[bool] | None) -> list[bool]:
+    """All, where the step has no program of tangents to tell."""
+    if read is None or tangents is None:
+        return [True] * len(jax.tree.leaves(differentiable_part(recurrence.state0)[0]))
+    return come_from(tangents, list(read))
 
 
 def require_pulls(along: Linearization, what: str) -> None:
