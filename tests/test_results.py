@@ -472,8 +472,8 @@ def bias(*errors: float) -> bptt.analysis.TruncationBias:
     return bptt.analysis.TruncationBias(jnp.arange(1, 1 + len(errors)), jnp.ones(len(errors)), jnp.asarray(errors))
 
 
-def solution(*, converged: bool) -> bptt.parallel.DeerSolution:
-    numbers = (jnp.float32(v) for v in (1e-7, 2e-6))
+def solution(*, converged: bool, error: float = 2e-6) -> bptt.parallel.DeerSolution:
+    numbers = (jnp.float32(v) for v in (1e-7, error))
     return bptt.parallel.DeerSolution(jnp.ones((4, 2)), jnp.asarray(converged), jnp.int32(7), *numbers, jnp.ones(9))
 
 
@@ -483,7 +483,14 @@ HEADLINES = {
     "bias, never": (bias(0.05, 0.3), "no window of up to 2 steps comes within 10 %"),
     "bias, of no gradient": (bias(np.nan, np.nan), "there is no gradient to truncate, or it is not finite"),
     "deer": (solution(converged=True), "converged in 7 iterations, relative error 2e-06"),
-    "deer, in vain": (solution(converged=False), "not converged after 7 iterations (residual 1e-07, error 2e-06)"),
+    "deer, in vain": (
+        solution(converged=False, error=np.inf),
+        "not converged in 7 iterations (residual 1e-07, error inf), all NaN: try damping= or window=\n",
+    ),
+    "deer, chaos": (
+        solution(converged=False, error=0.5),
+        "not converged in 7 iterations (residual 1e-07, error 0.5), all NaN: roundings grow too large\n",
+    ),
     "leading": (
         bptt.analysis.LeadingValues(jnp.array([[2.0, 1.0], [3.0, 0.5]]), jnp.array([[1e-6, 1.0], [2e-6, 1.0]])),
         "the largest is 2 to 3, with errors up to 2e-06",

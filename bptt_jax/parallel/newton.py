@@ -78,7 +78,8 @@ class DeerSolution(Result):
         if self.converged:
             return f"converged in {int(self.iterations)} iterations, relative error {float(self.error):.1g}"
         measured = f"residual {float(self.residual):.1g}, error {float(self.error):.1g}"
-        return f"not converged after {int(self.iterations)} iterations ({measured}): all states are NaN"
+        why = "roundings grow too large" if math.isfinite(self.error) else "try damping= or window="
+        return f"not converged in {int(self.iterations)} iterations ({measured}), all NaN: {why}"
 
 
 def deer(
