@@ -160,11 +160,32 @@ def test_nothing_is_said_of_a_loss_that_reads_no_state():
     flow = linear_flow(0.5 * EYE, weights=np.zeros(STEPS))
     assert flow.verdict == "unmeasured"
     assert flow.advice() == []
-    assert "reads no state" in flow.statement
+    assert "exactly zero at every state" in flow.statement
+    assert "later states" not in flow.statement
     assert np.isnan([flow.growth_rate, flow.horizon, flow.end_gain]).all()
     assert np.all(flow.signal.lags == 0)
     assert np.all(np.isnan(flow.contributions.shares))
     np.testing.assert_allclose(flow.products.log_norms, BACK * np.log(0.5), rtol=1e-5)
+
+
+def test_of_states_that_decay_a_loss_of_squares_reads_few():
+    """What is measured is the way from the last state whose derivative counts, and that is said."""
+    square = bptt.gradient_flow(
+        lambda a, h, x: a * h, 0.5, jnp.ones(2), None, lambda s: jnp.mean(s**2), length=1000
+    )
+    assert square.reach == 10  # 2^-10 is the first below 1e-3 of the largest, which is that of h_1
+    assert "hardly depends on the 990 later states" in square.statement
+    last = bptt.gradient_flow(lambda a, h, x: a * h, 0.5, jnp.ones(2), None, lambda s: jnp.sum(s[-1]), length=1000)
+    assert "later states" not in last.statement
+
+    resets = jnp.zeros(1000, bool).at[700].set(True)
+    mask = jnp.arange(1000) < 990
+    pieces = bptt.Sequence(mask=mask, resets=resets)
+    square = bptt.gradient_flow(lambda a, h, x: a * h, 0.5, jnp.ones(2), pieces, lambda s: jnp.mean(s**2))
+    assert "hardly depends on the 690 later states" in square.statement
+    square = bptt.gradient_flow(lambda a, h, x: a * h, 0.5, jnp.zeros(2), None, lambda s: jnp.mean(s**2), length=9)
+    assert square.verdict == "unmeasured"
+    assert "or is flat there" in square.statement
 
 
 def test_signal_that_dies_exactly():

@@ -11,6 +11,7 @@ EDGE = math.log(1e-3)
 CASE = verdict.Findings(
     verdicts=["vanishing"],
     lengths=[200],
+    later=0,
     threshold=1e-3,
     rate=-0.25,
     rate_error=0.01,
@@ -207,9 +208,18 @@ def test_statements():
     assert "horizon 1.03e+03 +- 1.1e+03 steps, extrapolated; -0.006 +- 0.007 nats" in verdict.state(steady)
     assert "after 28 of 200 steps; -0.25 +- 0.01 nats" in verdict.state(case("vanishing"))
     assert "no horizon in sight" in verdict.state(steady._replace(horizon=math.inf))
-    assert "reads no state" in verdict.state(case("unmeasured", lengths=[0]))
+    assert "it reads none, or is flat" in verdict.state(case("unmeasured", lengths=[0]))
     assert "less than two steps" in verdict.state(case("unmeasured", lengths=[1]))
     assert "1e+434-fold" in verdict.state(case("exploding", peak_gain=1000.0))
+
+
+def test_it_is_told_where_a_loss_hardly_depends_on_most_of_a_sequence():
+    said = "hardly depends on the 900 later states"
+    for kind in ("steady", "vanishing", "exploding", "unmeasured"):
+        assert said in verdict.state(case(kind, lengths=[100], later=900))
+        assert "later states" not in verdict.state(case(kind, lengths=[100], later=100))
+    assert "later states" not in verdict.state(case("unmeasured", lengths=[0], later=900))
+    assert "later states" not in verdict.state(case("non-finite", lengths=[100], later=900))
 
 
 def test_the_statement_of_a_batch_tells_lengths_where_verdicts_follow_them():

@@ -224,7 +224,7 @@ class GradientFlow(Result):
         Judged by what was measured, never by eigenvalues: "exploding" if an adjoint has grown to more than
         ``1 / threshold`` of what came in (`peak_gain`), "vanishing" if less than `threshold` of the error signal
         arrives at the start of the longest segment (`end_gain`). "unmeasured" if there is nothing to tell memory
-        by: the loss reads no state, or its signal has fewer than two steps to go. To judge by another threshold:
+        by: the loss depends on no state, or its signal has fewer than two steps to go. To judge by another threshold:
         ``dataclasses.replace(flow, threshold=...)``.
         """
         verdicts = self.verdicts
@@ -426,6 +426,7 @@ def _findings(flow: GradientFlow, gated: bool | None, calibrated: Sequence[str] 
     return verdict.Findings(
         verdicts=flow.verdicts.ravel().tolist(),
         lengths=np.ravel(np.asarray(flow.reach)).tolist(),
+        later=_later(flow) if flow.loss.ndim == 0 else 0,
         threshold=float(_flat(flow.threshold)[0]),
         rate=float(pooled.growth_rate),
         rate_error=float(pooled.growth_rate_error),
@@ -455,6 +456,12 @@ def _findings(flow: GradientFlow, gated: bool | None, calibrated: Sequence[str] 
         nonfinite_product_step=max((int(i[-1]) for i in products), default=-1),
         nonfinite_losses=int(np.sum(~np.isfinite(np.asarray(flow.loss, np.float64)))),
     )
+
+
+def _later(flow: GradientFlow) -> int:
+    """Steps of the longest segment of one sequence after the state where its signal begins."""
+    lags, piece = np.asarray(flow.signal.lags), np.asarray(flow.signal.piece)
+    return int(np.sum(piece == piece[np.argmax(lags)]) - np.max(lags))
 
 
 def _nan_where_real(flow: GradientFlow) -> np.ndarray:

@@ -120,7 +120,7 @@ class RecommendedGain(Result):
     def _said(self) -> str:
         factor, gain, length = float(self.factor), float(self.gain), int(self.length)
         if factor == 1:
-            return "steady as it is: no factor is wanted"
+            return f"steady as it is over {length} steps: no factor is wanted"
         rates, errors = np.asarray(self.trials.growth_rate), np.asarray(self.trials.growth_rate_error)
         none, tried = "no factor on the recurrent weights is recommended", np.asarray(self.trials.factors)
         if not math.isnan(float(self.nearest)) and math.isnan(factor):

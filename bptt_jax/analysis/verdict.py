@@ -98,6 +98,7 @@ class Findings(NamedTuple):
     Attributes:
       verdicts: of every sequence.
       lengths: lags of the longest segment of every sequence.
+      later: of a single sequence, the steps of that segment that come after; 0 of a batch.
       threshold: where a signal counts as gone.
       rate, rate_error: nats per step backwards.
       horizon, horizon_error, extrapolated: the median sequence's.
@@ -125,6 +126,7 @@ class Findings(NamedTuple):
 
     verdicts: list[Verdict]
     lengths: list[int]
+    later: int
     threshold: float
     rate: float
     rate_error: float
@@ -183,7 +185,14 @@ def horizon_words(horizon: float, error: float, extrapolated: bool) -> str:
 def state(f: Findings) -> str:
     """What was found, in one line."""
     said = _state_of_batch(f) if len(f.verdicts) > 1 else _state_of_one(f)
-    return "; ".join(filter(None, [said, _in_its_dtype(f)]))
+    return "; ".join(filter(None, [said, _what_is_hardly_read(f), _in_its_dtype(f)]))
+
+
+def _what_is_hardly_read(f: Findings) -> str:
+    """Where that is most of a sequence: a loss of squares, say, and states that decay."""
+    if f.verdict == "non-finite" or not 0 < f.length < f.later:
+        return ""
+    return f"the loss hardly depends on the {f.later} later states (share=)"
 
 
 def _in_its_dtype(f: Findings) -> str:
@@ -205,7 +214,10 @@ def _state_of_one(f: Findings) -> str:
     rate = with_error(f.rate, f.rate_error)
     match f.verdict:
         case "unmeasured" if f.length == 0:
-            return "unmeasured: the loss reads no state that a step leads to"
+            return (
+                "unmeasured: the loss has a derivative of exactly zero at every state that a step leads to: it reads "
+                "none, or is flat there (a square of states that have decayed to zero, a target that is met)"
+            )
         case "unmeasured":
             return "unmeasured: the error signal has less than two steps to go back"
         case "non-finite":
