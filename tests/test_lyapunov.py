@@ -15,7 +15,7 @@ import bptt_jax as bptt
 from bptt_jax.analysis.averages import BatchSums, squared_error
 from bptt_jax.analysis.lyapunov import living_rates
 from bptt_jax.linalg.lq import orthonormal
-from bptt_jax.linalg.scattered import scattered
+from bptt_jax.linalg.scattered import scattered, scattered_before
 
 
 def plain_qr(jacobians: np.ndarray, num: int) -> np.ndarray:
@@ -76,6 +76,20 @@ def test_linear_maps(matrix, exponents, segments) -> None:
     np.testing.assert_allclose(spectrum.standard_errors, 0, atol=1e-5)
     assert spectrum.converged.all()
     assert int(spectrum.first_nonfinite) == -1
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("isometry", [np.eye(8), np.linalg.qr(scattered_before((8, 8)))[0]], ids=["eye", "turn"])
+def test_rounding_is_no_growth(x64, isometry, dtype) -> None:
+    """Exponents of isometries are all zero. What they are off is the same at every step, and has no scatter."""
+    arguments = linear, jnp.asarray(isometry, dtype), jnp.ones(8, dtype)
+    found = bptt.lyapunov_exponents(*arguments, length=400, warmup=100)
+    assert np.all(np.abs(found.exponents) <= found.standard_errors)
+    assert np.max(found.standard_errors) <= 10 * jnp.finfo(dtype).eps
+    assert found.kaplan_yorke_dimension == 8
+    assert int(bptt.covariant_vectors(*arguments, length=400).unstable) == 0
+    shrinking = linear, jnp.asarray(0.99, dtype) * arguments[1], arguments[2]
+    assert bptt.lyapunov_exponents(*shrinking, length=400).kaplan_yorke_dimension == 0
 
 
 def test_growth_is_in_the_order_of_the_exponents() -> None:

@@ -238,7 +238,9 @@ def _deer(recurrence: Recurrence, guess: State | None, *, options: _Options, win
     start = recurrence.state0, jnp.zeros_like(jnp.stack([whole.h0, whole.h0], axis=-1))
     solve = partial(_solve, mode=mode, options=options)
     found = (
-        solve(whole, vectors, start[1]) if window == steps else _in_windows(solve, whole, vectors, start, window)
+        solve(whole, vectors, start[1], jnp.zeros((), jnp.uint32))
+        if window == steps
+        else _in_windows(solve, whole, vectors, start, window)
     )
     h, residual, grown, sizes, count, residuals = found
     if recurrence.instants.real is not None:
@@ -273,13 +275,14 @@ def _in_windows(
     filled = replace(recurrence, spare=spare)
 
     def body(carry: PyTree, piece: PyTree) -> tuple[PyTree, _Solved]:
-        (state, grown), (instants, others, vectors) = carry, piece
+        (state, grown), (begins, instants, others, vectors) = carry, piece
         equations = _Equations(filled.stretch(state, instants, window), others)
-        found = solve(equations, vectors, grown)
+        found = solve(equations, vectors, grown, begins)
         last = jax.tree.map(lambda a: a[-1], equations.states(found.h))
         return (last, found.grown[-1]), found
 
-    _, found = devices.scan(body, start, (instants, *cut((others, vectors))))
+    begins = jnp.arange(0, steps, window, dtype=jnp.uint32)
+    _, found = devices.scan(body, start, (begins, instants, *cut((others, vectors))))
     h, grown, sizes = _together((found.h, found.grown, found.sizes), steps)
     # NaN where no window made it.
     largest = jnp.max(jnp.where(jnp.isnan(found.residuals), -jnp.inf, found.residuals), axis=0)
@@ -292,9 +295,15 @@ def _tolerance(eps: float) -> float:
 
 
 def _solve(
-    equations: _Equations, vectors: Array | None, come_in: Float[Array, "D 2"], *, mode: Mode, options: _Options
+    equations: _Equations,
+    vectors: Array | None,
+    come_in: Float[Array, "D 2"],
+    begins: Array,
+    *,
+    mode: Mode,
+    options: _Options,
 ) -> _Solved:
-    """Newton's iterations; `come_in` is what the errors before have grown to."""
+    """Newton's iterations; `come_in` is what the errors before have grown to, `begins` how many steps that were."""
     recurrence, instants, h0 = equations.recurrence, equations.recurrence.instants, equations.h0
     jacobian, kind, max_iterations = options
     at_rest = jnp.broadcast_to(h0, (recurrence.length, h0.size))
@@ -344,12 +353,13 @@ def _solve(
     def judged(h: Array, f: Array) -> tuple[Array, Array, Array, Array]:
         """The residual, how many equations do not hold, and the rest of what is known of a solution; by the Jacobians
         and sizes of the iterate itself: within the loop they are those of the one before, which may be others."""
-        roundings = eps * signs(h.shape, h.dtype)
+        # Of another window others: the same ones would add up from window to window, or cancel within each.
+        roundings = eps * signs(h.shape, h.dtype, after=begins * h0.size)
         grown, sizes = _propagated(recurrence, h, equations.starts(h), mode, left(h, f), roundings, come_in)
         ratios = _ratios(left(h, f), sizes)
         return jnp.max(ratios), jnp.sum(ratios > tolerance, dtype=jnp.int32), grown, sizes
 
-    infinite, every = jnp.full_like(h0[0], jnp.inf), jnp.full_like(recurrence.length, first.size, jnp.int32)
+    infinite, every = jnp.full_like(h0[0], jnp.inf), jnp.full_like(h0[0], first.size, jnp.int32)
     unknown = every, jnp.full_like(jnp.stack([first, first], axis=-1), jnp.inf), jnp.ones_like(first)
 
     def until_judged(carry: Any) -> Any:
