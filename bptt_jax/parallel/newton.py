@@ -311,6 +311,7 @@ def _solve(
     eps = float(jnp.finfo(h0.dtype).eps)
     tolerance = _tolerance(eps)
     count_real = jnp.maximum(jnp.sum(recurrence.real), 1).astype(h0.dtype)
+    begins = devices.vary(begins, devices.axes_of((recurrence, vectors, come_in)))
 
     def update(h: Array, f: Array, damping: Array, count: Array) -> tuple[Array, Array]:
         about = recurrence, equations.starts(h), instants, mode
