@@ -58,7 +58,7 @@ APART, TWO = (0.1, 0.9), (0.5, 0.9)
 KEPT = (LOG(0.9), LOG(0.5))
 FAR = (LOG(0.9), LOG(0.1))
 FIRST, SECOND = np.diag([0.1, 0.0]), np.diag([0.0, 0.9])  # a step that keeps one unit alone
-POOLED = (40 * LOG(0.5) + 60 * LOG(0.9)) / 100
+POOLED = (25 * LOG(0.5) + 45 * LOG(0.9)) / 70
 TURN = np.array([[0.6, -0.8], [0.8, 0.6]])
 CASES = {
     # Steps that erase.
@@ -85,10 +85,10 @@ CASES = {
     # Resets.
     "all at a reset": Case(TWO, KEPT, [60], resets=[60], warmup=25),
     "all at a reset without a warm-up": Case((0.7, 0.7), (LOG(0.7),) * 2, [60], resets=[60], warmup=0),
-    "a reset at the start": Case(TWO, KEPT, resets=[0]),
-    "two resets, one piece shorter than the warm-up": Case(TWO, KEPT, range(50, 60), resets=[50, 60]),
+    "a reset at the start": Case(TWO, KEPT, resets=[0], warmup=25),
+    "two resets, one piece shorter than the warm-up": Case(TWO, KEPT, range(50, 60), resets=[50, 60], warmup=25),
     "pieces of different rates": Case(
-        (0.5, 0.5), (POOLED, POOLED), range(50, T), 0.9 * np.eye(2), resets=[50], warmup=10
+        (0.5, 0.5), (POOLED, POOLED), range(50, T), 0.9 * np.eye(2), resets=[50], warmup=25
     ),
     "a reset before every step": Case((0.7, 0.7), (LOG(0.7),) * 2, resets=range(T), warmup=0),
     "a reset in padding": Case(TWO, KEPT, [63], mask=[*range(60), *range(62, T)], resets=[60], warmup=25),
@@ -116,7 +116,7 @@ CASES = {
     "NaN in the first step": Case(TWO, NAN, [0], np.nan, first_nonfinite=0),
     "NaN in the last step": Case(TWO, NAN, [119], np.nan, first_nonfinite=119),
     "infinity": Case(TWO, NAN, [60], np.inf, first_nonfinite=60, state=1.0),
-    "NaN before a reset": Case(TWO, NAN, [5], np.nan, first_nonfinite=5, resets=[60], warmup=20),
+    "NaN before a reset": Case(TWO, NAN, [5], np.nan, first_nonfinite=5, resets=[60], warmup=25),
     "NaN from the start": Case(TWO, NAN, first_nonfinite=0, state=np.nan),
 }
 

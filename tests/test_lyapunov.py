@@ -33,6 +33,14 @@ def linear(matrix, h, x):
     return matrix @ h
 
 
+def scaled(rates, h, x):
+    return rates * h
+
+
+def driven(p, h, x):
+    return x * h
+
+
 @pytest.mark.parametrize("name", ["rnn", "gru", "lstm"])
 def test_they_are_those_of_a_qr_at_every_step(x64, name) -> None:
     e = cell_example(name, jnp.float64, steps=150)
@@ -95,7 +103,7 @@ def test_rounding_is_no_growth(x64, isometry, dtype) -> None:
 def test_growth_is_in_the_order_of_the_exponents() -> None:
     """Three steps of a frame that no warm-up has turned: its first direction is not yet the fastest."""
     rates = jnp.linspace(0.5, 2.0, 4)
-    spectrum = bptt.lyapunov_exponents(lambda p, h, x: p * h, rates, jnp.zeros(4), length=3)
+    spectrum = bptt.lyapunov_exponents(scaled, rates, jnp.zeros(4), length=3)
     unsorted = plain_qr(np.stack([np.diag(rates)] * 3), 4)
     order = np.argsort(-unsorted.mean(axis=0))
     assert (order != np.arange(4)).any()
@@ -241,9 +249,9 @@ def test_no_direction_is_lost_by_chance() -> None:
     )(matrices)
     assert np.isfinite(exponents).all()
     rates = jnp.ones((60, 2)).at[30, 1].set(1e-7)
-    once = bptt.lyapunov_exponents(lambda p, h, x: x * h, None, jnp.ones(2), rates)
+    once = bptt.lyapunov_exponents(driven, None, jnp.ones(2), rates)
     np.testing.assert_allclose(once.exponents, [0, math.log(1e-7) / 60], atol=2e-3)  # the frame turns
-    missing = bptt.lyapunov_exponents(lambda p, h, x: x * h, None, jnp.ones(2), rates.at[::7, 1].set(1e-7))
+    missing = bptt.lyapunov_exponents(driven, None, jnp.ones(2), rates.at[::7, 1].set(1e-7))
     assert float(missing.exponents[1]) == -np.inf
 
 
@@ -251,7 +259,7 @@ def test_a_quiet_beginning_and_a_violent_end() -> None:
     """What the first steps say of the pace must not let the frame leave the range of its floats later."""
     for rate in (1e4, 1e-4):
         rates = jnp.concatenate([jnp.ones(200), jnp.full(100, rate)])
-        spectrum = bptt.lyapunov_exponents(lambda p, h, x: x * h, None, jnp.zeros(5), rates)
+        spectrum = bptt.lyapunov_exponents(driven, None, jnp.zeros(5), rates)
         np.testing.assert_allclose(spectrum.exponents, math.log(rate) / 3, rtol=1e-5)
 
 
@@ -260,7 +268,7 @@ def test_a_hundred_thousand_steps(rates) -> None:
     """The log norm of the product, within a thousandth."""
     steps = 100_000
     xs = np.resize(np.asarray(rates, np.float32), steps)
-    spectrum = bptt.lyapunov_exponents(lambda p, h, x: x * h, None, jnp.ones(2), jnp.asarray(xs))
+    spectrum = bptt.lyapunov_exponents(driven, None, jnp.ones(2), jnp.asarray(xs))
     expected = np.sum(np.log(np.asarray(xs, np.float64)))
     np.testing.assert_allclose(steps * np.asarray(spectrum.exponents), expected, rtol=1e-3, atol=1e-2)
 
@@ -316,14 +324,14 @@ def test_batches_pooled() -> None:
 def diagonal(rates: Any, steps: int = 60, **options: Any) -> bptt.analysis.LyapunovSpectrum:
     """Of ``h <- rates h``, by a frame that has turned to the axes."""
     rates = jnp.asarray(rates, float)
-    return bptt.lyapunov_exponents(lambda p, h, x: p * h, rates, jnp.zeros(len(rates)), length=steps, **options)
+    return bptt.lyapunov_exponents(scaled, rates, jnp.zeros(len(rates)), length=steps, **options)
 
 
 def noise(shape: tuple[int, ...]) -> bptt.analysis.LyapunovSpectrum:
     """A batch of scalar runs, of 300 random rates each."""
 
     def one(xs):
-        return bptt.lyapunov_exponents(lambda p, h, x: x * h, None, jnp.zeros(1), xs)
+        return bptt.lyapunov_exponents(driven, None, jnp.zeros(1), xs)
 
     run = one
     for _ in shape:
@@ -357,7 +365,7 @@ def test_sequences_of_different_lengths_are_weighed() -> None:
 
     def one(rate, mask):
         sequence = bptt.Sequence(mask=mask)
-        return bptt.lyapunov_exponents(lambda p, h, x: p * h, rate, jnp.zeros(1), sequence)
+        return bptt.lyapunov_exponents(scaled, rate, jnp.zeros(1), sequence)
 
     pooled = jax.vmap(one)(jnp.asarray(rates, jnp.float32), masks).pooled()
     mean = np.average(np.log(rates), weights=lengths)
@@ -394,7 +402,7 @@ def test_dimension_and_entropy_have_errors(x64) -> None:
 
     def one(key):
         xs = jnp.exp(rates[None] + 0.1 * jax.random.normal(key, (400, 1)) * weights[None])
-        return bptt.lyapunov_exponents(lambda p, h, x: x * h, None, jnp.zeros(3), xs, warmup=100)
+        return bptt.lyapunov_exponents(driven, None, jnp.zeros(3), xs, warmup=100)
 
     batch = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(1), 200))
     for name, error in (
@@ -414,7 +422,7 @@ def test_a_limit_cycle_has_its_dimension_with_an_error() -> None:
         xs = jax.random.normal(jax.random.key(seed), (600, 1))
         xs = 0.004 * (xs - xs[100:].mean()) + sign * 1e-4
         rates = jnp.exp(jnp.concatenate([xs, jnp.full((600, 1), -0.2)], axis=1))
-        found = bptt.lyapunov_exponents(lambda p, h, x: x * h, None, jnp.zeros(2), rates, warmup=100)
+        found = bptt.lyapunov_exponents(driven, None, jnp.zeros(2), rates, warmup=100)
         error = float(found.standard_errors[0])
         assert float(found.exponents[0]) == pytest.approx(sign * 1e-4, abs=1e-6)
         assert 1e-4 < error < 3e-4
@@ -426,7 +434,7 @@ def test_a_limit_cycle_has_its_dimension_with_an_error() -> None:
 
 def test_says_when_it_has_not_converged_or_is_not_finite() -> None:
     rates = jnp.concatenate([jnp.full(100, 2.0), jnp.full(100, 0.5)])[:, None]
-    drifting = bptt.lyapunov_exponents(lambda p, h, x: x * h, None, jnp.ones(1), rates)
+    drifting = bptt.lyapunov_exponents(driven, None, jnp.ones(1), rates)
     assert not drifting.converged[0]
     assert "not converged: the halves disagree for 1 of 1" in drifting.statement
     blown = bptt.lyapunov_exponents(lambda p, h, x: h * h, None, jnp.full(1, 10.0), length=20, warmup=2)
@@ -442,7 +450,7 @@ def test_says_when_it_has_not_converged_or_is_not_finite() -> None:
         jnp.array([[0.5], [10.0]])
     )
     assert both.statement == f"not finite from step {int(blown.first_nonfinite)} on in 1 of 2 sequences"
-    erased = bptt.lyapunov_exponents(lambda p, h, x: x * h, None, jnp.zeros(1), jnp.ones(60).at[7].set(0))
+    erased = bptt.lyapunov_exponents(driven, None, jnp.zeros(1), jnp.ones(60).at[7].set(0))
     assert "1 of 1 are -inf, erased by step 7: resets are to be declared" in erased.statement
     short = bptt.lyapunov_exponents(linear, jnp.eye(2), jnp.ones(2), length=1)
     assert np.isnan(short.standard_errors).all()
@@ -654,7 +662,7 @@ def test_batches_do_not_reach_over_a_reset() -> None:
     begins = np.isin(np.arange(620), np.cumsum(lengths)[:-1])
     rates = np.exp(np.random.default_rng(1).standard_normal(620))
     sequence = bptt.Sequence(jnp.asarray(rates, jnp.float32), resets=jnp.asarray(begins))
-    found = bptt.lyapunov_exponents(lambda p, h, x: x * h, None, jnp.zeros(1), sequence)
+    found = bptt.lyapunov_exponents(driven, None, jnp.zeros(1), sequence)
     pieces = np.split(np.log(rates), np.cumsum(lengths)[:-1])
     batches, linked = [], []
     for piece in pieces:
@@ -767,7 +775,7 @@ def test_what_lives_between_erasures(x64) -> None:
     """Rates as if the steps that erase were resets: of a direction by itself, and with their errors."""
     xs = np.exp(-0.3 + 0.2 * np.random.default_rng(2).standard_normal(300))
     xs[[70, 200]] = 0
-    found = bptt.lyapunov_exponents(lambda p, h, x: x * h, None, jnp.zeros(1), jnp.asarray(xs))
+    found = bptt.lyapunov_exponents(driven, None, jnp.zeros(1), jnp.asarray(xs))
     living = np.log(xs[xs > 0])
     assert float(found.exponents[0]) == -np.inf
     np.testing.assert_allclose(found.living_exponents, [living.mean()], rtol=1e-9)

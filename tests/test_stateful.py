@@ -1,6 +1,6 @@
 """Stateful training: against loops written out in plain JAX, stopped and resumed, in windows that are chosen."""
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -128,34 +128,35 @@ def test_a_text_is_read_over_and_over_and_begins_anew() -> None:
 # --- Updates.
 
 
+@jax.jit
+@partial(jax.value_and_grad, has_aux=True)
+def of_window(params, h, window):
+    total, after = 0.0, []
+    for h_b, (inputs, targets) in zip(h, window, strict=True):
+        h_b, each = jax.lax.stop_gradient(h_b), []
+        for t in range(WINDOW):
+            h_b = jnp.where(inputs.resets[t], jnp.zeros(3), h_b)
+            h_b = jnp.tanh(params.cell.recurrent @ h_b + params.cell.input @ inputs.xs[t] + params.cell.bias)
+            logits = params.readout.weights @ h_b + params.readout.bias
+            cross = jax.nn.logsumexp(logits) - logits[jnp.maximum(targets[t], 0)]
+            each.append((cross, targets[t] >= 0))
+        asked = jnp.stack([a for _, a in each]).astype(float)
+        total += jnp.sum(jnp.stack([c for c, _ in each]) * asked) / jnp.maximum(jnp.sum(asked), 1)
+        after.append(h_b)
+    return total / BATCH, after
+
+
 def by_hand(update_count: int, seed: int):
     """TBPTT with a carried state, in plain JAX: one stream after the other, one step after the other."""
     state = begun(seed)
     params, opt_state, h = state.params, state.opt_state, [jnp.zeros(3)] * BATCH
     root = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 4), 0)
     losses = []
-
-    def of_window(params, h, window):
-        total, after = 0.0, []
-        for h_b, (inputs, targets) in zip(h, window, strict=True):
-            h_b, each = jax.lax.stop_gradient(h_b), []
-            for t in range(WINDOW):
-                h_b = jnp.where(inputs.resets[t], jnp.zeros(3), h_b)
-                h_b = jnp.tanh(params.cell.recurrent @ h_b + params.cell.input @ inputs.xs[t] + params.cell.bias)
-                logits = params.readout.weights @ h_b + params.readout.bias
-                cross = jax.nn.logsumexp(logits) - logits[jnp.maximum(targets[t], 0)]
-                each.append((cross, targets[t] >= 0))
-            asked = jnp.stack([a for _, a in each]).astype(float)
-            total += jnp.sum(jnp.stack([c for c, _ in each]) * asked) / jnp.maximum(jnp.sum(asked), 1)
-            after.append(h_b)
-        return total / BATCH, after
-
-    step = jax.jit(jax.value_and_grad(of_window, has_aux=True))
     resets = 0
     for k in range(update_count):
         window = [stream_of_net(jax.random.fold_in(root, b), k * WINDOW, WINDOW) for b in range(BATCH)]
         resets += sum(int(w.inputs.resets[1:].sum()) for w in window)
-        (loss, h), gradient = step(params, h, window)
+        (loss, h), gradient = of_window(params, h, window)
         updates, opt_state = OPTIMIZER.update(gradient, opt_state, params)
         params = optax.apply_updates(params, updates)
         losses.append(loss)
@@ -278,14 +279,19 @@ def measured(decay: float, longest: int, bias: float):
     return jax.jit(partial(streams.measured_window, net, bias=bias))(state, ahead)
 
 
+@cache
+def of_decay(decay, longest):
+    """Contributions by lag to the gradient, and its log norm."""
+    step = lambda w, h, x: decay * h + w * x  # noqa: E731
+    problem = step, jnp.ones(1), jnp.zeros(1), jnp.ones((longest, 1)), lambda states: states[-1, 0]
+    return bptt.temporal_contributions(*problem).log_norms[::-1], bptt.adjoints(*problem).params_log_norm
+
+
 @pytest.mark.parametrize("k1", [None, 1, 3])
 @pytest.mark.parametrize("decay", [0.5, 0.9])
 def test_the_bound_holds_and_is_tight_where_the_decay_is_known(decay, k1) -> None:
     longest, steps = 30, 400
-    step = lambda w, h, x: decay * h + w * x  # noqa: E731
-    problem = step, jnp.ones(1), jnp.zeros(1), jnp.ones((longest, 1)), lambda states: states[-1, 0]
-    by_lag = bptt.temporal_contributions(*problem).log_norms[::-1]
-    found = bptt.analysis.adaptive_window(by_lag, bptt.adjoints(*problem).params_log_norm, tolerance=0.2, k1=k1)
+    found = bptt.analysis.adaptive_window(*of_decay(decay, longest), tolerance=0.2, k1=k1)
     assert float(found.rate) == pytest.approx(np.log(decay), rel=1e-4)
     # Truth: the gradient of the mean loss over a long stretch, cut by TBPTT, where the beginning is far.
     missing = np.array([sum(decay**k for k in range(n, steps)) for n in range(longest + 1)])
