@@ -41,6 +41,14 @@ def test_float16_ends_at_6e_8(x64) -> None:
     assert "half gone at lag 25, underflow at 15, which a loss scale of 2^14 mends up to 28" in repr(found)
 
 
+def test_no_loss_scale_mends_what_its_adjoints_leave_no_room_for(x64) -> None:
+    """h_0 decays to nothing beneath an error signal that is still large: only early steps add to the gradient."""
+    problem = lambda w, h, x: w * h, jnp.full((), 0.5), jnp.ones(()), None, last
+    found = gradient_precision(*problem, dtype="bfloat16", length=300)
+    assert float(found.underflow_lag) == float(found.mended_lag) == 0
+    assert "underflow at 0, which no loss scale mends" in repr(found)
+
+
 def test_the_loss_scale_mends_what_it_says(x64) -> None:
     before = at_origin(halving, dtype="float16", length=40)
     scaled = at_origin(halving, args=jnp.asarray(2.0 ** int(before.loss_scale_log2)), dtype="float16", length=40)

@@ -545,6 +545,19 @@ def last(states):
     return jnp.sum(states[-1])
 
 
+def test_a_nan_that_follows_adjoints_that_overflow_is_named_too():
+    monitor, messages = bptt.Monitor(diagonal, last), []
+    for update, weight in enumerate((1.0, 5.0, 5.0, math.nan, math.nan)):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            monitor.probe(update, jnp.full(2, weight), jnp.zeros(2), jnp.zeros((3, 100, 2)))
+        messages.append([str(w.message) for w in caught])
+    assert [len(m) for m in messages] == [0, 1, 0, 1, 0]
+    assert "adjoint is the first to leave the range" in messages[1][0]
+    assert "from exploding to non-finite" in messages[3][0]
+    assert "params is the first to be NaN or infinite" in messages[3][0]
+
+
 def test_large_states_and_states_carried_over():
     """2000 numbers, whose Jacobian would have 4 million; a state for every sequence."""
     monitor = bptt.Monitor(diagonal, last, num=2, sequences=2, spectra=1, in_axes=(0, 0, None))

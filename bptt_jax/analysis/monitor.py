@@ -354,10 +354,13 @@ class Monitor:
     def _message(self, record: MonitorRecord) -> str:
         """What is new since the probe before."""
         parts = []
-        if self._last is not None and self._last.verdict != record.verdict:
+        changed = self._last is not None and self._last.verdict != record.verdict
+        if self._last is not None and changed:
             change = f"the verdict changes from {self._last.verdict} to {record.verdict}"
             parts.append(f"{change} ({_rate_and_horizon(record.scalars)})")
-        if record.nonfinite is not None and (self._last is None or self._last.nonfinite is None):
+        # Adjoints that overflow, in an explosion, are another matter than a NaN that follows.
+        begins = self._last is None or self._last.nonfinite is None or (changed and record.verdict == "non-finite")
+        if record.nonfinite is not None and begins:
             gradients = " ".join(f"{n:.4g}" for n in self._gradients)
             parts.append(
                 f"{record.nonfinite.statement}; log gradient norms of the probes before: {gradients or 'none'}"

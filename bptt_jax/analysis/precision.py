@@ -81,6 +81,8 @@ class GradientPrecision(Result):
         )
         if under == np.inf:
             return f"{said}, no underflow up to lag {len(self.lags) - 1}"
+        if mended <= under:
+            return f"{said}, underflow at {under:.0f}, which no loss scale mends"
         until = "" if mended == np.inf else f" up to {mended - 1:.0f}"
         return f"{said}, underflow at {under:.0f}, which a loss scale of 2^{int(self.loss_scale_log2)} mends{until}"
 
