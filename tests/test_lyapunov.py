@@ -95,6 +95,8 @@ def test_rounding_is_no_growth(x64, isometry, dtype) -> None:
     assert np.all(np.abs(found.exponents) <= found.standard_errors)
     assert np.max(found.standard_errors) <= 10 * jnp.finfo(dtype).eps
     assert found.kaplan_yorke_dimension == 8
+    living, errors = living_rates(found)
+    assert np.all(np.abs(living) <= errors)
     assert int(bptt.covariant_vectors(*arguments, length=400).unstable) == 0
     shrinking = linear, jnp.asarray(0.99, dtype) * arguments[1], arguments[2]
     assert bptt.lyapunov_exponents(*shrinking, length=400).kaplan_yorke_dimension == 0

@@ -455,8 +455,13 @@ def spectrum_of(
 
 
 def _standard_errors(exponents: Float[Array, " num"], of: BatchSums) -> Float[Array, " num"]:
-    least = _KNOWN_TO * float(jnp.finfo(exponents.dtype).eps)
-    return jnp.where(exponents == -jnp.inf, 0, jnp.maximum(root(squared_error(of)), least))
+    return _at_least_rounding(exponents, squared_error(of))
+
+
+def _at_least_rounding(rates: Array, square: Array) -> Array:
+    """Their standard errors, from the squares; 0 of -inf."""
+    least = _KNOWN_TO * float(jnp.finfo(rates.dtype).eps)
+    return jnp.where(rates == -jnp.inf, 0, jnp.maximum(root(square), least))
 
 
 def count_unstable(spectrum: LyapunovSpectrum) -> Int[Array, ""]:
@@ -547,7 +552,7 @@ def living_rates(spectrum: LyapunovSpectrum) -> tuple[Float[Array, "... num"], F
         unknown = (spectrum.first_nonfinite >= 0) | ~jnp.any(measured)
         of = batches(spectrum.piece, len(measured))
         square = jax.vmap(lambda g, n: squared_error(sum_batches(g[:, None], n, of))[0], 1)(growth, steps)
-        return jnp.where(unknown, jnp.nan, rates), root(jnp.where(total == 0, 0, square))
+        return jnp.where(unknown, jnp.nan, rates), _at_least_rounding(rates, square)
 
     for _ in range(jnp.ndim(spectrum.exponents) - 1):
         of_one = jax.vmap(of_one)
