@@ -109,7 +109,9 @@ def predict_parallel(
 
     Returns:
       `ParallelPrediction`. The exponent speaks of the solution: where wrong states have expanding Jacobians, the
-      first iterates may overshoot although the recurrence contracts; then ``deer(..., damping="scale")``.
+      first iterates may overshoot although the recurrence contracts; then ``deer(..., damping="scale")``. Over
+      thousands of steps products of these overflow, and it takes more iterations the longer the sequence is; then
+      ``deer(..., window=1000)``, or less.
 
     Raises:
       TypeError, ValueError: an argument breaks the contract.
