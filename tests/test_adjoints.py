@@ -380,57 +380,6 @@ def test_contributions_of_a_backward_pass_with_a_loop_of_unknown_length():
     np.testing.assert_allclose(found.contributions.log_norms, expected.contributions.log_norms, rtol=1e-5)
 
 
-def decaying(size, steps):
-    """States that underflow where the error signal is largest: the step, and dL/dparams of the last state's sum by
-    NumPy in double precision, given states of single."""
-    weights = np.random.default_rng(0).normal(0, 0.02, (size, size)).astype(np.float32)
-
-    def gradient(states):
-        before = np.concatenate([np.ones((1, size)), np.asarray(states, np.float64)])[:-1]
-        found, adjoint = np.zeros((size, size)), np.ones(size)
-        for h in before[::-1]:
-            found += np.outer(adjoint, h**2)
-            adjoint = 0.5 * adjoint + 2 * h * (weights.T @ adjoint)
-        return found
-
-    return lambda w, h, x: 0.5 * h + w @ h**2, jnp.asarray(weights), jnp.ones(size), gradient
-
-
-@pytest.mark.parametrize("remat", [False, True])
-@pytest.mark.parametrize("size", [4, 40])  # with few parameters, their gradient is added up step by step
-def test_gradient_where_states_have_decayed_beneath_large_adjoints(size, remat):
-    step, weights, h0, gradient = decaying(size, steps=400)
-    found = bptt.adjoints(step, weights, h0, None, last, length=400, remat=remat)
-    assert np.all(found.states[-1] == 0)
-    assert np.all(found.params_grad == 0)
-    expected = gradient(found.states)
-    size = np.linalg.norm(expected)
-    assert 0 < size < 1e-100
-    np.testing.assert_allclose(found.params_log_norm, np.log(size), rtol=1e-5)
-    direction = found.scaled.params_grad.normalized().mantissa
-    np.testing.assert_allclose(direction / jnp.linalg.norm(direction), expected / size, atol=1e-4)
-
-
-def test_contributions_where_states_have_decayed_beneath_large_adjoints():
-    problem = *decaying(size=4, steps=400)[:3], None, last
-    found = bptt.temporal_contributions(*problem, length=400)
-    np.testing.assert_allclose(np.sum(found.shares), 1, rtol=1e-4)
-    by_lag = bptt.analysis.gradient_by_lag(*problem, length=400)
-    np.testing.assert_allclose(np.sum(by_lag.shares), 1, rtol=1e-4)
-    np.testing.assert_allclose(by_lag.shares[::-1], found.shares, atol=1e-5)
-
-
-@pytest.mark.parametrize("derivative", [jax.grad, jax.jacfwd])
-def test_derivative_of_a_gradient_that_floats_do_not_hold(derivative):
-    """Of T log w: the gradient is T w^(T - 1), of which the states that do not underflow are a part."""
-
-    def log_norm(w):
-        return bptt.adjoints(scalar_step, w, jnp.ones(()), None, last, length=1000).params_log_norm
-
-    found = jax.vmap(derivative(log_norm))(jnp.array([0.9, 0.99]))
-    np.testing.assert_allclose(found, 999 / np.array([0.9, 0.99]), rtol=1e-3)
-
-
 def test_second_derivative_where_the_gradient_is_zero():
     """Of parameters that a state of zero hides."""
 

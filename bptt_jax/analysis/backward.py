@@ -39,8 +39,10 @@ class ScaledGradients(Result):
 
     Attributes:
       adjoints: dL/dh_1 .. dL/dh_T, each with a power of two of its own.
-      params_grad: dL/dparams. Where a part of the state explodes by itself, what lies below its adjoint at a step by
-        the whole range of the dtype (2^126 in float32) is lost.
+      params_grad: dL/dparams. The largest adjoint is the unit of what all steps contribute: where a part of the state
+        explodes by itself, what lies below its adjoints by the whole range of the dtype (2^126 in float32) is lost;
+        so is all where states have decayed to zero under the largest adjoints, as without input, and the rest is that
+        small.
         Its derivatives, where some adjoints are exactly zero, hold if the largest of the others is in that range.
       state0_grad: dL/dh_0, with what resets to `state0` add.
       reset_state_grad: dL/dreset_state, or None.
@@ -150,7 +152,8 @@ class TemporalContributions(Result):
     Attributes:
       log_norms: ``[T]``, natural log of ``||g_t||``, for t = 1 .. T; it holds where float32 underflows. -inf in
         padding.
-      shares: ``[T]``, signed: ``<g_t, g> / <g, g>`` with g the whole gradient. They sum to 1; NaN if g is zero.
+      shares: ``[T]``, signed: ``<g_t, g> / <g, g>`` with g the whole gradient. They sum to 1; NaN if g is zero, or
+        lost beside the largest adjoint (`ScaledGradients`).
     """
 
     log_norms: Float[Array, " T"] = field(dims=("time",))
@@ -335,45 +338,11 @@ def _joined(tree: PyTree) -> list[Float[Array, "..."]]:
 
 
 def contracted(along: Linearization, signal: LogScaled) -> LogScaled:
-    """What the signals at all steps add to the parameters' gradient, not normalized."""
-    return _made_up_for(along, signal, _contracted(along, signal))
-
-
-def _contracted(along: Linearization, signal: LogScaled) -> LogScaled:
-    """The same; scaled by the largest of them, beside which it may be lost."""
+    """What the signals at all steps add to the parameters' gradient; scaled by the largest of them, not to 1."""
     largest = jnp.max(signal.exponent)
     distance = logscale.plain(signal.exponent) - logscale.plain(largest)
     cotangents = jax.vmap(logscale.shift_down)(signal.mantissa, distance)
     return LogScaled(along.contract_params(along.residuals, cotangents), largest)
-
-
-def _made_up_for(along: Linearization, signal: LogScaled, found: LogScaled) -> LogScaled:
-    """What the signals at all steps add to the parameters' gradient, given their sum over the largest of them.
-
-    Where that is below the root of the dtype's range, as where states have decayed by the time that signals are large,
-    its parts may be lost in it: then each is calculated and added with a power of two of its own.
-    """
-    leaves = jax.tree.leaves(found.mantissa)
-    if not leaves:
-        return found
-    band = _band(list(map(jnp.real, leaves)))
-    small = logscale.exponent(found.mantissa) < -band
-    some = jnp.max(jax.vmap(logscale.exponent)(signal.mantissa)) > logscale.ZERO_EXPONENT
-
-    def by_steps(found: LogScaled) -> LogScaled:
-        def body(total: LogScaled, at_t: tuple[PyTree, State, Array]) -> tuple[LogScaled, None]:
-            residuals, mantissa, exponent = at_t
-            part = along.pull_params(residuals, mantissa)
-            # To a total that is so much smaller than its unit, the derivative of zero would be infinite.
-            beside = logscale.plain(logscale.top(total.mantissa, total.exponent))
-            none = (logscale.exponent(part) == logscale.ZERO_EXPONENT) & (exponent > beside + band)
-            return total + LogScaled(part, exponent).zero_where(none), None
-
-        each = along.residuals, signal.mantissa, signal.exponent
-        total, _ = devices.scan(body, logscale.nothing(found.mantissa), each)
-        return choose(logscale.exponent(total.mantissa) == logscale.ZERO_EXPONENT, found, total)
-
-    return devices.cond(_of_any(small & some), by_steps, lambda found: found, found)
 
 
 class _Carried(NamedTuple):
@@ -393,9 +362,10 @@ def _nothing(recurrence: Recurrence) -> _Carried:
 
 def _send_back(along: Linearization, immediate: State, later: _Carried | None) -> tuple[_Carried, LogScaled]:
     """The reverse scan over the steps of `along`, after which `later` comes."""
-    start, first = _nothing(along.recurrence), jnp.int32(logscale.ZERO_EXPONENT)
-    if later is not None:
-        start = later._replace(to_params=start.to_params)
+    start, first = later, jnp.int32(logscale.ZERO_EXPONENT)
+    if start is None:
+        start = _nothing(along.recurrence)
+    else:
         first = logscale.top(start.to_state.mantissa, start.to_state.exponent)
 
     def scan(
@@ -429,20 +399,19 @@ def _send_back(along: Linearization, immediate: State, later: _Carried | None) -
 
     def contract(immediate: State, residuals: PyTree) -> tuple[_Carried, LogScaled]:
         end, signal = scan(lambda r, c: (None, along.pull(r, c)), immediate, residuals)
-        return end._replace(to_params=_contracted(along, signal)), signal
+        to_params = contracted(along, signal)
+        if later is not None:
+            to_params = end.to_params + to_params
+        return end._replace(to_params=to_params), signal
 
     pull_both = along.pull_both
     if pull_both is None:
-        end, signal = contract(immediate, along.residuals)
-    else:
+        return contract(immediate, along.residuals)
 
-        def accumulate(immediate: State, residuals: PyTree) -> tuple[_Carried, LogScaled]:
-            return scan(pull_both, immediate, residuals)
+    def accumulate(immediate: State, residuals: PyTree) -> tuple[_Carried, LogScaled]:
+        return scan(pull_both, immediate, residuals)
 
-        ways = {"cpu": accumulate, "default": contract}
-        end, signal = jax.lax.platform_dependent(immediate, along.residuals, **ways)
-    to_params = _made_up_for(along, signal, end.to_params)
-    return end._replace(to_params=to_params if later is None else later.to_params + to_params), signal
+    return jax.lax.platform_dependent(immediate, along.residuals, cpu=accumulate, default=contract)
 
 
 def _inputs_grad(along: Linearization, signal: LogScaled) -> LogScaled:
