@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from bptt_jax import devices
@@ -39,6 +40,7 @@ from bptt_jax.timeline import last_real_step
 
 _ROUNDINGS = 100.0  # how many of them an equation may be off
 _FEW = 4.0  # how many are good enough to stop at once
+_NEAR = 8  # steps to either side in which a unit's size is looked up for the error
 _RECOVER = 1.3  # the damping factor, at every iteration that succeeds
 _CHUNK_NUMBERS = 1 << 22  # in what is held at a time, where memory is to stay O(T D)
 
@@ -46,10 +48,11 @@ _CHUNK_NUMBERS = 1 << 22  # in what is held at a time, where memory is to stay O
 class DeerSolution(Result):
     """What `deer` found, and how far it is to be trusted; a pytree of arrays.
 
-    Residual and error are relative to ``|h_t| + |J_t| |h_{t-1}|`` with the Jacobian ``J_t``, entry by entry, as the
-    roundings of a step are: no large number elsewhere in the state or in time covers them. What lies below 1e-31 in
-    float32 (1e-292 in float64) counts as that large, since products of such numbers underflow; the error where it is
-    zero is relative to the largest of the unit's.
+    The residual is relative to ``|h_t| + |J_t| |h_{t-1}|`` with the Jacobian ``J_t``, entry by entry, as the roundings
+    of a step are: no large number elsewhere in the state or in time covers them. The error is relative to the largest
+    of these sizes that the unit has within 8 steps, since some of many numbers pass zero; where all are zero, of those
+    at any time. What lies below 1e-31 in float32 (1e-292 in float64) counts as that large, since products of such
+    numbers underflow.
 
     Attributes:
       states: h_1 .. h_T as of `bptt_jax.unroll`, leaves ``[T, ...]``; all floating ones NaN unless `converged`.
@@ -62,7 +65,7 @@ class DeerSolution(Result):
         through the exact linearisation; inf if the equations do not hold. In a chaotic recurrence it grows with
         exp(exponent * T), and then no evaluation, sequential ones included, knows the trajectory. Steps that jump
         (rounding, thresholds) have no derivative to tell of it. It is relative, so it is large also where a sum
-        passes zero: a plain integrator in float32 may lose half of its digits there within some 1000 steps.
+        stays near zero for longer: a plain integrator in float32 may lose half of its digits there.
       residuals: ``[max_iterations]``, root mean square of the residual after each iteration, absolute, of several
         windows the largest; NaN for those that were not made.
     """
@@ -246,8 +249,10 @@ def _deer(recurrence: Recurrence, guess: State | None, *, options: _Options, win
     if recurrence.instants.real is not None:
         grown = jnp.where(recurrence.instants.real[:, None, None], grown, 0)
     eps = float(jnp.finfo(h.dtype).eps)
-    # A unit that rests at zero has no size of its own there.
-    own = jnp.where(sizes > 0, sizes, jnp.max(sizes, axis=0))
+    # Of many numbers some pass zero, and one that rests there has no size of its own.
+    sizes, wide = jax.lax.stop_gradient(sizes), (2 * _NEAR + 1, 1)
+    nearby = jax.lax.reduce_window(sizes, np.asarray(-np.inf, sizes.dtype), jax.lax.max, wide, (1, 1), "SAME")
+    own = jnp.where(nearby > 0, nearby, jnp.max(sizes, axis=0))
     error = jnp.max(_ratios(jnp.sum(jnp.abs(grown), axis=-1), own))
     converged = (residual <= _tolerance(eps)) & (error <= math.sqrt(eps))
     attached = _attached(recurrence, others, jnp.where(converged, h, jnp.nan), window)
