@@ -354,9 +354,10 @@ class Monitor:
     def _message(self, record: MonitorRecord) -> str:
         """What is new since the probe before."""
         parts = []
-        changed = self._last is not None and self._last.verdict != record.verdict
-        if self._last is not None and changed:
-            change = f"the verdict changes from {self._last.verdict} to {record.verdict}"
+        before = record.verdict if self._last is None else self._last.verdict
+        changed = record.verdict != before
+        if changed:
+            change = f"the verdict changes from {before} to {record.verdict}"
             parts.append(f"{change} ({_rate_and_horizon(record.scalars)})")
         # Adjoints that overflow, in an explosion, are another matter than a NaN that follows.
         begins = self._last is None or self._last.nonfinite is None or (changed and record.verdict == "non-finite")

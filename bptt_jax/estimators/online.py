@@ -12,7 +12,7 @@ from bptt_jax import devices
 from bptt_jax.analysis.loss import BoundLoss, bind_loss
 from bptt_jax.checks import check_bool, describe_shapes, type_name
 from bptt_jax.linalg.precision import at_least_single, matmul
-from bptt_jax.recurrence.linearization import differentiation_mode, live_leaves
+from bptt_jax.recurrence.linearization import differentiation_mode, mode_and_live
 from bptt_jax.recurrence.programs import multiplied_axes
 from bptt_jax.recurrence.unroll import states_of
 from bptt_jax.results import Result, field
@@ -161,9 +161,10 @@ def _gradient_forward(
     has_carry: bool,
 ) -> tuple[Params, OnlineCarry | None]:
     given, ends_anew, recurrence = recurrence.params, recurrence.ends_anew, check_step(recurrence)
-    modes = _modes(recurrence)
     # What the loss never depends on may overflow, and zero times infinity is NaN. The loss of a later part may read it.
-    live = live_leaves(recurrence, None if has_carry else loss.reads(recurrence.state0, recurrence.length))
+    read = None if has_carry else loss.reads(recurrence.state0, recurrence.length)
+    mode, live = mode_and_live(recurrence, read=read)
+    backward = _goes_backward(recurrence)
     of = _numbers(recurrence)
     theta, unravel_params = ravel_state(differentiable_part(recurrence.params)[0])
     nothing = devices.vary(rule.begin(of), devices.axes_of(recurrence.state0))
@@ -178,7 +179,8 @@ def _gradient_forward(
     ) -> tuple[tuple[OnlineCarry, Array], None]:
         before, total = carry
         at, signal = at_t
-        new, differential = _differentiate(recurrence, live, recurrence.begin(before.state, at), at.x, *modes)
+        start = recurrence.begin(before.state, at)
+        new, differential = _differentiate(recurrence, live, start, at.x, mode == "forward", backward)
         influence = before.influence if at.reset is None else choose(at.reset, nothing, before.influence)
         now = None if key is None else jax.random.fold_in(key, before.steps)
         after = OnlineCarry(new, rule.advance(of, differential, influence, now), before.steps + 1)
@@ -197,14 +199,13 @@ def _gradient_forward(
     return devices.summed_like(grad, differentiable_part(given)[0]), carry
 
 
-def _modes(recurrence: Recurrence) -> tuple[bool, bool]:
-    """Whether the step goes forward and whether backward."""
-    forward = differentiation_mode(recurrence) == "forward"
+def _goes_backward(recurrence: Recurrence) -> bool:
+    """Whether the step has a backward pass."""
     try:
         differentiation_mode(recurrence, "reverse")
     except TypeError:
-        return forward, False
-    return forward, True
+        return False
+    return True
 
 
 def _numbers(recurrence: Recurrence) -> Numbers:

@@ -366,14 +366,14 @@ def _solve(
         return jnp.max(ratios), jnp.sum(ratios > tolerance, dtype=jnp.int32), grown, sizes
 
     infinite, every = jnp.full_like(h0[0], jnp.inf), jnp.full_like(h0[0], first.size, jnp.int32)
-    unknown = every, jnp.full_like(jnp.stack([first, first], axis=-1), jnp.inf), jnp.ones_like(first)
+    unknown = jnp.full_like(jnp.stack([first, first], axis=-1), jnp.inf), jnp.ones_like(first)
 
     def until_judged(carry: Any) -> Any:
         h, f, (before, _), _, count, residuals, damping = carry
         start = h, f, (infinite, infinite), count, residuals, damping
         h, f, (residual, _), count, residuals, damping = devices.while_loop(unfinished, iterate, start)
-        residual, *rest = devices.cond(residual <= tolerance, judged, lambda *_: (residual, *unknown), h, f)
-        open_, *judgement = rest
+        not_held = residual, every, *unknown
+        residual, open_, *judgement = devices.cond(residual <= tolerance, judged, lambda *_: not_held, h, f)
         return h, f, ((residual, open_), before), tuple(judgement), count, residuals, damping
 
     def goes_on(carry: Any) -> Array:
@@ -386,7 +386,7 @@ def _solve(
     none = jnp.full(max_iterations, jnp.nan, h0.dtype)
     counts = jnp.zeros((), jnp.int32), none
     worst = (infinite, every), (infinite, every)
-    start = first, equations.advance(first), worst, unknown[1:], *counts, jnp.ones_like(infinite)
+    start = first, equations.advance(first), worst, unknown, *counts, jnp.ones_like(infinite)
     h, _, ((residual, _), _), judgement, count, residuals, _ = devices.while_loop(goes_on, until_judged, start)
     grown, sizes = judgement
     return _Solved(h, residual, grown, sizes, count, residuals)

@@ -125,8 +125,7 @@ def linearize(
       TypeError: the step cannot be differentiated, or not by `mode`.
     """
     recurrence = check_step(recurrence)
-    mode, tangents = _differentiation(recurrence, mode)
-    live = _live(recurrence, tangents, read)
+    mode, live = mode_and_live(recurrence, mode, read)
     params, merge_params = differentiable_part(recurrence.params)
     trees: dict[str, Any] = {}
 
@@ -300,20 +299,17 @@ def at_many_steps(pull: Callable[[PyTree, State], PyTree], residuals: PyTree, co
     return jax.vmap(pull)(residuals, cotangents)
 
 
-def live_leaves(recurrence: Recurrence, read: Sequence[bool] | None) -> list[bool]:
-    """`Linearization.live` of a checked recurrence; `read` as for `linearize`.
+def mode_and_live(
+    recurrence: Recurrence, mode: Mode | None = None, read: Sequence[bool] | None = None
+) -> tuple[Mode, list[bool]]:
+    """`Linearization.mode` and `Linearization.live` of a checked recurrence; arguments, Raises: as for `linearize`.
 
-    Raises:
-      TypeError: the step cannot be differentiated.
+    All leaves are live where the step has no program of tangents to tell.
     """
-    return _live(recurrence, _differentiation(recurrence, None)[1], read)
-
-
-def _live(recurrence: Recurrence, tangents: Any, read: Sequence[bool] | None) -> list[bool]:
-    """All, where the step has no program of tangents to tell."""
+    mode, tangents = _differentiation(recurrence, mode)
     if read is None or tangents is None:
-        return [True] * len(jax.tree.leaves(differentiable_part(recurrence.state0)[0]))
-    return come_from(tangents, list(read))
+        return mode, [True] * len(jax.tree.leaves(differentiable_part(recurrence.state0)[0]))
+    return mode, come_from(tangents, list(read))
 
 
 def require_pulls(along: Linearization, what: str) -> None:
