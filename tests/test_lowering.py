@@ -13,6 +13,7 @@ from bptt_jax.linalg import spectra
 # The library's routines that a program for an Nvidia GPU may call. All else is what XLA compiles itself.
 KINDS = {
     "svd": r"cusolver_gesvd\w*",
+    "eigh": r"cusolver_syevd\w*",
     "eig": r"(cu)?(hybrid|solver)_\w*eig?\w*",
     "qr": r"cusolver_(geqrf|orgqr)\w*",
     "lu": r"cu(solver|blas)_getrf\w*|cu_lu_pivots\w*",
@@ -59,10 +60,12 @@ def test_for_a_gpu(name, monkeypatch) -> None:
     assert kinds_of_calls(text) == CALLS.get(name, set())
 
 
-@pytest.mark.parametrize("routine", [spectra.singular_values, spectra.eigenvalues])
-def test_a_large_stack_goes_through_no_library(routine, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("routine", "calls"), [(spectra.singular_values, {"eigh"}), (spectra.eigenvalues, set())], ids=["singular_values", "eigenvalues"]
+)
+def test_a_stack_goes_through_no_library_that_takes_it_matrix_by_matrix(routine, calls, monkeypatch) -> None:
     monkeypatch.setattr(spectra, "_gpu_is_here", lambda: True)
-    assert kinds_of_calls(program(routine, jnp.ones((64, 40, 40)))) == set()
+    assert kinds_of_calls(program(routine, jnp.ones((64, 40, 40)))) == calls
 
 
 def test_a_call_back_to_python_has_no_way_there() -> None:

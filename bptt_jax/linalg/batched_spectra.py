@@ -1,9 +1,9 @@
-"""Singular values and eigenvalues of a whole stack of matrices at a time, by array operations alone.
+"""Singular values and eigenvalues of a whole stack of matrices at a time.
 
-For accelerators, whose libraries take large stacks matrix by matrix. Every operation below is one over the whole
-stack, the last axis of all arrays here, so that neighbouring threads read neighbouring numbers. No product of
-matrices is used: its precision is the hardware's choice. Work is in the precision of the matrices, each divided by
-a power of two first.
+For GPUs, whose libraries take large stacks matrix by matrix, but for symmetric ones: singular values are found from
+these. For eigenvalues every operation below is one over the whole stack, the last axis of all arrays there, so that
+neighbouring threads read neighbouring numbers. No product of matrices is used: its precision is the hardware's choice.
+Work is in the precision of the matrices, each divided by a power of two first.
 
 Both are backward stable: the values found are exact ones of A + E with ``||E|| <= c eps ||A||``, c of the order of
 the size at worst. A singular value so errs by ``c eps`` of the largest, however small it is itself. An eigenvalue
@@ -19,6 +19,7 @@ from jax import Array
 
 from bptt_jax import devices
 from bptt_jax.linalg.logscale import normalize, shift
+from bptt_jax.linalg.precision import matmul
 
 # Steps of a sweep between two looks at how far it must go: on a GPU each look is a wait for the device.
 _STEPS_AT_ONCE = 8
@@ -28,18 +29,22 @@ _SWEEPS_PER_ROW = 30
 def batched_singular_values(matrices: Array) -> Array:
     """``[..., M, N] -> [..., min(M, N)]``, descending.
 
-    Householder bidiagonalisation, then bisection down to neighbouring floating numbers: the small singular values
-    of the bidiagonal matrix as exactly as the large ones (zero below the normal range), in a time that does not
-    depend on the values.
+    In single precision, where JAX has double (`jax_enable_x64`), roots of the eigenvalues of ``A^H A``, in double: its
+    rounding is lost in that of A. Elsewhere squares would lose half the digits, and they are the upper eigenvalues of
+    ``[[0, A], [A^H, 0]]`` (Golub and Van Loan, Matrix Computations, 4th edition, 8.6.1).
     """
-    *batch, rows, columns = matrices.shape
+    rows, columns = matrices.shape[-2:]
     if rows < columns:
-        matrices = jnp.swapaxes(matrices, -1, -2)
-    stack, exponents = _stack_last(matrices)
-    values = shift(_bidiagonal_singular_values(*_bidiagonal(stack)), exponents[None])
-    # Found one by one: equal ones may come out a last bit apart, and in another order.
-    values = jnp.sort(values, axis=0, descending=True)
-    return values.T.reshape(*batch, -1)
+        rows, columns, matrices = columns, rows, matrices.mT
+    adjoint, real = matrices.mT.conj(), jnp.finfo(matrices.dtype).dtype
+    if real == jnp.float32 and jax.config.read("jax_enable_x64"):
+        double = jnp.complex128 if jnp.iscomplexobj(matrices) else jnp.float64
+        squares = jnp.linalg.eigvalsh(matmul(adjoint.astype(double), matrices.astype(double)))
+        return jnp.sqrt(jnp.maximum(squares[..., ::-1], 0)).astype(real)
+    whole = [(0, 0)] * (matrices.ndim - 2)
+    above = jnp.pad(matrices, [*whole, (0, columns), (rows, 0)])
+    below = jnp.pad(adjoint, [*whole, (rows, 0), (0, columns)])
+    return jnp.maximum(jnp.linalg.eigvalsh(above + below)[..., : -columns - 1 : -1], 0)
 
 
 def batched_eigenvalues(matrices: Array) -> Array:
@@ -76,59 +81,6 @@ def _reflector(x: Array, pivot: Array | int) -> tuple[Array, Array]:
 
 def _square(x: Array) -> Array:
     return jnp.sum(x.real * x.real + x.imag * x.imag if jnp.iscomplexobj(x) else x * x, axis=0)
-
-
-def _bidiagonal(a: Array) -> tuple[Array, Array]:
-    """Moduli of the diagonal ``[N, stack]`` and of the one above, ``[N - 1, stack]``, of U^H A V; M >= N."""
-    rows, columns = (jnp.arange(n)[:, None] for n in a.shape[:2])
-
-    def step(k: Array, a: Array) -> Array:
-        u, t = _reflector(jnp.where(rows >= k, a[:, k], 0), k)
-        y = jnp.sum(t.conj()[:, None] * a, axis=0)
-        row = a[k] - u[k][None] * y
-        v, w = _reflector(jnp.where(columns > k, row.conj(), 0), k + 1)
-        z = jnp.sum(a * v[None], axis=1) - u * jnp.sum(y * v, axis=0, keepdims=True)
-        return a - u[:, None] * y[None] - z[:, None] * w.conj()[None]
-
-    a = jnp.abs(devices.fori_loop(0, len(columns), step, a))
-    k = jnp.arange(len(columns))
-    return a[k, k], a[k[:-1], k[1:]]
-
-
-def _bidiagonal_singular_values(diagonal: Array, above: Array) -> Array:
-    """``[N, stack]``, descending: the non-negative eigenvalues of the symmetric tridiagonal matrix of twice the
-    size whose diagonal is zero and whose off-diagonal takes the entries of both in turn."""
-    real, size = diagonal.dtype, len(diagonal)
-    integer = {4: jnp.int32, 8: jnp.int64}[real.itemsize]
-    tiny = jnp.finfo(real).tiny
-    off = jnp.stack([diagonal, jnp.pad(above, ((0, 1), (0, 0)))], axis=1).reshape(2 * size, -1)[:-1]
-
-    def number_below(x: Array) -> Array:
-        """Of the singular values: signs of the pivots of the matrix less x, of which `size` are negative anyway."""
-
-        def pivot(carry: tuple[Array, Array], e: Array) -> tuple[tuple[Array, Array], None]:
-            q, negative = carry
-            q = jnp.where(jnp.abs(q) < tiny, -tiny, q)
-            q = -x - e[None] / q * e[None]
-            return (q, negative + (q < 0).astype(jnp.int32)), None
-
-        (_, negative), _ = devices.scan(pivot, (-x, jnp.ones(x.shape, jnp.int32)), off, unroll=16)
-        return negative - size
-
-    def halve(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = ends
-        middle = low + (high - low) // 2
-        below = number_below(jax.lax.bitcast_convert_type(middle, real)) >= wanted
-        return jnp.where(below, low, middle), jnp.where(below, middle, high)
-
-    # Positive floating numbers are ordered as their bits are.
-    wanted = jnp.arange(size, 0, -1, dtype=jnp.int32)[:, None]
-    bound = 2.1 * jnp.max(off, axis=0, keepdims=True) + tiny
-    high = jax.lax.bitcast_convert_type(jnp.broadcast_to(bound, diagonal.shape), integer)
-    low = jnp.full_like(high, jax.lax.bitcast_convert_type(jnp.asarray(tiny, real), integer))
-    low, _ = devices.fori_loop(0, 8 * real.itemsize - 1, halve, (low, high))
-    values = jax.lax.bitcast_convert_type(low, real)
-    return jnp.where(values > tiny, values, 0)
 
 
 def _hessenberg(a: Array) -> Array:

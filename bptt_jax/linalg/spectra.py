@@ -176,15 +176,15 @@ _svd_alone = on_one_thread(lambda matrices: jnp.linalg.svd(matrices, compute_uv=
 _eigvals_alone = on_one_thread(jnp.linalg.eigvals, (1,))
 _ANY = range(1, 1 << 31)
 # The first row that fits. On a GPU, jnp.linalg takes matrices one by one (singular values from 33 x 33 on), and
-# the batched routines need so many launches that a few matrices are not worth it. These rows were not measured: they
-# come from counting launches and memory traffic.
+# the batched eigenvalues need so many launches that a few matrices are not worth it. Measured on an H100 by
+# benchmarks/spectra_routes.py.
 _ROUTES = {
     "singular values": (
-        _Route("gpu", range(33, 1025), 8, batched_singular_values),
+        _Route("gpu", range(33, _ANY.stop), 1, batched_singular_values),
         _Route("any", _ANY, 1, lambda matrices: _svd_alone(matrices)[0]),
     ),
     "eigenvalues": (
-        _Route("gpu", range(1, 1025), 64, batched_eigenvalues),
+        _Route("gpu", range(1, 1025), 12, batched_eigenvalues),
         _Route("any", _ANY, 1, lambda matrices: _eigvals_alone(matrices)[0]),
     ),
 }
