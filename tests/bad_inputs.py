@@ -276,8 +276,8 @@ def product_singular_vectors(**given: Any) -> Any:
 
 
 TARGETS: list[Target] = [
-    recurrence("unroll", unroll=(1, "integer"), remat=(2, "remat")),
-    recurrence("final_state", unroll=(1, "integer"), remat=(2, "remat")),
+    recurrence("unroll", unroll=(1, "optional integer"), remat=(2, "remat")),
+    recurrence("final_state", unroll=(1, "optional integer"), remat=(2, "remat")),
     recurrence("jacobians"),
     recurrence("adjoints", loss=LOSS),
     recurrence("temporal_contributions", loss=LOSS),

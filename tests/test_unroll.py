@@ -46,6 +46,14 @@ def test_options_change_neither_values_nor_gradients():
         assert relative_error(other, plain) <= 1e-6, option
 
 
+@pytest.mark.parametrize(("platform", "asked", "at_once"), [("gpu", None, 4), ("gpu", 2, 2), ("cpu", None, 1)])
+def test_a_round_of_the_loop_takes_several_steps_on_a_gpu(platform, asked, at_once, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    for function in (bptt.unroll, bptt.final_state):
+        run = jax.make_jaxpr(lambda h, f=function: f(lambda p, h, x: p * h, 0.5, h, length=7, unroll=asked))
+        assert f"unroll={at_once}\n" in str(run(jnp.ones(2)))
+
+
 def test_autonomous_step_receives_none():
     def step(p, h, x):
         assert x is None

@@ -32,7 +32,7 @@ def unroll(
     xs: PyTree = None,
     *,
     length: int | None = None,
-    unroll: int = 1,
+    unroll: int | None = None,
     remat: bool | int = False,
 ) -> State:
     """All states of the recurrence ``h_k = step(params, h_{k-1}, x_k)``.
@@ -44,7 +44,8 @@ def unroll(
       xs: inputs, leaves ``[T, ...]``; None for an autonomous step, which then receives None. Or a
         `bptt_jax.Sequence`, with padding and resets.
       length: T, needed where `xs` is None.
-      unroll: steps per iteration of the compiled loop (`jax.lax.scan`'s argument).
+      unroll: steps per iteration of the compiled loop (`jax.lax.scan`'s argument). None: 1, and 4 where JAX's
+        default device is a GPU, on which a round costs about as much as a small step does.
       remat: rematerialise in the backward pass (Chen et al. 2016, arXiv:1604.06174): only the state at the
         start of each segment is kept, the rest is computed again. True takes segments of ceil(sqrt(T)) steps,
         an integer that many. Values and gradients are the same; the memory for the backward pass falls from
@@ -66,7 +67,7 @@ def unroll(
     """
     recurrence = bind(step, params, state0, xs, length)
     segment = segment_length(remat, recurrence.length)
-    return _states(recurrence, unroll=check_positive_int("unroll", unroll), segment=segment)
+    return _states(recurrence, unroll=_at_once(unroll), segment=segment)
 
 
 def final_state(
@@ -76,7 +77,7 @@ def final_state(
     xs: PyTree = None,
     *,
     length: int | None = None,
-    unroll: int = 1,
+    unroll: int | None = None,
     remat: bool | int = False,
 ) -> State:
     """Only h_T: arguments, errors and semantics of `unroll`, without the O(T) memory of its result.
@@ -90,7 +91,13 @@ def final_state(
     """
     recurrence = bind(step, params, state0, xs, length)
     segment = segment_length(remat, recurrence.length)
-    return _last(recurrence, unroll=check_positive_int("unroll", unroll), segment=segment)
+    return _last(recurrence, unroll=_at_once(unroll), segment=segment)
+
+
+def _at_once(unroll: int | None) -> int:
+    if unroll is not None:
+        return check_positive_int("unroll", unroll)
+    return 4 if jax.default_backend() == "gpu" else 1
 
 
 def states_of(recurrence: Recurrence) -> State:
