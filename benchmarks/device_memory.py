@@ -43,7 +43,7 @@ def job(name: str, step: bptt.Step, params: Any, state0: Any, xs: jax.Array) -> 
     about = step, params, state0, xs
     match name:
         case "gradient_flow":
-            return bptt.gradient_flow(*about, last, stride=max(1, len(xs) // 100))
+            return bptt.gradient_flow(*about, last, stride=max(1, len(xs) // 10))
         case "gradient_flow, num=4":
             return bptt.gradient_flow(*about, last, num=4)
         case "adjoints" | "adjoints, remat":

@@ -20,7 +20,7 @@ from pallas_spectra import jacobi_singular_values
 from spectra_speed import eigenvalue_error, singular_error
 
 import bptt_jax as bptt
-from bptt_jax.linalg.batched_spectra import batched_eigenvalues, batched_singular_values
+from bptt_jax.linalg.batched_spectra import batched_eigenvalues
 
 FULL: dict[str, Any] = {"hidden": 24, "length": 40, "batch": 3, "sizes": (1, 2, 3, 17, 64, 130), "stack": 96}
 QUICK = FULL | {"hidden": 4, "length": 7, "batch": 2, "sizes": (3, 8), "stack": 8}
@@ -125,11 +125,10 @@ def hard(kind: str, size: int, stack: int) -> np.ndarray:
 
 
 KINDS = ("random", "jordan", "low rank", "equal", "zero", "symmetric", "huge", "tiny", "beside NaN")
-# The last three of stacks of finite numbers only.
+# The last two of stacks of finite numbers only.
 ROUTINES = {
     "singular values": (jax.jit(bptt.singular_values), singular_error),
     "eigenvalues": (jax.jit(bptt.eigenvalues), eigenvalue_error),
-    "batched singular values": (jax.jit(batched_singular_values), singular_error),
     "batched eigenvalues": (jax.jit(batched_eigenvalues), eigenvalue_error),
     "singular values, Pallas": (
         jax.jit(partial(jacobi_singular_values, interpret=jax.default_backend() == "cpu")),

@@ -3,13 +3,13 @@
 One-sided Jacobi (Hestenes): rows of a matrix are turned against each other, two by two, until all are orthogonal;
 their norms are the singular values. A round turns half as many pairs as there are rows at once: of rows whose numbers
 differ by the same bits (``p ^ q = m``), so that a sweep is one round for each m, and no row moves. The whole is one
-launch, where `bptt_jax.linalg.batched_spectra` takes thousands.
+launch, where `cusolverDnXsyevBatched`, to which the package leaves it, takes many.
 
 It is lowered by way of Triton (in JAX 0.12 still, with a warning that it will not be for ever), which gives a kernel
 no say over shared memory: a matrix lies in the device's memory and is kept by the caches. The 256 KB of first-level
 cache of each multiprocessor of an H100 hold one matrix of 256 rows in float32, or four of 128; larger ones come from
-the second level. Rows are padded to a power of two with zeros, as Triton wants it. Without a GPU it was interpreted,
-lowered and compiled for sm_90a (16 to 256 rows: at most 98 registers, nothing spilled), never run.
+the second level. Rows are padded to a power of two with zeros, as Triton wants it. On an H100 it is the fastest up to
+64 rows, by 1.2 to 2 over the next, and errs by 1.5e-5 of the largest at 128 and 8e-5 at 512 rows, more than is allowed.
 """
 
 from functools import partial

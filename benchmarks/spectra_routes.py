@@ -1,9 +1,9 @@
 """Which way to singular values and eigenvalues of a stack is the fastest on a GPU, by size and number of matrices?
 
-Every way that there is, in one run: the batched routines of `bptt_jax.linalg`, `jnp.linalg` with each of its
-algorithms, symmetric eigenvalues of [[0, A], [A^H, 0]] and of the Gram matrix in float64, one-sided Jacobi with one
-matrix to a block (`pallas_spectra.py`), eigenvalues by each of JAX's implementations, and LAPACK on all cores of the
-host, with the way there and back. Float32; errors against LAPACK in float64 before times, and whoever errs, or is not
+Every way that there is, in one run: the batched routines of `bptt_jax.linalg` (singular values by the Gram matrix in
+float64 and by [[0, A], [A^H, 0]]), `jnp.linalg` with each of its algorithms, one-sided Jacobi with one matrix to a
+block (`pallas_spectra.py`), eigenvalues by each of JAX's implementations, and LAPACK on all cores of the host, with the
+way there and back. Float32; errors against LAPACK in float64 before times, and whoever errs, or is not
 to be had on the platform, is out, with the reason. The last table says which was the fastest: the routes of
 `bptt_jax.linalg.spectra` are written from it.
 """
@@ -47,17 +47,8 @@ HOPELESS: list[tuple[str, str, int, int]] = []  # job, way, size and number of m
 
 
 def embedded(matrices: jax.Array) -> jax.Array:
-    """The singular values are the upper half of the eigenvalues of a symmetric matrix of twice the size."""
-    above = jnp.concatenate([jnp.zeros_like(matrices), matrices], axis=-1)
-    below = jnp.concatenate([matrices.mT, jnp.zeros_like(matrices)], axis=-1)
-    values = jnp.linalg.eigvalsh(jnp.concatenate([above, below], axis=-2))
-    return values[..., : -matrices.shape[-1] - 1 : -1]
-
-
-def gram(matrices: jax.Array) -> jax.Array:
-    wide = matrices.astype(jnp.float64)
-    product = jnp.matmul(wide.mT, wide, precision="highest")
-    return jnp.sqrt(jnp.maximum(jnp.linalg.eigvalsh(product)[..., ::-1], 0)).astype(matrices.dtype)
+    with jax.enable_x64(False):
+        return batched_singular_values(matrices)
 
 
 def on_host(
@@ -70,13 +61,16 @@ def on_host(
 
 def ways(job: str) -> dict[str, Callable[[jax.Array], Any]]:
     if job == "singular values":
-        found: dict[str, Callable[[jax.Array], Any]] = {"batched": batched_singular_values}
+        found: dict[str, Callable[[jax.Array], Any]] = {
+            "eigvalsh, Gram in float64": batched_singular_values,
+            "eigvalsh, embedded": embedded,
+        }
         for algorithm in linalg.SvdAlgorithm:
             found[f"svd, {algorithm.value}"] = partial(
                 linalg.svd, full_matrices=False, compute_uv=False, algorithm=algorithm
             )
         found["Jacobi, Pallas"] = jacobi_singular_values
-        return found | {"eigvalsh, embedded": embedded, "eigvalsh, Gram in float64": gram}
+        return found
     found = {"batched": batched_eigenvalues}
     for implementation in linalg.EigImplementation:
         found[f"eig, {implementation.value}"] = partial(of_eig, implementation)

@@ -1462,7 +1462,11 @@ MUTATIONS = {
             "real == jnp.float16 and jax.config.read",
             "test_batched_spectra.py -k where_there_is_double",
         ),
-        ("jnp.maximum(squares[..., ::-1], 0)", "squares[..., ::-1]", "test_batched_spectra.py -k where_there_is_double"),
+        (
+            "jnp.maximum(squares[..., ::-1], 0)",
+            "squares[..., ::-1]",
+            "test_batched_spectra.py -k where_there_is_double",
+        ),
         (
             "jnp.where(failed, jnp.nan, _block_eigenvalues(h, blocks))",
             "_block_eigenvalues(h, blocks)",

@@ -151,10 +151,11 @@ def test_small_integers(matrices):
 def test_of_single_precision_singular_values_to_its_last_digits_where_there_is_double(x64):
     """By squares, which single precision would not do for: all but the largest would be off."""
     matrices = np.stack(list(hard_matrices().values())).astype(np.float32)
-    for given in (matrices, matrices[:, :17], matrices[:, :, :17], (matrices * np.exp(0.7j)).astype(np.complex64)):
-        values = np.asarray(jax.jit(lambda a: batched_singular_values(a))(given))
+    turned = (matrices * np.exp(0.7j)).astype(np.complex64)
+    for stack in (matrices, matrices[:, :17], matrices[:, :, :17], turned):
+        values = np.asarray(jax.jit(lambda a: batched_singular_values(a))(stack))
         assert values.dtype == np.float32
-        check_singular_values(values, given, eps=np.finfo(np.float32).eps, times=1)
+        check_singular_values(values, stack, eps=np.finfo(np.float32).eps, times=1)
 
 
 def test_what_does_not_converge_is_nan_and_the_others_are_not(monkeypatch):

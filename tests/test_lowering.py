@@ -61,7 +61,9 @@ def test_for_a_gpu(name, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("routine", "calls"), [(spectra.singular_values, {"eigh"}), (spectra.eigenvalues, set())], ids=["singular_values", "eigenvalues"]
+    ("routine", "calls"),
+    [(spectra.singular_values, {"eigh"}), (spectra.eigenvalues, set())],
+    ids=["singular_values", "eigenvalues"],
 )
 def test_a_stack_goes_through_no_library_that_takes_it_matrix_by_matrix(routine, calls, monkeypatch) -> None:
     monkeypatch.setattr(spectra, "_gpu_is_here", lambda: True)

@@ -9,7 +9,12 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any, NamedTuple
 
+import jax
+
 import bptt_jax as bptt
+
+# Steps in a round of a loop: as many as ours takes.
+AT_ONCE = 4 if jax.default_backend() == "gpu" else 1
 
 
 class TrainingStep(NamedTuple):

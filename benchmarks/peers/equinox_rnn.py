@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from measure import compiled
 
-from peers import TrainingStep
+from peers import AT_ONCE, TrainingStep
 
 
 def training_step(cell: str, params: Any, xs: jax.Array) -> TrainingStep | None:
@@ -30,7 +30,7 @@ def training_step(cell: str, params: Any, xs: jax.Array) -> TrainingStep | None:
                 return state, state if cell == "gru" else state[0]
 
             zeros = jnp.zeros(size)
-            return jax.lax.scan(body, zeros if cell == "gru" else (zeros, zeros), xs)[1]
+            return jax.lax.scan(body, zeros if cell == "gru" else (zeros, zeros), xs, unroll=AT_ONCE)[1]
 
         return jnp.mean(jnp.square(jax.vmap(states)(xs)))
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from measure import compiled
 
-from peers import TrainingStep
+from peers import AT_ONCE, TrainingStep
 
 CELLS = {"rnn": nnx.SimpleCell, "gru": nnx.GRUCell, "lstm": nnx.OptimizedLSTMCell}
 
@@ -19,7 +19,7 @@ def training_step(cell: str, params: Any, xs: jax.Array) -> TrainingStep:
     module.dense_h.kernel[...] = params.recurrent.T
     biased = module.dense_h if cell == "lstm" else module.dense_i
     biased.bias[...] = params.bias
-    graph, weights, rest = nnx.split(nnx.RNN(module), nnx.Param, ...)
+    graph, weights, rest = nnx.split(nnx.RNN(module, unroll=AT_ONCE), nnx.Param, ...)
 
     def loss(weights: Any, rest: Any, xs: jax.Array) -> jax.Array:
         return jnp.mean(jnp.square(nnx.merge(graph, weights, rest, copy=True)(xs)))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from measure import compiled
 
 import bptt_jax as bptt
-from peers import TrainingStep
+from peers import AT_ONCE, TrainingStep
 
 
 def core(cell: str, size: int) -> Any:
@@ -26,7 +26,8 @@ def training_step(cell: str, params: Any, xs: jax.Array) -> TrainingStep:
 
     def forward(xs: jax.Array) -> jax.Array:
         network = core(cell, size)
-        return hk.dynamic_unroll(network, xs, network.initial_state(xs.shape[0]), time_major=False)[0]
+        start = network.initial_state(xs.shape[0])
+        return hk.dynamic_unroll(network, xs, start, time_major=False, unroll=AT_ONCE)[0]
 
     network = hk.without_apply_rng(hk.transform(forward))
     order = {"rnn": [0], "gru": [1, 0, 2], "lstm": [0, 2, 1, 3]}[cell]  # its gates, of ours; each its own inverse

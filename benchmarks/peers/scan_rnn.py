@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.nn import sigmoid
 from measure import compiled
 
-from peers import TrainingStep
+from peers import AT_ONCE, TrainingStep
 
 Weights = dict[str, jax.Array]
 
@@ -52,7 +52,7 @@ def training_step(cell: str, params: Any, xs: jax.Array, *, inputs_first: bool =
             return CELLS[cell](w, h, x if inputs_first else project(w, x))
 
         time_first = jnp.swapaxes(xs, 0, 1)
-        _, hs = jax.lax.scan(body, h0, project(w, time_first) if inputs_first else time_first)
+        _, hs = jax.lax.scan(body, h0, project(w, time_first) if inputs_first else time_first, unroll=AT_ONCE)
         return jnp.mean(jnp.square(hs))
 
     run, seconds = compiled(jax.value_and_grad(loss), weights, xs)

@@ -102,7 +102,7 @@ def _at_once(unroll: int | None) -> int:
 
 def states_of(recurrence: Recurrence) -> State:
     """h_1 .. h_T of a checked recurrence, to be traced."""
-    return _scan(recurrence, 1, None, emit=lambda h: h)[1]
+    return _scan(recurrence, _at_once(None), None, emit=lambda h: h)[1]
 
 
 def segment_length(remat: bool | int, steps: int) -> int | None:
