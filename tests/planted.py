@@ -1084,9 +1084,14 @@ MUTATIONS = {
             "test_matrix_free.py",
         ),
         (
+            "_with_derivative(*primals), tangents[1] * _once(primals[1])",
             "_with_derivative(*primals), tangents[1]",
-            "primals[0], tangents[1]",
-            "test_matrix_free.py::test_second_derivatives_where_no_vector_turns",
+            "test_matrix_free.py::test_second_derivatives_are_refused",
+        ),
+        (
+            "_once(differential), jax.lax",
+            "1.0, jax.lax",
+            "test_matrix_free.py::test_second_derivatives_are_refused",
         ),
         (
             "LogScaled(left.values, left.exponent).value[None, :]",

@@ -106,8 +106,8 @@ def leading_singular_values(
     the first is found to 1e-3 of itself and the fourth of four to 1e-2, always from below. Costs as many products
     with the Jacobian, and with its transpose; memory O(T * D) and a constant.
 
-    Derivatives are those of simple singular values, ``u^T dJ v``; second ones take u and v for constants, which
-    they are not. Those of `errors` are zero.
+    Derivatives are those of simple singular values, ``u^T dJ v``, those of `errors` zero. There are no second ones,
+    for which all other vectors would be wanted: `bptt_jax.singular_values` of `bptt_jax.jacobians` has them.
 
     Args:
       step, params, state0, xs, length: as for `bptt_jax.unroll`.
@@ -119,7 +119,7 @@ def leading_singular_values(
 
     Raises:
       TypeError, ValueError: an argument breaks the contract, or the step cannot be differentiated both forwards and
-        backwards (a `lax.while_loop` of unknown length).
+        backwards (a `lax.while_loop` of unknown length), or a second derivative is taken.
 
     Example:
       >>> step = lambda w, h, x: w @ h
@@ -140,7 +140,7 @@ def leading_eigenvalues(
     random matrix has, are not: the largest modulus comes out a few percent low, and `errors` say so.
 
     Derivatives are those of simple eigenvalues, ``y^T dJ x / y^T x``; the left vectors y are sought by a second
-    Arnoldi process, where a derivative is taken. Those of `errors` are zero.
+    Arnoldi process, where a derivative is taken. Those of `errors` are zero. There are no second ones.
 
     Args:
       step, params, state0, xs, length: as for `bptt_jax.unroll`.
@@ -151,7 +151,7 @@ def leading_eigenvalues(
       After a reset they are those of the derivative with respect to the state that the step starts from.
 
     Raises:
-      TypeError, ValueError: an argument breaks the contract.
+      TypeError, ValueError: an argument breaks the contract, or a second derivative is taken.
 
     Example:
       >>> step = lambda w, h, x: w @ h
@@ -352,12 +352,13 @@ def _attached(
 @_attached.defjvp
 def _attached_jvp(num: int, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
     values, _, right, differential, example = primals
+    once, differential = _once(differential), jax.lax.stop_gradient(differential)
     transpose = _product(lambda u: jax.linear_transpose(differential, example)(u)[0], example)
     left = eigenpairs(transpose, example.size, at_least_single(example.dtype), num)
     # Of all that were found: a pair that is cut in two would else miss its partner.
     apart = jnp.abs(LogScaled(left.values, left.exponent).value[None, :] - values[:, None])
     y = left.vectors[jnp.argmin(apart, axis=1)]
-    return values, jnp.sum(y * tangents[1], axis=1) / jnp.sum(y * right, axis=1)
+    return values, once * jnp.sum(y * tangents[1], axis=1) / jnp.sum(y * right, axis=1)
 
 
 def _log_values(along: Linearization, first: Array, t: Array, end: Array, num: int) -> LeadingLogValues:
@@ -422,7 +423,23 @@ def _with_derivative(values: Array, like: Array) -> Array:
 
 @_with_derivative.defjvp
 def _with_derivative_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
-    return _with_derivative(*primals), tangents[1]
+    return _with_derivative(*primals), tangents[1] * _once(primals[1])
+
+
+@jax.custom_jvp
+def _once(of: PyTree) -> float:
+    """1. Whoever differentiates by `of` what it is a factor of, a derivative in which vectors were held constant, is
+    refused."""
+    return 1.0
+
+
+@_once.defjvp
+def _once_jvp(primals: tuple[PyTree], tangents: tuple[PyTree]) -> tuple[float, float]:
+    raise TypeError(
+        "second derivatives: leading singular values and eigenvalues have none, for their vectors turn as well, and "
+        "the others are not known. bptt_jax.singular_values and eigenvalues of bptt_jax.jacobians have them; "
+        "jax.lax.stop_gradient keeps values that are only to be seen out of the derivative"
+    )
 
 
 def _product(differential: Callable[[Array], Array], example: Array) -> Product:
