@@ -237,7 +237,7 @@ MUTATIONS = {
         (
             "        if later is not None:\n            to_params",
             "        if later is None:\n            to_params",
-            "test_adjoints.py -k beyond_the_range_of_floats",
+            "test_adjoints.py::test_rematerialised_it_is_the_same",
         ),
         (
             "to_state = LogScaled(cut(residuals, pulled), e)",
