@@ -158,6 +158,11 @@ def test_of_single_precision_singular_values_to_its_last_digits_where_there_is_d
         check_singular_values(values, stack, eps=np.finfo(np.float32).eps, times=1)
 
 
+def test_a_tall_matrix_takes_no_memory_of_its_longer_side_squared():
+    plan = jax.jit(batched_singular_values).lower(jax.ShapeDtypeStruct((20_000, 4), jnp.float32)).compile()
+    assert plan.memory_analysis().temp_size_in_bytes < 20 * 20_000 * 4 * 4
+
+
 def test_what_does_not_converge_is_nan_and_the_others_are_not(monkeypatch):
     monkeypatch.setattr(batched_spectra, "_SWEEPS_PER_ROW", 0)
     matrices = np.stack([np.triu(RNG.standard_normal((6, 6))), RNG.standard_normal((6, 6))]).astype(np.float32)

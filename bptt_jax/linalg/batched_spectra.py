@@ -31,20 +31,21 @@ def batched_singular_values(matrices: Array) -> Array:
 
     In single precision, where JAX has double (`jax_enable_x64`), roots of the eigenvalues of ``A^H A``, in double: its
     rounding is lost in that of A. Elsewhere squares would lose half the digits, and they are the upper eigenvalues of
-    ``[[0, A], [A^H, 0]]`` (Golub and Van Loan, Matrix Computations, 4th edition, 8.6.1).
+    ``[[0, A], [A^H, 0]]`` (Golub and Van Loan, Matrix Computations, 4th edition, 8.6.1), A made square before.
     """
     rows, columns = matrices.shape[-2:]
     if rows < columns:
         rows, columns, matrices = columns, rows, matrices.mT
-    adjoint, real = matrices.mT.conj(), jnp.finfo(matrices.dtype).dtype
+    real = jnp.finfo(matrices.dtype).dtype
     if real == jnp.float32 and jax.config.read("jax_enable_x64"):
-        double = jnp.complex128 if jnp.iscomplexobj(matrices) else jnp.float64
-        squares = jnp.linalg.eigvalsh(matmul(adjoint.astype(double), matrices.astype(double)))
+        double = matrices.astype(jnp.complex128 if jnp.iscomplexobj(matrices) else jnp.float64)
+        squares = jnp.linalg.eigvalsh(matmul(double.mT.conj(), double))
         return jnp.sqrt(jnp.maximum(squares[..., ::-1], 0)).astype(real)
-    whole = [(0, 0)] * (matrices.ndim - 2)
-    above = jnp.pad(matrices, [*whole, (0, columns), (rows, 0)])
-    below = jnp.pad(adjoint, [*whole, (rows, 0), (0, columns)])
-    return jnp.maximum(jnp.linalg.eigvalsh(above + below)[..., : -columns - 1 : -1], 0)
+    if rows > columns:
+        matrices = jnp.linalg.qr(matrices, mode="r")
+    zero = jnp.zeros_like(matrices)
+    both = jnp.block([[zero, matrices], [matrices.mT.conj(), zero]])
+    return jnp.maximum(jnp.linalg.eigvalsh(both)[..., : -columns - 1 : -1], 0)
 
 
 def batched_eigenvalues(matrices: Array) -> Array:
