@@ -528,6 +528,21 @@ def test_starts_from_states_whose_squares_leave_the_range(kind, unit):
     np.testing.assert_allclose(scaled / unit, drawn, atol=4 * float(jnp.finfo(kind).eps))
 
 
+@pytest.mark.parametrize("method", covering(METHODS, "newton"))
+@pytest.mark.parametrize("unit", [1e-20, 1e-36])
+def test_starts_that_have_decayed(method, unit):
+    """Under an input, where all is of another size, and without, where their roundings are no numbers any more."""
+    w = jnp.asarray(0.4 * np.linalg.qr(draw(4, 4))[0], jnp.float32)
+    starts, x = jnp.asarray(draw(8, 4, scale=unit, seed=1), jnp.float32), jnp.ones(4)
+    driven = bptt.fixed_points(tanh_step, w, starts, x, method=method)
+    assert driven.converged.all()
+    expected = bptt.final_state(tanh_step, w, jnp.zeros(4), jnp.ones((100, 4)))
+    np.testing.assert_allclose(driven.points, np.tile(expected, (8, 1)), rtol=1e-5)
+    left_alone = bptt.fixed_points(tanh_step, w, starts, method=method)
+    assert left_alone.converged.all()
+    assert len(left_alone.distinct().speeds) == 1
+
+
 def test_noise_of_starts_is_finite():
     with pytest.raises(ValueError, match="noise: expected a finite number of at least 0, got inf"):
         sample_starts(jnp.ones((3, 1)), 2, key=jax.random.key(0), noise=np.inf)

@@ -12,6 +12,7 @@ from slices import covering
 
 import bptt_jax as bptt
 from bptt_jax.analysis import flow as flow_module
+from bptt_jax.linalg.scattered import scattered_before
 from bptt_jax.plots import plot_gradient_flow
 
 STEPS = 40
@@ -723,6 +724,21 @@ def test_the_error_of_the_rate_by_batches(x64, frequency, resemble):
     held = np.sum(np.add.reduceat(shares, edges) ** 2)
     variance = (sums @ sums + 2 * max(passed_on, 0)) / (1 - held)
     np.testing.assert_allclose(flow.growth_rate_error, np.sqrt(variance), rtol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_rounding_is_no_growth(x64, dtype):
+    """What an isometry's adjoints are off is the same at every step, of every sequence, and has no scatter."""
+    turn = jnp.asarray(np.linalg.qr(scattered_before((8, 8)))[0], dtype)
+    starts = jnp.ones((3, 8), dtype)
+    measure = jax.jit(
+        jax.vmap(lambda h0: bptt.gradient_flow(linear_step, turn, h0, None, last_sum, length=400, spectra=False))
+    )
+    flow = measure(starts)
+    assert np.all(flow.growth_rate != 0)
+    for found in (flow, flow.pooled()):
+        assert np.all(np.abs(found.growth_rate) <= found.growth_rate_error)
+        assert np.all(found.growth_rate_error <= 10 * jnp.finfo(dtype).eps)
 
 
 def test_sequences_are_pooled_by_the_weight_of_their_lines(x64):

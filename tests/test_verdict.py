@@ -104,6 +104,13 @@ def test_describe():
     assert all(math.isnan(v) for v in verdict.describe([1.0, np.nan]).values())
 
 
+def test_rates_and_horizons_in_words():
+    assert verdict.with_error(-0.25, 0.01) == "-0.25 +- 0.01 nats per step"
+    assert verdict.with_error(math.nan, math.nan) == "rate unknown"
+    words = [verdict.horizon_words(h, math.nan, False) for h in (1.0, 1.5, math.inf, math.nan)]
+    assert words == ["horizon 1 step", "horizon 2 steps", "no horizon in sight", "horizon unknown"]
+
+
 @pytest.mark.parametrize("kind", ["steady", "unmeasured"])
 def test_no_advice_where_nothing_is_wrong(kind):
     assert verdict.advise(case(kind, rate=-0.001, horizon=900.0)) == []

@@ -14,6 +14,7 @@ from bptt_jax.timeline import number_pieces
 AnyArray: TypeAlias = Array | np.ndarray
 
 _BATCHES = 20
+_KNOWN_TO = 8.0  # roundings, at best: those of steps that do the same are the same, and have no scatter
 MOST_BATCHES = 2 * _BATCHES - 1  # of one piece
 
 
@@ -135,6 +136,11 @@ def squared_error(of: BatchSums) -> Float[Array, " K"]:
     passed_on = xp.sum(xp.where(of.follows[1:, None], around[1:] * around[:-1], 0), axis=0)
     square = (xp.sum(xp.square(around), axis=0) + 2 * xp.maximum(passed_on, 0)) / xp.square(total)
     return xp.where(count < 2, xp.nan, square * count / xp.where(count < 2, 1, count - 1))
+
+
+def least_error(dtype: Any) -> float:
+    """Of a mean rate: that of a step is not known better."""
+    return _KNOWN_TO * float(jnp.finfo(dtype).eps)
 
 
 def root(square: Array) -> Array:

@@ -168,7 +168,7 @@ def search(
     Args:
       tolerance: of ``|F(h) - h|``, given h.
       enough: with how little of it nothing more is to be had.
-      reach: no step is longer than this, or than h.
+      reach: no step is longer than this, or than h, or than ``F(h) - h``.
     """
     count, dim = vectors.shape
     numbers = _JACOBIAN_NUMBERS // dim**2 if method == "newton" else _VECTOR_NUMBERS // dim
@@ -219,10 +219,10 @@ def search(
     return devices.while_loop(lambda carry: jnp.any(carry[0].start < count), body, carry)[2]
 
 
-def _towards(vector: Array, change: Array, reach: Array) -> Array:
-    """A step no longer than it may be."""
+def _towards(vector: Array, change: Array, reach: Array, residual: Array) -> Array:
+    """A step no longer than it may be. States that have decayed are no measure of where they go under an input."""
     length = size(change)
-    longest = jnp.maximum(reach, size(wide(vector)))
+    longest = jnp.maximum(jnp.maximum(reach, residual), size(wide(vector)))
     return (wide(vector) + change * jnp.minimum(1, longest / jnp.where(length > 0, length, 1))).astype(vector.dtype)
 
 
@@ -242,10 +242,9 @@ def _newton(of: Map, mode: Mode, reach: Array, lane: _Lane) -> _Proposal:
     normal = matmul(a.T, a) + damping * identity
     (newton,) = solve(jnp.concatenate([a, -residual[:, None]], axis=1))
     (levenberg,) = solve_positive(jnp.concatenate([normal, -gradient[:, None]], axis=1))
-    steps = jnp.stack([newton, levenberg])
-    candidates = jax.vmap(lambda step: _towards(lane.vector, step, reach))(steps)
+    steps, before = jnp.stack([newton, levenberg]), size(residual)
+    candidates = jax.vmap(lambda step: _towards(lane.vector, step, reach, before))(steps)
     sizes = jax.vmap(lambda v: _or_infinite(size(of.residual(v, lane.start))))(candidates)
-    before = size(residual)
     # Newton's is for where the other is held back. Where A is singular it is rounding, divided by rounding, along the
     # null space: the singular value that it has met tells.
     regular = before > _SINGULAR * jnp.finfo(a.dtype).eps * square**0.5 * size(steps[0])
@@ -262,9 +261,10 @@ def _krylov(of: Map, mode: Mode, reach: Array, lane: _Lane) -> _Proposal:
     square = jnp.square(size(push(gradient / jnp.where(length > 0, length, 1))))
     damping = jnp.maximum(lane.damping, 10 * jnp.finfo(square.dtype).eps) * square
     step = least_squares(push, pull, -residual, damping=damping, steps=_INNER_STEPS, tol=_INNER_TOL)
-    candidate = _towards(lane.vector, step, reach)
+    before = size(residual)
+    candidate = _towards(lane.vector, step, reach, before)
     after = _or_infinite(size(of.residual(candidate, lane.start)))
-    return _Proposal(candidate, size(residual), after, length, lane.damping, ())
+    return _Proposal(candidate, before, after, length, lane.damping, ())
 
 
 def _descend(of: Map, mode: Mode, reach: Array, lane: _Lane) -> _Proposal:
@@ -274,9 +274,10 @@ def _descend(of: Map, mode: Mode, reach: Array, lane: _Lane) -> _Proposal:
     moved, change = wide(lane.vector) - wide(lane.memory[0]), gradient - lane.memory[1]
     curvature = jnp.sum(moved * change) / jnp.maximum(jnp.sum(jnp.square(moved)), jnp.finfo(moved.dtype).tiny)
     damping = jnp.where(jnp.any(moved != 0) & (curvature > 0), curvature, lane.damping)
-    candidate = _towards(lane.vector, -gradient / damping, reach)
+    before = size(residual)
+    candidate = _towards(lane.vector, -gradient / damping, reach, before)
     after = _or_infinite(size(of.residual(candidate, lane.start)))
-    return _Proposal(candidate, size(residual), after, size(gradient), damping, (lane.vector, gradient))
+    return _Proposal(candidate, before, after, size(gradient), damping, (lane.vector, gradient))
 
 
 def _or_infinite(number: Array) -> Array:

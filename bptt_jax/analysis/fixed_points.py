@@ -324,8 +324,9 @@ def _fixed_points(
     vectors = devices.vary(vectors, devices.axes_of((recurrence, vectors)))
 
     of = Map(jax.lax.stop_gradient(recurrence), others)
-    scale, centre, radius = _visited(wide(vectors))
-    eps = max(float(jnp.finfo(a.dtype).eps) for a in jax.tree.leaves(first) if is_differentiable(a))
+    kinds = [jnp.finfo(a.dtype) for a in jax.tree.leaves(first) if is_differentiable(a)]
+    eps, tiny = (max(float(getattr(kind, name)) for kind in kinds) for name in ("eps", "tiny"))
+    scale, centre, radius = _visited(wide(vectors), tiny / eps)
     distance, outlier, margin = (jnp.asarray(settings[k], scale.dtype) for k in ("distance", "outlier", "margin"))
 
     def rounding(vector: Array) -> Array:
@@ -405,9 +406,10 @@ def _require_products(recurrence: Recurrence, method: Method) -> None:
         require_pushes(along, f'fixed_points by "{method}"')
 
 
-def _visited(vectors: Float[Array, "K D"]) -> tuple[Array, Array, Array]:
+def _visited(vectors: Float[Array, "K D"], least: float) -> tuple[Array, Array, Array]:
     """Of the starts that are finite the median norm, the medians of all numbers, and the median distance from these,
-    infinite where they are all one.
+    infinite where they are all one. The norm is 1 where all are zero, and else no less than `least`, whose roundings
+    are the smallest numbers.
 
     Medians, so that a start that has gone astray does not change what is near and far for the others.
     """
@@ -420,7 +422,7 @@ def _visited(vectors: Float[Array, "K D"]) -> tuple[Array, Array, Array]:
 
     known = jnp.where(finite[:, None], vectors, jnp.nan)
     scale = typical(known)
-    scale = jnp.where((scale > 0) & jnp.isfinite(scale), scale, 1)
+    scale = jnp.where((scale > 0) & jnp.isfinite(scale), jnp.maximum(scale, least), 1)
     centre = jnp.nanmedian(known, axis=0)
     radius = typical(known - centre[None])
     return scale, centre, jnp.where(radius > _ROUNDINGS * jnp.finfo(scale.dtype).eps * scale, radius, jnp.inf)

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Complex, Float, Int, PyTree
 
 from bptt_jax.analysis import verdict
+from bptt_jax.analysis.averages import least_error
 from bptt_jax.analysis.backward import TemporalContributions
 from bptt_jax.analysis.calibration import Calibration
 from bptt_jax.analysis.growth import polynomial_order
@@ -159,7 +160,8 @@ class GradientFlow(Result):
       growth_rate: nats per step backwards: the slope of ``signal.log_gains`` against the lag, by least squares,
         common to all segments; where the signal becomes exactly zero the line ends. NaN if there are fewer than two
         steps to measure.
-      growth_rate_error: its standard error, from the scatter of the single steps and their correlation in time.
+      growth_rate_error: its standard error, from the scatter of the single steps and their correlation in time; at
+        least 8 roundings (1e-6 in single precision, 2e-15 in double).
       horizon: steps until the signal of the longest segment has fallen to `threshold` for good. If the start of the
         segment cuts it off before, it is extrapolated by `growth_rate`, and inf if that does not fall.
       horizon_error: of an extrapolated horizon, from the rate's; 0 of a measured one.
@@ -298,7 +300,8 @@ class PooledFlow(Result):
 
     Attributes:
       growth_rate: ``[...]``, the slope common to all sequences, each weighted by its squared lags.
-      growth_rate_error: its standard error, from the scatter of the sequences' rates; that of a single one its own.
+      growth_rate_error: its standard error, from the scatter of the sequences' rates, and at least 8 roundings; that of
+        a single one its own.
       horizon: ``[...]``, the median.
       horizon_extrapolated: whether that one lies beyond what was measured.
       sequences: ``[...]``, how many were measured.
@@ -335,6 +338,7 @@ def _pooled(flow: GradientFlow) -> PooledFlow:
         rate = np.sum(weights * np.where(known, rates, 0), axis=-1) / total
         around = weights * np.where(known, rates - rate[..., None], 0)
         scatter = np.sqrt(np.sum(around**2, axis=-1) * count / (count - 1)) / total
+        scatter = np.maximum(scatter, least_error(np.asarray(flow.growth_rate).dtype))
         own = np.sum(np.where(known, errors, 0), axis=-1) / count
     rows = horizons.reshape(-1, horizons.shape[-1])
     median = np.reshape([_median_index(row) for row in rows], horizons.shape[:-1])[..., None]

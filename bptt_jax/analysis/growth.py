@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from bptt_jax import devices
+from bptt_jax.analysis.averages import least_error
 
 
 class Growth(NamedTuple):
@@ -23,7 +24,7 @@ class Growth(NamedTuple):
       rate: nats per step backwards: the least-squares slope, common to all segments, of gains against lags, each
         segment's start (0, 0) included. The line ends where the signal becomes exactly zero. NaN if there are fewer
         than two increments, which tell nothing of their scatter.
-      rate_error: its standard error.
+      rate_error: its standard error, some roundings at least.
       horizon: steps until the signal of the longest segment has fallen to the threshold for good. Where its start
         cuts it off before, extrapolated by the rate; inf if that does not fall, NaN if it is. NaN where there are
         fewer than two lags in all.
@@ -156,7 +157,7 @@ class Tally(NamedTuple):
         weight = jnp.where(self.weight > 0, self.weight, 1)
         rate = jnp.where(self.counted > 1, self.typical + self.slope / weight, jnp.nan)
         error = _standard_error(increments, places, rate, weight, self.counted)
-        error = jnp.where(self.counted > 1, error, jnp.nan)
+        error = jnp.where(self.counted > 1, jnp.maximum(error, least_error(error.dtype)), jnp.nan)
         length = jnp.where(self.end_cut == self.length, self.length - 1, self.length)
         known = (length > 0) & (self.lags > 1) & ~jnp.isnan(self.end_gain)
         extrapolated = known & (self.end_gain >= level)

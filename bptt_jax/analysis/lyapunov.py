@@ -19,6 +19,7 @@ from bptt_jax.analysis.averages import (
     BatchSums,
     batches,
     count_within,
+    least_error,
     measured_pieces,
     own_library,
     pieces,
@@ -57,7 +58,6 @@ _UNSETTLED = 0.01  # of a standard error: changes between two passes that are no
 _BY_CHANCE = 0.01  # share of the orthonormalisations
 _DRIFT = 3.0  # standard errors by which two halves may differ
 _NEUTRAL = 2.0  # standard errors within which an exponent may be zero
-_KNOWN_TO = 8.0  # roundings, at best: those of steps that do the same are the same, and have no scatter
 
 
 class LyapunovSpectrum(Result):
@@ -460,8 +460,7 @@ def _standard_errors(exponents: Float[Array, " num"], of: BatchSums) -> Float[Ar
 
 def _at_least_rounding(rates: Array, square: Array) -> Array:
     """Their standard errors, from the squares; 0 of -inf."""
-    least = _KNOWN_TO * float(jnp.finfo(rates.dtype).eps)
-    return jnp.where(rates == -jnp.inf, 0, jnp.maximum(root(square), least))
+    return jnp.where(rates == -jnp.inf, 0, jnp.maximum(root(square), least_error(rates.dtype)))
 
 
 def count_unstable(spectrum: LyapunovSpectrum) -> Int[Array, ""]:

@@ -168,6 +168,8 @@ class Findings(NamedTuple):
 
 def with_error(rate: float, error: float) -> str:
     """A rate with its standard error."""
+    if math.isnan(rate):
+        return "rate unknown"
     return f"{rate:.3g} nats per step" if math.isnan(error) else f"{rate:.3g} +- {error:.2g} nats per step"
 
 
@@ -178,7 +180,8 @@ def horizon_words(horizon: float, error: float, extrapolated: bool) -> str:
     if math.isinf(horizon):
         return "no horizon in sight"
     if not extrapolated:
-        return f"horizon {math.ceil(horizon)} steps"
+        steps = math.ceil(horizon)
+        return f"horizon {steps} step{'s' if steps > 1 else ''}"
     return f"horizon {horizon:.3g}{'' if math.isnan(error) else f' +- {error:.2g}'} steps, extrapolated"
 
 
