@@ -148,9 +148,12 @@ def test_no_noise_no_signal_and_a_late_one() -> None:
     assert np.all(same.signal_to_noise[:3] > 1e6)  # inf but for roundings
     assert np.all(np.isnan(same.signal_to_noise[3:]))
     assert float(same.horizon) == 3
+    assert "tells parts up to a lag of 2 from noise, and nothing comes from a lag of 3" in repr(same)
     nothing = gradient_noise(driven, 0.5, 0.0, xs, lambda states: 0 * states[2])
     assert float(nothing.horizon) == 0
-    assert "no part" in repr(nothing)
+    assert f"nothing of the gradient comes from a lag of up to {STEPS - 1}" in repr(nothing)
+    opposed = gradient_noise(driven, 0.5, 0.0, xs[:2] * jnp.asarray([[1.0], [-1.0]]), last)
+    assert "tells no part from noise" in repr(opposed)
 
     def delayed(b, h, x):
         return jnp.stack([b * x, h[0]])

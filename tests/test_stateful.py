@@ -331,9 +331,12 @@ def test_where_nothing_decays_there_is_no_window() -> None:
     assert int(flat.window) == -1
     assert np.isposinf(flat.bias).all()
     assert "does not decay over 8 steps: no window" in repr(flat)
-    slow = bptt.analysis.adaptive_window(-0.05 * jnp.arange(8.0), jnp.log(6.8), k1=1)
+    slow = bptt.analysis.adaptive_window(-0.2 * jnp.arange(8.0), jnp.log(4.4), k1=1)
     assert int(slow.window) == -1
-    assert "above 0.1" in repr(slow)
+    assert "with 8 steps the bias is at most 0.34, above 0.1" in repr(slow)
+    slower = bptt.analysis.adaptive_window(-0.05 * jnp.arange(8.0), jnp.log(6.8), k1=1)
+    assert np.isposinf(slower.bias).all()
+    assert "decays by 0.05 nats per step: no window of up to 8 steps bounds the bias" in repr(slower)
     nothing = bptt.analysis.adaptive_window(jnp.full(4, -jnp.inf), -jnp.inf)
     assert int(nothing.window) == -1
     assert np.isnan(nothing.bias).all()
@@ -347,7 +350,7 @@ def test_a_signal_that_ends_leaves_nothing_beyond() -> None:
     missing = [np.exp(-1) + np.exp(-2), np.exp(-2), 0, 0]
     np.testing.assert_allclose(found.bias, np.asarray(missing) / whole, rtol=1e-6)
     assert (int(found.window), float(found.rate)) == (3, -np.inf)
-    assert "with 3 steps" in repr(found)
+    assert repr(found).startswith("AdaptiveWindow: the gradient ends within 4 steps: with 3 steps the bias")
 
 
 def test_norms_that_float32_does_not_hold() -> None:

@@ -71,8 +71,14 @@ class GradientNoise(Result):
             return f"of the {size} sequences' gradients not all are finite"
         if math.isinf(horizon):
             return f"a batch of {size} tells every part up to a lag of {most} from noise"
+        nothing = np.maximum(self.log_norms, self.log_spreads) == -np.inf
+        if nothing.all():
+            return f"nothing of the gradient comes from a lag of up to {most}"
         if horizon == 0:
             return f"a batch of {size} tells no part from noise"
+        if nothing[int(horizon)]:
+            seen = f"a batch of {size} tells parts up to a lag of {horizon - 1:.0f} from noise"
+            return f"{seen}, and nothing comes from a lag of {horizon:.0f}"
         need = float(np.asarray(self.batch_needed)[int(horizon)])
         more = f"; the part from there needs {need:.3g}" if math.isfinite(need) else ""
         return f"at a batch of {size} noise prevails from a lag of {horizon:.0f} on{more}"

@@ -40,9 +40,12 @@ class AdaptiveWindow(Result):
             return "the gradient is not finite"
         if not rate < 0:
             return f"the gradient does not decay over {longest} steps: no window bounds the bias"
-        decays = f"the gradient decays by {-rate:.3g} nats per step"
+        ends = f"the gradient ends within {longest} steps"
+        decays = f"the gradient decays by {-rate:.3g} nats per step" if rate > -np.inf else ends
         if window < 0:
             least = float(np.min(self.bias))
+            if least == np.inf:
+                return f"{decays}: no window of up to {longest} steps bounds the bias"
             return (
                 f"{decays}: with {longest} steps the bias is at most {least:.2g}, above {float(self.tolerance):.2g}"
             )
