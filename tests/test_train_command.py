@@ -166,13 +166,21 @@ def test_a_second_process_is_refused_before_its_pilot(tmp_path, capsys, monkeypa
     assert (run / "prognosis.json").read_text() == "of the other"
 
 
-def test_diagnose_sees_the_trained_network(finished, tmp_path, capsys) -> None:
+def test_diagnose_sees_the_trained_network(finished, tmp_path, capsys, monkeypatch) -> None:
     _, _, out = finished
+    asked_about, noise_of = [], diagnose.gradient_noise
+
+    def watched(*arguments, **options):
+        asked_about.append(options.get("batch"))
+        return noise_of(*arguments, **options)
+
+    monkeypatch.setattr(diagnose, "gradient_noise", watched)
     before = sorted(out.rglob("*"))
     assert main(["diagnose", "--checkpoint", str(out), "--batch", "3", "--html", "--out", str(tmp_path)]) == 0
     for words in (capsys.readouterr().out, (tmp_path / "flow.html").read_text()):
         assert words.count("(of 3 sequences)") == 4
     assert sorted(out.rglob("*")) == before
+    assert asked_about == [20] * 4  # the run's, not as many sequences as are looked at
     content = json.loads((tmp_path / "flow.json").read_text())
     names = [f"gru, {what}, seed {i}" for i in (0, 1) for what in ("untrained", "60 updates")]
     assert list(content["recurrences"]) == names
