@@ -223,37 +223,32 @@ def test_every_public_function_is_here():
 
 
 @pytest.mark.parametrize("name", covering(list(FUNCTIONS), *(name for name in FUNCTIONS if name in ALWAYS)))
-def test_jit_and_vmap(name, x64):
-    """A jitted batch gives what the function gives for each matrix by itself."""
-    function = FUNCTIONS[name]
-    together = jax.jit(jax.vmap(function))(MATRICES)
-    alone = jax.jit(function)
-    for k, matrix in enumerate(MATRICES):
-        for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(alone(matrix)), strict=True):
-            np.testing.assert_allclose(np.asarray(a)[k], b, rtol=1e-9, atol=1e-12)
-
-
-@pytest.mark.parametrize("name", covering(list(FUNCTIONS), *(name for name in FUNCTIONS if name in ALWAYS)))
-def test_grad(name, x64):
-    """Reverse mode against central differences, over all floating outputs in random proportions."""
-    rng = np.random.default_rng(0)
+def test_jit_vmap_and_grad(name, x64):
+    """A jitted batch gives what the function gives for each matrix by itself, differentiated beside; reverse mode
+    against central differences, over all floating outputs in random proportions."""
+    function, rng = FUNCTIONS[name], np.random.default_rng(0)
 
     @jax.jit
-    @jax.value_and_grad
+    @partial(jax.value_and_grad, has_aux=True)
     def mixed(w):
-        outputs = FUNCTIONS[name](w)
+        given = outputs = function(w)
         if name == "gradient_flow":  # within T the horizon is a whole number of steps
             leaves = replace(outputs.leaves, horizon=outputs.loss)
             outputs = replace(outputs, horizon=outputs.loss, leaves=leaves)
         floating = [a for a in jax.tree.leaves(outputs) if jnp.issubdtype(a.dtype, jnp.inexact)]
         parts = [part for a in floating for part in ((a.real, a.imag) if jnp.iscomplexobj(a) else (a,))]
-        return sum(jnp.sum(part * rng.standard_normal(part.shape)) for part in parts)
+        return sum(jnp.sum(part * rng.standard_normal(part.shape)) for part in parts), given
 
+    together = jax.jit(jax.vmap(function))(MATRICES)
+    for k, matrix in enumerate(MATRICES):
+        _, alone = mixed(matrix)[0]
+        for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
+            np.testing.assert_allclose(np.asarray(a)[k], b, rtol=1e-9, atol=1e-12)
     gradient, eps = mixed(W)[1], 1e-6
     for index in np.ndindex(2, 2):
         shift = np.zeros((2, 2))
         shift[index] = eps
-        slope = (mixed(W + shift)[0] - mixed(W - shift)[0]) / (2 * eps)
+        slope = (mixed(W + shift)[0][0] - mixed(W - shift)[0][0]) / (2 * eps)
         # eps^2 of truncation, 1e-16 / eps of rounding, times derivatives of the order of 10.
         np.testing.assert_allclose(gradient[index], slope, rtol=1e-7, atol=1e-7)
 
