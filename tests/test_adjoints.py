@@ -2,6 +2,7 @@
 
 import math
 from fractions import Fraction
+from itertools import product
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +41,11 @@ def last(states):
     return jnp.sum(states[-1])
 
 
-@pytest.mark.parametrize("name", covering(EXAMPLES, "lstm", "tokens"))
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    covering(product(EXAMPLES, ["float32", "float64"]), ("lstm", "float32"), ("tokens", "float64")),
+    indirect=["dtype"],
+)
 def test_equal_to_jax_grad(name, dtype):
     example = EXAMPLES[name](dtype)
     step, params, state0, xs, length = example
@@ -183,7 +188,7 @@ def test_units_whose_adjoints_differ_by_more_than_float32_does(resets):
     assert_same_logs(got.log_norms[:200], np.logaddexp.reduce(2 * exact_logs(w, 200, resets), axis=1) / 2)
 
 
-@pytest.mark.parametrize("steps", [3, 200])
+@pytest.mark.parametrize("steps", covering([3, 200], 200))
 def test_leaves_whose_adjoints_differ_by_more_than_float32_does(steps):
     """Also in a batch, whose other members need no such care; and from the loss itself."""
     weights = {"slow": jnp.asarray([[0.9, 0.5]]), "fast": jnp.asarray([[1e-3, 0.5]])}

@@ -1,12 +1,14 @@
 """The associative scan of affine recurrences against a loop over time, and the shape of what it compiles to."""
 
 from functools import partial
+from itertools import product
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracles import relative_error
+from slices import covering
 
 from bptt_jax.linalg import affine
 from bptt_jax.linalg.affine import affine_scan
@@ -57,9 +59,13 @@ def scalar(function, weights, reverse):
     return value
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("complex_", [False, True])
-@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize(
+    ("full", "complex_", "reverse"),
+    covering(
+        product([False, True], repeat=3),
+        (False, False, False), (False, True, True), (True, False, True), (True, True, False),
+    ),
+)  # fmt: skip
 def test_values_and_gradients(full, complex_, reverse, x64):
     @jax.jit
     def both(factors, offsets):

@@ -18,6 +18,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from slices import covering
 
 import bptt_jax
 from bptt_jax import interrupts
@@ -413,7 +414,9 @@ def test_help_has_examples(capsys) -> None:
     assert "bptt-jax diagnose --cells gru lstm" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status"), covering([(signal.SIGINT, 130), (signal.SIGTERM, 143)], (signal.SIGTERM, 143))
+)
 def test_a_signal_that_something_caught(number, status, tmp_path) -> None:
     """JAX 0.8 catches everything where it looks whether an index is a number; so may a step of one's own."""
     (tmp_path / "greedy.py").write_text(

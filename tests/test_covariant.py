@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from oracles import linear_step
 from scipy.linalg import null_space, subspace_angles
+from slices import covering
 
 import bptt_jax as bptt
 
@@ -136,6 +137,7 @@ def test_angles_and_participation(runs, name, split):
 # --- Known vectors
 
 
+@pytest.mark.parametrize("dtype", covering(["float32", "float64"], "float32"), indirect=True)
 def test_of_a_symmetric_map_they_are_its_eigenvectors(dtype):
     found = bptt.covariant_vectors(
         lambda m, h, x: (m @ h) % 1.0, jnp.asarray(CAT, dtype), jnp.asarray([0.1, 0.2], dtype), length=60

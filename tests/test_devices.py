@@ -75,7 +75,7 @@ ONE_PROCESS = """
 alone = {name: jax.jit(jax.vmap(f))(given) for name, f in ANALYSIS.items()}
 plain = trained(None)
 states, records = plain.states, plain.records
-for n, names in (2, ("adjoints",)), (4, ANALYSIS):
+for n, names in (2, ("adjoints",)), (4, ("flow", "leading", "exponents", "deer")):
     mesh = Mesh(jax.devices()[:n], "batch")
     for name in names:
         f = ANALYSIS[name]

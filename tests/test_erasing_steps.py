@@ -1,5 +1,6 @@
 """Exponents where steps erase, hold, overflow or are NaN, against closed forms; and what is made of them."""
 
+from itertools import product
 from typing import Any, NamedTuple
 
 import jax
@@ -121,7 +122,11 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("num", [1, 2])
+# What is compiled serves all sequences that have the same parts; twice for each number of exponents is enough.
+NUMBERS = covering(product([1, 2], ["float32", "float64"]), (1, "float32"), (2, "float64"))
+
+
+@pytest.mark.parametrize(("num", "dtype"), NUMBERS, indirect=["dtype"])
 @pytest.mark.parametrize("name", CASES)
 def test_closed_forms(name, num, dtype) -> None:
     case = CASES[name]
@@ -140,7 +145,11 @@ def test_there_are_enough_of_them() -> None:
     assert len(CASES) >= 30
 
 
-@pytest.mark.parametrize("steps", [40, 400])
+@pytest.mark.parametrize(
+    ("steps", "dtype"),
+    covering(product([40, 400], ["float32", "float64"]), (40, "float64"), (400, "float32")),
+    indirect=["dtype"],
+)
 def test_the_faster_unit_in_a_measured_step(steps, dtype) -> None:
     """What is left of a vector is its slower part: of the first direction, until that is below the rounding; then
     the first direction is lost, and the second one's rate is the slower unit's."""
@@ -162,7 +171,11 @@ def scaled(p, h, x):
     return x * p * h
 
 
-@pytest.mark.parametrize(("num", "segments"), covering([(1, 1), (1, 5), (2, 1), (2, 5)], (1, 5), (2, 1)))
+@pytest.mark.parametrize(
+    ("num", "segments", "dtype"),
+    covering(product([1, 2], [1, 5], ["float32", "float64"]), (1, 5, "float32"), (2, 1, "float64")),
+    indirect=["dtype"],
+)
 def test_side_by_side(num, segments, dtype) -> None:
     for name in ("all in the warm-up", "all in a measured step", "padding at the end", "all at a reset"):
         case = CASES[name]
@@ -186,7 +199,7 @@ def test_lost_directions_come_back_among_many(x64) -> None:
     np.testing.assert_array_equal(found.exponents[4:], -np.inf)
 
 
-@pytest.mark.parametrize("num", [1, 3, 8])
+@pytest.mark.parametrize("num", covering([1, 3, 8], 1, 8))
 def test_a_network_that_is_erased_once(x64, num) -> None:
     """Afterwards nothing tells: it is as if it had begun there, however many directions are carried along."""
     turn = np.linalg.qr(np.random.default_rng(0).standard_normal((8, 8)))[0]
@@ -200,6 +213,7 @@ def test_a_network_that_is_erased_once(x64, num) -> None:
     np.testing.assert_allclose(erased.exponents, after.exponents, rtol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", covering(["float32", "float64"], "float32"), indirect=True)
 def test_predicted(dtype) -> None:
     """A step that erases is passed over: of growing differences "parallel" is never said."""
     state0 = jnp.ones(2, dtype)
@@ -230,7 +244,16 @@ def test_predicted_where_the_jacobian_shows_nothing() -> None:
     assert bptt.predict_parallel(lambda p, h, x: p * h, 2.0, jnp.ones(2), length=1000).verdict == "sequential"
 
 
-@pytest.mark.parametrize("case", ["in the warm-up", "undeclared", "declared"])
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    covering(
+        product(["in the warm-up", "undeclared", "declared"], ["float32", "float64"]),
+        ("in the warm-up", "float32"),
+        ("undeclared", "float64"),
+        ("declared", "float32"),
+    ),
+    indirect=["dtype"],
+)
 def test_flossing(case, dtype) -> None:
     """Its value and its gradient are those of what lives."""
     rates = jnp.asarray([0.5, 0.9], dtype)

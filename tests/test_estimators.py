@@ -50,20 +50,29 @@ def _by_definition(step, params, state0, xs, loss, k1, k2) -> np.ndarray:
     return total
 
 
-@pytest.mark.parametrize("cell", [bptt.rnn(4), bptt.lstm(3)], ids=["rnn", "lstm"])
+CELLS = {"rnn": bptt.rnn(4), "gru": bptt.gru(3), "lstm": bptt.lstm(3)}
+WINDOWS = [(1, 1), (1, 4), (5, 5), (3, 7), (4, 4), (20, 20)]
+
+
 @pytest.mark.parametrize(
-    ("k1", "k2"), covering([(1, 1), (1, 4), (5, 5), (3, 7), (4, 4), (20, 20)], (1, 4), (5, 5), (3, 7))
+    ("k1", "k2", "name"),
+    covering(
+        ((k1, k2, name) for k1, k2 in WINDOWS for name in ("rnn", "lstm")),
+        (1, 4, "rnn"),
+        (5, 5, "rnn"),
+        (3, 7, "lstm"),
+    ),
 )
-def test_tbptt_is_that_of_williams_and_peng(cell, k1, k2) -> None:
-    setting = _setting(cell)
+def test_tbptt_is_that_of_williams_and_peng(k1, k2, name) -> None:
+    setting = _setting(CELLS[name])
     got = _vector(tbptt(*setting, _every_state, k1=k1, k2=k2))
     want = _by_definition(*setting, _every_state, k1, k2)
     np.testing.assert_allclose(got, want, atol=2e-5 * np.abs(want).max())
 
 
-@pytest.mark.parametrize("cell", [bptt.rnn(4), bptt.gru(3), bptt.lstm(3)], ids=["rnn", "gru", "lstm"])
-def test_full_windows_and_rtrl_equal_full_bptt(cell) -> None:
-    setting = _setting(cell)
+@pytest.mark.parametrize("name", covering(CELLS, "rnn", "lstm"))
+def test_full_windows_and_rtrl_equal_full_bptt(name) -> None:
+    setting = _setting(CELLS[name])
     full = _vector(bptt.adjoints(*setting, _every_state).params_grad)
     for k1 in (1, 5, LENGTH):
         got = _vector(tbptt(*setting, _every_state, k1=k1, k2=LENGTH))

@@ -133,6 +133,7 @@ def test_euler_has_the_flow_exactly(x64):
     np.testing.assert_allclose(found.points[0], -np.linalg.solve(a, np.ones(4)), rtol=1e-10)
 
 
+@pytest.mark.parametrize("dtype", covering(["float32", "float64"], "float32"), indirect=True)
 def test_below_a_gain_of_one_there_is_the_origin_alone(dtype):
     w = draw(8, 8)
     w = jnp.asarray(0.9 * w / np.linalg.norm(w, 2), dtype)

@@ -41,7 +41,7 @@ def driven(p, h, x):
     return x * h
 
 
-@pytest.mark.parametrize("name", ["rnn", "gru", "lstm"])
+@pytest.mark.parametrize("name", covering(["rnn", "gru", "lstm"], "gru", "lstm"))
 def test_they_are_those_of_a_qr_at_every_step(x64, name) -> None:
     e = cell_example(name, jnp.float64, steps=150)
     spectrum = bptt.lyapunov_exponents(e.step, e.params, e.state0, e.xs, warmup=10)
@@ -265,7 +265,7 @@ def test_a_quiet_beginning_and_a_violent_end() -> None:
         np.testing.assert_allclose(spectrum.exponents, math.log(rate) / 3, rtol=1e-5)
 
 
-@pytest.mark.parametrize("rates", [(0.9,), (2.0, 0.5), (3.0, 0.2)])
+@pytest.mark.parametrize("rates", covering([[0.9], [2.0, 0.5], [3.0, 0.2]], [2.0, 0.5], [3.0, 0.2]))
 def test_a_hundred_thousand_steps(rates) -> None:
     """The log norm of the product, within a thousandth."""
     steps = 100_000
@@ -525,7 +525,9 @@ def test_bad_arguments(options, error, message) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "segments"), [("float64", 2), ("float64", 140), ("float32", 7)], indirect=["dtype"]
+    ("dtype", "segments"),
+    covering([("float64", 2), ("float64", 140), ("float32", 7)], ("float64", 2), ("float32", 7)),
+    indirect=["dtype"],
 )
 def test_side_by_side_as_in_one_piece(dtype, segments) -> None:
     """Frames that begin with a guess come to be those of the unbroken run, whatever the stretches' length."""

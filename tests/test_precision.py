@@ -1,10 +1,12 @@
 """GPUs and TPUs multiply float32 in reduced precision by default. A CPU never does, so programs are read here."""
 
 from functools import partial
+from itertools import product
 
 import jax
 import jax.numpy as jnp
 import pytest
+from slices import covering
 
 import bptt_jax as bptt
 from bptt_jax.analysis import matrix_free
@@ -62,8 +64,18 @@ EXACT = {
 }
 
 
-@pytest.mark.parametrize("name", ["rnn", "gru", "lstm", "jitted"])
-@pytest.mark.parametrize("what", EXACT)
+# Each of the simplest network; of the others their Jacobians, the frames carried by them, and parallel time.
+OF_OTHERS = ("jacobians", "exponents", "parallel time")
+
+
+@pytest.mark.parametrize(
+    ("what", "name"),
+    covering(
+        product(EXACT, ["rnn", "gru", "lstm", "jitted"]),
+        *product(EXACT, ["rnn"]),
+        *product(OF_OTHERS, ["gru", "lstm", "jitted"]),
+    ),
+)
 def test_whatever_must_be_exact_is_in_full_precision(what, name):
     step, params, state0 = parts(name)
     with jax.default_matmul_precision("bfloat16"):  # the user's own wish for everything else

@@ -1,6 +1,7 @@
 """Singular vectors of long products: known ones, identities, and NumPy where the product can be formed."""
 
 from functools import partial
+from itertools import product
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +40,11 @@ def check(found, logs, right, left, eps):
     assert np.max(found.errors) < 1e3 * eps
 
 
-@pytest.mark.parametrize("num", [None, 1])
+@pytest.mark.parametrize(
+    ("num", "dtype"),
+    covering(product([None, 1], ["float32", "float64"]), (None, "float32"), (1, "float64")),
+    indirect=["dtype"],
+)
 def test_all_of_them_however_far_below_the_first(num, dtype):
     """The last is smaller than the first by 1e230, which no floating number beside it holds."""
     jacobians, *known = telescope()

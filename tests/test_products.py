@@ -1,5 +1,7 @@
 """Products of Jacobians at any length: closed forms, NumPy in float64, and the ends of the range."""
 
+from itertools import product
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -151,7 +153,11 @@ def test_jacobians_of_a_linear_step():
     np.testing.assert_allclose(value(jacobian_product(jacobians)), np.linalg.matrix_power(a, 50), rtol=1e-4)
 
 
-@pytest.mark.parametrize("length", covering([1, 2, 7, 40], 7))
+@pytest.mark.parametrize(
+    ("dtype", "length"),
+    covering(product(["float32", "float64"], [1, 2, 7, 40]), ("float32", 7)),
+    indirect=["dtype"],
+)
 def test_prefixes_and_suffixes_are_the_sequential_products(dtype, length):
     rng = np.random.default_rng(length)
     factors = jnp.asarray(rng.standard_normal((length, 3, 3)) * np.logspace(-1, 1, 3), dtype)

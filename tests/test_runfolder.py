@@ -312,7 +312,7 @@ def test_the_log_holds_the_records(runs) -> None:
     assert read_settings(folder) == {"task": "adding", "length": 4, "batch": 2, "seeds": [0, 1], "chunk": 3}
 
 
-@pytest.mark.parametrize("at", [3, 9])
+@pytest.mark.parametrize("at", covering([3, 9], 9))
 def test_an_exception_from_report_loses_nothing(runs, tmp_path, at) -> None:
     def report(record):
         if record["updates"] == at:
