@@ -228,14 +228,19 @@ def compare(name: str, oracle: Oracle) -> Difference:
     """The cell of that name with an oracle of it."""
     given = problem(name, oracle)
     arguments = given.params, given.state0, given.xs
-    run = partial(bptt.unroll, given.cell.step)
-    ours, gradients = jax.jit(partial(with_gradients, run, given.cotangents))(arguments)
+    ours, gradients = _ours(given.cell.step, given.cotangents, arguments)
     if oracle.kind == "numpy":
         return of_numpy(oracle.run, given, ours, gradients)
     if oracle.kind == "jax":
         theirs, expected = jax.jit(partial(with_gradients, oracle.run, given.cotangents))(arguments)
         return Difference(distance(ours, theirs), distance(gradients, expected))
     return with_torch(oracle.run, given, ours, gradients)
+
+
+@partial(jax.jit, static_argnums=0)
+def _ours(step: Any, cotangents: Any, arguments: Any) -> tuple[Any, Any]:
+    """Compiled once for all oracles of a cell."""
+    return with_gradients(partial(bptt.unroll, step), cotangents, arguments)
 
 
 def along(states: Any, cotangents: Any) -> Any:
