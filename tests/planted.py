@@ -928,8 +928,8 @@ MUTATIONS = {
     ],
     "bptt_jax/parallel/factors.py": [
         (
-            "affine_scan(matrices, offsets, begins=reset), begins=reset)",
-            "affine_scan(matrices, offsets), begins=reset)",
+            "held_scan(matrices, offsets, most, begins=reset), begins=reset)",
+            "held_scan(matrices, offsets, most), begins=reset)",
             "test_deer.py::test_a_linear_recurrence_takes_one_iteration",
         ),
         ("after=count * steps * size)", "after=0)", "test_deer.py::test_blocks_are_right_in_the_mean"),
@@ -959,6 +959,12 @@ MUTATIONS = {
             "begins",
             "test_affine.py::test_where_it_begins_anew",
         ),
+        (
+            "h if most is None else jnp.clip(h, -most, most)",
+            "h",
+            "test_deer.py::test_first_iterates_that_overflow_do_not_hold_up_what_follows",
+        ),
+        ("_held(factor), jnp", "factor, jnp", "test_affine.py::test_what_grows_is_held_and_keeps_its_sign"),
     ],
     "bptt_jax/linalg/rank_one.py": [
         (

@@ -11,7 +11,7 @@ from oracles import relative_error
 from slices import covering
 
 from bptt_jax.linalg import affine
-from bptt_jax.linalg.affine import affine_scan
+from bptt_jax.linalg.affine import affine_scan, held_scan
 
 D = 3
 RTOL = 1e-12  # float64, some tens of roundings
@@ -199,7 +199,26 @@ def test_both_ways_are_one(reverse, x64):
     factors, offsets = map(jnp.asarray, example(9, True, False))
     for begins in (None, jnp.asarray(np.isin(np.arange(9), [4, 6, 7]))):
         got, expected = (
-            jax.jit(partial(way, reverse=reverse))(factors, offsets, begins)
+            jax.jit(partial(way, reverse=reverse))(factors, offsets, begins, None)
             for way in (affine._associative, affine._sequential)
         )
         np.testing.assert_allclose(got, expected, rtol=RTOL, atol=RTOL)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_what_grows_is_held_and_keeps_its_sign(full):
+    """Steps that double what there is, far beyond all floats; beside them a unit that forgets. Of full factors one of
+    rank one grows: its sign depends on how large the entries of a row are beside each other."""
+    growth = np.asarray([[1.8, -0.36, 0], [-1, 0.2, 0], [0, 0, 0.5]]) if full else np.asarray([2, 2, 0.5])
+    factors = np.tile(growth.astype(np.float32), (2000, *[1] * growth.ndim))
+    offsets = np.zeros((2000, D), np.float32)
+    offsets[1023], offsets[:, 2] = [1, 3 if full else -3, 0], 1  # before whole blocks of the rounds
+    most = jnp.float32(3 / np.finfo(np.float32).eps)
+    in_rounds, in_order = (partial(way, reverse=False) for way in (affine._associative, affine._sequential))
+    given = jnp.asarray(factors), jnp.asarray(offsets)
+    for got in (held_scan(*given, most), *(jax.jit(way)(*given, None, most) for way in (in_rounds, in_order))):
+        np.testing.assert_allclose(got[:1040], loop(factors[:1040], offsets[:1040], False), rtol=1e-5)
+        assert (np.sign(got[1024:, :2]) == [1, -1]).all()
+        assert (np.abs(got[1080:, :2]) > 1e6).all()
+        assert (np.abs(got) <= most).all()
+        np.testing.assert_allclose(got[30:, 2], 2, rtol=1e-5)

@@ -250,6 +250,17 @@ def test_damping_tames_what_overshoots(x64, kind) -> None:
     np.testing.assert_allclose(damped.states, states, atol=1e-12)
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_first_iterates_that_overflow_do_not_hold_up_what_follows(variant) -> None:
+    """The start is an unstable fixed point: about it, differences grow by 1.3 in every one of 5000 steps, to 1e569."""
+    xs = jnp.zeros((5000, 2)).at[0].set(jnp.asarray([1e-3, -2e-3]))
+    arguments = lambda p, h, x: jnp.tanh(p * h + x), 1.3, jnp.zeros(2), xs
+    found = deer(*arguments, **VARIANTS[variant])
+    assert found.converged
+    assert int(found.iterations) <= 12
+    assert relative_error(found.states, bptt.unroll(*arguments)) < 1e-5
+
+
 def test_trajectories_that_are_not_finite_do_not_converge() -> None:
     found = deer(lambda p, h, x: p * h * h, jnp.float32(2), jnp.float32(3), length=40)
     assert not found.converged

@@ -39,7 +39,7 @@ def test_means_are_those_of_the_filter(x64) -> None:
     rng = np.random.default_rng(0)
     factors, offsets = rng.standard_normal((7, 2, 2)), rng.standard_normal((7, 2))
     kept, h = gains(jnp.asarray(factors), jnp.asarray(0.3)), np.zeros(2)
-    found = jax.jit(filtered_scan)(jnp.asarray(factors), jnp.asarray(offsets), jnp.asarray(0.3))
+    found = jax.jit(filtered_scan)(jnp.asarray(factors), jnp.asarray(offsets), jnp.asarray(0.3), jnp.asarray(1e9))
     for t in range(7):
         h = kept[t] @ (factors[t] @ h + offsets[t])
         np.testing.assert_allclose(found[t], h, rtol=1e-12)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Inexact
+from jaxtyping import Array, Bool, Float, Inexact
 
 from bptt_jax import devices
 from bptt_jax.linalg.precision import matmul
@@ -38,14 +38,30 @@ def affine_scan(
         return h - carried(factors, h, begins=begins, reverse=reverse)
 
     def solve(_: object, b: Array) -> Array:
-        return _scan(factors, b, begins, reverse=reverse)
+        return _scan(factors, b, begins, None, reverse=reverse)
 
     def transpose_solve(_: object, b: Array) -> Array:
         # (I - A S)^T = I - S^T A^T: the factor of the next instant, transposed, and the other way in time.
         following = _before(factors if diagonal else factors.mT, not reverse)
-        return _scan(following, b, None if begins is None else _before(begins, not reverse), reverse=not reverse)
+        anew = None if begins is None else _before(begins, not reverse)
+        return _scan(following, b, anew, None, reverse=not reverse)
 
     return jax.lax.custom_linear_solve(matvec, offsets, solve, transpose_solve)
+
+
+def held_scan(
+    factors: Float[Array, "T D D"] | Float[Array, "T D"],
+    offsets: Float[Array, "T D"],
+    most: Float[Array, ""],
+    *,
+    begins: Bool[Array, " T"] | None = None,
+) -> Float[Array, "T D"]:
+    """As `affine_scan`, but what grows beyond `most` is held there, each unit by itself, and keeps its sign.
+
+    In the rounds of the scan products of factors are held too, where they grow 1 / eps times: each row keeps its
+    direction, so that nothing overflows.
+    """
+    return _scan(factors, offsets, begins, most, reverse=False)
 
 
 def carried(factors: Array, h: Array, *, begins: Array | None = None, reverse: bool = False) -> Array:
@@ -63,19 +79,23 @@ class _Map(NamedTuple):
 
 
 @devices.compiled
-def _scan(factors: Array, offsets: Array, begins: Array | None, *, reverse: bool) -> Array:
+def _scan(factors: Array, offsets: Array, begins: Array | None, most: Array | None, *, reverse: bool) -> Array:
     in_rounds = partial(_associative, reverse=reverse)
     if factors.ndim == 2:
-        return in_rounds(factors, offsets, begins)
+        return in_rounds(factors, offsets, begins, most)
     # The rounds multiply matrices, where one after the other takes vectors, D times less work. A CPU has too few cores
     # to make up for that, and log T rounds, each compiled by itself, are dear.
     in_order = partial(_sequential, reverse=reverse)
-    return jax.lax.platform_dependent(factors, offsets, begins, cpu=in_order, default=in_rounds)
+    return jax.lax.platform_dependent(factors, offsets, begins, most, cpu=in_order, default=in_rounds)
 
 
-def _associative(factors: Array, offsets: Array, begins: Array | None, *, reverse: bool) -> Array:
+def _associative(
+    factors: Array, offsets: Array, begins: Array | None, most: Array | None, *, reverse: bool
+) -> Array:
     def combine(near: _Map, far: _Map) -> _Map:
         factor, offset = _compose(far.factor, near.factor), _apply(far.factor, near.offset) + far.offset
+        if most is not None:
+            factor, offset = _held(factor), jnp.clip(offset, -most, most)
         if near.begins is None or far.begins is None:
             return _Map(factor, offset, None)
         return _Map(factor, jnp.where(far.begins[:, None], far.offset, offset), near.begins | far.begins)
@@ -83,15 +103,25 @@ def _associative(factors: Array, offsets: Array, begins: Array | None, *, revers
     return jax.lax.associative_scan(combine, _Map(factors, offsets, begins), reverse=reverse).offset
 
 
-def _sequential(factors: Array, offsets: Array, begins: Array | None, *, reverse: bool) -> Array:
+def _sequential(
+    factors: Array, offsets: Array, begins: Array | None, most: Array | None, *, reverse: bool
+) -> Array:
     def body(h: Array, at: tuple[Array, Array, Array]) -> tuple[Array, Array]:
         factor, offset, anew = at
         h = offset + jnp.where(anew, 0, _apply(factor, h))
+        h = h if most is None else jnp.clip(h, -most, most)
         return h, h
 
     anew = jnp.zeros(len(offsets), bool) if begins is None else begins
     anew = anew.at[-1 if reverse else 0].set(True)
     return devices.scan(body, jnp.zeros_like(offsets[0]), (factors, offsets, anew), reverse=reverse)[1]
+
+
+def _held(factors: Array) -> Array:
+    most = 1 / float(jnp.finfo(factors.dtype).eps)
+    if factors.ndim == 2:
+        return jnp.clip(factors, -most, most)
+    return factors * jnp.minimum(1, most / jnp.max(jnp.abs(factors), axis=-1, keepdims=True))
 
 
 def _before(a: Array, reverse: bool) -> Array:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from bptt_jax.leaves import along_leading
-from bptt_jax.linalg.affine import affine_scan
+from bptt_jax.linalg.affine import held_scan
 from bptt_jax.linalg.precision import matmul, wide
 
 
@@ -15,6 +15,7 @@ def filtered_scan(
     factors: Float[Array, "T D D"] | Float[Array, "T D"],
     offsets: Float[Array, "T D"],
     weight: Float[Array, ""],
+    most: Float[Array, ""],
     *,
     begins: Bool[Array, " T"] | None = None,
     held: Bool[Array, " T"] | None = None,
@@ -22,13 +23,13 @@ def filtered_scan(
     """The means of a Kalman filter: all h_t of ``h_t = G_t (A_t h_{t-1} + b_t)``, from ``h_0 = 0``; see `gains`.
 
     Args:
-      factors, offsets, begins: as for `affine_scan`.
+      factors, offsets, most, begins: as for `held_scan`.
       weight: one over the variance of the noise with which h_t is seen to be zero; 0 makes G the identity.
       held: steps that are none: G is the identity there, and the factor is to be, too.
     """
     kept = gains(factors, weight, begins=begins, held=held)
     held_back = kept * offsets if kept.ndim == 2 else matmul(kept, offsets[..., None])[..., 0]
-    return affine_scan(_times(kept, factors), held_back, begins=begins)
+    return held_scan(_times(kept, factors), held_back, most, begins=begins)
 
 
 def gains(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from bptt_jax import devices
-from bptt_jax.linalg.affine import affine_scan, carried
+from bptt_jax.linalg.affine import carried, held_scan
 from bptt_jax.linalg.kalman import filtered_scan
 from bptt_jax.linalg.scattered import signs
 from bptt_jax.recurrence.jacobians import jacobians_at
@@ -21,9 +21,12 @@ def added(
     recurrence: Recurrence,
     matrices: Array | list[Array],
     offsets: Float[Array, "K D"],
+    most: Float[Array, ""],
     weight: Float[Array, ""] | None = None,
 ) -> Float[Array, "K D"]:
     """``A_t d_{t-1}`` of the affine recurrence ``d_t = G_t (A_t d_{t-1} + offsets_t)``, whichever of the three A is.
+
+    Where d grows beyond `most` it is held there (`held_scan`).
 
     G is the identity, or with a `weight` the gain of a Kalman filter which is told, with so much confidence, that d is
     zero (ELK: Gonzalez et al. 2024, arXiv:2407.19115, section 4.2).
@@ -33,8 +36,8 @@ def added(
 
     def of(matrices: Array, offsets: Array) -> Array:
         if weight is None:
-            return carried(matrices, affine_scan(matrices, offsets, begins=reset), begins=reset)
-        filtered = filtered_scan(matrices, offsets, weight, begins=reset, held=held)
+            return carried(matrices, held_scan(matrices, offsets, most, begins=reset), begins=reset)
+        filtered = filtered_scan(matrices, offsets, weight, most, begins=reset, held=held)
         return carried(matrices, filtered, begins=reset)
 
     if not isinstance(matrices, list):

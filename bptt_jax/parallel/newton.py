@@ -327,9 +327,12 @@ def _solve(
             matrices, sizes = factors.full(*about) if jacobian == "full" else factors.diagonals(*about)
         if kind == "scale":
             matrices = jax.tree.map(lambda a: damping * a, matrices)
+        # Where differences grow only their signs are of use, which decide where states come to rest. What is larger
+        # overflows, or takes all digits of the states that it is corrected to.
+        most = jnp.max(jnp.where(jnp.isfinite(f), jnp.abs(f), 0)) / eps
         # After a state that is exact this is exactly zero, so that every iteration makes one more state exact at
-        # least; also where products of expanding Jacobians have overflowed, and the plain evaluation stays.
-        moved = factors.added(recurrence, matrices, f - h, 1 / damping - 1 if kind == "kalman" else None)
+        # least; also where it is not finite, and the plain evaluation stays.
+        moved = factors.added(recurrence, matrices, f - h, most, 1 / damping - 1 if kind == "kalman" else None)
         new = f + jnp.where(jnp.isfinite(moved), moved, 0)
         return equations.held(jnp.where(jnp.isfinite(new), new, first)), sizes
 

@@ -109,9 +109,9 @@ def predict_parallel(
 
     Returns:
       `ParallelPrediction`. The exponent speaks of the solution: where wrong states have expanding Jacobians, the
-      first iterates may overshoot although the recurrence contracts; then ``deer(..., damping="scale")``. Over
-      thousands of steps products of these overflow, and it takes more iterations the longer the sequence is; then
-      ``deer(..., window=1000)``, or less.
+      first iterates may overshoot although the recurrence contracts; then ``deer(..., damping="scale")``.
+      Where states may come to rest in several places, or turn on a cycle, wrong stretches give way a few steps at an
+      iteration, and it takes more of these the longer the sequence is; then ``deer(..., window=1000)``, or less.
 
     Raises:
       TypeError, ValueError: an argument breaks the contract.
