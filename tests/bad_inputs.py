@@ -323,7 +323,7 @@ TARGETS: list[Target] = [
         "deer",
         jacobian=("full", "choice"),
         damping=("kalman", "optional choice"),
-        window=(2, "at most or none"),
+        window=(2, "optional integer"),
         max_iterations=(100, "integer"),
     ),
     Target(
@@ -365,7 +365,7 @@ TARGETS: list[Target] = [
         key=(jax.random.key(0), "key"),
         keys=(2, "integer"),
         lags=((0, 1), "lags"),
-        in_axes=((None, None, None), "axes"),
+        in_axes=((None, None, None), "optional axes"),
     ),
     recurrence("estimators.es", loss=LOSS, **PERTURBED),
     recurrence(

@@ -328,7 +328,7 @@ MATRICES = (
         "ragged": Spoiler(lambda a: [[1.0], [1.0, 2.0]]),
         "beyond int32": Spoiler(lambda a: np.full(a.shape, 2**40)),
         # Linear in the matrices, or of their logarithm: compared with NumPy, below.
-        "huge": Spoiler(lambda a: a * np.float32(1e38), lambda a: a.astype(np.float64) * 1e38),
+        "huge": Spoiler(lambda a: a * np.float32(1e38), lambda a: a.astype(np.float64) * np.float32(1e38)),
         "Inf": Spoiler(lambda a: _at(a, np.inf), marked=True),
         "-Inf": Spoiler(lambda a: _at(a, -np.inf), marked=True),
         "1e300": Spoiler(lambda a: _at(a.astype(np.float64), 1e300), marked=True),
@@ -457,6 +457,16 @@ UPDATES = {
     if k not in ("none", "Inf", "-Inf", "huge", "1e300")
 }
 
+AXES = {
+    "number": Spoiler(lambda a: 0),
+    "list": Spoiler(lambda a: list(a)),
+    "pair": Spoiler(lambda a: a[:2]),
+    "text": Spoiler(lambda a: (None, "0", 0)),
+    "boolean": Spoiler(lambda a: (None, 0, False)),
+    "float": Spoiler(lambda a: (0.0, 0, 0)),
+    "array": Spoiler(lambda a: (None, 0, np.zeros(1, int))),
+}
+
 KINDS: dict[str, dict[str, Spoiler]] = {
     "step": STEPS,
     "linear step": LINEAR_STEPS,
@@ -570,16 +580,8 @@ KINDS: dict[str, dict[str, Spoiler]] = {
         "negative": Spoiler(lambda a: (-1,)),
         "array": Spoiler(lambda a: np.asarray([0, 1])),
     },
-    "axes": {
-        "number": Spoiler(lambda a: 0),
-        "none": Spoiler(lambda a: None),
-        "list": Spoiler(lambda a: list(a)),
-        "pair": Spoiler(lambda a: a[:2]),
-        "text": Spoiler(lambda a: (None, "0", 0)),
-        "boolean": Spoiler(lambda a: (None, 0, False)),
-        "float": Spoiler(lambda a: (0.0, 0, 0)),
-        "array": Spoiler(lambda a: (None, 0, np.zeros(1, int))),
-    },
+    "axes": AXES | {"none": Spoiler(lambda a: None)},
+    "optional axes": AXES,
     "update": {
         k: v for k, v in POSITIVE_INTEGERS.items() if k in ("float", "half", "text", "complex", "list", "none")
     },
