@@ -9,12 +9,10 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any, NamedTuple
 
-import jax
-
 import bptt_jax as bptt
+from bptt_jax.recurrence.unroll import steps_of_a_round
 
-# Steps in a round of a loop: as many as ours takes.
-AT_ONCE = 4 if jax.default_backend() == "gpu" else 1
+AT_ONCE = steps_of_a_round()  # of a peer's loop: as many as ours takes
 
 
 class TrainingStep(NamedTuple):

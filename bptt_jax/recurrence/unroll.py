@@ -67,7 +67,7 @@ def unroll(
     """
     recurrence = bind(step, params, state0, xs, length)
     segment = segment_length(remat, recurrence.length)
-    return _states(recurrence, unroll=_at_once(unroll), segment=segment)
+    return _states(recurrence, unroll=steps_of_a_round(unroll), segment=segment)
 
 
 def final_state(
@@ -91,10 +91,11 @@ def final_state(
     """
     recurrence = bind(step, params, state0, xs, length)
     segment = segment_length(remat, recurrence.length)
-    return _last(recurrence, unroll=_at_once(unroll), segment=segment)
+    return _last(recurrence, unroll=steps_of_a_round(unroll), segment=segment)
 
 
-def _at_once(unroll: int | None) -> int:
+def steps_of_a_round(unroll: int | None = None) -> int:
+    """As `unroll` takes its argument."""
     if unroll is not None:
         return check_positive_int("unroll", unroll)
     return 4 if jax.default_backend() == "gpu" else 1
@@ -102,7 +103,7 @@ def _at_once(unroll: int | None) -> int:
 
 def states_of(recurrence: Recurrence) -> State:
     """h_1 .. h_T of a checked recurrence, to be traced."""
-    return _scan(recurrence, _at_once(None), None, emit=lambda h: h)[1]
+    return _scan(recurrence, steps_of_a_round(), None, emit=lambda h: h)[1]
 
 
 def segment_length(remat: bool | int, steps: int) -> int | None:
