@@ -9,7 +9,7 @@ from oracles import EXAMPLES, T, cell_params, floating, relative_error
 import bptt_jax as bptt
 from bptt_jax.recurrence import linearization
 from bptt_jax.recurrence.linearization import linearize
-from bptt_jax.recurrence.programs import depends
+from bptt_jax.recurrence.programs import depends, divided
 from bptt_jax.step import bind
 
 
@@ -32,6 +32,32 @@ def test_what_is_kept_at_every_step(name, arrays, wrap):
     kept = jax.eval_shape(residuals, params, cell.initial_state(), jnp.zeros((steps, inputs)))
     shapes = sorted(a.shape for a in jax.tree.leaves(kept))
     assert shapes == [(steps, inputs)] + [(steps, n)] * arrays
+
+
+def test_what_the_parameters_alone_give_is_made_once():
+    """Here sorted weights, in the step itself, and again for its derivative; not once for every step."""
+
+    def step(w, h, x):
+        return jnp.tanh(jnp.sort(w, axis=0).T @ h + x)
+
+    w, h, xs = jnp.eye(3), jnp.zeros(3), jnp.ones((4, 3))
+    program = jax.make_jaxpr(lambda w, h, xs: linearize(bind(step, w, h, xs)).residuals)(w, h, xs)
+    (loop,) = [eqn for eqn in program.eqns if eqn.primitive.name == "scan"]
+    assert " sort[" in str(program)
+    assert " sort[" not in str(loop)
+
+
+@pytest.mark.parametrize("varies", [[False, True], [True, False], [True, True], [False, False]])
+def test_a_divided_program_gives_the_same(varies):
+    def program(a, b):
+        return a, jnp.sin(a) * b, jnp.cos(jnp.sin(a)), 3.0, jnp.exp(b)
+
+    whole = jax.make_jaxpr(program)(1.0, 2.0)
+    before, rest = divided(whole, varies)
+    inputs = [jnp.float32(0.3), jnp.float32(0.7)]
+    given = before(*(v for v, changes in zip(inputs, varies, strict=True) if not changes))
+    assert len(given) == {0: 3, 1: 2 - varies[0], 2: 0}[sum(varies)]
+    np.testing.assert_array_equal(rest(*given, *inputs), program(*inputs))
 
 
 def test_which_results_may_depend_on_what_is_marked():

@@ -6,11 +6,10 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import jaxpr_as_fun
 
 from bptt_jax import devices
 from bptt_jax.devices import is_manual
-from bptt_jax.recurrence.programs import come_from, depends
+from bptt_jax.recurrence.programs import come_from, depends, divided
 from bptt_jax.step import (
     Array,
     Input,
@@ -152,10 +151,14 @@ def linearize(
     n_state = len(outputs[0])
     n_params = len(jax.tree.leaves(params))
     n_inputs = len(jaxpr.in_avals)
-    varies = depends(jaxpr, [False] * n_params + [True] * (n_inputs - n_params))[n_state:]
+    moving = [False] * n_params + [True] * (n_inputs - n_params)
+    varies = depends(jaxpr, moving)[n_state:]
+    # As the derivative of `lax.scan` has it: weights are transposed once, and not at every step.
+    prepare, rest = divided(jaxpr, moving)
+    prepared = prepare(*jax.tree.leaves(params))
 
     def evaluate(h: State, at: Instant) -> tuple[State, list[Any]]:
-        out = jaxpr_as_fun(jaxpr)(*jax.tree.leaves((params, h, at)))
+        out = rest(*prepared, *jax.tree.leaves((params, h, at)))
         return jax.tree.unflatten(trees["state"], out[:n_state]), out[n_state:]
 
     # Residuals that no step changes (the weights themselves, mostly) are not stacked T times.

@@ -1,9 +1,11 @@
 """What the program of a step, its jaxpr, tells: which result comes from where."""
 
+from collections.abc import Callable
 from operator import and_
 from typing import Any
 
 from jax.extend.core import Literal as JaxprLiteral
+from jax.extend.core import jaxpr_as_fun
 
 _CALLS = ("jit", "pjit", "remat2", "checkpoint", "closed_call", "core_call")
 _CUSTOM_CALLS = ("custom_jvp_call", "custom_vjp_call")
@@ -44,6 +46,37 @@ def depends(jaxpr: Any, inputs: list[bool]) -> list[bool]:
             out = [any(marks)] * len(eqn.outvars)
         marked.update(v for v, mark in zip(eqn.outvars, out, strict=True) if mark)
     return [is_marked(v) for v in jaxpr.outvars]
+
+
+def divided(program: Any, varies: list[bool]) -> tuple[Callable[..., list[Any]], Callable[..., list[Any]]]:
+    """A closed program in two, for a loop: what is the same in every round, and the rest.
+
+    Args:
+      program: a jaxpr.
+      varies: of every input, whether it changes from round to round.
+
+    Returns:
+      ``(before, rest)``: ``before(*inputs that do not change)`` gives a list, and ``rest(*that list, *inputs)`` all
+      outputs.
+    """
+    jaxpr = getattr(program, "jaxpr", program)
+    moving = {v for v, mark in zip(jaxpr.invars, varies, strict=True) if mark}
+    same, changing = [], []
+    for eqn in jaxpr.eqns:
+        changes = bool(eqn.effects) or any(not isinstance(v, JaxprLiteral) and v in moving for v in eqn.invars)
+        (changing if changes else same).append(eqn)
+        moving.update(eqn.outvars if changes else ())
+    asked = [v for eqn in changing for v in eqn.invars] + list(jaxpr.outvars)
+    needed = {v for v in asked if not isinstance(v, JaxprLiteral)}
+    made = [v for eqn in same for v in eqn.outvars if v in needed]
+    fixed = [v for v, mark in zip(jaxpr.invars, varies, strict=True) if not mark]
+
+    def part(inputs: list[Any], equations: list[Any], outputs: list[Any]) -> Callable[..., list[Any]]:
+        unnamed = jaxpr.debug_info.with_unknown_names()
+        inner = program.jaxpr.replace(invars=inputs, eqns=equations, outvars=outputs, debug_info=unnamed)
+        return jaxpr_as_fun(program.replace(jaxpr=inner))
+
+    return part(fixed, same, made), part([*made, *jaxpr.invars], changing, jaxpr.outvars)
 
 
 def _through_scan(eqn: Any, marks: list[bool]) -> list[bool]:
