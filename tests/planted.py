@@ -401,6 +401,16 @@ MUTATIONS = {
     ],
     "bptt_jax/recurrence/programs.py": [
         (
+            "(changing if changes else same).append(eqn)",
+            "changing.append(eqn)",
+            "test_linearization.py::test_what_the_parameters_alone_give_is_made_once",
+        ),
+        (
+            "if mark}\n    same",
+            "if not mark}\n    same",
+            "test_linearization.py::test_a_divided_program_gives_the_same",
+        ),
+        (
             'elif eqn.primitive.name == "while":',
             "elif False:",
             "test_unread.py -k while",

@@ -61,7 +61,8 @@ def divided(program: Any, varies: list[bool]) -> tuple[Callable[..., list[Any]],
     """
     jaxpr = getattr(program, "jaxpr", program)
     moving = {v for v, mark in zip(jaxpr.invars, varies, strict=True) if mark}
-    same, changing = [], []
+    same: list[Any] = []
+    changing: list[Any] = []
     for eqn in jaxpr.eqns:
         changes = bool(eqn.effects) or any(not isinstance(v, JaxprLiteral) and v in moving for v in eqn.invars)
         (changing if changes else same).append(eqn)
