@@ -159,6 +159,11 @@ class Result:
             raise AttributeError(f"{type(self).__name__} has no field {name!r}{hint}", name=name, obj=self)
 
 
+def counted(count: int | str, noun: str) -> str:
+    """ "1 step", "2 steps": a number, or the text of one, and what is counted."""
+    return f"{count} {noun}{'' if str(count) == '1' else 's'}"
+
+
 def _top(name: str, said: str, scalars: list[tuple[str, str]]) -> list[str]:
     """The first line and the scalars; these are in the first line where nothing else is said."""
     text = ", ".join(f"{name} {text}" for name, text in scalars)

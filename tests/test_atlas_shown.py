@@ -47,6 +47,17 @@ def crowd():
     ]
 
 
+def test_one_of_a_kind_is_no_plural() -> None:
+    of = {"hidden": 1, "batch": 1, "seeds": 1, "length": 1}
+    assert (
+        job.title(atlas.Settings(task="text", **of))
+        == "1 unit, 1 sequence of 1 character, 1 seed, at initialisation"
+    )
+    assert "1 sequence of 1 step of the task adding" in job.title(atlas.Settings(task="adding", **of))
+    assert "2 units" in job.title(atlas.Settings(task="text", **of | {"hidden": 2}))
+    assert "rnn of 1 unit: the gradient reaches 1 step back" in repr(measurement(hidden=1, horizon=1.0))
+
+
 @pytest.fixture(scope="module")
 def figure():
     return plot_atlas(crowd(), title="many")

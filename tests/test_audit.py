@@ -121,7 +121,7 @@ def test_it_reads(found) -> None:
     head, _, first, *rest = found.table.splitlines()
     assert head == "| estimator | bias | share | cosine | variance | sees |"
     assert first.startswith("| tbptt | 0.")
-    assert first.endswith("| 0 | 1 steps |")
+    assert first.endswith("| 0 | 1 step |")
     assert [row.split(" | ")[-1] for row in rest] == ["4 steps |"] * 3
     assert found.to_dict()["lag_shares"][0] == [1.0, pytest.approx(1), pytest.approx(0), pytest.approx(0), "nan"]
 

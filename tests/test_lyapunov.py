@@ -458,7 +458,7 @@ def test_says_when_it_has_not_converged_or_is_not_finite() -> None:
     assert np.isnan(short.standard_errors).all()
     assert not short.converged.any()
     assert not diagonal([0.5, 0.0], 3).converged.any()  # too few for two halves, also of what is -inf
-    with pytest.raises(ValueError, match="window: expected at most 1 steps, got 2"):
+    with pytest.raises(ValueError, match="window: expected at most 1 step, got 2"):
         short.finite_time(2)
 
 

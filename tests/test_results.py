@@ -19,7 +19,7 @@ import xarray
 
 import bptt_jax as bptt
 from bptt_jax.leaves import readable
-from bptt_jax.results import Result, field
+from bptt_jax.results import Result, counted, field
 
 
 class State(NamedTuple):
@@ -472,17 +472,37 @@ def bias(*errors: float) -> bptt.analysis.TruncationBias:
     return bptt.analysis.TruncationBias(jnp.arange(1, 1 + len(errors)), jnp.ones(len(errors)), jnp.asarray(errors))
 
 
-def solution(*, converged: bool, error: float = 2e-6) -> bptt.parallel.DeerSolution:
+def window(steps: int, rate: float) -> bptt.analysis.AdaptiveWindow:
+    numbers = (jnp.float32(v) for v in (rate, 0.1))
+    return bptt.analysis.AdaptiveWindow(jnp.int32(steps), jnp.arange(1, 3), jnp.array([0.3, 0.05]), *numbers)
+
+
+def solution(*, converged: bool, error: float = 2e-6, iterations: int = 7) -> bptt.parallel.DeerSolution:
     numbers = (jnp.float32(v) for v in (1e-7, error))
-    return bptt.parallel.DeerSolution(jnp.ones((4, 2)), jnp.asarray(converged), jnp.int32(7), *numbers, jnp.ones(9))
+    count = jnp.int32(iterations)
+    return bptt.parallel.DeerSolution(jnp.ones((4, 2)), jnp.asarray(converged), count, *numbers, jnp.ones(9))
 
 
 HEADLINES = {
     "bias, not for good before 4": (bias(0.5, 0.05, 0.2, 0.01, 0.1), "from a window of 4 steps on within 10 %"),
-    "bias, at once": (bias(0.01, 0.02), "from a window of 1 steps on within 10 %"),
+    "bias, at once": (bias(0.01, 0.02), "from a window of 1 step on within 10 %"),
     "bias, never": (bias(0.05, 0.3), "no window of up to 2 steps comes within 10 %"),
+    "bias, one window": (bias(0.3), "no window of up to 1 step comes within 10 %"),
+    "window of one step": (
+        window(1, rate=-1.0),
+        "the gradient decays by 1 nats per step: with 1 step the bias is at",
+    ),
+    "window of two steps": (
+        window(2, rate=-2.0),
+        "the gradient decays by 2 nats per step: with 2 steps the bias is",
+    ),
     "bias, of no gradient": (bias(np.nan, np.nan), "there is no gradient to truncate, or it is not finite"),
     "deer": (solution(converged=True), "converged in 7 iterations, relative error 2e-06"),
+    "deer, at once": (solution(converged=True, iterations=1), "converged in 1 iteration, relative error 2e-06"),
+    "deer, given up": (
+        solution(converged=False, error=np.inf, iterations=1),
+        "not converged in 1 iteration (residual",
+    ),
     "deer, in vain": (
         solution(converged=False, error=np.inf),
         "not converged in 7 iterations (residual 1e-07, error inf), all NaN: try damping= or window=\n",
@@ -511,6 +531,14 @@ HEADLINES = {
         bptt.parallel.ParallelPrediction(*(np.asarray(v) for v in (-0.5, 0.01, 100, 100, 4))),
         "parallel: exponent -0.5 +- 0.01 nats per step over 100 steps",
     ),
+    "prediction from a step": (
+        bptt.parallel.ParallelPrediction(*(np.asarray(v) for v in (-9.0, 0.01, 1, 1, 4))),
+        "parallel: exponent -9 +- 0.01 nats per step over 1 step\n",
+    ),
+    "prediction of nothing": (
+        bptt.parallel.ParallelPrediction(*(np.asarray(v) for v in (np.nan, 0.01, 1, 1, 4))),
+        "sequential: the trajectory of 1 step is not finite\n",
+    ),
     "influence": (
         bptt.analysis.InfluenceMap(
             jnp.array([0, 5, 10]), jnp.array([[0, -np.inf, -np.inf], [-1, 0, -np.inf], [-4.0, -3, 0]])
@@ -518,6 +546,11 @@ HEADLINES = {
         "log ||dh_10/dh_0|| = -4, -0.4 nats per step",
     ),
 }
+
+
+def test_counts_are_told_in_words():
+    assert [counted(n, "step") for n in (0, 1, 2, 11)] == ["0 steps", "1 step", "2 steps", "11 steps"]
+    assert [counted(text, "unit") for text in ("1", "1.5", "5 and 4")] == ["1 unit", "1.5 units", "5 and 4 units"]
 
 
 @pytest.mark.parametrize("name", HEADLINES)

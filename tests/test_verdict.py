@@ -220,6 +220,21 @@ def test_statements():
     assert "1e+434-fold" in verdict.state(case("exploding", peak_gain=1000.0))
 
 
+def test_one_step_is_no_steps():
+    assert "1e+02-fold within 1 step; " in verdict.state(case("exploding", lengths=[1], peak_gain=math.log(100)))
+    assert "exactly zero after 1 of 1 step" in verdict.state(case("vanishing", lengths=[1], cut_lag=1))
+    assert "horizon 1 step, extrapolated" in verdict.state(
+        case("steady", horizon=1.0, horizon_error=math.nan, extrapolated=True)
+    )
+    tries = "; ".join(verdict.advise(case("vanishing", horizon=0.4)))
+    assert "falls to 0.001 in 1 step of 200" in tries
+    assert "truncating at 1 step loses" in tries
+    assert "from 1 step back on" in verdict.advise(case("vanishing", cut_lag=1))[0]
+    assert any(
+        "truncate at 1 step, " in line for line in verdict.advise(case("exploding", rate=5.0, peak_gain=9.0))
+    )
+
+
 def test_it_is_told_where_a_loss_hardly_depends_on_most_of_a_sequence():
     said = "hardly depends on the 900 later states"
     for kind in ("steady", "vanishing", "exploding", "unmeasured"):

@@ -15,7 +15,7 @@ from bptt_jax.linalg import logscale, reductions
 from bptt_jax.linalg.logscale import LogScaled
 from bptt_jax.recurrence.linearization import Linearization, at_many_steps, cut, linearize, require_pulls
 from bptt_jax.recurrence.unroll import segment_length, states_of
-from bptt_jax.results import Result, field
+from bptt_jax.results import Result, counted, field
 from bptt_jax.step import (
     Array,
     Loss,
@@ -143,7 +143,9 @@ class Adjoints(Result):
     def _headline(self) -> str:
         first, last = (np.median(np.asarray(self.log_norms)[..., k]) for k in (0, -1))
         steps, params = self.log_norms.shape[-1], np.median(self.params_log_norm)
-        return f"{steps} steps, log norm {first:.4g} at h_1, {last:.4g} at h_T, {params:.4g} of dL/dparams"
+        return (
+            f"{counted(steps, 'step')}, log norm {first:.4g} at h_1, {last:.4g} at h_T, {params:.4g} of dL/dparams"
+        )
 
 
 class TemporalContributions(Result):

@@ -25,7 +25,7 @@ from bptt_jax.checks import (
     check_number,
     notice_new_function,
 )
-from bptt_jax.results import Result, field
+from bptt_jax.results import Result, counted, field
 from bptt_jax.step import (
     Array,
     Cell,
@@ -100,7 +100,7 @@ class Calibration(Result):
         """What was found, in one line: "2.19 +- 0.03 would be steady"; of a batch, how many were found."""
         if np.ndim(self.value):
             found = int(np.sum(~np.isnan(np.asarray(self.value))))
-            return f"{found} of {np.size(self.value)} values found"
+            return f"{found} of {counted(np.size(self.value), 'value')} found"
         value, error, target = (float(a) for a in (self.value, self.error, self.target))
         meets = "would be steady" if target == 0 else f"has the rate {target:.3g} nats per step"
         if not math.isnan(value):
@@ -533,7 +533,9 @@ def _check_numbers(low: Any, high: Any, target: Any, warmup: Any) -> tuple[Any, 
 
 def _check_warmup(warmup: int, steps: int) -> None:
     if not 0 <= warmup < steps:
-        raise ValueError(f"warmup: expected fewer than the {steps} steps, and none below 0, got {warmup}")
+        raise ValueError(
+            f"warmup: expected fewer than the {counted(steps, 'step')}, and none below 0, got {warmup}"
+        )
 
 
 def _stay(params: Params, state: State, x: PyTree) -> State:

@@ -29,7 +29,7 @@ from bptt_jax.linalg.lq import ROUNDINGS, orthonormal
 from bptt_jax.linalg.precision import matmul
 from bptt_jax.linalg.spectra import singular_values
 from bptt_jax.recurrence.tangents import TangentStep, tangent_step
-from bptt_jax.results import Result, field
+from bptt_jax.results import Result, counted, field
 from bptt_jax.step import (
     Array,
     Instant,
@@ -180,7 +180,8 @@ def covariant_vectors(
         _check_count(name, value, num if name == "unstable" else steps)
     if (warmup or 0) + (cooldown or 0) >= steps:
         raise ValueError(
-            f"warmup, cooldown: expected fewer together than the {steps} steps, got {warmup or 0} and {cooldown or 0}"
+            f"warmup, cooldown: expected fewer together than the {counted(steps, 'step')}, got {warmup or 0} and "
+            f"{cooldown or 0}"
         )
     if observe is not None:
         observe = check_function("observe", observe, "observe(vectors, state) -> pytree")

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Complex, Float, Int
 
 from bptt_jax import devices
 from bptt_jax.checks import check_choice, check_positive
-from bptt_jax.results import Result, field
+from bptt_jax.results import Result, counted, field
 from bptt_jax.step import Array, State
 
 _KINDS = ("stable", "marginal", "saddle", "unstable", "unknown", "not a fixed point")
@@ -170,7 +170,7 @@ class FixedPoints(Result):
         lost = int(np.sum(~np.asarray(self.finite)))
         far = int(np.sum(np.asarray(self.outlier) & np.asarray(self.converged)))
         return (
-            f"{said} of {starts} starts, {good} converged"
+            f"{said} of {counted(starts, 'start')}, {good} converged"
             + (f", {lost} not finite" if lost else "")
             + (f", {far} far from all starts" if far else "")
         )

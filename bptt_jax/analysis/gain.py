@@ -19,7 +19,7 @@ from bptt_jax.analysis.loss import BoundLoss, bind_loss
 from bptt_jax.checks import call_user_function, check_function, describe_shapes
 from bptt_jax.leaves import dotted
 from bptt_jax.recurrence.frozen import multiplies_state
-from bptt_jax.results import Result, field
+from bptt_jax.results import Result, counted, field
 from bptt_jax.step import (
     Array,
     Loss,
@@ -115,12 +115,12 @@ class RecommendedGain(Result):
         one: RecommendedGain = jax.tree.map(lambda a: a[order[(len(order) - 1) // 2]], flat)
         known = flat.factor[~np.isnan(flat.factor)]
         spread = f" ({known.min():.3g} to {known.max():.3g})" if len(known) else ""
-        return f"{len(order)} sequences, {len(known)} with a factor{spread}; the median: {one._said()}"
+        return f"{counted(len(order), 'sequence')}, {len(known)} with a factor{spread}; the median: {one._said()}"
 
     def _said(self) -> str:
         factor, gain, length = float(self.factor), float(self.gain), int(self.length)
         if factor == 1:
-            return f"steady as it is over {length} steps: no factor is wanted"
+            return f"steady as it is over {counted(length, 'step')}: no factor is wanted"
         rates, errors = np.asarray(self.trials.growth_rate), np.asarray(self.trials.growth_rate_error)
         none, tried = "no factor on the recurrent weights is recommended", np.asarray(self.trials.factors)
         if not math.isnan(float(self.nearest)) and math.isnan(factor):
@@ -130,7 +130,7 @@ class RecommendedGain(Result):
         if math.isnan(factor):
             return (
                 f"{none}: of those tried, {np.min(tried):.3g} to {np.max(tried):.3g}, none makes the flow steady over "
-                f"{length} steps"
+                f"{counted(length, 'step')}"
             )
         at = int(self.chosen)
         named = f" ({', '.join(self.names)})" if self.names else ""
@@ -139,7 +139,7 @@ class RecommendedGain(Result):
         return (
             f"recurrent weights{named} times {factor:.4g}{as_gain} were measured: "
             f"{verdict.with_error(float(rates[at]), float(errors[at]))} instead of {float(rates[0]):.3g}, "
-            f"{verdict.horizon_words(horizon, error, extrapolated=True)}, over {length} steps"
+            f"{verdict.horizon_words(horizon, error, extrapolated=True)}, over {counted(length, 'step')}"
         )
 
     def _headline(self) -> str:

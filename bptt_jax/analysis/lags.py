@@ -17,7 +17,7 @@ from bptt_jax.leaves import along_leading
 from bptt_jax.linalg import logscale
 from bptt_jax.linalg.logscale import LogScaled
 from bptt_jax.recurrence.linearization import Linearization, at_many_steps, cut
-from bptt_jax.results import Result, field
+from bptt_jax.results import Result, counted, field
 from bptt_jax.step import Array, Loss, Params, PyTree, Recurrence, State, Step, bind
 from bptt_jax.timeline import moved_to_real_steps, real_steps_first
 
@@ -68,7 +68,7 @@ def _within(lag: int) -> str:
 
 
 def _steps_back(lag: int) -> str:
-    return f"{lag} step{'s' if lag > 1 else ''} back"
+    return f"{counted(lag, 'step')} back"
 
 
 def gradient_by_lag(

@@ -38,7 +38,7 @@ from bptt_jax.analysis.frames import (
 )
 from bptt_jax.checks import check_positive, check_positive_int
 from bptt_jax.linalg.precision import at_least_single
-from bptt_jax.results import Result, field
+from bptt_jax.results import Result, counted, field
 from bptt_jax.step import (
     Array,
     Instant,
@@ -187,7 +187,7 @@ class LyapunovSpectrum(Result):
             return "\n".join(f"[{', '.join(map(str, i))}]: {part.statement}" for i, part in parts)
         bad = np.ravel(np.asarray(self.first_nonfinite))
         if np.any(bad >= 0):
-            some = f" in {np.sum(bad >= 0)} of {len(bad)} sequences" if lead else ""
+            some = f" in {np.sum(bad >= 0)} of {counted(len(bad), 'sequence')}" if lead else ""
             return f"not finite from step {np.min(bad[bad >= 0])} on{some}"
         if np.all(np.asarray(self.piece) < 0):
             return "no step is left after the warm-up"
@@ -205,7 +205,9 @@ class LyapunovSpectrum(Result):
                 line += f", erased by step {erased[0]}{more}: resets are to be declared"
         drifting = int(np.sum(~self.converged))
         if drifting:
-            line += f"; not converged: the halves disagree for {drifting} of {self.converged.size} exponents"
+            line += (
+                f"; not converged: the halves disagree for {drifting} of {counted(self.converged.size, 'exponent')}"
+            )
         return line
 
     def pooled(self) -> "LyapunovSpectrum":
@@ -317,10 +319,14 @@ def lyapunov_exponents(
     if isinstance(warmup, bool) or not isinstance(warmup, (int, np.integer)):
         raise TypeError(f"warmup: expected an integer, got {type(warmup).__name__}")
     if not 0 <= warmup < steps:
-        raise ValueError(f"warmup: expected fewer than the {steps} steps, and none below 0, got {warmup}")
+        raise ValueError(
+            f"warmup: expected fewer than the {counted(steps, 'step')}, and none below 0, got {warmup}"
+        )
     segments = check_positive_int("segments", segments)
     if segments > steps - warmup:
-        raise ValueError(f"segments: expected at most the {steps - warmup} steps after the warm-up, got {segments}")
+        raise ValueError(
+            f"segments: expected at most the {counted(steps - warmup, 'step')} after the warm-up, got {segments}"
+        )
     window = None if window is None else check_positive_int("window", window)
     length = -(-(steps - warmup) // segments)
     later = -(-(steps - warmup) // length) - 1
@@ -332,7 +338,7 @@ def check_num(num: int | None, size: int, initial_frame: Any) -> int:
     """How many directions are followed: as many as asked for or given, or D."""
     num = None if num is None else check_positive_int("num", num)
     if num is not None and num > size:
-        raise ValueError(f"num: expected at most D = {size} exponents, got {num}")
+        raise ValueError(f"num: expected at most D = {counted(size, 'exponent')}, got {num}")
     return check_frame(initial_frame, num, size)
 
 
@@ -589,7 +595,7 @@ def finite_time_rates(growth: AnyArray, piece: AnyArray, known: AnyArray, window
     most = max(len(f) for f in found)
     if most == 0:
         longest = max(np.unique(e[e >= 0], return_counts=True)[1].max(initial=0) for e in pieces)
-        raise ValueError(f"window: expected at most {longest} steps, got {window}")
+        raise ValueError(f"window: expected at most {counted(longest, 'step')}, got {window}")
     padded = [np.concatenate([f, np.full((most - len(f), num), np.nan)]) for f in found]
     return np.stack(padded).reshape(*lead, most, num)
 
@@ -602,8 +608,8 @@ def _windows(growth: np.ndarray, piece: np.ndarray, known: np.ndarray, window: i
         count = np.sum(own) // window
         if count and not np.all(known[own][window - 1 : count * window : window]):
             raise ValueError(
-                f"window: the growth within windows of {window} steps is not known exactly, for the frame was not "
-                f"orthonormalised at their edges; lyapunov_exponents(..., window={window}) sees to that"
+                f"window: the growth within windows of {counted(window, 'step')} is not known exactly, for the frame "
+                f"was not orthonormalised at their edges; lyapunov_exponents(..., window={window}) sees to that"
             )
         found.append(growth[own][: count * window].reshape(count, window, growth.shape[-1]).mean(axis=1))
     return np.concatenate(found)

@@ -10,7 +10,7 @@ from bptt_jax.analysis.lags import check_longest, inner, over_lags, relative_err
 from bptt_jax.analysis.loss import BoundLoss, bind_loss
 from bptt_jax.linalg import logscale
 from bptt_jax.linalg.logscale import LogScaled
-from bptt_jax.results import Result, field
+from bptt_jax.results import Result, counted, field
 from bptt_jax.step import Array, Loss, Params, PyTree, Recurrence, State, Step, bind
 
 
@@ -34,8 +34,8 @@ class TruncationBias(Result):
         off = np.flatnonzero(~(np.asarray(self.relative_error) <= 0.1))
         enough = 1 + off[-1] if off.size else 0  # the first window from which on all are good
         if enough == longest:
-            return f"no window of up to {longest} steps comes within 10 % of the full gradient for good"
-        return f"from a window of {int(self.windows[enough])} steps on within 10 % of the full gradient"
+            return f"no window of up to {counted(longest, 'step')} comes within 10 % of the full gradient for good"
+        return f"from a window of {counted(int(self.windows[enough]), 'step')} on within 10 % of the full gradient"
 
 
 def truncation_bias(

@@ -7,6 +7,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
+from bptt_jax.results import counted
+
 Verdict: TypeAlias = Literal["unmeasured", "steady", "vanishing", "exploding", "non-finite"]
 
 SEVERITY: tuple[Verdict, ...] = ("unmeasured", "steady", "vanishing", "exploding", "non-finite")
@@ -180,9 +182,9 @@ def horizon_words(horizon: float, error: float, extrapolated: bool) -> str:
     if math.isinf(horizon):
         return "no horizon in sight"
     if not extrapolated:
-        steps = math.ceil(horizon)
-        return f"horizon {steps} step{'s' if steps > 1 else ''}"
-    return f"horizon {horizon:.3g}{'' if math.isnan(error) else f' +- {error:.2g}'} steps, extrapolated"
+        return f"horizon {counted(math.ceil(horizon), 'step')}"
+    reach = f"{horizon:.3g}{'' if math.isnan(error) else f' +- {error:.2g}'}"
+    return f"horizon {counted(reach, 'step')}, extrapolated"
 
 
 def state(f: Findings) -> str:
@@ -226,16 +228,20 @@ def _state_of_one(f: Findings) -> str:
         case "non-finite":
             return f"non-finite: {_what_is_not_finite(f)}"
         case "vanishing" if f.cut_lag >= 0:
-            cut = f"the step itself makes the error signal exactly zero after {f.cut_lag} of {f.length} steps"
+            after = f"{f.cut_lag} of {counted(f.length, 'step')}"
+            cut = f"the step itself makes the error signal exactly zero after {after}"
             return f"vanishing: {cut}; {rate} before" if f.cut_lag > 2 else f"vanishing: {cut}"
         case "vanishing":
             end = math.ceil(f.horizon)
-            return f"vanishing: less than {f.threshold:g} of the signal is left after {end} of {f.length} steps; {rate}"
+            left = f"less than {f.threshold:g} of the signal is left after {end} of {counted(f.length, 'step')}"
+            return f"vanishing: {left}; {rate}"
         case "exploding":
             how = rate if math.isnan(f.order) else f"as lag^{f.order:.1f}"
-            return f"exploding: adjoints grow {_plain(f.peak_gain)}-fold within {f.length} steps; {how}"
+            return f"exploding: adjoints grow {_plain(f.peak_gain)}-fold within {counted(f.length, 'step')}; {how}"
     horizon = horizon_words(f.horizon, f.horizon_error, f.extrapolated)
-    return f"steady: {horizon}; {rate}; {_plain(f.end_gain)} of the signal is left after {f.length} steps"
+    return (
+        f"steady: {horizon}; {rate}; {_plain(f.end_gain)} of the signal is left after {counted(f.length, 'step')}"
+    )
 
 
 def _state_of_batch(f: Findings) -> str:
@@ -325,30 +331,32 @@ def _what_is_not_finite(f: Findings) -> str:
 def _against_vanishing(f: Findings) -> list[str]:
     if f.cut_lag >= 0:
         return [
-            f"the signal is exactly zero from {f.cut_lag} steps back on, of {f.length}: the step itself erases the "
-            "state there (a unit that is off or saturated, or a new episode: if so declare it, Sequence(resets=))"
+            f"the signal is exactly zero from {counted(f.cut_lag, 'step')} back on, of {f.length}: the step itself "
+            "erases the state there (a unit that is off or saturated, or a new episode: if so declare it, "
+            "Sequence(resets=))"
         ]
     length, end = f.length, math.ceil(f.horizon)
-    tries = [f"the signal falls to {f.threshold:g} in {end} steps of {length}: nothing older is learned"]
+    tries = [f"the signal falls to {f.threshold:g} in {counted(end, 'step')} of {length}: nothing older is learned"]
     # A unit that keeps a share p of itself at every step keeps p^T of it over T.
     share = f.threshold ** (1 / length)
     if f.gated:
         tries.append(
-            f"its forget (update) gate at a bias of {_logit(share):.1f} or more, to reach back {length} steps"
+            f"its forget (update) gate at a bias of {_logit(share):.1f} or more, to reach back "
+            f"{counted(length, 'step')}"
         )
     elif f.kept >= _LEAKY:
         tries.append(
             f"a unit keeps {f.kept:.2g} of itself in a step: at {share:.3g} or more (a smaller leak, a smaller time "
-            f"step, an update gate at a bias of {_logit(share):.1f}) it reaches back {length} steps"
+            f"step, an update gate at a bias of {_logit(share):.1f}) it reaches back {counted(length, 'step')}"
         )
     else:
         tries.append(
             f"gru or lstm, with the forget (update) gate at a bias of {_logit(share):.1f} or more, to reach back "
-            f"{length} steps"
+            f"{counted(length, 'step')}"
         )
     tries += _what_is_steady(f)
     if 2 * end <= length:
-        tries.append(f"truncating at {end} steps loses next to nothing")
+        tries.append(f"truncating at {counted(end, 'step')} loses next to nothing")
     return tries
 
 
@@ -391,7 +399,9 @@ def _against_explosion(f: Findings) -> list[str]:
         tries += _what_is_steady(f)
     reach = max(1, math.floor(-math.log(f.threshold) / f.rate)) if f.rate > 0 else f.length
     if reach < f.length:
-        tries.append(f"truncate at {reach} steps, within which the growth stays below {1 / f.threshold:g}")
+        tries.append(
+            f"truncate at {counted(reach, 'step')}, within which the growth stays below {1 / f.threshold:g}"
+        )
     return tries
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 
 from bptt_jax import devices
 from bptt_jax.checks import check_leaves, check_number, check_positive, check_positive_int, type_name
-from bptt_jax.results import Result, field
+from bptt_jax.results import Result, counted, field
 from bptt_jax.step import Array
 
 
@@ -49,7 +49,7 @@ class AdaptiveWindow(Result):
             return (
                 f"{decays}: with {longest} steps the bias is at most {least:.2g}, above {float(self.tolerance):.2g}"
             )
-        return f"{decays}: with {window} steps the bias is at most {float(self.bias[window - 1]):.2g}"
+        return f"{decays}: with {counted(window, 'step')} the bias is at most {float(self.bias[window - 1]):.2g}"
 
 
 def adaptive_window(

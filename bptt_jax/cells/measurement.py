@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from bptt_jax.cells.atlas import Family
-from bptt_jax.results import Result, field
+from bptt_jax.results import Result, counted, field
 
 Parallel = Literal["linear", "parallel", "sequential", "undecided"]
 
@@ -81,8 +81,9 @@ class CellMeasurement(Result):
     learned: Float[np.ndarray, ""] = field(dims=())
 
     def _headline(self) -> str:
-        reach = "does not fall" if self.horizon == np.inf else f"reaches {float(self.horizon):.3g} steps back"
+        back = counted(f"{float(self.horizon):.3g}", "step")
+        reach = "does not fall" if self.horizon == np.inf else f"reaches {back} back"
         return (
-            f"{self.name} of {self.hidden} units: the gradient {reach}, at {float(self.gradient_time):.2g} times the "
-            "cost of rnn"
+            f"{self.name} of {counted(self.hidden, 'unit')}: the gradient {reach}, at "
+            f"{float(self.gradient_time):.2g} times the cost of rnn"
         )

@@ -13,6 +13,7 @@ from bptt_jax.cli.report import BadArgument, provenance
 from bptt_jax.experiments.atlas import BASES, Measured, Settings, embedded
 from bptt_jax.experiments.tasks import Task
 from bptt_jax.leaves import to_jsonable
+from bptt_jax.results import counted
 
 COLUMNS = (
     "cell",
@@ -87,11 +88,11 @@ class AtlasPart(NamedTuple):
 
 def title(settings: Settings) -> str:
     """Of figure and page."""
-    of = "characters" if settings.task == "text" else f"steps of the task {settings.task}"
-    return (
-        f"{settings.hidden} units, {settings.batch} sequences of {settings.length} {of}, {settings.seeds} seeds, at "
-        "initialisation"
-    )
+    text = settings.task == "text"
+    length = counted(settings.length, "character" if text else "step")
+    of = length if text else f"{length} of the task {settings.task}"
+    units, sequences = counted(settings.hidden, "unit"), counted(settings.batch, "sequence")
+    return f"{units}, {sequences} of {of}, {counted(settings.seeds, 'seed')}, at initialisation"
 
 
 def of_basis(measured: Measured, basis: str) -> list[CellMeasurement]:

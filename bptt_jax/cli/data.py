@@ -12,6 +12,7 @@ import optax
 from bptt_jax.cli.report import BadArgument, one_line
 from bptt_jax.experiments.network import Readout
 from bptt_jax.files import read_file, read_npz
+from bptt_jax.results import counted
 from bptt_jax.step import Array, PyTree, Sequence, State
 
 _MOST = 1 << 34  # bytes of a file
@@ -95,8 +96,8 @@ def own_data(
     if flags:
         xs = jax.vmap(lambda x, f: Sequence(x, **f))(xs, flags)
     mask = flags.get("mask", jnp.ones((count, steps), bool))
-    said = f"{name}: {count} of {total} sequences" if count < total else f"{name}: {total} sequences"
-    said = said.replace(" 1 sequences", " 1 sequence") + f" of {steps} steps"
+    some = f"{count} of " if count < total else ""
+    said = f"{name}: {some}{counted(total, 'sequence')} of {counted(steps, 'step')}"
     if "targets" not in arrays:
         if "loss" in arrays:
             raise BadArgument("--data: targets: expected them beside a loss, got none")
@@ -110,7 +111,7 @@ def own_data(
     targets = arrays["targets"]
     if targets.shape[:1] != (total,) or targets.dtype.kind not in "fiub":
         got = f"{targets.dtype} {list(targets.shape)}"
-        raise BadArgument(f"--data: targets: expected numbers for each of {total} sequences, got {got}")
+        raise BadArgument(f"--data: targets: expected numbers for each of {counted(total, 'sequence')}, got {got}")
     kind = str(arrays["loss"]) if "loss" in arrays else ("cross-entropy" if targets.dtype.kind in "iu" else "mse")
     if kind not in _LOSSES or (kind == "cross-entropy" and targets.dtype.kind not in "iu"):
         raise BadArgument(
@@ -171,7 +172,7 @@ def _choose(
     units: int,
 ) -> tuple[str, tuple[np.ndarray, np.ndarray]]:
     least = "" if exactly else "at least "
-    wanted = f"a linear layer from {units} units to {least}{outputs}"
+    wanted = f"a linear layer from {counted(units, 'unit')} to {least}{outputs}"
     given = ", ".join(f"{k} to {len(w)}" for k, (w, _) in readouts.items()) or "none"
     fitting = {k: v for k, v in readouts.items() if (len(v[0]) == outputs if exactly else len(v[0]) >= outputs)}
     if named is not None:

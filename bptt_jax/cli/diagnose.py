@@ -27,6 +27,7 @@ from bptt_jax.cli.report import BadArgument, one_line, provenance
 from bptt_jax.experiments.network import LossArgs, Readout, apply_readout
 from bptt_jax.experiments.text import Corpus, corpus, english_text, read_text, windows
 from bptt_jax.leaves import to_jsonable
+from bptt_jax.results import counted
 from bptt_jax.step import Array, Cell, Params, PyTree, Sequence, State, Step
 
 LossOfStates = Callable[[PyTree, State, PyTree], Array]
@@ -232,14 +233,15 @@ def _with_weights(loss: LossOfStates, states: State, args: tuple[PyTree, PyTree]
 def title(settings: Settings, data: Data) -> str:
     """Of the figure."""
     if settings.checkpoint is not None:
-        return f"{settings.batch} sequences of the task {settings.loss}, T = {_steps(data.inputs)}"
+        return f"{counted(settings.batch, 'sequence')} of the task {settings.loss}, T = {_steps(data.inputs)}"
     if data.vocabulary is None and settings.weights is None:
         assert settings.step is not None
-        return f"{data.batch} sequences of {settings.step.rpartition(':')[2]}, T = {_steps(data.inputs)}"
+        return f"{counted(data.batch, 'sequence')} of {settings.step.rpartition(':')[2]}, T = {_steps(data.inputs)}"
     if settings.data is not None:
-        return f"{data.batch} sequences of {Path(settings.data).name}, T = {_steps(data.inputs)}"
+        return f"{counted(data.batch, 'sequence')} of {Path(settings.data).name}, T = {_steps(data.inputs)}"
     where = "at the last step" if settings.loss == "last" else "of all steps"
-    return f"{settings.batch} sequences of {settings.length} characters, cross-entropy {where}"
+    of = f"{counted(settings.batch, 'sequence')} of {counted(settings.length, 'character')}"
+    return f"{of}, cross-entropy {where}"
 
 
 def record(
@@ -278,9 +280,8 @@ def _own_data(settings: Settings, own: OwnStep, name: str) -> tuple[Data, list[R
             raise BadArgument("its factory returns xs, and no loss on them")
         return loss(states, args) if has_args else loss(states)
 
-    said = (
-        f"{name}: {count} of its {total} sequences of {_steps(xs)} steps{'' if loss is None else ', its own loss'}"
-    )
+    said = f"{name}: {count} of its {counted(total, 'sequence')} of {counted(_steps(xs), 'step')}"
+    said += "" if loss is None else ", its own loss"
     data = Data(None, xs, args if has_args else np.zeros(count), (said,))
     return data, [Recurrence(name, None, own.step, own.params, own.state0, loss_of_states, ())]
 
@@ -396,7 +397,7 @@ def _trained(settings: Settings, folder: Path) -> tuple[Data, list[Recurrence]]:
     recurrences = []
     for i, seed in enumerate(seeds):
         of_seed = "" if len(seeds) == 1 else f", seed {seed}"
-        for name, state in (("untrained", first), (f"{int(now.updates[i])} updates", now)):
+        for name, state in (("untrained", first), (counted(int(now.updates[i]), "update"), now)):
             params = jax.tree.map(lambda a, i=i: a[i], state.params)
             recurrences.append(
                 Recurrence(
@@ -427,7 +428,9 @@ def _of_weights(settings: Settings, file: str) -> tuple[Data, list[Recurrence]]:
         if symbols != inputs:
             data, _ = _text(replace(settings, embed=inputs))
         how = "one-hot" if symbols == inputs else "embedded at random, for the file does not say how"
-        notes.append(f"{'English text' if text is None else text}: {symbols} characters, {how}, read out at random")
+        notes.append(
+            f"{'English text' if text is None else text}: {counted(symbols, 'character')}, {how}, read out at random"
+        )
         loss = _text_loss(lambda of, state: apply_readout(of, weights.top(state)), settings.loss or "last")
         drawn = jax.random.normal(jax.random.fold_in(key, 1), (symbols, units), dtype) / math.sqrt(units)
         readout = Readout(drawn, jnp.zeros(symbols, dtype))

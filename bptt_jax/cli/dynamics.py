@@ -16,6 +16,7 @@ from bptt_jax.cli import diagnose
 from bptt_jax.cli.report import BadArgument, one_line, provenance
 from bptt_jax.leaves import to_jsonable
 from bptt_jax.recurrence.unroll import unroll
+from bptt_jax.results import counted
 from bptt_jax.step import Input, Params, PyTree, Sequence, State, Step, state_size
 
 _FOLLOWED = 4  # sequences along which directions are carried
@@ -124,7 +125,7 @@ def statements(numbers: dict[str, Any]) -> list[str]:
     """What else there is to say, in lines."""
     found, shown = numbers["search"], min(_SHOWN, len(numbers["fixed_points"]))
     kinds = ", ".join(f"{count} {kind}" for kind, count in numbers["kinds"].items()) or "none"
-    lines = [f"fixed points: {kinds}, from {found['converged']} of {found['starts']} starts"]
+    lines = [f"fixed points: {kinds}, from {found['converged']} of {counted(found['starts'], 'start')}"]
     if shown < len(numbers["fixed_points"]):
         lines[0] += f"; the first {shown} are shown"
     rates = [f"{rate:+.4f} ± {error:.4f}" for rate, error in zip(*numbers["exponents"].values(), strict=True)][:4]

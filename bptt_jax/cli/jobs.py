@@ -21,6 +21,7 @@ from bptt_jax.experiments.records import Record
 from bptt_jax.experiments.runfolder import last_checkpoint, write_prognosis
 from bptt_jax.files import atomic_path, write_json
 from bptt_jax.leaves import visible
+from bptt_jax.results import counted
 
 _OF_THE_COMMAND = ("command", "quiet", "json")  # and not of what is measured
 
@@ -183,10 +184,11 @@ def _train(arguments: argparse.Namespace) -> Outcome:
             write_prognosis(out, prognosis)
         if prognosis is not None:
             said = "said" if resumed else "says"
-            show(f"a pilot of {prognosis['updates']} updates {said}: {visible(prognosis['statement'])}")
+            pilot = f"a pilot of {counted(prognosis['updates'], 'update')}"
+            show(f"{pilot} {said}: {visible(prognosis['statement'])}")
         done = train.run(job, settings, arguments.updates, out, report)
     task = job.network.task
-    title = f"{settings.cell} of {settings.hidden} units, {settings.task}, T = {task.length}"
+    title = f"{settings.cell} of {counted(settings.hidden, 'unit')}, {settings.task}, T = {task.length}"
     figure = plot_training(done.records, baseline=task.baseline, title=title)
     numbers = train.record(job, settings, done, prognosis)
     with atomic_path(out / "train.png") as temporary:

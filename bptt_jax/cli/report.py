@@ -10,6 +10,7 @@ import jax
 
 from bptt_jax.analysis import verdict
 from bptt_jax.leaves import visible
+from bptt_jax.results import counted
 
 # Of the table of a diagnosis.
 COLUMNS = (*verdict.COLUMNS, "what to try")
@@ -48,7 +49,7 @@ def spectra_in_words(recurrences: Mapping[str, Any]) -> str:
     """At how many steps the Jacobians' spectra were computed."""
     first = next(iter(recurrences.values()))
     steps, total = len(first["spectra_steps"]), len(first["per_step"]["adjoint_log_norms"]["median"])
-    return f"spectra: of {steps} of the {total} steps of every sequence"
+    return f"spectra: of {steps} of the {counted(total, 'step')} of every sequence"
 
 
 def noise_in_words(noise: Mapping[str, Any]) -> dict[str, str]:

@@ -25,6 +25,7 @@ from bptt_jax.cells.simple import RNNParams
 from bptt_jax.cells.torch_weights import ProjectedLSTMParams, as_array, from_torch, parametrised, recurrent_prefixes
 from bptt_jax.cli.report import BadArgument, one_line
 from bptt_jax.files import open_archive, read_file, read_npz
+from bptt_jax.results import counted
 from bptt_jax.step import Array, Params, PyTree, State, Step
 
 KINDS = (".safetensors", ".npz", ".keras", ".h5", ".hdf5", ".pt", ".pth", ".ckpt", ".bin")
@@ -130,8 +131,8 @@ def describe(found: Found) -> str:
     inputs = layers[0].input.shape[1]
     units = " and ".join(dict.fromkeys(str(top(s).shape[0]) for s in _layers(found.state0)))
     of_layers = "" if len(layers) == 1 else f", {len(layers)} layers"
-    of_inputs = f"{inputs} input{'s' * (inputs != 1)}"
-    return f"{found.kind}{of_layers}, {of_inputs}, {units} units, {top(found.state0).dtype}{found.assumed}"
+    sizes = f"{counted(inputs, 'input')}, {counted(units, 'unit')}"
+    return f"{found.kind}{of_layers}, {sizes}, {top(found.state0).dtype}{found.assumed}"
 
 
 def readouts(saved: Saved, units: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:

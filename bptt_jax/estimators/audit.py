@@ -29,7 +29,7 @@ from bptt_jax.linalg import logscale
 from bptt_jax.linalg.logscale import LogScaled
 from bptt_jax.linalg.precision import wide
 from bptt_jax.recurrence.unroll import states_of
-from bptt_jax.results import Result, field
+from bptt_jax.results import Result, counted, field
 from bptt_jax.step import (
     Array,
     Input,
@@ -103,7 +103,7 @@ class Audit(Result):
             bias, share = ((getattr(self, of)[k], getattr(self, f"{of}_error")[k]) for of in ("bias", "share"))
             seen = self._sees(k)
             numbers = *map(_with_error, (bias, share)), f"{self.cosine[k]:.3f}", f"{self.variance[k]:.3g}"
-            rows.append((name, *numbers, "-" if seen is None else f"{seen} steps"))
+            rows.append((name, *numbers, "-" if seen is None else counted(seen, "step")))
         return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
     def _sees(self, k: int) -> int | None:

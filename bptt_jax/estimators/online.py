@@ -15,7 +15,7 @@ from bptt_jax.linalg.precision import at_least_single, matmul
 from bptt_jax.recurrence.linearization import differentiation_mode, mode_and_live
 from bptt_jax.recurrence.programs import multiplied_axes
 from bptt_jax.recurrence.unroll import states_of
-from bptt_jax.results import Result, field
+from bptt_jax.results import Result, counted, field
 from bptt_jax.step import (
     Array,
     Input,
@@ -50,7 +50,7 @@ class OnlineCarry(Result):
     steps: Int[Array, ""] = field(dims=())
 
     def _headline(self) -> str:
-        return f"{int(self.steps)} steps so far"
+        return f"{counted(int(self.steps), 'step')} so far"
 
 
 class Numbers(NamedTuple):

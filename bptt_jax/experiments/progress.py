@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from bptt_jax.experiments.records import Record, describe
+from bptt_jax.results import counted
 
 
 class Progress:
@@ -96,7 +97,7 @@ def progress_bar(updates: int, *, quiet: bool = False) -> Iterator[Callable[[Rec
                 return
             done, line = record["updates"], _line(record)
             tenth = 10 * done // updates
-            shown.show(done, line, f"{done} of {updates} updates: {line}" if tenth > told else None)
+            shown.show(done, line, f"{done} of {counted(updates, 'update')}: {line}" if tenth > told else None)
             told = max(told, tenth)
 
         yield report

@@ -10,7 +10,7 @@ import optax
 
 from bptt_jax.experiments.network import NetworkParams
 from bptt_jax.remedies.clipping import clip_records, skip_records
-from bptt_jax.results import Result
+from bptt_jax.results import Result, counted
 from bptt_jax.step import Array, State
 
 Record: TypeAlias = dict[str, Any]
@@ -104,9 +104,10 @@ class Training(Result):
         at, made = np.asarray(self.states.solved_at), int(np.max(self.states.updates))
         solved, lost = at[at >= 0], int(np.sum(~np.asarray(self.states.running) & (at < 0)))
         when = sorted({int(np.min(solved, initial=made)), int(np.max(solved, initial=0))})
-        text = f"{len(solved)} of {len(at)} seed{'s' * (len(at) > 1)} solved it in {made} updates"
+        text = f"{len(solved)} of {counted(len(at), 'seed')} solved it in {counted(made, 'update')}"
         text += f", after {' to '.join(map(str, when))}" if solved.size else ""
-        return text + (f", {lost} lost" if lost else "") + (f"; {len(self.events)} events" if self.events else "")
+        text += f", {lost} lost" if lost else ""
+        return text + (f"; {counted(len(self.events), 'event')}" if self.events else "")
 
 
 def describe(event: Record) -> str:

@@ -19,7 +19,7 @@ from bptt_jax.linalg.scattered import signs
 from bptt_jax.parallel import factors
 from bptt_jax.recurrence.linearization import Mode, differentiation_mode
 from bptt_jax.recurrence.programs import depends
-from bptt_jax.results import Result, field
+from bptt_jax.results import Result, counted, field
 from bptt_jax.step import (
     Array,
     Instant,
@@ -78,11 +78,12 @@ class DeerSolution(Result):
     residuals: Float[Array, " max_iterations"] = field(dims=("iteration",))
 
     def _headline(self) -> str:
+        made = counted(int(self.iterations), "iteration")
         if self.converged:
-            return f"converged in {int(self.iterations)} iterations, relative error {float(self.error):.1g}"
+            return f"converged in {made}, relative error {float(self.error):.1g}"
         measured = f"residual {float(self.residual):.1g}, error {float(self.error):.1g}"
         why = "roundings grow too large" if math.isfinite(self.error) else "try damping= or window="
-        return f"not converged in {int(self.iterations)} iterations ({measured}), all NaN: {why}"
+        return f"not converged in {made} ({measured}), all NaN: {why}"
 
 
 def deer(

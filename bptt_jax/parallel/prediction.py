@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from bptt_jax import devices
 from bptt_jax.analysis.averages import count_within, own_library, pieces
 from bptt_jax.analysis.lyapunov import living_rates, measure_exponents
-from bptt_jax.results import Result, field
+from bptt_jax.results import Result, counted, field
 from bptt_jax.step import Array, Params, PyTree, Recurrence, State, Step, bind, check_step
 
 _MARGIN = 1.0  # nats over the whole sequence
@@ -79,8 +79,8 @@ class ParallelPrediction(Result):
         if longest == 0:
             return "no step to measure"
         if np.isnan(exponent):
-            return f"the trajectory of {longest} steps is not finite"
-        return f"exponent {exponent:.3g} +- {error:.2g} nats per step over {longest} steps"
+            return f"the trajectory of {counted(longest, 'step')} is not finite"
+        return f"exponent {exponent:.3g} +- {error:.2g} nats per step over {counted(longest, 'step')}"
 
     @property
     def _decisive(self) -> tuple[float, float, int, int, int]:

@@ -14,7 +14,7 @@ from bptt_jax.analysis.lyapunov import LyapunovSpectrum, living_rates, lyapunov_
 from bptt_jax.checks import check_choice, check_positive_int, raise_if
 from bptt_jax.linalg.logscale import LogScaled, log_norm
 from bptt_jax.recurrence.frozen import frozen_push
-from bptt_jax.results import Result, field
+from bptt_jax.results import Result, counted, field
 from bptt_jax.step import (
     Array,
     Input,
@@ -43,7 +43,7 @@ class OmegaTerms(Result):
 
     def _headline(self) -> str:
         terms, valid = np.asarray(self.terms), np.asarray(self.valid)
-        return f"{np.sum(terms):.4g} in all, of {np.sum(valid)} error signals above 1e-10"
+        return f"{np.sum(terms):.4g} in all, of {counted(np.sum(valid), 'error signal')} above 1e-10"
 
 
 def omega_terms(
