@@ -428,6 +428,14 @@ def test_what_contributions_say_of_themselves():
     assert said(jnp.inf).endswith("the gradient is not finite")
 
 
+def test_what_contributions_say_of_a_gradient_that_is_lost_beside_the_largest_adjoint():
+    first = jnp.zeros((200, 1)).at[0].set(1.0)
+    found = temporal_contributions(lambda b, h, x: 0.1 * h + b * x, 0.5, jnp.zeros(1), first, last)
+    np.testing.assert_allclose(found.log_norms, [199 * np.log(0.1)] + [-np.inf] * 199, rtol=1e-6)
+    said = f"the gradient underflows or cancels: its largest part, of step 1, has log norm {199 * np.log(0.1):.4g}"
+    assert repr(found).startswith(f"TemporalContributions: {said}\n")
+
+
 def test_shares_where_the_derivative_along_the_gradient_is_not_finite():
     """Of a hidden Markov model that cannot be in two of its states at first: pulls are finite there, pushes are not."""
     transitions = jnp.log(jnp.array([[0.7, 0.3, 0.0], [0.0, 0.6, 0.4], [0.2, 0.0, 0.8]]))

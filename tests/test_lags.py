@@ -122,8 +122,29 @@ def test_what_it_says() -> None:
     assert "from the loss steps themselves\n" in repr(gradient_by_lag(*given, longest=1))
     assert "half of the gradient comes from at most 1 step back" in repr(gradient_by_lag(linear, 1.2, *given[2:]))
     nothing = gradient_by_lag(*given[:4], lambda states: 0 * states[0, 0])
-    assert "zero" in repr(nothing)
+    assert "the gradient is zero up to a lag of 3\n" in repr(nothing)
     assert np.all(np.isnan(nothing.shares))
+
+
+def test_what_it_says_of_a_gradient_that_is_lost_beside_the_largest_adjoint() -> None:
+    """Of ``dL/db = 0.1^199``, all from the first step: no number of single precision, nor beside dL/dh_T = 1."""
+    first = jnp.zeros((200, 1)).at[0].set(1.0)
+    given = lambda b, h, x: 0.1 * h + b * x, 0.5, jnp.zeros(1), first, lambda states: states[-1, 0]
+    found = gradient_by_lag(*given)
+    np.testing.assert_allclose(found.log_norms, [-np.inf] * 199 + [199 * np.log(0.1)], rtol=1e-6)
+    assert np.all(np.isnan(found.shares))
+    said = (
+        f"the gradient underflows or cancels: its largest part, at lag 199, has log norm {199 * np.log(0.1):.4g}\n"
+    )
+    assert f"GradientByLag: {said}" in repr(found)
+    assert "the gradient is zero up to a lag of 49\n" in repr(gradient_by_lag(*given, longest=50))
+
+
+def test_what_it_says_of_parts_that_cancel() -> None:
+    given = lambda b, h, x: h + b, 0.5, jnp.zeros(1), jnp.ones(2), lambda states: states[1, 0] - 2 * states[0, 0]
+    found = gradient_by_lag(*given)
+    np.testing.assert_array_equal([found.log_norms[0], found.log_norms[1], found.whole_log_norm], [0, 0, -np.inf])
+    assert "the gradient underflows or cancels: its largest part, at lag 0, has log norm 0\n" in repr(found)
 
 
 def test_what_it_says_of_a_batch() -> None:

@@ -496,7 +496,10 @@ HEADLINES = {
         window(2, rate=-2.0),
         "the gradient decays by 2 nats per step: with 2 steps the bias is",
     ),
-    "bias, of no gradient": (bias(np.nan, np.nan), "there is no gradient to truncate, or it is not finite"),
+    "bias, of no gradient": (
+        bias(np.nan, np.nan),
+        "there is no gradient to truncate, it underflows, or it is not finite",
+    ),
     "deer": (solution(converged=True), "converged in 7 iterations, relative error 2e-06"),
     "deer, at once": (solution(converged=True, iterations=1), "converged in 1 iteration, relative error 2e-06"),
     "deer, given up": (

@@ -168,11 +168,18 @@ class TemporalContributions(Result):
         if np.isnan(log_norms).any() or np.any(log_norms == np.inf):
             return "the gradient is not finite"
         if np.isnan(shares).any():
-            return "the gradient is zero"
+            return not_seen("of step", log_norms, 1) if some.size else "the gradient is zero"
         half = np.flatnonzero(np.cumsum(shares[::-1])[::-1] >= 0.5)[-1]
         return (
             f"half of the gradient is from step {half + 1} of {steps} on, the earliest part from step {some[0] + 1}"
         )
+
+
+def not_seen(place: str, log_norms: np.ndarray, first: int) -> str:
+    """Of a gradient that came out as zero, what its parts say, which are not zero; counted from `first` on."""
+    at = int(np.argmax(log_norms))
+    part = f"its largest part, {place} {at + first}, has log norm {log_norms[at]:.4g}"
+    return f"the gradient underflows or cancels: {part}"
 
 
 def adjoints(

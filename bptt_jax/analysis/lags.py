@@ -10,7 +10,7 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jaxtyping import Float, Int
 
 from bptt_jax import devices
-from bptt_jax.analysis.backward import backward, contracted
+from bptt_jax.analysis.backward import backward, contracted, not_seen
 from bptt_jax.analysis.loss import BoundLoss, bind_loss
 from bptt_jax.checks import check_positive_int, type_name
 from bptt_jax.leaves import along_leading
@@ -29,8 +29,9 @@ class GradientByLag(Result):
       lags: ``[K]``: 0 .. K - 1 real steps.
       log_norms: ``[K]``, natural logarithm of ``||g_k||``; it holds where the dtype underflows. -inf where nothing
         comes from there.
-      shares: ``[K]``, signed: ``<g_k, g> / <g, g>``. They sum to 1 where K is T; NaN if g is zero.
-      whole_log_norm: of g.
+      shares: ``[K]``, signed: ``<g_k, g> / <g, g>``. They sum to 1 where K is T; NaN if g is zero, or lost
+        beside the largest adjoint (`ScaledGradients`).
+      whole_log_norm: of g; -inf likewise.
       parts: the g_k that were asked for, like the parameters with a leading axis, each with a power of two of its
         own: ``parts.value`` are plain numbers. None where none was.
     """
@@ -50,11 +51,14 @@ class GradientByLag(Result):
             if not len(halves):
                 return f"of no gradient half comes from {_within(longest)}"
             return f"half of the gradient comes from {_within(round(np.median(halves)))} (median of {len(halves)})"
+        log_norms = np.asarray(self.log_norms)
+        some = np.flatnonzero(log_norms > -np.inf)
         if self.whole_log_norm == -np.inf:
-            return "the gradient is zero"
+            return (
+                not_seen("at lag", log_norms, 0) if some.size else f"the gradient is zero up to a lag of {longest}"
+            )
         if np.isnan(shares).any():
             return "the gradient is not finite"
-        some = np.flatnonzero(np.asarray(self.log_norms) > -np.inf)
         if not len(some):
             return f"nothing of the gradient comes from {_within(longest)}"
         enough = np.cumsum(shares) >= 0.5

@@ -19,8 +19,9 @@ class TruncationBias(Result):
 
     Attributes:
       windows: ``[K]``: 1 .. K steps.
-      cosine: ``[K]``, of the angle between the two; NaN where one is zero.
-      relative_error: ``[K]``, ``||truncated - full|| / ||full||``; NaN where the full one is zero.
+      cosine: ``[K]``, of the angle between the two; NaN where one is zero, or the full one is lost beside the largest
+        adjoint (`ScaledGradients`).
+      relative_error: ``[K]``, ``||truncated - full|| / ||full||``; NaN where the full one is zero, or lost likewise.
     """
 
     windows: Int[Array, " K"] = field(dims=("windows",))
@@ -30,7 +31,7 @@ class TruncationBias(Result):
     def _headline(self) -> str:
         longest = int(self.windows[-1])
         if np.isnan(self.relative_error).all():
-            return "there is no gradient to truncate, or it is not finite"
+            return "there is no gradient to truncate, it underflows, or it is not finite"
         off = np.flatnonzero(~(np.asarray(self.relative_error) <= 0.1))
         enough = 1 + off[-1] if off.size else 0  # the first window from which on all are good
         if enough == longest:

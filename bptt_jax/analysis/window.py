@@ -20,7 +20,8 @@ class AdaptiveWindow(Result):
       window: the shortest whose bound is at most `tolerance`; -1 if none of up to K steps is.
       windows: ``[K]``: 1 .. K steps.
       bias: ``[K]``, bound on ``||truncated - full|| / ||full||``; infinite where the gradient does not decay, or where
-        what may be missing is as large as what was measured, or that is not finite; NaN where there is no gradient.
+        what may be missing is as large as what was measured, or that is not finite; NaN where there is no gradient,
+        or its norm was not to be had (log -inf).
       rate: of the decay, nats per step, negative where it decays: log of the paper's beta; -inf if nothing is left,
         NaN if what was measured is not finite.
       tolerance: as given.
@@ -35,7 +36,7 @@ class AdaptiveWindow(Result):
     def _headline(self) -> str:
         window, longest, rate = int(self.window), int(self.windows[-1]), float(self.rate)
         if np.isnan(self.bias).all():
-            return "there is no gradient to truncate"
+            return "there is no gradient to truncate, or it underflows"
         if np.isnan(rate):
             return "the gradient is not finite"
         if not rate < 0:
