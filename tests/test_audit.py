@@ -150,6 +150,50 @@ def test_a_lag_beyond_the_range_of_the_dtype_is_not_judged() -> None:
     np.testing.assert_allclose(found.lag_shares[0], [1, 1, math.nan, math.nan], rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "slope", "in_range"),
+    [
+        ("float32", 1e-36, True),
+        ("float32", 1e-42, False),
+        ("float32", 1e36, True),
+        ("float32", 1e42, False),
+        ("float16", 2e-6, True),  # below the normal numbers, of which CPUs take none for zero
+        ("float16", 2e-9, False),
+    ],
+)
+def test_of_a_gradient_beyond_the_range_of_its_dtype_nothing_is_said_of_the_bias(dtype, slope, in_range) -> None:
+    """Of b in ``slope sum_t (b_0 + b_1)``, with a slope of two factors that are both in range."""
+    factor = np.sqrt(slope).astype(dtype)
+    given = lambda b, h, x: factor * b, jnp.ones(2, dtype), jnp.zeros(2, dtype), None
+    found = audit(
+        {"rtrl": rtrl}, *given, lambda s: factor * jnp.sum(s), length=3, key=jax.random.key(0), keys=1, lags=(0,)
+    )
+    log_norm = np.log(3 * np.sqrt(2)) + 2 * np.log(np.float64(factor))
+    assert found.exact_log_norm == pytest.approx(log_norm, abs=1e-2)
+    assert bool(found.in_range) is in_range
+    said, side = repr(found).splitlines()[0], "below" if slope < 1 else "above"
+    if in_range:
+        assert said == "Audit: cosine with the exact gradient: rtrl 1.000"
+        assert found.bias[0] < 0.1
+    else:
+        words = f"{side} the range of its dtype: nothing is known of bias and cosine"
+        assert said == f"Audit: the gradient, log norm {float(found.exact_log_norm):.4g}, is {words}"
+    if not in_range and slope < 1:
+        np.testing.assert_array_equal([found.bias[0], found.share[0], found.cosine[0]], [1, 0, math.nan])
+        assert found.lag_shares[0, 0] == pytest.approx(1, rel=1e-2)
+
+
+def test_without_a_gradient_nothing_is_said_of_the_bias() -> None:
+    given = lambda b, h, x: h + b, 1.0, 0.0, None
+    options = {"length": 3, "key": jax.random.key(0), "keys": 1, "lags": ()}
+    nothing = audit({"rtrl": rtrl}, *given, lambda states: 0 * states[-1], **options)
+    assert not nothing.in_range
+    assert "Audit: the gradient is zero or underflows: nothing is known of bias and cosine\n" in repr(nothing)
+    infinite = audit({"rtrl": rtrl}, *given, lambda states: states[-1] * jnp.inf, **options)
+    assert not infinite.in_range
+    assert "Audit: the gradient is not finite: nothing is known of bias and cosine\n" in repr(infinite)
+
+
 GIVEN = {"w": jnp.ones(2)}, jnp.zeros(2), jnp.ones((3, 2)), lambda states: jnp.sum(states)
 
 

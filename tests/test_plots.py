@@ -223,6 +223,7 @@ def test_audit_shows_the_shares_by_lag() -> None:
         **dict.fromkeys(names, one),
         exact_variance=one[0],
         exact_log_norm=one[0],
+        in_range=one[0] > 0,
         lags=jnp.asarray([0, 1, 10]),
         lag_shares=jnp.asarray([[1.1, 0.9, 1.0], [1.0, 0.0, nothing]]),
         lag_share_errors=jnp.asarray([[0.1, 0.2, 0.3], [0.0, nothing, nothing]]),

@@ -60,7 +60,7 @@ def float_range(
     lowest = [math.log(float(info.smallest_normal)) for info in kinds]
     smallest, coarse = [], []
     for normal, info in zip(lowest, kinds, strict=True):
-        flushed = _is_flushed(info, lags[0])
+        flushed = is_flushed(info, lags[0])
         smallest.append(jnp.where(flushed, normal, normal - info.nmant * math.log(2)).astype(dtype))
         # At 2^k times the smallest number k + 1 of its 1 + nmant digits are left.
         digits = jnp.where(flushed, 0, (1 + info.nmant) // 2).astype(dtype)
@@ -96,9 +96,9 @@ def float_range(
     return FloatRange(most <= 0, *packed)
 
 
-def _is_flushed(info: jnp.finfo, lag: Int[Array, ""]) -> Bool[Array, ""]:
+def is_flushed(info: jnp.finfo, unknown: Int[Array, ""]) -> Bool[Array, ""]:
     """Whether a part of the smallest normal number, between a half and a fifth, is zero where this runs."""
-    parts = 2 + lag % 4  # of what is not known before: compilers do not calculate as the hardware does
+    parts = 2 + unknown % 4  # of what is not known before: compilers do not calculate as the hardware does
     return jnp.asarray(info.smallest_normal, info.dtype) / parts.astype(info.dtype) == 0
 
 

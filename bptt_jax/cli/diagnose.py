@@ -240,7 +240,7 @@ def title(settings: Settings, data: Data) -> str:
     if settings.data is not None:
         return f"{counted(data.batch, 'sequence')} of {Path(settings.data).name}, T = {_steps(data.inputs)}"
     where = "at the last step" if settings.loss == "last" else "of all steps"
-    of = f"{counted(settings.batch, 'sequence')} of {counted(settings.length, 'character')}"
+    of = f"{counted(settings.batch, 'sequence')} of {counted(_steps(data.inputs), 'character')}"
     return f"{of}, cross-entropy {where}"
 
 

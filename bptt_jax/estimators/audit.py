@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int, PRNGKeyArray
+from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
 from bptt_jax import devices
 from bptt_jax.analysis.backward import backward
 from bptt_jax.analysis.batches import Axes, Batch, FlatAxes, batch_size, check_axes, flat_axes, item, of_leaves
+from bptt_jax.analysis.float_range import is_flushed
 from bptt_jax.analysis.lags import check_lags
 from bptt_jax.analysis.loss import BoundLoss, bind_loss
 from bptt_jax.checks import (
@@ -56,6 +57,11 @@ class Audit(Result):
 
     Of the errors of what is random, standard errors over the keys; NaN with one key.
 
+    Estimates are plain numbers. Where their dtypes do not hold g (`in_range`), nothing but the shares by lag tells what
+    an estimator is worth: what is too small is zero, with a bias of 1, a share of 0 and a cosine of NaN, or what
+    rounding has left, what is too large infinite or NaN. Where g is zero all are NaN. The shares by lag are those of
+    parts scaled to about 1.
+
     Attributes:
       names: of the estimators.
       bias: ``[N]``: ``||mean over keys of the batch's estimate - g|| / ||g||``.
@@ -71,6 +77,7 @@ class Audit(Result):
         one sequence.
       exact_variance: of the exact gradient, over the sequences, likewise.
       exact_log_norm: natural logarithm of ``||g||``.
+      in_range: whether the dtypes of the parameters hold g: no entry is too large for its own, not all are too small.
       lags: ``[K]``, loss step minus parameter step, in real steps.
       lag_shares: ``[N, K]``: ``<estimate, part> / <part, part>``, of the exact parts of the gradient with this lag,
         their mean and that over keys: 1 where an estimator carries what comes from there, 0 where it is blind. NaN
@@ -89,6 +96,7 @@ class Audit(Result):
     sequence_variance: Float[Array, " N"] = field(dims=("estimator",))
     exact_variance: Float[Array, ""] = field(dims=())
     exact_log_norm: Float[Array, ""] = field(dims=())
+    in_range: Bool[Array, ""] = field(dims=())
     lags: Int[Array, " K"] = field(dims=("lags",))
     lag_shares: Float[Array, "N K"] = field(dims=("estimator", "lags"))
     lag_share_errors: Float[Array, "N K"] = field(dims=("estimator", "lags"))
@@ -114,6 +122,13 @@ class Audit(Result):
         return int(np.asarray(self.lags)[known][until - 1]) if until else None
 
     def _headline(self) -> str:
+        if not self.in_range:
+            log_norm = float(self.exact_log_norm)
+            side = "below" if log_norm < 0 else "above"
+            said = f", log norm {log_norm:.4g}, is {side} the range of its dtype"
+            if not math.isfinite(log_norm):
+                said = " is zero or underflows" if log_norm == -math.inf else " is not finite"
+            return f"the gradient{said}: nothing is known of bias and cosine"
         order = np.argsort(-np.asarray(self.cosine, np.float64), kind="stable")
         words = [f"{self.names[k]} {float(self.cosine[k]):.3f}" for k in order]
         return f"cosine with the exact gradient: {', '.join(words)}"
@@ -184,7 +199,7 @@ def audit(
     setting = _Setting(step, loss, length, flat_axes(batch, in_axes), count)
     first, _ = setting.problem(params, setting.items(batch, jnp.int32(0)))
     chosen = _spaced(first.length) if lags is None else check_lags("lags", lags, first.length)
-    whole, log_norm, exact_variance, measured = _exact(params, *batch, lags=chosen, setting=setting)
+    whole, log_norm, in_range, exact_variance, measured = _exact(params, *batch, lags=chosen, setting=setting)
     found = [
         _judge(params, *batch, key, whole, name=name, function=function, keys=keys, lags=chosen, setting=setting)
         for name, function in functions.items()
@@ -194,6 +209,7 @@ def audit(
         names=tuple(functions),
         exact_variance=exact_variance,
         exact_log_norm=log_norm,
+        in_range=in_range,
         lags=measured,
         **together._asdict(),
     )
@@ -235,8 +251,9 @@ class _Columns(NamedTuple):
 @devices.compiled
 def _exact(
     params: Params, state0: State, xs: PyTree, args: PyTree, *, lags: tuple[int, ...], setting: _Setting
-) -> tuple[LogScaled, Array, Array, Array]:
-    """The gradient of the mean loss, its norm, and its variance over the sequences; and the lags, beside these."""
+) -> tuple[LogScaled, Array, Array, Array, Array]:
+    """The gradient of the mean loss, its norm, whether its dtypes hold it, and its variance over the sequences; and the
+    lags, beside these."""
     count, measured = setting.sequences, jnp.asarray(lags, int)
 
     def add(total: LogScaled, i: Array) -> tuple[LogScaled, Array]:
@@ -246,10 +263,22 @@ def _exact(
     nothing = logscale.nothing(differentiable_part(params)[0])
     total, log_norms = devices.scan(add, nothing, jnp.arange(count))
     mean = LogScaled(jax.tree.map(lambda a: a / count, total.mantissa), total.exponent).normalized()
+    log_norm, in_range = mean.log_norm, _in_range(mean)
     if count == 1:
-        return mean, mean.log_norm, jnp.full_like(mean.log_norm, jnp.nan), measured
-    squares = jnp.sum(jnp.exp(2 * (log_norms - mean.log_norm)))
-    return mean, mean.log_norm, (squares - count) / (count - 1), measured
+        return mean, log_norm, in_range, jnp.full_like(log_norm, jnp.nan), measured
+    squares = jnp.sum(jnp.exp(2 * (log_norms - log_norm)))
+    return mean, log_norm, in_range, (squares - count) / (count - 1), measured
+
+
+def _in_range(whole: LogScaled) -> Array:
+    """Whether the dtypes of its leaves hold it: nowhere is it too large, and not everywhere too small."""
+    too_large, held = jnp.asarray(False), jnp.asarray(False)
+    for leaf in jax.tree.leaves(whole.mantissa):
+        info, top = jnp.finfo(leaf.dtype), logscale.top(leaf, whole.exponent)
+        least = jnp.where(is_flushed(info, whole.exponent), info.minexp, info.minexp - info.nmant)
+        too_large |= top > info.maxexp
+        held |= top > least
+    return held & ~too_large & jnp.isfinite(whole.log_norm)
 
 
 @devices.compiled
