@@ -189,6 +189,31 @@ def test_of_states_that_decay_a_loss_of_squares_reads_few():
     assert "or is flat there" in square.statement
 
 
+def test_of_a_batch_it_is_said_where_most_losses_read_few_states():
+    """Each loss reads one state of 100."""
+    measure = jax.jit(
+        jax.vmap(
+            lambda a, weights: bptt.gradient_flow(
+                lambda a, h, x: a * h, a, jnp.ones(1), weights, lambda s: s[:, 0] @ weights
+            ),
+            (None, 0),
+        )
+    )
+
+    def statement(*last: int) -> str:
+        found: bptt.GradientFlow = measure(0.5, (np.arange(1, 101) == np.asarray(last)[:, None]).astype(float))
+        return found.statement
+
+    few, fewer, most, none = 10, 5, 60, 0
+    assert "hardly depends on the 90 later states" in statement(few)
+    assert "hardly depends on the 90 later states" in statement(few, fewer)
+    assert "hardly depends on the 95 later states" in statement(fewer, fewer, few, most, none, none)
+    assert "later states" not in statement(few, most)
+    assert "later states" not in statement(most, none)
+    weights = (np.arange(1, 101) == few).astype(float)
+    assert "later states" not in measure(0.5, np.stack([weights, weights, np.nan * weights])).statement
+
+
 def test_signal_that_dies_exactly():
     flow = linear_flow([[0, 1], [0, 0]])
     gains = [-np.inf] * (STEPS - 1) + [-np.log(2) / 2]

@@ -494,6 +494,28 @@ def test_a_record_is_valid_json(where):
     assert ("nats per step" in record.statement) == (where is None)
 
 
+def test_it_is_told_where_a_loss_hardly_depends_on_most_of_a_sequence():
+    """In the words of the flow that is measured, of a loss of squares and states that decay."""
+    step, states = lambda a, h, x: a * h + x, jnp.zeros((3, 100, 2))
+    xs = states.at[:, 0].set(1.0)
+    monitor = bptt.Monitor(step, lambda states: jnp.mean(states**2), in_axes=(None, 0, None))
+    record = monitor.probe(0, 0.5, jnp.zeros(2), xs)
+    flow = bptt.gradient_flow(step, 0.5, jnp.zeros(2), xs[0], lambda states: jnp.mean(states**2))
+    said = "; the loss hardly depends on the 90 later states (share=)"
+    assert said in flow.statement
+    assert record.statement.endswith(said)
+    assert record.scalars["bptt/hardly_read"] == 90
+    last = bptt.Monitor(step, lambda states: jnp.sum(states[-1]), in_axes=(None, 0, None))
+    record = last.probe(0, 0.5, jnp.zeros(2), xs)
+    assert record.scalars["bptt/hardly_read"] == 0
+    assert "later states" not in record.statement
+    quietly(monitor.probe, 1, 1.0, jnp.zeros(2), xs)
+    with pytest.warns(
+        bptt.analysis.MonitorWarning, match="steady to vanishing .*hardly depends on the 90 later states"
+    ):
+        monitor.probe(2, 0.5, jnp.zeros(2), xs)
+
+
 def test_names_are_those_of_the_table():
     documented = re.findall(r"^ *(bptt/\S+)", inspect.getdoc(bptt.Monitor), re.MULTILINE)
     for arguments in (example(), spoiled("weight")[0]):

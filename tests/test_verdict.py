@@ -11,7 +11,7 @@ EDGE = math.log(1e-3)
 CASE = verdict.Findings(
     verdicts=["vanishing"],
     lengths=[200],
-    later=0,
+    hardly_read=0,
     threshold=1e-3,
     rate=-0.25,
     rate_error=0.01,
@@ -238,10 +238,9 @@ def test_one_step_is_no_steps():
 def test_it_is_told_where_a_loss_hardly_depends_on_most_of_a_sequence():
     said = "hardly depends on the 900 later states"
     for kind in ("steady", "vanishing", "exploding", "unmeasured"):
-        assert said in verdict.state(case(kind, lengths=[100], later=900))
-        assert "later states" not in verdict.state(case(kind, lengths=[100], later=100))
-    assert "later states" not in verdict.state(case("unmeasured", lengths=[0], later=900))
-    assert "later states" not in verdict.state(case("non-finite", lengths=[100], later=900))
+        assert said in verdict.state(case(kind, hardly_read=900))
+        assert said in verdict.state(CASE._replace(verdicts=[kind] * 2, lengths=[100] * 2, hardly_read=900))
+        assert "later states" not in verdict.state(case(kind, hardly_read=0))
 
 
 def test_the_statement_of_a_batch_tells_lengths_where_verdicts_follow_them():

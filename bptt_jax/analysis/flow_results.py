@@ -430,7 +430,7 @@ def _findings(flow: GradientFlow, gated: bool | None, calibrated: Sequence[str] 
     return verdict.Findings(
         verdicts=flow.verdicts.ravel().tolist(),
         lengths=np.ravel(np.asarray(flow.reach)).tolist(),
-        later=_later(flow) if flow.loss.ndim == 0 else 0,
+        hardly_read=hardly_read(flow),
         threshold=float(_flat(flow.threshold)[0]),
         rate=float(pooled.growth_rate),
         rate_error=float(pooled.growth_rate_error),
@@ -462,10 +462,17 @@ def _findings(flow: GradientFlow, gated: bool | None, calibrated: Sequence[str] 
     )
 
 
-def _later(flow: GradientFlow) -> int:
-    """Steps of the longest segment of one sequence after the state where its signal begins."""
-    lags, piece = np.asarray(flow.signal.lags), np.asarray(flow.signal.piece)
-    return int(np.sum(piece == piece[np.argmax(lags)]) - np.max(lags))
+def hardly_read(flow: GradientFlow) -> int:
+    """States of the longest segment after that where its signal begins, if these are most of it and all is finite; else
+    0. Of a batch of one axis the median, if that is so in most sequences that have a signal."""
+    if flow.verdict == "non-finite":
+        return 0
+    lags, pieces = (np.atleast_2d(np.asarray(a)) for a in (flow.signal.lags, flow.signal.piece))
+    reach = np.max(lags, axis=1)
+    own = np.take_along_axis(pieces, np.argmax(lags, axis=1)[:, None], axis=1)
+    later = np.sum(pieces == own, axis=1) - reach
+    most = np.sort(later[(reach > 0) & (later > reach)])
+    return int(most[(len(most) - 1) // 2]) if 2 * len(most) > np.sum(reach > 0) else 0
 
 
 def _nan_where_real(flow: GradientFlow) -> np.ndarray:

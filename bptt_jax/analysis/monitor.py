@@ -16,7 +16,7 @@ from jaxtyping import Bool, Complex, Float
 from bptt_jax import devices
 from bptt_jax.analysis.batches import Axes, batch_size, check_axes, item, leaf_axes
 from bptt_jax.analysis.flow import check_levels, measure_flow, spectra_at
-from bptt_jax.analysis.flow_results import GradientFlow
+from bptt_jax.analysis.flow_results import GradientFlow, hardly_read
 from bptt_jax.analysis.loss import BoundLoss, bind_loss
 from bptt_jax.analysis.matrix_free import check_num
 from bptt_jax.analysis.noise import GradientNoise, noise_of
@@ -30,7 +30,15 @@ from bptt_jax.analysis.nonfinite import (
     locate_first,
     trace_nonfinite,
 )
-from bptt_jax.analysis.verdict import SEVERITY, Verdict, describe, horizon_words, overall, with_error
+from bptt_jax.analysis.verdict import (
+    SEVERITY,
+    Verdict,
+    describe,
+    hardly_read_words,
+    horizon_words,
+    overall,
+    with_error,
+)
 from bptt_jax.checks import (
     EIGEN,
     SINGULAR,
@@ -91,7 +99,7 @@ class MonitorRecord(Result):
         """In one line."""
         if self.nonfinite is not None:
             return f"{self.verdict}: {self.nonfinite.statement}"
-        return f"{self.verdict}: {_rate_and_horizon(self.scalars)}"
+        return f"{self.verdict}: {_in_words(self.scalars)}"
 
     def _headline(self) -> str:
         return f"update {self.update}, {self.statement}"
@@ -156,6 +164,8 @@ class Monitor:
                                       NaN without ``noise=``, or with one sequence
     bptt/noise_scale                  the batch size at which signal and noise of the whole gradient are alike,
                                       `GradientNoise.noise_scale`; NaN likewise
+    bptt/hardly_read                  states on which the loss hardly depends (`share`), after those that it does
+                                      depend on, if they are most of a sequence in most sequences; else 0
     bptt/end_gain                     log of what arrives at h_0 of the error signal, `GradientFlow.end_gain`
     bptt/peak_gain                    `GradientFlow.peak_gain`
     bptt/gradient_log_norm            log of the norm of one sequence's dL/dparams
@@ -358,7 +368,7 @@ class Monitor:
         changed = record.verdict != before
         if changed:
             change = f"the verdict changes from {before} to {record.verdict}"
-            parts.append(f"{change} ({_rate_and_horizon(record.scalars)})")
+            parts.append(f"{change} ({_in_words(record.scalars)})")
         # Adjoints that overflow, in an explosion, are another matter than a NaN that follows.
         begins = self._last is None or self._last.nonfinite is None or (changed and record.verdict == "non-finite")
         if record.nonfinite is not None and begins:
@@ -471,14 +481,17 @@ def _scalars(found: _Measured) -> dict[str, float]:
         "bptt/horizon_extrapolated": float(pooled.horizon_extrapolated),
         "bptt/noise_horizon": math.nan if found.noise is None else float(found.noise.horizon),
         "bptt/noise_scale": math.nan if found.noise is None else float(found.noise.noise_scale),
+        "bptt/hardly_read": float(hardly_read(flow)),
         **{f"bptt/{name}": _median(a) for name, a in values.items()},
     }
 
 
-def _rate_and_horizon(scalars: dict[str, float]) -> str:
+def _in_words(scalars: dict[str, float]) -> str:
     rate = with_error(scalars["bptt/growth_rate"], scalars["bptt/growth_rate_error"])
     beyond = scalars["bptt/horizon_extrapolated"] > 0
-    return f"{rate}, {horizon_words(scalars['bptt/horizon'], math.nan, beyond)}"
+    horizon = horizon_words(scalars["bptt/horizon"], math.nan, beyond)
+    unread = hardly_read_words(int(scalars["bptt/hardly_read"]))
+    return f"{rate}, {horizon}" + (f"; {unread}" if unread else "")
 
 
 def _median(values: Any) -> float:

@@ -100,7 +100,7 @@ class Findings(NamedTuple):
     Attributes:
       verdicts: of every sequence.
       lengths: lags of the longest segment of every sequence.
-      later: of a single sequence, the steps of that segment that come after; 0 of a batch.
+      hardly_read: states after those that the loss depends on, where that is most of a sequence; else 0.
       threshold: where a signal counts as gone.
       rate, rate_error: nats per step backwards.
       horizon, horizon_error, extrapolated: the median sequence's.
@@ -128,7 +128,7 @@ class Findings(NamedTuple):
 
     verdicts: list[Verdict]
     lengths: list[int]
-    later: int
+    hardly_read: int
     threshold: float
     rate: float
     rate_error: float
@@ -190,14 +190,12 @@ def horizon_words(horizon: float, error: float, extrapolated: bool) -> str:
 def state(f: Findings) -> str:
     """What was found, in one line."""
     said = _state_of_batch(f) if len(f.verdicts) > 1 else _state_of_one(f)
-    return "; ".join(filter(None, [said, _what_is_hardly_read(f), _in_its_dtype(f)]))
+    return "; ".join(filter(None, [said, hardly_read_words(f.hardly_read), _in_its_dtype(f)]))
 
 
-def _what_is_hardly_read(f: Findings) -> str:
-    """Where that is most of a sequence: a loss of squares, say, and states that decay."""
-    if f.verdict == "non-finite" or not 0 < f.length < f.later:
-        return ""
-    return f"the loss hardly depends on the {f.later} later states (share=)"
+def hardly_read_words(states: int) -> str:
+    """Of so many, where there are any: of a loss of squares, say, and states that decay."""
+    return f"the loss hardly depends on the {states} later states (share=)" if states else ""
 
 
 def _in_its_dtype(f: Findings) -> str:
