@@ -56,6 +56,16 @@ def test_logistic_map(r, x64):
     np.testing.assert_allclose(found.periods(0.5)[upper], 1.0)  # two steps: it changes its sign
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("slow", [0.99, 0.999, 0.9995])
+def test_a_saddle_with_a_slow_direction(method, slow):
+    """In single precision, where a short step along it changes nothing of F(h) - h."""
+    found = bptt.fixed_points(linear_step, jnp.diag(jnp.array([0.5, slow, 1.5])), draw(16, 3), method=method)
+    assert np.all(found.converged)
+    np.testing.assert_allclose(found.points, 0, atol=1e-4 / (1 - slow))
+    assert set(found.distinct().kinds) == {"saddle"}
+
+
 def test_henon_map(x64):
     """Two saddles, from the quadratic formula, in a state that is a dict."""
     a, b = 1.4, 0.3

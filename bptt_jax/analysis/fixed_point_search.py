@@ -187,6 +187,9 @@ def search(
     def advance(lane: _Lane) -> tuple[_Lane, Array, Array]:
         found = propose(lane)
         better = found.after < found.before  # not so of NaN
+        if method == "gradient":
+            # Where A is small a short step is lost in the rounding of F(h) - h: the next is to be longer, not shorter.
+            better |= found.after <= found.before + eps * size(wide(lane.vector))
         vector = jnp.where(better, found.vector, lane.vector)
         now = jnp.where(better, found.after, found.before)
         idle = jnp.where(now < (1 - _PROGRESS) * found.before, 0, lane.idle + 1)

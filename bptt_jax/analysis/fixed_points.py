@@ -91,7 +91,8 @@ def fixed_points(
         whatever solver. Eigenvalues of the flow are then its own, and decide what is stable.
       method: "newton", as described. "krylov": the step of Levenberg and Marquardt by conjugate gradients, from
         products of the Jacobian with vectors. "gradient": descent on ``|step(h) - h|^2 / 2`` by steps of Barzilai and
-        Borwein, from pulls alone; slow, the field's habit. None: "newton" up to 512 numbers of state, beyond
+        Borwein, from pulls alone, the field's habit; it takes hundreds of iterations to thousands, and gives up where
+        200 in a row each gain less than a thousandth. None: "newton" up to 512 numbers of state, beyond
         "krylov".
       num: how many eigenvalues, those of largest modulus, without a D x D matrix. None: all, with the Jacobians, up
         to 512 numbers of state; beyond, 16.
