@@ -71,7 +71,7 @@ def cache_of_the_command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
 
 
 _RESIDENT = Path("/proc/self/statm")
-_MUCH, _MORE = 800 << 20, 150 << 20  # bytes
+_MUCH, _MORE = 1200 << 20, 300 << 20  # bytes
 _left = 0
 
 

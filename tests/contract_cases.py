@@ -206,6 +206,16 @@ def loss_args(weights: np.ndarray, dtype: str) -> Any:
     }
 
 
+def _immediate(state: Any, weight: float, args: Any) -> np.ndarray:
+    """The derivatives of `loss` by the real numbers of one state, as `real_vector` has them."""
+    readout, parts = float(args["readout"]), []
+    for leaf in jax.tree.leaves(floats(state)[0]):
+        a = np.asarray(leaf)
+        halves = ((1.0, a.real), (0.5, a.imag)) if np.iscomplexobj(a) else ((1.0, a.astype(np.float64)),)
+        parts += [np.where(np.isfinite(a), weight * (share * readout + half), 0).ravel() for share, half in halves]
+    return np.concatenate(parts or [np.zeros(0)])
+
+
 # --- What is right
 
 
@@ -250,6 +260,11 @@ def vector_of(tree: Any) -> Any:
     leaves = jax.tree.leaves(floats(tree)[0])
     parts = [part for a in leaves for part in ((a.real, a.imag) if jnp.iscomplexobj(a) else (a,))]
     return jnp.concatenate([jnp.ravel(part).astype(float) for part in parts] or [jnp.zeros(0)])
+
+
+def size_of(tree: Any) -> int:
+    """Of `vector_of`, for which nothing need be compiled."""
+    return sum(a.size * (1 + jnp.iscomplexobj(a)) for a in jax.tree.leaves(floats(tree)[0]))
 
 
 def like_vector(tree: Any, vector: Any) -> Any:
@@ -344,7 +359,7 @@ def _jacobians(name: str, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
     problem, (_, jacobians_of) = _problem(name, "float64"), _one_step(name)
     starts = truth_of(name, plan).starts
     with jax.enable_x64(True):
-        size, params_size = vector_of(problem.state0).size, vector_of(problem.params).size
+        size, params_size = size_of(problem.state0), size_of(problem.params)
         held = np.eye(size), np.zeros((size, params_size))
         found = [
             held if h is None else jacobians_of(problem.params, h, at_step(problem.xs, k))
@@ -393,15 +408,13 @@ def _truth(name: str, plan: Plan) -> Truth:
     else:
         value, (aux, states, starts) = total(given)
         grad = jax.tree.map(lambda a: np.full_like(a, np.nan), given)
-    moving_states, other_states = floats(states)
-    immediate = jax.grad(lambda part: _loss_of(eqx.combine(part, other_states), args)[0])(moving_states)
     contributions = np.stack([real_vector(jax.tree.map(np.conj, g)) for g in grad["params"]])
     return Truth(
         name=name,
         plan=plan,
         states=stacked(states),
         starts=starts,
-        immediate=np.stack([real_vector(g) for g in immediate]),
+        immediate=np.stack([_immediate(h, weight, args) for h, weight in zip(states, plan.weights, strict=True)]),
         loss=value,
         aux=aux,
         adjoints=stacked(grad["added"]),
@@ -431,7 +444,7 @@ def by_lag(name: str, plan: Plan) -> np.ndarray:
             return args["weights"] * _loss_of(states, args)[1]["read"]
 
         numbers = vector_of(problem.params)
-        jacobian = np.asarray(jax.jacrev(losses)(jnp.stack([numbers] * plan.steps)))
+        jacobian = np.stack(jax.jacrev(losses)([numbers] * plan.steps), axis=1)
     parts, passed = np.zeros((plan.steps, numbers.size)), np.cumsum(plan.mask)
     for t, s in np.ndindex(plan.steps, plan.steps):
         if s <= t:

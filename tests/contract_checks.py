@@ -24,8 +24,8 @@ from contract_cases import (
     perturbed_loss,
     real_vector,
     same_dtypes,
+    size_of,
     summed,
-    vector_of,
 )
 from registry import Entry
 
@@ -80,7 +80,7 @@ def check_jacobians(mode: Any) -> Callable[[Case], Iterator[Comparison]]:
             yield Comparison("jacobians", got, case.truth(plan).jacobians)
         whole = bptt.jacobians(*case.arguments(case.plans[0]), mode=mode)
         for steps, arguments, _ in case.alone(case.plans[0]):
-            yield Comparison("of the piece", whole[np.asarray(steps)], bptt.jacobians(*arguments, mode=mode))
+            yield Comparison("of the piece", at_steps(whole, steps), bptt.jacobians(*arguments, mode=mode))
 
     return run
 
@@ -223,10 +223,10 @@ def check_products(case: Case) -> Iterator[Comparison]:
             bptt.linalg.prefix_products(jacobians, **beside),
             bptt.linalg.suffix_products(jacobians, **beside),
         )
-        yield Comparison("prefix_products", prefixes.value[at], products[:, 0])
-        yield Comparison("suffix_products", suffixes.value[at], products[-1])
+        yield Comparison("prefix_products", at_steps(prefixes.value, at), products[:, 0])
+        yield Comparison("suffix_products", at_steps(suffixes.value, at), products[-1])
         norms = bptt.product_log_norms(jacobians, **beside)
-        yield Comparison("product_log_norms", norms[at], log_spectral_norms(products[-1]), True)
+        yield Comparison("product_log_norms", at_steps(norms, at), log_spectral_norms(products[-1]), True)
 
 
 def check_influence_map(case: Case) -> Iterator[Comparison]:
@@ -239,8 +239,8 @@ def check_influence_map(case: Case) -> Iterator[Comparison]:
         norms = np.where(np.eye(n + 1), 0, norms)
         got = bptt.influence_map(*case.arguments(plan), intervals=plan.steps)
         times = np.unique(got.times, return_index=True)[1]  # fewer real steps than intervals
-        yield Comparison("times", got.times[times], np.arange(n + 1))
-        yield Comparison("log_norms", got.log_norms[np.ix_(times, times)], norms, True)
+        yield Comparison("times", at_steps(got.times, times), np.arange(n + 1))
+        yield Comparison("log_norms", np.asarray(got.log_norms)[np.ix_(times, times)], norms, True)
 
 
 def check_leading_singular_values(case: Case) -> Iterator[Comparison]:
@@ -542,7 +542,7 @@ def check_kf_rtrl(case: Case) -> Iterator[Comparison]:
         yield Comparison("finite", np.isfinite(real_vector(got)).all(), True)
         wide = sum(a.size for own in carry.influence for a in own)
         bound = sum(max((a.shape or (1,))[0], a.size) * (1 + jnp.iscomplexobj(a)) for a in params)
-        yield Comparison("memory", wide <= (vector_of(case.problem.state0).size + 1) * bound + len(params), True)
+        yield Comparison("memory", wide <= (size_of(case.problem.state0) + 1) * bound + len(params), True)
         yield same_dtypes("gradient", got, floats(case.problem.params)[0])
 
 
@@ -880,12 +880,12 @@ def frame_growth(case: Case, plan: Plan, num: int, followed: int | None = None) 
 def first_frame(case: Case, num: int) -> np.ndarray:
     """Random, and always the same."""
     dtype = "float64" if case.dtype == "float64" else "float32"
-    size = vector_of(case.problem.state0).size
+    size = size_of(case.problem.state0)
     return np.linalg.qr(np.asarray(scattered((size, num), jnp.dtype(dtype)), np.float64))[0]
 
 
 def num_exponents(case: Case) -> int:
-    return min(3, vector_of(case.problem.state0).size)
+    return min(3, size_of(case.problem.state0))
 
 
 def check_exponents(case: Case) -> Iterator[Comparison]:
@@ -984,7 +984,7 @@ def check_parallel_adjoints(case: Case) -> Iterator[Comparison]:
     for plan in case.plans:
         truth, sequence = case.truth(plan), case.arguments(plan)[-1]
         flags = {"resets": getattr(sequence, "resets", None), "mask": getattr(sequence, "mask", None)}
-        kind = vector_of(case.problem.state0).dtype
+        kind = jnp.result_type(float)
         got = bptt.parallel.parallel_adjoints(
             jnp.asarray(truth.jacobians, kind), jnp.asarray(truth.immediate, kind), **flags
         )

@@ -24,10 +24,10 @@ FORMS = VARIANTS | {
 
 def random_network(gain: float, size: int = 30, steps: int = 200):
     """``s' = W tanh(s)`` from a uniform start, and a uniform guess (Gonzalez et al. 2025, arXiv:2508.16817)."""
-    keys = jax.random.split(jax.random.key(10), 3)
-    weights = gain * jax.random.normal(keys[0], (size, size)) / math.sqrt(size)
-    state0, guess = (jax.random.uniform(k, (size,), minval=-1, maxval=1) for k in keys[1:])
-    return network_step, weights, state0, jnp.broadcast_to(guess, (steps, size))
+    rng = np.random.default_rng(10)
+    weights = gain * rng.standard_normal((size, size)) / math.sqrt(size)
+    state0, guess = rng.uniform(-1, 1, (2, size))
+    return network_step, *map(jnp.asarray, (weights, state0, np.tile(guess, (steps, 1))))
 
 
 def network_step(w, s, x):
@@ -92,7 +92,7 @@ def test_stopped_before_the_end_it_has_not_converged(x64) -> None:
     """Even where what is left would do little harm: here it shrinks a hundredfold at every iteration."""
     a = jnp.asarray([[0.5, 0.005], [0.005, 0.5]])
     left = set()
-    for most in range(8, 20):
+    for most in (8, 14, 15, 17):
         found = deer(linear_step, a, jnp.ones(2), length=60, jacobian="diagonal", max_iterations=most)
         holds = float(found.residual) <= 100 * np.finfo(np.float64).eps
         assert bool(found.converged) == holds == bool(np.isfinite(found.error))
@@ -105,8 +105,8 @@ def test_gain_decides(x64) -> None:
     """3 to 4 iterations below a gain of 1, many where the exponent is positive: Gonzalez et al. 2025."""
 
     def iterations(gain: float) -> int:
-        step, weights, state0, guess = random_network(gain, size=60, steps=400)
-        found = deer(step, weights, state0, length=400, guess=guess, max_iterations=60)
+        step, weights, state0, guess = random_network(gain, size=40, steps=200)
+        found = deer(step, weights, state0, length=200, guess=guess, max_iterations=60)
         rms = np.asarray(found.residuals)
         return int(np.argmax(rms**2 <= 1e-10)) + 1 if (rms**2 <= 1e-10).any() else 61
 
@@ -213,7 +213,7 @@ def test_error_is_how_far_roundings_grow(x64) -> None:
 def test_error_does_not_depend_on_the_chunks_of_time(x64, resets, monkeypatch) -> None:
     """Also where a chunk begins with a reset, over which no rounding is carried."""
     found = {}
-    for numbers in (1 << 22, 9 * 4, 9 * 7, 1):  # all at once; 4 at a time, 3 in the last; 7; one by one
+    for numbers in (1 << 22, 9 * 4, 1):  # all at once; 4 at a time, 3 in the last; one by one
         monkeypatch.setattr(newton, "_CHUNK_NUMBERS", numbers)
         e = cell_example("rnn", jnp.float64, steps=23)
         xs = bptt.Sequence(e.xs, resets=jnp.arange(23) % 4 == 0) if resets else e.xs
@@ -235,7 +235,8 @@ def test_damping_tames_what_overshoots(x64, kind) -> None:
     def step(p, h, x):
         return 0.3 * jnp.cos(p * h) + x
 
-    p, h0, xs = 4.5, jnp.full(1, 2.0), 0.5 * jax.random.normal(jax.random.key(0), (10, 200, 1))
+    p, h0 = 4.5, jnp.full(1, 2.0)
+    xs = jnp.asarray(0.5 * np.random.default_rng(0).standard_normal((10, 200, 1)))
     states = jax.jit(jax.vmap(lambda xs: bptt.unroll(step, p, h0, xs)))(xs)
     rates = np.mean(np.log(np.abs(0.3 * p * np.sin(p * states))), axis=(1, 2))
     assert np.all(rates < -0.2)
@@ -468,13 +469,20 @@ def test_gradients_are_those_of_unroll_and_of_the_parallel_adjoint(x64, name) ->
 
     got = of(lambda *args, **options: bptt.deer(*args, **options).states)
     assert relative_error(floats(got), floats(of(bptt.unroll))) < 1e-12
-    known = bptt.adjoints(*e[:4], loss, length=e.length)
-    immediate = jax.tree.map(jnp.conj, jax.grad(loss)(known.states))
-    vectors = jax.vmap(lambda h: bptt.ravel_state(h)[0])
-    parallel = bptt.parallel.parallel_adjoints(bptt.jacobians(*e[:4], length=e.length), vectors(immediate))
-    assert relative_error(parallel.adjoints, vectors(jax.tree.map(jnp.conj, known.adjoints))) < 1e-12
-    np.testing.assert_allclose(parallel.log_norms, known.log_norms, atol=1e-12)
-    state0_grad = bptt.ravel_state(jax.tree.map(jnp.conj, known.state0_grad))[0]
+
+    def vector(tree):
+        return bptt.ravel_state(jax.tree.map(jnp.conj, tree))[0]
+
+    @jax.jit
+    def both():
+        known = bptt.adjoints(*e[:4], loss, length=e.length)
+        immediate = jax.vmap(vector)(jax.grad(loss)(known.states))
+        parallel = bptt.parallel.parallel_adjoints(bptt.jacobians(*e[:4], length=e.length), immediate)
+        return parallel, jax.vmap(vector)(known.adjoints), vector(known.state0_grad), known.log_norms
+
+    parallel, adjoints, state0_grad, log_norms = both()
+    assert relative_error(parallel.adjoints, adjoints) < 1e-12
+    np.testing.assert_allclose(parallel.log_norms, log_norms, atol=1e-12)
     assert relative_error(parallel.state0_grad, state0_grad) < 1e-12
 
 
@@ -525,8 +533,11 @@ def test_blocks_are_right_in_the_mean(x64, mode) -> None:
     def at(count):
         return factors.blocks(recurrence, starts, recurrence.instants, mode, count)[0][0]
 
-    found = np.asarray(jax.jit(jax.vmap(at))(jnp.arange(400)))
-    full = np.asarray(factors.full(recurrence, starts, recurrence.instants, mode)[0])
+    @jax.jit
+    def both(counts):
+        return jax.vmap(at)(counts), factors.full(recurrence, starts, recurrence.instants, mode)[0]
+
+    found, full = map(np.asarray, both(jnp.arange(400)))
     index = np.asarray(places[0])
     expected = full[:, index[:, :, None], index[:, None, :]]
     errors = found.std(axis=0) / np.sqrt(400)

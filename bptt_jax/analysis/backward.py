@@ -1,7 +1,7 @@
 """The error signal dL/dh_t at every step, and what each step adds to the gradient of the parameters."""
 
 from collections.abc import Callable, Iterable
-from functools import reduce
+from functools import partial, reduce
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -630,6 +630,7 @@ class _Bands(NamedTuple):
     logs: list[Array]
 
 
+@partial(jax.jit, static_argnums=1, inline=True)
 def _log_norm_of_logs(logs: Float[Array, "..."], axes: int) -> Float[Array, "..."]:
     """The log norm over all but so many leading axes of entries whose log magnitudes are given."""
     logs = logs.reshape(*logs.shape[:axes], -1)

@@ -51,12 +51,12 @@ class LogScaled:
     @property
     def value(self) -> PyTree:
         """The plain number: 0 or inf where it leaves the range of its dtype."""
-        return self.over(jnp.zeros_like(self.exponent))
+        return _value(self)
 
     @property
     def log_norm(self) -> Float[Array, "..."]:
         """Natural logarithm of the Euclidean norm, of all leaves together; -inf for zero."""
-        return self._each(log_norm)
+        return _log_norm(self)
 
     @property
     def leaf_log_norms(self) -> PyTree:
@@ -67,14 +67,7 @@ class LogScaled:
     def log_magnitudes(self) -> PyTree:
         """Natural logarithm of the modulus of every entry, like the mantissa; -inf where that is zero."""
 
-        def one(tree: PyTree, e: Array) -> PyTree:
-            def entries(a: Array) -> Array:
-                size = jnp.abs(a).astype(_real_dtype([a]))
-                return to_log(jnp.where(size == 0, 1, size), e, zero=size == 0)
-
-            return jax.tree.map(entries, tree)
-
-        return self._each(one)
+        return _log_magnitudes(self)
 
     @property
     def log_scale(self) -> Float[Array, "..."]:
@@ -148,6 +141,32 @@ class LogScaled:
         for _ in range(jnp.ndim(self.exponent)):
             function = jax.vmap(function)
         return function(self.mantissa, self.exponent, *more)
+
+
+# Of a result that is at hand each of these is one program, not one for every operation.
+_inlined = partial(jax.jit, inline=True)
+
+
+@_inlined
+def _value(number: LogScaled) -> PyTree:
+    return number.over(jnp.zeros_like(number.exponent))
+
+
+@_inlined
+def _log_norm(number: LogScaled) -> Array:
+    return number._each(log_norm)
+
+
+@_inlined
+def _log_magnitudes(number: LogScaled) -> PyTree:
+    def one(tree: PyTree, e: Array) -> PyTree:
+        def entries(a: Array) -> Array:
+            size = jnp.abs(a).astype(_real_dtype([a]))
+            return to_log(jnp.where(size == 0, 1, size), e, zero=size == 0)
+
+        return jax.tree.map(entries, tree)
+
+    return number._each(one)
 
 
 def nothing(like: PyTree) -> LogScaled:
