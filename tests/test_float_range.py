@@ -175,7 +175,7 @@ def test_a_gradient_of_the_parameters_that_leaves_its_dtype(exponent, in_range, 
     """Adjoints of 1 are in range, and 3/4 of 2^16 is the last power of two that float16 holds as much of."""
     adjoints = LogScaled(jnp.ones((2, 1), jnp.float16), jnp.zeros(2, jnp.int32))
     lags, threshold = jnp.asarray([2, 1]), jnp.float32(1e-3)
-    found = float_range(adjoints, jnp.int32(exponent), [jnp.dtype(jnp.float16)], lags, threshold)
+    found = jax.jit(lambda e: float_range(adjoints, e, [jnp.dtype(jnp.float16)], lags, threshold))(exponent)
     assert bool(found.in_range) == in_range
     assert found.loss_scale_log2 == scale
     assert (found.overflow_lag, found.coarse_lag, found.lost_lag) == (-1, -1, -1)

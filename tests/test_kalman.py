@@ -38,7 +38,7 @@ def test_gains_are_those_of_a_kalman_filter(x64, diagonal) -> None:
 def test_means_are_those_of_the_filter(x64) -> None:
     rng = np.random.default_rng(0)
     factors, offsets = rng.standard_normal((7, 2, 2)), rng.standard_normal((7, 2))
-    kept, h = gains(jnp.asarray(factors), jnp.asarray(0.3)), np.zeros(2)
+    kept, h = np.asarray(jax.jit(gains)(jnp.asarray(factors), jnp.asarray(0.3))), np.zeros(2)
     found = jax.jit(filtered_scan)(jnp.asarray(factors), jnp.asarray(offsets), jnp.asarray(0.3), jnp.asarray(1e9))
     for t in range(7):
         h = kept[t] @ (factors[t] @ h + offsets[t])
@@ -48,7 +48,7 @@ def test_means_are_those_of_the_filter(x64) -> None:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision(dtype) -> None:
     wide = 0.3 * np.random.default_rng(3).standard_normal((4, 2, 2))
-    expected = gains(jnp.asarray(wide, jnp.float32), jnp.asarray(0.5, jnp.float32))
-    found = gains(jnp.asarray(wide, dtype), jnp.asarray(0.5, dtype))
+    expected = jax.jit(gains)(jnp.asarray(wide, jnp.float32), jnp.asarray(0.5, jnp.float32))
+    found = jax.jit(gains)(jnp.asarray(wide, dtype), jnp.asarray(0.5, dtype))
     assert found.dtype == dtype
     np.testing.assert_allclose(found.astype(jnp.float32), expected, atol=0.02)

@@ -353,7 +353,7 @@ def test_settings_reach_the_cell_and_the_optimizer() -> None:
     def first_update(**options):
         job = train.prepare(replace(SETTINGS, **options))
         params = {"w": jnp.full(4, 10.0)}
-        updates, state = job.optimizer.update(params, job.optimizer.init(params), params)
+        updates, state = jax.jit(lambda p: job.optimizer.update(p, job.optimizer.init(p), p))(params)
         return float(optax.tree.norm(updates)), len(bptt.remedies.clip_records(state))
 
     assert first_update(clip=2.0) == (pytest.approx(0.2), 1)
