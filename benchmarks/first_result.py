@@ -39,7 +39,7 @@ first = len(seen), sum(seen)
 main(sys.argv[1:])
 print("\\n", *first, len(seen) - first[0])
 """
-AIMS = {"import": 0.15, "cold": 40.0, "warm": 20.0}
+AIMS = {"import": 0.15, "cold": 12.0, "warm": 5.0}
 
 
 def python(*arguments: str, **environment: str) -> str:
