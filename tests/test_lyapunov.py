@@ -837,6 +837,33 @@ def test_bad_initial_frames(frame, options, says):
         )
 
 
+@pytest.mark.parametrize("dt", [0.015625, 128.0])
+def test_rates_per_unit_of_time_are_those_per_step_divided(dt, x64):
+    """Of steps that all do the same, whose rates have no scatter, that erase a direction once, and that change a little
+    in the middle; of each sequence and of all together."""
+
+    def found(**options):
+        def one(xs):
+            given = lambda w, h, x: w * x * h, 0.5, jnp.ones(2), xs
+            return bptt.lyapunov_exponents(*given, initial_frame=np.eye(2), **options)
+
+        steady = np.ones((60, 2)) * [1, 0.5]
+        erasing = steady * np.where(np.arange(60) == 40, 0, 1)[:, None] ** [0, 1]
+        drifting = [steady * np.where(np.arange(60) < 30, 1, 1 + change)[:, None] for change in (1e-5, 1e-7)]
+        return jax.vmap(one)(jnp.asarray([steady, steady, erasing, *drifting]))
+
+    steps, time = found(), found(dt=dt)
+    np.testing.assert_array_equal(steps.dt, 1)
+    np.testing.assert_array_equal(time.dt, dt)
+    np.testing.assert_array_equal(steps.converged, [[True] * 2] * 3 + [[False] * 2, [True] * 2])
+    alike = jax.tree.map(lambda a: a[:2], steps), jax.tree.map(lambda a: a[:2], time)
+    for a, b in ((steps, time), alike, (steps.pooled(), time.pooled()), tuple(each.pooled() for each in alike)):
+        for name in ("exponents", "standard_errors", "living_exponents", "growth"):
+            np.testing.assert_allclose(getattr(b, name), getattr(a, name) / dt, rtol=1e-12, err_msg=name)
+        np.testing.assert_allclose(living_rates(b)[1], living_rates(a)[1] / dt, rtol=1e-12)
+        np.testing.assert_array_equal(b.converged, a.converged)
+
+
 def test_rates_per_unit_of_time():
     def found(**options):
         return bptt.lyapunov_exponents(rotating, 0.9, jnp.ones(2), length=60, **options)

@@ -57,6 +57,7 @@ _FEW = 4  # exponents up to which orthonormalising after every step costs little
 _UNSETTLED = 0.01  # of a standard error: changes between two passes that are no matter
 _BY_CHANCE = 0.01  # share of the orthonormalisations
 _DRIFT = 3.0  # standard errors by which two halves may differ
+_SAME = 1e-6  # nats per step by which they may differ at any error
 _NEUTRAL = 2.0  # standard errors within which an exponent may be zero
 
 
@@ -70,8 +71,8 @@ class LyapunovSpectrum(Result):
         step maps to zero; NaN where the trajectory is not finite, or no step is left after the warm-up.
       standard_errors: ``[num]``, from the means of 20 to 39 batches of consecutive steps, none of which reaches
         over a reset, and the covariance of neighbours: honest where a batch is as long as the trajectory remembers.
-        8 roundings at least (1e-6 nats per step in single precision, 2e-15 in double): the growth of a step is not
-        known better. NaN from fewer than two steps; 0 for -inf.
+        8 roundings at least (1e-6 nats per step in single precision, 2e-15 in double), divided by `dt` as the rates
+        are: the growth of a step is not known better. NaN from fewer than two steps; 0 for -inf.
       growth: ``[T, num]``, what each step has added to the logarithm; 0 where nothing is measured. The growth of
         steps between two orthonormalisations stands at the later one.
       orthonormalised: ``[T]``, whether that was done after the step, so that the sum of `growth` up to it is exact.
@@ -80,7 +81,8 @@ class LyapunovSpectrum(Result):
         sequence.
       size: D, of the state; exponents beyond `num` are unknown.
       first_nonfinite: the first step k (which makes h_{k+1}) whose state or Jacobian is not finite; -1 if none.
-      unit: of time in all rates here: "step", or "unit of time" where ``dt=`` was given.
+      dt: how long a step takes in the unit of all rates here; 1 where no ``dt=`` was given.
+      unit: its name: "step", or "unit of time" where ``dt=`` was given.
     """
 
     exponents: Float[Array, " num"] = field(dims=("exponent",))
@@ -91,6 +93,7 @@ class LyapunovSpectrum(Result):
     batches: BatchSums
     size: Int[Array, ""] = field(dims=())
     first_nonfinite: Int[Array, ""] = field(dims=())
+    dt: Float[Array, ""] = field(dims=())
     unit: str = field(static=True, default="step")
 
     _views: ClassVar = {
@@ -362,7 +365,7 @@ def per_unit_of_time(spectrum: LyapunovSpectrum, dt: Array) -> LyapunovSpectrum:
     dt = jnp.asarray(dt, spectrum.growth.dtype)
     rates = {k: getattr(spectrum, k) / dt for k in ("exponents", "standard_errors", "growth")}
     sums = dataclasses.replace(spectrum.batches, values=spectrum.batches.values / dt)
-    return dataclasses.replace(spectrum, batches=sums, unit="unit of time", **rates)
+    return dataclasses.replace(spectrum, batches=sums, dt=dt, unit="unit of time", **rates)
 
 
 def measure_exponents(
@@ -447,26 +450,28 @@ def spectrum_of(
     order = jnp.argsort(-exponents, stable=True)
     growth, exponents = growth[:, order], exponents[order]
     sums = sum_batches(jnp.where((exponents == -jnp.inf)[None], 0, growth), measured, of)
+    one = jnp.ones((), growth.dtype)
     spectrum = LyapunovSpectrum(
         exponents=exponents,
-        standard_errors=_standard_errors(exponents, sums),
+        standard_errors=_standard_errors(exponents, sums, one),
         growth=growth,
         orthonormalised=orthonormalised,
         piece=jnp.asarray(piece),
         batches=sums,
         size=jnp.asarray(size, jnp.int32),
         first_nonfinite=jnp.where(first == len(finite), -1, first),
+        dt=one,
     )
     return spectrum, order
 
 
-def _standard_errors(exponents: Float[Array, " num"], of: BatchSums) -> Float[Array, " num"]:
-    return _at_least_rounding(exponents, squared_error(of))
+def _standard_errors(exponents: Float[Array, " num"], of: BatchSums, dt: Array) -> Float[Array, " num"]:
+    return _at_least_rounding(exponents, squared_error(of), dt)
 
 
-def _at_least_rounding(rates: Array, square: Array) -> Array:
-    """Their standard errors, from the squares; 0 of -inf."""
-    return jnp.where(rates == -jnp.inf, 0, jnp.maximum(root(square), least_error(rates.dtype)))
+def _at_least_rounding(rates: Array, square: Array, dt: Array) -> Array:
+    """Their standard errors, from the squares; 0 of -inf. What is rounded is the growth of a step, dt times a rate."""
+    return jnp.where(rates == -jnp.inf, 0, jnp.maximum(root(square), least_error(rates.dtype) / dt))
 
 
 def count_unstable(spectrum: LyapunovSpectrum) -> Int[Array, ""]:
@@ -528,13 +533,14 @@ def _pooled(batch: LyapunovSpectrum) -> LyapunovSpectrum:
     earliest = jnp.min(jnp.where(bad >= 0, bad, unknown))
     return LyapunovSpectrum(
         exponents=exponents,
-        standard_errors=_standard_errors(exponents, alone),
+        standard_errors=_standard_errors(exponents, alone, batch.dt[0]),
         growth=growth[:, order],
         orthonormalised=jnp.all(batch.orthonormalised | ~measured, axis=0),
         piece=jnp.max(batch.piece, axis=0),
         batches=alone,
         size=batch.size[0],
         first_nonfinite=jnp.where(earliest == unknown, -1, earliest),
+        dt=batch.dt[0],
         unit=batch.unit,
     )
 
@@ -557,7 +563,7 @@ def living_rates(spectrum: LyapunovSpectrum) -> tuple[Float[Array, "... num"], F
         unknown = (spectrum.first_nonfinite >= 0) | ~jnp.any(measured)
         of = batches(spectrum.piece, len(measured))
         square = jax.vmap(lambda g, n: squared_error(sum_batches(g[:, None], n, of))[0], 1)(growth, steps)
-        return jnp.where(unknown, jnp.nan, rates), _at_least_rounding(rates, square)
+        return jnp.where(unknown, jnp.nan, rates), _at_least_rounding(rates, square, spectrum.dt)
 
     for _ in range(jnp.ndim(spectrum.exponents) - 1):
         of_one = jax.vmap(of_one)
@@ -576,7 +582,7 @@ def _converged(spectrum: LyapunovSpectrum) -> np.ndarray:
     parts = [jax.tree.map(lambda a, k=k: a[k], sums) for k in (which[:half], which[-half:])]
     first, second = (np.sum(part.values, axis=0) / np.sum(part.steps) for part in parts)
     error = np.sqrt(sum(squared_error(part) for part in parts))
-    return (np.abs(first - second) <= _DRIFT * error + 1e-6) | dead
+    return (np.abs(first - second) <= _DRIFT * error + _SAME / spectrum.dt) | dead
 
 
 def finite_time_rates(growth: AnyArray, piece: AnyArray, known: AnyArray, window: int) -> np.ndarray:
