@@ -194,6 +194,90 @@ def test_without_a_gradient_nothing_is_said_of_the_bias() -> None:
     assert "Audit: the gradient is not finite: nothing is known of bias and cosine\n" in repr(infinite)
 
 
+def scaled(by):
+    """An estimator of the gradient times what `by` makes of the key."""
+
+    def estimator(*given, key, **options):
+        return jax.tree.map(lambda a: a * by(key), exact(*given, key=key, **options))
+
+    return estimator
+
+
+SCALED = {
+    "whole": scaled(lambda key: 1.0),
+    "huge": scaled(lambda key: 1e30),
+    "tiny": scaled(lambda key: 1e-30),
+    "none": scaled(lambda key: 0.0),
+    "wild": scaled(lambda key: jnp.inf),
+    "lost": scaled(lambda key: jnp.nan),
+    "rare": scaled(lambda key: jnp.where(jax.random.uniform(key) < 0.5, 1.0, 0.0)),
+}
+
+
+def linear(b, h, x):
+    return 0.5 * h + b + x
+
+
+@pytest.mark.parametrize("keys", [1, 6])
+def test_what_has_no_cosine_says_so_in_words(keys) -> None:
+    def total(states):
+        return jnp.sum(states[-1])
+
+    given = linear, jnp.ones(2), jnp.zeros(2), jnp.zeros((3, 2))
+    found = audit(SCALED, *given, total, key=jax.random.key(1), keys=keys, lags=(0,))
+    rare = float(found.share[-1])
+    assert 0 < rare < 1 if keys > 1 else rare in (0, 1)
+    sparse = {0.0: "undefined (it is zero)", 1.0: "1.000"}.get(rare, "undefined (it is zero for some keys)")
+    infinite = "undefined (it is not finite)"
+    words = ["1.000", "1.000", "1.000", "undefined (it is zero)", infinite, infinite, sparse]
+    lines = [line.strip("| ").split(" | ") for line in found.table.splitlines()[2:]]
+    assert [line[3] for line in lines] == words
+    assert "nan" not in found.table
+    assert ["not finite" in (line[1], line[2]) for line in lines] == [name in ("wild", "lost") for name in SCALED]
+    assert [line[4] for line in lines[:4]] == ["-" if keys == 1 else "0"] * 4
+    assert "nan" not in repr(found).splitlines()[0]
+    assert "whole 1.000, huge 1.000, tiny 1.000" in repr(found).splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("slope", "said"),
+    [
+        (1e-30, "the gradient, log norm -136.7, is below the range of its dtype"),
+        (1e30, "the gradient, log norm 139.6, is above the range of its dtype"),
+        (0.0, "the gradient is zero or underflows"),
+        (math.inf, "the gradient is not finite"),
+    ],
+)
+def test_of_a_gradient_out_of_range_the_table_calls_unknown_what_is(slope, said) -> None:
+    """By two factors that are both in range; what rounding has left is no number of the estimators."""
+
+    def slight(states, args):
+        return args * jnp.sum(states)
+
+    def steep(b, h, x):
+        return b * x
+
+    given = steep, jnp.ones(2), jnp.zeros(2), jnp.full((3, 2), slope)
+    found = audit({"rtrl": rtrl}, *given, slight, args=jnp.asarray(slope), key=jax.random.key(0), keys=2, lags=())
+    assert found.table.splitlines()[2] == "| rtrl | unknown | unknown | unknown | unknown | - |"
+    assert f"Audit: {said}: nothing is known of bias and cosine" == repr(found).splitlines()[0]
+
+
+def test_a_gradient_lost_beside_its_largest_adjoint_is_not_called_zero() -> None:
+    """A number that no parameter moves doubles at every step, and another is what they add up to."""
+
+    def beside(w, h, x):
+        return {"grows": 2 * h["grows"], "adds": h["adds"] + w}
+
+    state0 = {"grows": jnp.asarray(0.0), "adds": jnp.asarray(0.0)}
+    given = beside, jnp.asarray(0.5), state0, None, lambda states: states["grows"][-1] + states["adds"][-1]
+    found = audit({"rtrl": rtrl}, *given, key=jax.random.key(0), keys=1, lags=(0, 1), length=300)
+    assert found.exact_log_norm == -math.inf
+    np.testing.assert_allclose(found.lag_shares, [[1, 1]], rtol=1e-5)
+    words = "the gradient underflows or cancels: nothing is known of bias and cosine"
+    assert repr(found).splitlines()[0] == f"Audit: {words}"
+
+
 GIVEN = {"w": jnp.ones(2)}, jnp.zeros(2), jnp.ones((3, 2)), lambda states: jnp.sum(states)
 
 

@@ -236,6 +236,13 @@ def test_audit_shows_the_shares_by_lag() -> None:
     np.testing.assert_allclose(bars, [[1.0, 1.2], [0.7, 1.1], [0.7, 1.3]], rtol=1e-6)
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["uoro: cosine 1.00", "tbptt: cosine 1.00"]
     assert ax.get_title() == "judged"
+    assert ax.get_legend().get_title().get_text() == ""
+    blind = replace(audit, cosine=jnp.asarray([0.5, nothing]), share=jnp.zeros(2))
+    legend = bptt.plots.plot_audit(blind).axes[0].get_legend()
+    assert [t.get_text() for t in legend.get_texts()] == ["uoro: cosine 0.50", "tbptt: cosine undefined (it is zero)"]
+    lost = bptt.plots.plot_audit(replace(blind, in_range=one[0] < 0)).axes[0].get_legend()
+    assert [t.get_text() for t in lost.get_texts()] == ["uoro: cosine unknown", "tbptt: cosine unknown"]
+    assert lost.get_title().get_text() == "the gradient, log norm 1, is above the range of its dtype"
     with pytest.raises(ValueError, match="expected that of one problem, got a batch"):
         bptt.plots.plot_audit(jax.tree.map(lambda a: a[None], audit))
     with pytest.raises(ValueError, match="expected one with lags"):

@@ -69,14 +69,16 @@ class Audit(Result):
         ||g||``: an unbiased estimator has a `bias` of about that size, not of zero.
       share: ``[N]``: ``<estimate, g> / <g, g>``, its mean over keys: 1 of what is unbiased.
       share_error: ``[N]``.
-      cosine: ``[N]``, of the angle between the batch's estimate for one key and g, its mean over keys.
+      cosine: ``[N]``, of the angle between the batch's estimate for one key and g, its mean over keys; NaN where one
+        is zero or not finite.
       cosine_error: ``[N]``.
       variance: ``[N]``, over keys, of one sequence's estimate: the sum over all parameters, relative to ``<g, g>``.
         The mean of as many estimates, over keys or sequences, is as much noise as signal.
       sequence_variance: ``[N]``, over the sequences of the batch, of the estimate's mean over keys, likewise; NaN of
         one sequence.
       exact_variance: of the exact gradient, over the sequences, likewise.
-      exact_log_norm: natural logarithm of ``||g||``.
+      exact_log_norm: natural logarithm of ``||g||``; -inf where it is zero, or lost beside the largest adjoint
+        (`bptt_jax.analysis.ScaledGradients`).
       in_range: whether the dtypes of the parameters hold g: no entry is too large for its own, not all are too small.
       lags: ``[K]``, loss step minus parameter step, in real steps.
       lag_shares: ``[N, K]``: ``<estimate, part> / <part, part>``, of the exact parts of the gradient with this lag,
@@ -104,15 +106,22 @@ class Audit(Result):
     @property
     def table(self) -> str:
         """One line for each estimator, in Markdown; "sees" is the longest lag of which, and of all shorter ones, it
-        carries at least half."""
+        carries at least half. What the dtype of g does not let one tell (`in_range`) is "unknown"."""
         head = "estimator", "bias", "share", "cosine", "variance", "sees"
         rows = [head, ("---", *["---:"] * 5)]
         for k, name in enumerate(self.names):
-            bias, share = ((getattr(self, of)[k], getattr(self, f"{of}_error")[k]) for of in ("bias", "share"))
             seen = self._sees(k)
-            numbers = *map(_with_error, (bias, share)), f"{self.cosine[k]:.3f}", f"{self.variance[k]:.3g}"
-            rows.append((name, *numbers, "-" if seen is None else counted(seen, "step")))
+            rows.append((name, *self._numbers(k), "-" if seen is None else counted(seen, "step")))
         return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+    def _numbers(self, k: int) -> tuple[str, str, str, str]:
+        """Bias, share, cosine and variance of one estimator."""
+        cosine = cosine_in_words(self, k, 3)
+        if not self.in_range:
+            return "unknown", "unknown", cosine, "unknown"
+        bias, share = (_with_error(getattr(self, of)[k], getattr(self, f"{of}_error")[k]) for of in ("bias", "share"))
+        one_key = math.isfinite(self.bias[k]) and math.isnan(self.variance[k])
+        return bias, share, cosine, "-" if one_key else _with_error(self.variance[k], math.nan)
 
     def _sees(self, k: int) -> int | None:
         shares = np.asarray(self.lag_shares, np.float64)[k]
@@ -122,16 +131,37 @@ class Audit(Result):
         return int(np.asarray(self.lags)[known][until - 1]) if until else None
 
     def _headline(self) -> str:
-        if not self.in_range:
-            log_norm = float(self.exact_log_norm)
-            side = "below" if log_norm < 0 else "above"
-            said = f", log norm {log_norm:.4g}, is {side} the range of its dtype"
-            if not math.isfinite(log_norm):
-                said = " is zero or underflows" if log_norm == -math.inf else " is not finite"
-            return f"the gradient{said}: nothing is known of bias and cosine"
+        if said := beyond_range(self):
+            return f"{said}: nothing is known of bias and cosine"
         order = np.argsort(-np.asarray(self.cosine, np.float64), kind="stable")
-        words = [f"{self.names[k]} {float(self.cosine[k]):.3f}" for k in order]
+        words = [f"{self.names[k]} {cosine_in_words(self, k, 3)}" for k in order]
         return f"cosine with the exact gradient: {', '.join(words)}"
+
+
+def cosine_in_words(audit: Audit, k: int, digits: int) -> str:
+    """That of estimator k, with so many digits after the point, or why there is none."""
+    cosine, share = float(audit.cosine[k]), float(audit.share[k])
+    if not audit.in_range:
+        return "unknown"
+    if not math.isnan(cosine):
+        return f"{cosine:.{digits}f}"
+    if not math.isfinite(share):
+        return "undefined (it is not finite)"
+    return "undefined (it is zero)" if share == 0 else "undefined (it is zero for some keys)"
+
+
+def beyond_range(audit: Audit) -> str:
+    """What there is to say of the exact gradient where the dtype does not hold it; else nothing."""
+    if audit.in_range:
+        return ""
+    log_norm = float(audit.exact_log_norm)
+    if log_norm == -math.inf:
+        parts = not np.isnan(np.asarray(audit.lag_shares)).all()
+        return f"the gradient {'underflows or cancels' if parts else 'is zero or underflows'}"
+    if not math.isfinite(log_norm):
+        return "the gradient is not finite"
+    side = "below" if log_norm < 0 else "above"
+    return f"the gradient, log norm {log_norm:.4g}, is {side} the range of its dtype"
 
 
 def audit(
@@ -374,7 +404,9 @@ def _judge(
     )
     found, square, nothing = total / count, exact @ exact, jnp.full((), jnp.nan, exact.dtype)
     mean, spread = _mean_and_variance(found)
-    size, sizes, products = jnp.linalg.norm(exact), jnp.linalg.norm(found, axis=1), found @ exact
+    size = jnp.linalg.norm(exact)
+    # Of far other sizes than the gradient, squares would leave the range.
+    away, each = LogScaled.of(mean - exact), LogScaled.of(found, axes=1)
     over_keys = jnp.mean(within)
     of_means = (jnp.sum(squares) - count * jnp.sum(jnp.square(mean))) / max(count - 1, 1) if count > 1 else nothing
     # What the keys alone do to the means is no difference between sequences.
@@ -382,10 +414,10 @@ def _judge(
     counts = jnp.sum(known, axis=0).astype(exact.dtype)
     by_key = jnp.sum(lag_shares, axis=0) / jnp.where(counts > 0, counts, jnp.nan)[:, None]
     return _Columns(
-        jnp.linalg.norm(mean - exact) / size,
+        logscale.shift(jnp.linalg.norm(away.mantissa), logscale.plain(away.exponent)) / size,
         jnp.sqrt(spread / keys) / size,
-        *_mean_and_error(products / square),
-        *_mean_and_error(products / (sizes * size)),
+        *_mean_and_error(found @ exact / square),
+        *_mean_and_error(each.mantissa @ exact / (jnp.linalg.norm(each.mantissa, axis=1) * size)),
         over_keys / square,
         jnp.maximum(of_means - noise, 0) / square,
         *_mean_and_error(by_key),
@@ -476,8 +508,9 @@ def _mean_and_error(by_key: Float[Array, "... keys"]) -> tuple[Array, Array]:
     return mean.reshape(by_key.shape[:-1]), error.reshape(by_key.shape[:-1])
 
 
-def _with_error(value_and_error: tuple[Array, Array]) -> str:
-    value, error = map(float, value_and_error)
+def _with_error(value: Array, error: Array | float) -> str:
+    if not math.isfinite(value):
+        return "not finite"
     return f"{value:.3g}" if math.isnan(error) else f"{value:.3g} +- {error:.1g}"
 
 

@@ -2,12 +2,14 @@
 
 import numpy as np
 
-from bptt_jax.estimators.audit import Audit
+from bptt_jax.estimators.audit import Audit, beyond_range, cosine_in_words
 from bptt_jax.plots.style import LINES, Axes, Figure, figure_of, finish, new_axes, text_size
 
 
 def plot_audit(audit: Audit, *, ax: Axes | None = None, title: str | None = None) -> Figure:
     """Draws, lag by lag, which share of the gradient each estimator retains, with standard errors over the keys.
+
+    The legend has the cosines with the exact gradient, or says why there are none.
 
     Args:
       audit: from `bptt_jax.audit`, of lags.
@@ -42,7 +44,7 @@ def plot_audit(audit: Audit, *, ax: Axes | None = None, title: str | None = None
             linewidth=1.4,
             elinewidth=0.8,
             capsize=2,
-            label=f"{name}: cosine {float(audit.cosine[k]):.2f}",
+            label=f"{name}: cosine {cosine_in_words(audit, k, 2)}",
         )
     ax.axhline(1, color="0.6", linewidth=0.8, zorder=0)
     ax.set_xscale("symlog", linthresh=1)
@@ -50,7 +52,8 @@ def plot_audit(audit: Audit, *, ax: Axes | None = None, title: str | None = None
         xlabel="lag: loss step minus parameter step", ylabel="share of the exact gradient's part", xlim=(-0.1, None)
     )
     finish(ax)
-    ax.legend(frameon=False, fontsize=text_size(ax))
+    small = text_size(ax)
+    ax.legend(frameon=False, fontsize=small, title=beyond_range(audit) or None, title_fontsize=small)
     if title is not None:
         ax.set_title(title)
     return figure
