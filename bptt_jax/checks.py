@@ -222,16 +222,30 @@ def check_share(name: str, value: Any) -> Any:
     return check_number(name, value, "a number between 0 and 1", lambda v: (v > 0) & (v < 1))
 
 
+class CostError(ValueError):
+    """What would take hours; `why`, and after it the ways around it that the function's arguments offer."""
+
+    def __init__(self, name: str, why: str, ways: str) -> None:
+        super().__init__(name, why, ways)
+        self.why = why
+
+    def __str__(self) -> str:
+        name, why, ways = self.args
+        return f"{name}: {why}; {ways}"
+
+
 def check_cost(name: str, what: str, size: int, cubes: float, ways: str) -> None:
-    """Raises ValueError where `what` would take hours: `cubes` times `size`^3 operations; `ways` are those around it.
+    """Raises CostError where `what` would take hours: `cubes` times `size`^3 operations; `ways` are those around it.
 
     Decided before anything is compiled.
     """
     operations = cubes * float(size) ** 3
     if operations > _MOST_OPERATIONS:
-        raise ValueError(
-            f"{name}: of a state of D = {size} numbers, {what} would take {operations:.1e} operations on matrices of "
-            f"{4 * size**2 / 1e9:.1f} GB, more than {_MOST_OPERATIONS:.0e}; {ways}"
+        raise CostError(
+            name,
+            f"of a state of D = {size} numbers, {what} would take {operations:.1e} operations on matrices of "
+            f"{4 * size**2 / 1e9:.1f} GB, more than {_MOST_OPERATIONS:.0e}",
+            ways,
         )
 
 

@@ -21,10 +21,10 @@ import pytest
 from slices import covering
 
 import bptt_jax
-from bptt_jax import interrupts
+from bptt_jax import checks, interrupts
 from bptt_jax.cli import diagnose, own_step
 from bptt_jax.cli.main import main
-from bptt_jax.cli.report import BadArgument
+from bptt_jax.cli.report import BadArgument, in_options
 
 SMALL = ["diagnose", "--hidden", "8", "--length", "20", "--batch", "2"]
 STEP = """
@@ -279,6 +279,7 @@ BAD = [
     (["--seed", "-1"], "--seed: expected 0 to"),
     (["--seed", "2147483648"], "--seed: expected 0 to 2147483647"),
     (["--embed", "0"], "--embed: expected at least 1"),
+    (["--cells", "gla", "--hidden", "3"], "diagnose: gla: --hidden: expected a multiple of heads, 2, got 3"),
     (["--text", "absent.txt"], "--text: absent.txt: No such file or directory"),
     (["--text", "{tmp}/bytes.bin"], "expected UTF-8 text, got byte 0"),
     (["--text", "{tmp}/empty.txt"], "--text: text: expected at least one character"),
@@ -314,6 +315,31 @@ def test_bad_argument_gets_one_line_and_status_2(arguments, message, step_file, 
     assert len(lines) == 1
     assert message in lines[0]
     assert not list((tmp_path / "out").glob("*"))
+
+
+def test_what_would_take_hours_is_refused_without_arguments_that_the_command_has_not(
+    monkeypatch, step_file, tmp_path, capsys
+) -> None:
+    monkeypatch.setattr(checks, "_MOST_OPERATIONS", 1e3)
+    assert main([*SMALL, "--step", f"{step_file}:make", "--out", str(tmp_path)]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("measuring ")]
+    assert "make: of a state of D = 4 numbers, norms of products and spectra over T = 20 steps would take" in line
+    assert line.endswith("of fewer units or steps it would take less")
+    assert not re.search(r"\w=", line)
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("hidden_size: expected 2", "--hidden: expected 2"),
+        ("ValueError: hidden_size: expected 2", "ValueError: --hidden: expected 2"),
+        ("length: hidden_size: 2", "--length: hidden_size: 2"),
+        ("RuntimeError: out of luck", "RuntimeError: out of luck"),
+        ("out of length: 2", "out of length: 2"),
+    ],
+)
+def test_arguments_of_the_library_are_options_of_the_command(message, shown) -> None:
+    assert in_options(message) == shown
 
 
 def test_all_commands_have_the_same_habits(capsys) -> None:

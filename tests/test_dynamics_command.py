@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 
 from bptt_jax.cli import dynamics
@@ -85,6 +86,17 @@ def test_a_step_that_raises(step_file, tmp_path, capsys) -> None:
     assert main(["dynamics", "--step", f"{step_file}:raises", *few, "--out", str(tmp_path)]) == 2
     assert "raises: RuntimeError: no luck" in capsys.readouterr().err
     assert not (tmp_path / "dynamics.json").exists()
+
+
+def test_a_single_sequence_has_its_own_exponents(step_file, tmp_path, capsys) -> None:
+    options = ["--length", "30", "--starts", "5", "--vectors", "1", "--out", str(tmp_path), "--json"]
+    found = []
+    for batch in ("1", "2"):
+        assert main(["dynamics", "--step", f"{step_file}:make", "--batch", batch, *options]) == 0
+        (of_one,) = json.loads(capsys.readouterr().out)["recurrences"].values()
+        found.append(of_one["exponents"])
+    np.testing.assert_allclose(found[0]["rates"], found[1]["rates"], rtol=0.5)
+    assert 0 < found[0]["errors"][0] < 0.1
 
 
 def test_of_many_points_the_first_are_shown() -> None:

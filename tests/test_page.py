@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import math
 import re
 import sys
 from collections.abc import Iterator
@@ -127,8 +128,9 @@ def test_every_number_of_the_table_and_every_setting(outline, flows) -> None:
         s = flow.summary()
         expected = [f"{s[name]['mean']:.3f}" for name in ("loss", "spectral_norm", "spectral_radius")]
         rate = s["growth_rate"]
-        expected += [f"{rate['mean']:+.4f} ± {rate['std']:.4f}"]
-        assert cells[6 * row + 4].split()[0] == f"{s['horizon']['median']:.0f}"
+        mean, std, steps = rate["mean"], rate["std"], s["horizon"]["median"]
+        expected += ["unknown" if math.isnan(mean) else f"{mean:+.4f} ± {std:.4f}"]
+        assert cells[6 * row + 4].split()[0] == ("unknown" if math.isnan(steps) else f"{steps:.0f}")
         assert cells[6 * row : 6 * row + 4] == expected
     heads = [t for a, t in outline.all("th") if a["scope"] == "row"][len(flows) :]
     shown = dict(zip(heads, cells[6 * len(flows) :], strict=True))
@@ -158,6 +160,11 @@ def test_every_number_stands_under_its_name() -> None:
     ):  # the median is beyond the sequence if most are
         (row,) = rows({"gru": record | {"horizon": {"median": 487.4}, "horizon_extrapolated": beyond}})
         assert row[5] == horizon
+    nothing = {"growth_rate": {"mean": "nan", "std": "nan"}, "horizon": {"median": "nan"}, "verdict": "unmeasured"}
+    (row,) = rows({"gru": record | nothing | {"verdicts": {"unmeasured": 3}}})
+    assert row[4:7] == ("unknown", "unknown", "unmeasured\n(3 of 3)")
+    (row,) = rows({"gru": record | {"growth_rate": {"mean": "-inf", "std": "nan"}}})
+    assert row[4] == "-inf"
     assert [name.split()[-1] for name in COLUMNS[1:5]] == ["loss", "norm", "radius", "back"]
 
 

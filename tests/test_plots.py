@@ -190,6 +190,8 @@ def test_exponents_of_a_batch_are_the_pooled_ones() -> None:
     (ax,) = bptt.plots.plot_exponents(spectra).axes
     shown = ax.get_lines()[1].get_ydata()
     np.testing.assert_allclose(shown, np.log(2) * np.array([2, -1]), rtol=1e-5)
+    (ax,) = bptt.plots.plot_exponents(jax.tree.map(lambda a: a[1:], spectra)).axes
+    np.testing.assert_allclose(ax.get_lines()[1].get_ydata(), np.log([8, 0.5]), rtol=1e-5)
     with pytest.raises(ValueError, match="a batch of one axis, got a batch of shape"):
         bptt.plots.plot_exponents(jax.tree.map(lambda a: a[None], spectra))
 
@@ -239,7 +241,10 @@ def test_audit_shows_the_shares_by_lag() -> None:
     assert ax.get_legend().get_title().get_text() == ""
     blind = replace(audit, cosine=jnp.asarray([0.5, nothing]), share=jnp.zeros(2))
     legend = bptt.plots.plot_audit(blind).axes[0].get_legend()
-    assert [t.get_text() for t in legend.get_texts()] == ["uoro: cosine 0.50", "tbptt: cosine undefined (it is zero)"]
+    assert [t.get_text() for t in legend.get_texts()] == [
+        "uoro: cosine 0.50",
+        "tbptt: cosine undefined (it is zero)",
+    ]
     lost = bptt.plots.plot_audit(replace(blind, in_range=one[0] < 0)).axes[0].get_legend()
     assert [t.get_text() for t in lost.get_texts()] == ["uoro: cosine unknown", "tbptt: cosine unknown"]
     assert lost.get_title().get_text() == "the gradient, log norm 1, is above the range of its dtype"

@@ -394,7 +394,7 @@ def test_every_task_is_there(name) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"length": 1}, "length: expected at least 2, got 1"),
+        ({"length": 1}, "^--length: expected at least 2, got 1"),
         ({"task": "digits"}, "--length: the digits have 64 pixels"),
         ({"task": "characters", "text": "/nowhere.txt"}, "--text: /nowhere.txt: No such file"),
         ({"text": "novel.txt"}, "--text: the task adding reads none"),
@@ -407,13 +407,13 @@ def test_every_task_is_there(name) -> None:
             {"cell": "mamba", "chrono": True},
             "--chrono: mamba has no gates, or draws their biases in a way of its own",
         ),
-        ({"cell": "janet", "length": 2, "chrono": True}, "longest: expected at least 3, got 2"),
+        ({"cell": "janet", "length": 2, "chrono": True}, "^--length, with --chrono: expected at least 3, got 2"),
         (
             {"cell": "mamba", "init": "identity"},
             "--init: mamba draws its recurrent weights, if it has any, in a way",
         ),
         ({"cell": "indrnn", "init": "orthogonal"}, "--init: indrnn: .* at least a 2D shape"),
-        ({"cell": "gla", "hidden": 3}, "hidden_size: expected a multiple of heads, 2, got 3"),
+        ({"cell": "gla", "hidden": 3}, "^--hidden: expected a multiple of heads, 2, got 3"),
         ({"cell": "transformer"}, "--cell: expected rnn, "),
         ({"stateful": True}, "--stateful: expected --truncate K or --truncate auto with it, got neither"),
         ({"truncate": "auto"}, "--truncate auto: expected --stateful with it"),
@@ -427,8 +427,8 @@ def test_every_task_is_there(name) -> None:
             {"task": "delayed-copy", "stateful": True, "truncate": 5, "omega": 1.0},
             "--omega: its terms are of sequences from the initial state; drop --stateful",
         ),
-        ({"length": 2, "chrono": True}, "longest: expected at least 3, got 2"),
-        ({"hidden": 10**9}, "hidden_size: expected recurrent weights that a memory can hold, got 1000000000 units"),
+        ({"length": 2, "chrono": True}, "^--length, with --chrono: expected at least 3, got 2"),
+        ({"hidden": 10**9}, "^--hidden: expected recurrent weights that a memory can hold, got 1000000000 units"),
     ],
 )
 def test_bad_settings(options, message) -> None:

@@ -1,6 +1,9 @@
 """From numbers to words, in NumPy alone."""
 
+import ast
+import inspect
 import math
+import re
 
 import numpy as np
 import pytest
@@ -140,7 +143,7 @@ def test_a_unit_that_integrates_is_told_its_leak():
 def test_a_cut_is_no_decay():
     (line,) = verdict.advise(case("vanishing", cut_lag=11, end_gain=-math.inf))
     assert "exactly zero from 11 steps back on, of 200" in line
-    assert "Sequence(resets=)" in line
+    assert "declared as a reset" in line
 
 
 @pytest.mark.parametrize("gated", [None, False, True])
@@ -160,7 +163,7 @@ def test_advice_on_exploding(gated):
 def test_a_gradient_that_overflows_is_told_from_a_norm_that_does():
     tries = " | ".join(verdict.advise(case("exploding", rate=2.0, largest_gradient_log10=311.0, in_range=False)))
     assert "1e311, which ends at 1e38" in tries
-    assert "scaled.params_grad.clipped(max_norm=)" in tries
+    assert "scaled.params_grad.clipped is finite" in tries
     assert "clip_adjoints" in tries
     assert "clip the global norm" not in tries
     assert "clip_by_global_norm" not in tries
@@ -191,7 +194,7 @@ def test_polynomial_growth_is_no_matter_of_the_weights():
 def test_a_forward_jacobian_that_is_nan_where_the_gradient_is_not():
     (line,) = verdict.advise(case("steady", nonfinite_product_step=4))
     assert "dh_5/dh_4" in line
-    assert "spectra=False" in line
+    assert line.endswith("the gradient is not touched")
 
 
 def test_advice_on_what_is_not_finite():
@@ -233,6 +236,16 @@ def test_one_step_is_no_steps():
     assert any(
         "truncate at 1 step, " in line for line in verdict.advise(case("exploding", rate=5.0, peak_gain=9.0))
     )
+
+
+def test_the_words_name_no_argument_of_a_function():
+    """The command prints them, and has others."""
+    tree = ast.parse(inspect.getsource(verdict))
+    texts = [
+        node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    assert len(texts) > 100
+    assert [text for text in texts if re.search(r"\b[a-z_]+=", text)] == []
 
 
 def test_it_is_told_where_a_loss_hardly_depends_on_most_of_a_sequence():

@@ -80,7 +80,7 @@ def gradient_flow(
       step, params, state0, xs, length: as for `bptt_jax.unroll`.
       loss, args, has_aux: as for `bptt_jax.adjoints`.
       spectra: whether norms of products and spectra of Jacobians are wanted, by far the dearest part. Rate, horizon
-        and verdict need no D x D matrix.
+        and verdict need no D x D matrix, nor do they suffer where the forward Jacobian is NaN and the gradient is not.
       stride: spectra of every stride-th real step's Jacobian only, counted back from the last. `Spectra` then has
         ``ceil(T / stride)`` rows. Eigenvalues are the dearest of all.
       num: of the spectra the first `num` values only, found without any D x D matrix as
@@ -94,7 +94,8 @@ def gradient_flow(
         noise of any batch smaller than a million sequences, so no optimiser can act on it; and a growth of 1e3
         turns the customary learning rates of 1e-3 and above into steps of the size of the parameters.
       share: the last state that the loss reads in a segment is the last whose immediate derivative exceeds this
-        share of the largest there. A small penalty on later states does not count.
+        share of the largest there. A small penalty on later states does not count. Where the statement says that the
+        loss hardly depends on the later states, a smaller share makes them count.
 
     Returns:
       A `GradientFlow`. For a batch, ``jax.vmap`` over the sequences.

@@ -195,8 +195,7 @@ class LyapunovSpectrum(Result):
         if np.all(np.asarray(self.piece) < 0):
             return "no step is left after the warm-up"
         if lead:
-            one = self.pooled() if lead[0] > 1 else jax.tree.map(lambda a: a[0], self)
-            return one.statement
+            return as_one(self).statement
         largest = float(self.exponents[0])
         line = f"largest exponent {largest:.4g} +- {float(self.standard_errors[0]):.2g} nats per {self.unit}"
         erased = np.flatnonzero(np.any(np.asarray(self.growth) == -np.inf, axis=-1))
@@ -472,6 +471,14 @@ def _standard_errors(exponents: Float[Array, " num"], of: BatchSums, dt: Array) 
 def _at_least_rounding(rates: Array, square: Array, dt: Array) -> Array:
     """Their standard errors, from the squares; 0 of -inf. What is rounded is the growth of a step, dt times a rate."""
     return jnp.where(rates == -jnp.inf, 0, jnp.maximum(root(square), least_error(rates.dtype) / dt))
+
+
+def as_one(spectrum: LyapunovSpectrum) -> LyapunovSpectrum:
+    """Of a batch of one axis `LyapunovSpectrum.pooled`; of one sequence, a batch too, its own."""
+    lead = jnp.shape(spectrum.exponents)[:-1]
+    if lead == (1,):
+        return jax.tree.map(lambda a: a[0], spectrum)
+    return spectrum.pooled() if lead else spectrum
 
 
 def count_unstable(spectrum: LyapunovSpectrum) -> Int[Array, ""]:

@@ -1,4 +1,7 @@
-"""From measured numbers to words: on the host, in NumPy, from arrays and never from models."""
+"""From measured numbers to words: on the host, in NumPy, from arrays and never from models.
+
+The words name no argument of a function: who reads them may have called another, or given a command.
+"""
 
 import math
 from collections import Counter
@@ -15,7 +18,7 @@ SEVERITY: tuple[Verdict, ...] = ("unmeasured", "steady", "vanishing", "exploding
 
 _FACTOR = "bptt_jax.analysis.recommend_gain measures whether a factor on the recurrent weights does it, and which"
 _CLIP_ADJOINTS = "bptt_jax.remedies.clip_adjoints"
-_SCALED = "take it from bptt_jax.adjoints, whose scaled.params_grad.clipped(max_norm=) is finite at any size"
+_SCALED = "take it from bptt_jax.adjoints, whose scaled.params_grad.clipped is finite at any size"
 _LARGEST_SCALE = 127  # binary digits of a loss scale, a number of float32 at least
 _LEAKY = 0.5  # of itself that a unit keeps in a step, from which on it is taken for one that integrates
 
@@ -78,10 +81,12 @@ def table_row(summary: Mapping[str, Any]) -> tuple[str, ...]:
     rate, verdicts, horizon = summary["growth_rate"], summary["verdicts"], float(summary["horizon"]["median"])
     total = sum(verdicts.values())
     beyond = math.isfinite(horizon) and 2 * summary["horizon_extrapolated"] > total
+    steps = "unknown" if math.isnan(horizon) else f"{horizon:.0f}"
+    mean, std = float(rate["mean"]), float(rate["std"])
     return (
         *map(_three_digits, means),
-        f"{float(rate['mean']):+.4f} ± {float(rate['std']):.4f}",
-        f"{horizon:.0f}\n(extrapolated)" if beyond else f"{horizon:.0f}",
+        "unknown" if math.isnan(mean) else f"{mean:+.4f}" + ("" if math.isnan(std) else f" ± {std:.4f}"),
+        f"{steps}\n(extrapolated)" if beyond else steps,
         f"{summary['verdict']}\n({verdicts[summary['verdict']]} of {total})",
     )
 
@@ -195,7 +200,7 @@ def state(f: Findings) -> str:
 
 def hardly_read_words(states: int) -> str:
     """Of so many, where there are any: of a loss of squares, say, and states that decay."""
-    return f"the loss hardly depends on the {states} later states (share=)" if states else ""
+    return f"the loss hardly depends on the {states} later states" if states else ""
 
 
 def _in_its_dtype(f: Findings) -> str:
@@ -294,7 +299,7 @@ def advise(f: Findings) -> list[str]:
         tries.append(
             f"norms of products and spectra are NaN from dh_{f.nonfinite_product_step + 1}/dh_"
             f"{f.nonfinite_product_step} on, where the forward Jacobian is NaN though the backward pass is finite (a "
-            "log-sum-exp of -inf is such a case): the gradient is not touched; spectra=False leaves them out"
+            "log-sum-exp of -inf is such a case): the gradient is not touched"
         )
     return tries
 
@@ -330,8 +335,8 @@ def _against_vanishing(f: Findings) -> list[str]:
     if f.cut_lag >= 0:
         return [
             f"the signal is exactly zero from {counted(f.cut_lag, 'step')} back on, of {f.length}: the step itself "
-            "erases the state there (a unit that is off or saturated, or a new episode: if so declare it, "
-            "Sequence(resets=))"
+            "erases the state there (a unit that is off or saturated, or a new episode, which is to be declared as a "
+            "reset)"
         ]
     length, end = f.length, math.ceil(f.horizon)
     tries = [f"the signal falls to {f.threshold:g} in {counted(end, 'step')} of {length}: nothing older is learned"]

@@ -20,10 +20,11 @@ from bptt_jax.analysis.flow_results import GradientFlow
 from bptt_jax.analysis.noise import gradient_noise
 from bptt_jax.cells.atlas import ATLAS
 from bptt_jax.cells.simple import leaky_rnn
+from bptt_jax.checks import CostError
 from bptt_jax.cli import train, weights
 from bptt_jax.cli.data import own_data
 from bptt_jax.cli.own_step import OwnStep, load, with_keys
-from bptt_jax.cli.report import BadArgument, one_line, provenance
+from bptt_jax.cli.report import BadArgument, in_options, one_line, provenance
 from bptt_jax.experiments.network import LossArgs, Readout, apply_readout
 from bptt_jax.experiments.text import Corpus, corpus, english_text, read_text, windows
 from bptt_jax.leaves import to_jsonable
@@ -181,6 +182,8 @@ def compile_all(recurrences: list[Recurrence], data: Data) -> Iterator[tuple[Rec
         for r in recurrences:
             try:
                 compiled = jobs[r.step, r.loss].result()
+            except CostError as error:
+                raise BadArgument(f"{r.name}: {error.why}; of fewer units or steps it would take less") from error
             except (Exception, SystemExit) as error:  # whatever a step of the user's raises
                 raise BadArgument(f"{r.name}: {one_line(error)}") from error
             yield r, compiled
@@ -339,7 +342,7 @@ def _cells(settings: Settings) -> list[tuple[str, bool | None, Cell]]:
         try:
             made += [(of, train.has_gates(name), make(settings.hidden, **options)) for of, options in variants]
         except ValueError as error:
-            raise BadArgument(f"{name}: {error}") from None
+            raise BadArgument(f"{name}: {in_options(str(error))}") from None
     return made
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from bptt_jax.analysis.covariant import CovariantVectors, covariant_vectors
 from bptt_jax.analysis.fixed_point_results import FixedPoints
 from bptt_jax.analysis.fixed_points import fixed_points, sample_starts
+from bptt_jax.analysis.lyapunov import as_one
 from bptt_jax.cli import diagnose
 from bptt_jax.cli.report import BadArgument, one_line, provenance
 from bptt_jax.leaves import to_jsonable
@@ -177,7 +178,7 @@ def _numbers(d: Dynamics, dt: float) -> dict[str, Any]:
                 "eigenvalues": [[z.real, z.imag] for z in values[k].tolist()],
             }
         )
-    spectrum = d.vectors.spectrum.pooled()
+    spectrum = as_one(d.vectors.spectrum)
     angles = np.asarray(d.vectors.angles, np.float64)
     angles = angles[np.isfinite(angles)]
     levels = {"min": 0.0, "q10": 0.1, "median": 0.5, "q90": 0.9, "max": 1.0}

@@ -13,7 +13,7 @@ import jax
 from bptt_jax.cli import atlas, diagnose, dynamics, tables, train
 from bptt_jax.cli.own_step import write_example
 from bptt_jax.cli.parser import completion
-from bptt_jax.cli.report import BadArgument, noise_in_words, provenance
+from bptt_jax.cli.report import BadArgument, in_options, noise_in_words, provenance
 from bptt_jax.cli.signals import raise_if_signalled
 from bptt_jax.experiments.atlas import BASES, AtlasFileError, chosen, measure
 from bptt_jax.experiments.progress import progress, progress_bar
@@ -274,6 +274,7 @@ def _atlas(arguments: argparse.Namespace) -> Outcome:
             measured = measure(settings, task, names, out / "atlas.json", on_cell=tell)
         except AtlasFileError as error:
             raise BadArgument(f"--out: {error}") from None
+    measured = measured._replace(failed={name: in_options(why) for name, why in measured.failed.items()})
     for name, why in measured.failed.items():
         print(f"bptt-jax atlas: {name} was not measured: {visible(why)}", file=sys.stderr)
     numbers = atlas.record(settings, measured)

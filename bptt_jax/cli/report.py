@@ -2,6 +2,7 @@
 
 import math
 import platform
+import re
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -20,6 +21,20 @@ def one_line(error: BaseException) -> str:
     """Kind and message, of a long one the beginning."""
     message = " ".join(str(error).split())
     return f"{type(error).__name__}: {message if len(message) <= 500 else message[:500] + ' ...'}"
+
+
+# Of arguments of the library that options of the command become.
+_OPTIONS = {
+    "hidden_size": "--hidden",
+    "length": "--length",
+    "longest": "--length, with --chrono",
+    "text": "--text",
+}
+
+
+def in_options(message: str) -> str:
+    """A message of the library, maybe after its kind, with the option that an argument comes from in its place."""
+    return re.sub(r"^(\w+Error: )?(\w+)(?=: )", lambda m: (m[1] or "") + _OPTIONS.get(m[2], m[2]), message)
 
 
 class BadArgument(ValueError):

@@ -16,7 +16,7 @@ import optax
 
 from bptt_jax.cells.atlas import ATLAS
 from bptt_jax.cells.initializers import chrono, identity, sparse
-from bptt_jax.cli.report import BadArgument, one_line, provenance
+from bptt_jax.cli.report import BadArgument, in_options, one_line, provenance
 from bptt_jax.experiments import loop, tasks
 from bptt_jax.experiments.network import Network, NetworkParams, network, truncated
 from bptt_jax.experiments.prognosis import PILOT_LENGTH, PILOT_SHARE, SOLVED, Prognosis, prognose, steps_in_words
@@ -137,7 +137,7 @@ def prepare(settings: Settings) -> Job:
     try:
         net = network(_truncated(settings, _cell(settings, task)), task, remat=settings.remat)
     except ValueError as error:
-        raise BadArgument(str(error)) from None
+        raise BadArgument(in_options(str(error))) from None
     # Omega is of the step itself, not of one that clips on its way back.
     bare = network(_cell(replace(settings, clip_adjoints=None), task), task)
     optimizer = OPTIMIZERS[settings.optimizer](settings.rate)
@@ -436,7 +436,7 @@ def task_of(name: str, length: int, text: str | None) -> tuple[tasks.Task, tasks
     except BadArgument:
         raise
     except (ValueError, ImportError) as error:
-        raise BadArgument(str(error)) from None
+        raise BadArgument(in_options(str(error))) from None
 
 
 def _check_truncation(settings: Settings, task: tasks.Task) -> None:

@@ -119,7 +119,9 @@ class Audit(Result):
         cosine = cosine_in_words(self, k, 3)
         if not self.in_range:
             return "unknown", "unknown", cosine, "unknown"
-        bias, share = (_with_error(getattr(self, of)[k], getattr(self, f"{of}_error")[k]) for of in ("bias", "share"))
+        bias, share = (
+            _with_error(getattr(self, of)[k], getattr(self, f"{of}_error")[k]) for of in ("bias", "share")
+        )
         one_key = math.isfinite(self.bias[k]) and math.isnan(self.variance[k])
         return bias, share, cosine, "-" if one_key else _with_error(self.variance[k], math.nan)
 

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from bptt_jax.analysis.fixed_point_results import FixedPoints
 from bptt_jax.analysis.flow_results import GradientFlow
 from bptt_jax.analysis.influence import InfluenceMap
-from bptt_jax.analysis.lyapunov import LyapunovSpectrum
+from bptt_jax.analysis.lyapunov import LyapunovSpectrum, as_one
 from bptt_jax.analysis.verdict import COLUMNS, table_row
 from bptt_jax.files import atomic_path
 from bptt_jax.leaves import visible
@@ -263,7 +263,7 @@ def _part(key: str, name: str, found: Any) -> Part:
 
 
 def _exponents(key: str, name: str, found: LyapunovSpectrum) -> Part:
-    pooled = found if found.exponents.ndim == 1 else found.pooled()
+    pooled = as_one(found)
     values, errors = (np.asarray(a, np.float64) for a in (pooled.exponents, pooled.standard_errors))
     converged = np.asarray(pooled.converged)
     rows = [

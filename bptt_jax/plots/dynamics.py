@@ -13,7 +13,7 @@ from matplotlib.patches import Circle
 from bptt_jax.analysis.calibration import Calibration, draw_calibration
 from bptt_jax.analysis.covariant import CovariantVectors
 from bptt_jax.analysis.fixed_point_results import FixedPoints
-from bptt_jax.analysis.lyapunov import draw_exponents
+from bptt_jax.analysis.lyapunov import as_one, draw_exponents
 from bptt_jax.checks import check_positive
 from bptt_jax.linalg.eigensystem import Eigensystem
 from bptt_jax.plots.style import LINES, Axes, Figure, NotebookFigure, figure_of, finish, new_axes, text_size
@@ -328,7 +328,7 @@ def plot_dynamics(of_each: Mapping[str, Drawn], *, dt: float = 1.0) -> Figure:
             plot_flow_field(step, params, found, x, states=states, ax=axes[0])
             plot_fixed_points(found, states, ax=axes[0])
         plot_modes(found, dt=dt, ax=axes[1])
-        draw_exponents(axes[2], vectors.spectrum.pooled())
+        draw_exponents(axes[2], as_one(vectors.spectrum))
         if np.isfinite(np.asarray(vectors.angles)).any():
             plot_angles(vectors, ax=axes[3])
         else:

@@ -1,6 +1,6 @@
 """How Lyapunov exponents look."""
 
-from bptt_jax.analysis.lyapunov import LyapunovSpectrum, draw_exponents
+from bptt_jax.analysis.lyapunov import LyapunovSpectrum, as_one, draw_exponents
 
 try:
     from matplotlib.axes import Axes
@@ -38,7 +38,7 @@ def plot_exponents(
         raise ValueError(f"spectrum: expected one, or a batch of one axis, got a batch of shape {shape}")
     if ax is None:
         ax = Figure(figsize=(3.4, 2.6), layout="constrained").subplots()
-    draw_exponents(ax, spectrum if spectrum.exponents.ndim == 1 else spectrum.pooled())
+    draw_exponents(ax, as_one(spectrum))
     if title is not None:
         ax.set_title(title)
     return ax.figure
