@@ -318,7 +318,7 @@ def check_flags(name: str, flags: Any, steps: int | None = None) -> None:
             f"{name}: expected shape [T], got {list(flags.shape)}; for a batch, jax.vmap over its first axis"
         )
     if steps is not None and flags.shape[0] != steps:
-        raise ValueError(f"{name}: expected {steps} booleans, one for each step, got {flags.shape[0]}")
+        raise ValueError(f"{name}: expected one boolean for each step, T = {steps}, got {flags.shape[0]}")
 
 
 def takes(function: Callable[..., Any], count: int) -> bool:

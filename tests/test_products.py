@@ -345,7 +345,7 @@ def test_derivatives_in_one_piece_alone(x64):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"resets": np.zeros(3, bool)}, ValueError, "resets: expected 4 booleans, one for each step, got 3"),
+        ({"resets": np.zeros(3, bool)}, ValueError, "resets: expected one boolean for each step, T = 4, got 3"),
         ({"resets": np.zeros(4)}, TypeError, r"resets: expected booleans \[T\], got float64"),
         ({"mask": np.zeros((4, 1), bool)}, ValueError, r"mask: expected shape \[T\], got \[4, 1\]"),
         ({"mask": [True] * 4}, TypeError, r"mask: expected an array of booleans \[T\], got list"),

@@ -1,5 +1,6 @@
 """Results that read: pytrees to JAX, a few lines to people, plain types and labelled arrays to everything else."""
 
+import ast
 import copy
 import dataclasses
 import inspect
@@ -7,6 +8,7 @@ import json
 import pickle
 import re
 import sys
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, get_type_hints
 
 import chex
@@ -596,3 +598,40 @@ def test_a_misspelt_field():
     with pytest.raises(AttributeError, match="'dict' object has no attribute 'no_such_field'"):
         one.broken  # noqa: B018
     assert not hasattr(one, "_repr_svg_")
+
+
+# Where a count stands before a plural and is never one: what it comes from does not come to that, or is written there.
+NEVER_ONE = {
+    "analysis/noise.py": {"size"},
+    "analysis/verdict.py": {"len(f.verdicts)", "said"},
+    "cells/weights.py": {"n"},
+    "cli/report.py": {"found['sequences']"},
+    "cli/weights.py": {"len(layers)"},
+    "pages/embedded.py": {
+        "length", "sequences", "int(np.sum(steps[0] > 0))", "len(steps)", "singular.shape[-1]"
+    },
+    "slips.py": {"len(xs)"},
+}  # fmt: skip
+
+
+def test_no_count_that_may_be_one_stands_before_a_plural() -> None:
+    """But for what `counted` makes of it: "1 steps" is no English."""
+    package = Path(bptt.__file__).parent
+    trees = {p.relative_to(package).as_posix(): ast.parse(p.read_text("utf-8")) for p in package.rglob("*.py")}
+    calls = [n for tree in trees.values() for n in ast.walk(tree) if _is_counted(n)]
+    nouns = {n.args[1].value for n in calls if isinstance(n.args[1], ast.Constant)}
+    assert {"step", "sequence", "unit"} < nouns
+    plural = re.compile(rf" (?:[a-z]+ )?(?:{'|'.join(nouns)})s\b")
+    found: dict[str, set[str]] = {}
+    for name, tree in trees.items():
+        for text in (n for n in ast.walk(tree) if isinstance(n, ast.JoinedStr)):
+            for count, after in zip(text.values, text.values[1:], strict=False):
+                if not isinstance(count, ast.FormattedValue) or _is_counted(count.value):
+                    continue
+                if isinstance(after, ast.Constant) and plural.match(after.value):
+                    found.setdefault(name, set()).add(ast.unparse(count.value))
+    assert found == NEVER_ONE
+
+
+def _is_counted(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "counted"

@@ -193,7 +193,7 @@ SLIPS = {
     # losses
     "a loss of one state": (
         with_loss(lambda h: h @ jnp.ones(4)),
-        "loss: must return a scalar, got shape [5]; it is given all T = 5 states at once: reduce it…states[-1]",
+        "loss: must return a scalar, got shape [5]; it is given all states at once, T = 5: reduce it…states[-1]",
     ),
     "a loss that is a vector": (with_loss(lambda states: states[-1]), "loss: …got shape [4]; reduce it to one number"),
     "a loss and more": (with_loss(lambda states: (last(states), states)), "loss: …wants has_aux=True"),

@@ -206,8 +206,9 @@ def sample_starts(
     noise = check_nonnegative_finite("noise", noise)
     shapes = {jnp.shape(leaf)[:axes] for leaf in jax.tree.leaves(states)}
     if len(shapes) != 1 or len(next(iter(shapes))) != axes or 0 in next(iter(shapes)):
+        front = "one axis" if axes == 1 else f"{axes} axes"
         raise ValueError(
-            f"states: expected {axes} axes in front, of one size in all leaves, got {describe_shapes(states)}"
+            f"states: expected {front} in front, of one size in all leaves, got {describe_shapes(states)}"
         )
     if state_size(states) == 0:
         raise ValueError(f"states: expected at least one floating number, got {describe_shapes(states)}")

@@ -30,6 +30,7 @@ from bptt_jax.linalg.products import identity, log_of_norm, log_spectral_norm
 from bptt_jax.linalg.spectra import eigenvalues, singular_values, spectra_and_others
 from bptt_jax.recurrence.jacobians import jacobians_at
 from bptt_jax.recurrence.linearization import Linearization, Mode, linearize
+from bptt_jax.results import counted
 from bptt_jax.step import (
     Array,
     Instant,
@@ -142,7 +143,7 @@ def _check_cost(recurrence: Recurrence, stride: int) -> None:
     rows = -(-steps // stride)
     check_cost(
         "spectra",
-        f"norms of products and spectra over T = {steps} steps",
+        f"norms of products and spectra over T = {counted(steps, 'step')}",
         recurrence.size,
         steps * (PRODUCT + SINGULAR) + rows * (SINGULAR + EIGEN),
         "spectra=False measures rate, horizon and verdict without them, num= finds the first few values without any "

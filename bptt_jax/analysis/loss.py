@@ -107,8 +107,8 @@ class BoundLoss:
         steps = jax.tree.leaves(states)[0].shape[0]
         if jax.tree_util.all_leaves([found]) and jnp.shape(found)[:1] == (steps,):
             raise ValueError(
-                f"loss: must return a scalar, got shape {list(jnp.shape(found))}; it is given all T = {steps} states "
-                "at once: reduce it to one number, as in jnp.mean(...), or take the last state, states[-1]"
+                f"loss: must return a scalar, got shape {list(jnp.shape(found))}; it is given all states at once, "
+                f"T = {steps}: reduce it to one number, as in jnp.mean(...), or take the last state, states[-1]"
             )
         check_scalar("loss", found)
         return jnp.asarray(found), aux

@@ -39,17 +39,16 @@ class AdaptiveWindow(Result):
             return "there is no gradient to truncate, or it underflows"
         if np.isnan(rate):
             return "the gradient is not finite"
+        steps = counted(longest, "step")
         if not rate < 0:
-            return f"the gradient does not decay over {longest} steps: no window bounds the bias"
-        ends = f"the gradient ends within {longest} steps"
+            return f"the gradient does not decay over {steps}: no window bounds the bias"
+        ends = f"the gradient ends within {steps}"
         decays = f"the gradient decays by {-rate:.3g} nats per step" if rate > -np.inf else ends
         if window < 0:
             least = float(np.min(self.bias))
             if least == np.inf:
-                return f"{decays}: no window of up to {longest} steps bounds the bias"
-            return (
-                f"{decays}: with {longest} steps the bias is at most {least:.2g}, above {float(self.tolerance):.2g}"
-            )
+                return f"{decays}: no window of up to {steps} bounds the bias"
+            return f"{decays}: with {steps} the bias is at most {least:.2g}, above {float(self.tolerance):.2g}"
         return f"{decays}: with {counted(window, 'step')} the bias is at most {float(self.bias[window - 1]):.2g}"
 
 

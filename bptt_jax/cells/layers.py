@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from bptt_jax.cells.sharing import recalled_function
 from bptt_jax.checks import shapes
+from bptt_jax.results import counted
 from bptt_jax.step import Input, Params, PyTree, State, Step
 
 Output = Callable[[State], Input]
@@ -103,7 +104,7 @@ def _outputs(output: Output | Sequence[Output] | None, layers: int) -> Sequence[
     if not isinstance(output, Sequence) or not all(map(callable, output)):
         raise TypeError(f"output: expected a function of a layer's state, or one for each layer, got {output!r}")
     if len(output) != layers:
-        raise ValueError(f"output: expected one function for each of {layers} layers, got {len(output)}")
+        raise ValueError(f"output: expected one function for each of {counted(layers, 'layer')}, got {len(output)}")
     return output
 
 

@@ -19,6 +19,7 @@ from bptt_jax.cells.layers import stacked
 from bptt_jax.cells.simple import RNNParams, rnn
 from bptt_jax.cells.weights import times
 from bptt_jax.checks import check_choice, check_leaves, type_name
+from bptt_jax.results import counted
 from bptt_jax.step import Array, Params, State, Step
 
 if TYPE_CHECKING:
@@ -120,8 +121,8 @@ def from_torch(
         outputs, inputs = below["weight_hh"].shape[1], above["weight_ih"].shape[1]
         if inputs != outputs:
             raise ValueError(
-                f"module_or_state_dict: expected {outputs} inputs in {where}weight_ih of layer {place.layer}, as the "
-                f"layer below has outputs, got {inputs}"
+                f"module_or_state_dict: expected {counted(outputs, 'input')} in {where}weight_ih of layer "
+                f"{place.layer}, as the layer below has outputs, got {inputs}"
             )
     return stacked([_layer(w, nonlinearity) for w in checked])
 

@@ -8,6 +8,7 @@ from bptt_jax.cli.atlas import AtlasPart
 from bptt_jax.cli.report import noise_in_words
 from bptt_jax.pages.document import document, drawing
 from bptt_jax.pages.report import report_page
+from bptt_jax.results import counted
 
 
 def flow_page(
@@ -56,7 +57,9 @@ def atlas_page(
             "heading": part.heading,
             "columns": part.columns,
             "rows": part.rows,
-            "drawing": drawing(part.figure, f"map-{i}", f"{part.heading}: map of {len(part.rows)} cells"),
+            "drawing": drawing(
+                part.figure, f"map-{i}", f"{part.heading}: map of {counted(len(part.rows), 'cell')}"
+            ),
         }
         for i, part in enumerate(parts)
     ]

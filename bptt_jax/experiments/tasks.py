@@ -18,6 +18,7 @@ import optax
 
 from bptt_jax.checks import check_choice, check_key, check_positive_int
 from bptt_jax.experiments.text import corpus, english_text, windows
+from bptt_jax.results import counted
 from bptt_jax.step import Array, PyTree, Sequence
 
 OfOutputs: TypeAlias = Callable[[Array, PyTree, Array | None], Array]
@@ -317,7 +318,8 @@ def characters(text: str | None = None, *, length: int = 100, split: Split = "tr
     cut = 9 * len(codes) // 10
     codes = codes[:cut] if split == "train" else codes[cut:]
     if len(codes) <= length:
-        raise ValueError(f"text: expected more than {length} characters in the {split} split, got {len(codes)}")
+        few = counted(length, "character")
+        raise ValueError(f"text: expected more than {few} in the {split} split, got {len(codes)}")
     size, on_device = len(vocabulary), jnp.asarray(codes)
     pairs = codes[:-1].astype(np.int64) * size + codes[1:]
 

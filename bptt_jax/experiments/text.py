@@ -11,6 +11,7 @@ import numpy as np
 
 from bptt_jax.checks import check_key, check_leaves, check_positive_int
 from bptt_jax.files import read_file
+from bptt_jax.results import counted
 from bptt_jax.step import Array
 
 _MOST = 1 << 30  # bytes of a text
@@ -110,7 +111,8 @@ def windows(key: Array, codes: Array | np.ndarray, batch: int, length: int) -> t
     if codes.ndim != 1 or not jnp.issubdtype(codes.dtype, jnp.integer):
         raise TypeError(f"codes: expected integers [n], got {codes.dtype}{list(codes.shape)}")
     if len(codes) <= length:
-        raise ValueError(f"text: expected more than {length} characters for windows of {length}, got {len(codes)}")
+        few = counted(length, "character")
+        raise ValueError(f"text: expected more than {few} for windows of {length}, got {len(codes)}")
     starts = jax.random.randint(key, (batch,), 0, len(codes) - length)
     cut = jnp.asarray(codes)[starts[:, None] + jnp.arange(length + 1)[None]]
     return cut[:, :-1], cut[:, 1:]

@@ -18,7 +18,7 @@ from bptt_jax.linalg.lapack import by_modulus, eig, inverse
 from bptt_jax.linalg.logscale import LogScaled
 from bptt_jax.linalg.precision import matmul
 from bptt_jax.linalg.spectra import scaled_down, triplets
-from bptt_jax.results import Result, field
+from bptt_jax.results import Result, counted, field
 
 
 class Eigensystem(Result):
@@ -129,7 +129,7 @@ def singular_vectors(matrices: Inexact[Array, "... M N"], *, num: int | None = N
     most = min(matrices.shape[-2:])
     num = most if num is None else check_positive_int("num", num)
     if num > most:
-        raise ValueError(f"num: expected at most {most} singular values, got {num}")
+        raise ValueError(f"num: expected at most {counted(most, 'singular value')}, got {num}")
     return _singular_vectors(matrices, num=num)
 
 

@@ -23,7 +23,7 @@ from bptt_jax.linalg.lq import ROUNDINGS, orthonormal
 from bptt_jax.linalg.precision import matmul
 from bptt_jax.linalg.products import checked, factors
 from bptt_jax.linalg.scattered import scattered
-from bptt_jax.results import Result, field
+from bptt_jax.results import Result, counted, field
 from bptt_jax.timeline import after_reset
 
 _BESIDE = 8  # directions that are carried beside those that are asked for, and as many of these once more
@@ -103,7 +103,7 @@ def product_singular_vectors(
     size = given[0].shape[-1]
     num = size if num is None else check_positive_int("num", num)
     if num > size:
-        raise ValueError(f"num: expected at most D = {size} singular values, got {num}")
+        raise ValueError(f"num: expected at most D = {counted(size, 'singular value')}, got {num}")
     return _product_singular_vectors(*given, num=num)
 
 
