@@ -78,7 +78,7 @@ class Audit(Result):
         one sequence.
       exact_variance: of the exact gradient, over the sequences, likewise.
       exact_log_norm: natural logarithm of ``||g||``; -inf where it is zero, or lost beside the largest adjoint
-        (`bptt_jax.analysis.ScaledGradients`).
+        (see `ScaledGradients` of `bptt_jax.adjoints`).
       in_range: whether the dtypes of the parameters hold g: no entry is too large for its own, not all are too small.
       lags: ``[K]``, loss step minus parameter step, in real steps.
       lag_shares: ``[N, K]``: ``<estimate, part> / <part, part>``, of the exact parts of the gradient with this lag,
