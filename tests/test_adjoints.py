@@ -436,6 +436,39 @@ def test_what_contributions_say_of_a_gradient_that_is_lost_beside_the_largest_ad
     assert repr(found).startswith(f"TemporalContributions: {said}\n")
 
 
+def test_a_gradient_that_is_lost_beside_the_largest_adjoint_is_called_so():
+    """By whatever tells its norm: the adjoints alone cannot tell it from zero, a gradient flow can."""
+
+    def decaying(b, h, x):
+        return 0.1 * h + b * x
+
+    def headline(scale, loss=last, b=0.5):
+        return repr(bptt.adjoints(decaying, b, jnp.zeros(1), scale * first, loss)).splitlines()[0]
+
+    def flow(scale):
+        return bptt.gradient_flow(decaying, 0.5, jnp.zeros(1), scale * first, last, spectra=False)
+
+    first, slope = jnp.zeros((200, 1)).at[0].set(1.0), 199 * np.log(0.1)
+    assert bptt.adjoints(decaying, 0.5, jnp.zeros(1), first, last).params_log_norm == -np.inf
+    assert headline(1.0).endswith(", dL/dparams zero, or lost beside the largest adjoint")
+    assert headline(1.0, lambda states: 0 * states[-1, 0]).endswith(", dL/dparams zero")
+    bare = bptt.adjoints(lambda p, h, x: 0.1 * h + x, None, jnp.zeros(1), first, last)
+    assert "dL/dparams" not in repr(bare).splitlines()[0]
+
+    part = f"the gradient underflows or cancels: its largest part, of step 1, has log norm {slope:.4g}"
+    assert flow(1.0).statement.endswith(f"; {part}")
+    assert flow(1.0).summary()["statement"] == flow(1.0).statement
+    assert "underflows or cancels" not in flow(0.0).statement  # it is zero
+    both = jax.vmap(flow)(jnp.asarray([0.0, 1.0, 0.01]))
+    assert both.statement.endswith(f"; in 2 of 3 sequences {part}")
+
+    monitor = bptt.Monitor(decaying, last, in_axes=(None, 0, None))
+    record = monitor.probe(0, 0.5, jnp.zeros(1), first[None])
+    assert record.statement.endswith("; dL/dparams zero, or lost beside the largest adjoint")
+    seen = bptt.Monitor(decaying, last, in_axes=(None, 0, None)).probe(0, 0.5, jnp.zeros(1), jnp.ones((1, 200, 1)))
+    assert "dL/dparams" not in seen.statement
+
+
 def test_shares_where_the_derivative_along_the_gradient_is_not_finite():
     """Of a hidden Markov model that cannot be in two of its states at first: pulls are finite there, pushes are not."""
     transitions = jnp.log(jnp.array([[0.7, 0.3, 0.0], [0.0, 0.6, 0.4], [0.2, 0.0, 0.8]]))

@@ -140,6 +140,23 @@ def test_what_it_says_of_a_gradient_that_is_lost_beside_the_largest_adjoint() ->
     assert "the gradient is zero up to a lag of 49\n" in repr(gradient_by_lag(*given, longest=50))
 
 
+def test_what_it_says_of_a_batch_in_which_gradients_are_lost() -> None:
+    first = jnp.zeros((200, 1)).at[0].set(1.0)
+
+    def found(scales):
+        def of_one(scale):
+            return gradient_by_lag(step, 0.5, jnp.zeros(1), first + scale, lambda states: states[-1, 0])
+
+        return repr(jax.vmap(of_one)(jnp.asarray(scales))).splitlines()[0].partition(": ")[2]
+
+    def step(b, h, x):
+        return 0.1 * h + b * x
+
+    assert found([0.0, 0.0]) == "2 of 2 underflow or cancel; of no gradient half comes from at most 199 steps back"
+    assert found([0.0, 1.0]).startswith("1 of 2 underflow or cancel; half of the gradient comes from the loss ")
+    assert found([1.0, 1.0]) == "half of the gradient comes from the loss steps themselves (median of 2)"
+
+
 def test_what_it_says_of_parts_that_cancel() -> None:
     given = lambda b, h, x: h + b, 0.5, jnp.zeros(1), jnp.ones(2), lambda states: states[1, 0] - 2 * states[0, 0]
     found = gradient_by_lag(*given)

@@ -29,7 +29,14 @@ def test_parts() -> None:
     np.testing.assert_allclose(drawn["part from this lag"][1], expected, atol=1e-6)
     np.testing.assert_allclose(drawn["whole gradient"][1], np.log10(2 - 0.5**5), rtol=1e-5)
     nothing = analysis.gradient_by_lag(step, 1.0, 0.0, jnp.ones(9), lambda states: 0 * states[5])
-    assert "whole gradient" not in lines(plots.plot_gradient_lags(nothing))
+    assert list(lines(plots.plot_gradient_lags(nothing))) == ["part from this lag"]
+    first = jnp.zeros(200).at[0].set(1.0)
+    lost = analysis.gradient_by_lag(step, 1.0, 0.0, first, last)
+    drawn = lines(plots.plot_gradient_lags(lost))
+    assert list(drawn) == ["part from this lag", "whole gradient: underflows or cancels"]
+    assert drawn["part from this lag"][1][199] == pytest.approx(-199 * np.log10(2), rel=1e-6)
+    wild = analysis.gradient_by_lag(step, 1.0, 0.0, first, lambda states: jnp.inf * states[-1])
+    assert "whole gradient: not finite" in lines(plots.plot_gradient_lags(wild))
 
 
 def test_noise() -> None:

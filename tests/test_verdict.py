@@ -43,6 +43,7 @@ CASE = verdict.Findings(
     nonfinite_contribution_step=-1,
     nonfinite_product_step=-1,
     nonfinite_losses=0,
+    unseen="",
 )
 
 

@@ -1,5 +1,6 @@
 """The error signal dL/dh_t at every step, and what each step adds to the gradient of the parameters."""
 
+import math
 from collections.abc import Callable, Iterable
 from functools import partial, reduce
 from typing import ClassVar, NamedTuple
@@ -122,7 +123,8 @@ class Adjoints(Result):
 
     @property
     def params_log_norm(self) -> Float[Array, ""]:
-        """Natural logarithm of the Euclidean norm of dL/dparams; -inf where it is exactly zero."""
+        """Natural logarithm of the Euclidean norm of dL/dparams; -inf where it is zero, or lost beside the largest
+        adjoint (`ScaledGradients`): `temporal_contributions` tells which."""
         return self.scaled.params_grad.log_norm
 
     @property
@@ -132,28 +134,32 @@ class Adjoints(Result):
 
     @property
     def args_log_norm(self) -> Float[Array, ""] | None:
-        """Natural logarithm of the Euclidean norm of dL/dargs; None without `args`."""
+        """Natural logarithm of the Euclidean norm of dL/dargs, -inf where its dtype does not hold it; None without
+        `args`."""
         return None if self.scaled.args_grad is None else self.scaled.args_grad.log_norm
 
     @property
     def xs_log_norms(self) -> Float[Array, " T"] | None:
-        """Natural logarithm of the norm of dL/dx_t at every step; None without ``inputs=True``."""
+        """Natural logarithm of the norm of dL/dx_t at every step, -inf where it is zero, or lost beside the largest
+        entry of that step's adjoint; None without ``inputs=True``."""
         return None if self.scaled.xs_grad is None else self.scaled.xs_grad.log_norm
 
     def _headline(self) -> str:
-        first, last = (np.median(np.asarray(self.log_norms)[..., k]) for k in (0, -1))
-        steps, params = self.log_norms.shape[-1], np.median(self.params_log_norm)
-        return (
-            f"{counted(steps, 'step')}, log norm {first:.4g} at h_1, {last:.4g} at h_T, {params:.4g} of dL/dparams"
-        )
+        log_norms = np.asarray(self.log_norms)
+        first, last = (np.median(log_norms[..., k]) for k in (0, -1))
+        said = f"{counted(log_norms.shape[-1], 'step')}, log norm {first:.4g} at h_1, {last:.4g} at h_T"
+        if not jax.tree.leaves(self.scaled.params_grad.mantissa):
+            return said
+        params, largest = (float(np.median(a)) for a in (self.params_log_norm, np.max(log_norms, axis=-1)))
+        return f"{said}, {zero_or_lost(largest) if params == -np.inf else f'{params:.4g} of dL/dparams'}"
 
 
 class TemporalContributions(Result):
     """Where in time the gradient of the parameters comes from: ``dL/dparams = sum_t g_t``.
 
     Attributes:
-      log_norms: ``[T]``, natural log of ``||g_t||``, for t = 1 .. T; it holds where float32 underflows. -inf in
-        padding.
+      log_norms: ``[T]``, natural log of ``||g_t||``, for t = 1 .. T; it holds where float32 underflows, and where the
+        whole gradient is lost. -inf in padding, and where g_t is zero, or lost beside the largest entry of dL/dh_t.
       shares: ``[T]``, signed: ``<g_t, g> / <g, g>`` with g the whole gradient. They sum to 1; NaN if g is zero, or
         lost beside the largest adjoint (`ScaledGradients`).
     """
@@ -173,6 +179,11 @@ class TemporalContributions(Result):
         return (
             f"half of the gradient is from step {half + 1} of {steps} on, the earliest part from step {some[0] + 1}"
         )
+
+
+def zero_or_lost(largest: float) -> str:
+    """Of dL/dparams that came out as zero beside a largest adjoint of this log norm, where its parts are not known."""
+    return f"dL/dparams zero{'' if largest == -math.inf else ', or lost beside the largest adjoint'}"
 
 
 def not_seen(place: str, log_norms: np.ndarray, first: int) -> str:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Complex, Float, Int, PyTree
 
 from bptt_jax.analysis import verdict
 from bptt_jax.analysis.averages import least_error
-from bptt_jax.analysis.backward import TemporalContributions
+from bptt_jax.analysis.backward import TemporalContributions, not_seen
 from bptt_jax.analysis.calibration import Calibration
 from bptt_jax.analysis.growth import polynomial_order
 from bptt_jax.recurrence.linearization import Mode
@@ -121,7 +121,8 @@ class Numerics(Result):
         `jax.grad` gives them.
       first_nonfinite_state: index k of the first state (h_{k+1}) that is NaN or infinite, -1 if none.
       first_nonfinite_adjoint: index k of the first adjoint, going backwards, that is; -1 if none.
-      params_grad_log_norm: log of ``||dL/dparams||``, also where its entries leave the range of their dtype.
+      params_grad_log_norm: log of ``||dL/dparams||``, also where its entries leave the range of their dtype; -inf where
+        it is zero, or lost beside the largest adjoint (`bptt_jax.adjoints`), which `statement` then says.
       overflow_lag: the least lag at which an entry of the adjoint exceeds the largest number of its dtype, and is
         infinite or NaN in a plain backward pass.
       coarse_lag: from which on every entry of the adjoints is so small that at most half of the digits of its dtype
@@ -459,7 +460,19 @@ def _findings(flow: GradientFlow, gated: bool | None, calibrated: Sequence[str] 
         nonfinite_contribution_step=min((int(i[-1]) for i in spoilt), default=-1),
         nonfinite_product_step=max((int(i[-1]) for i in products), default=-1),
         nonfinite_losses=int(np.sum(~np.isfinite(np.asarray(flow.loss, np.float64)))),
+        unseen=_unseen(flow),
     )
+
+
+def _unseen(flow: GradientFlow) -> str:
+    """Of gradients that came out as zero, though parts of them are not; empty if there is none."""
+    whole = _flat(flow.numerics.params_grad_log_norm)
+    parts = np.asarray(flow.contributions.log_norms, np.float64).reshape(len(whole), -1)
+    parts = parts[(whole == -np.inf) & (np.max(parts, axis=1) > -np.inf)]
+    if not len(parts):
+        return ""
+    said = not_seen("of step", parts[np.argmax(np.max(parts, axis=1))], 1)
+    return said if len(whole) == 1 else f"in {len(parts)} of {len(whole)} sequences {said}"
 
 
 def hardly_read(flow: GradientFlow) -> int:

@@ -27,8 +27,8 @@ class GradientByLag(Result):
 
     Attributes:
       lags: ``[K]``: 0 .. K - 1 real steps.
-      log_norms: ``[K]``, natural logarithm of ``||g_k||``; it holds where the dtype underflows. -inf where nothing
-        comes from there.
+      log_norms: ``[K]``, natural logarithm of ``||g_k||``; it holds where the dtype underflows, and where the whole
+        gradient is lost. -inf where nothing comes from there.
       shares: ``[K]``, signed: ``<g_k, g> / <g, g>``. They sum to 1 where K is T; NaN if g is zero, or lost
         beside the largest adjoint (`ScaledGradients`).
       whole_log_norm: of g; -inf likewise.
@@ -43,15 +43,17 @@ class GradientByLag(Result):
     parts: LogScaled | None
 
     def _headline(self) -> str:
-        shares = np.asarray(self.shares, np.float64)
+        shares, log_norms = np.asarray(self.shares, np.float64), np.asarray(self.log_norms)
         longest = shares.shape[-1] - 1
         if shares.ndim > 1:
             enough = np.cumsum(shares.reshape(-1, longest + 1), axis=1) >= 0.5
             halves = np.argmax(enough, axis=1)[enough.any(axis=1)]
+            lost = (np.asarray(self.whole_log_norm) == -np.inf) & (np.max(log_norms, axis=-1) > -np.inf)
+            said = f"{np.sum(lost)} of {lost.size} underflow or cancel; " if lost.any() else ""
             if not len(halves):
-                return f"of no gradient half comes from {_within(longest)}"
-            return f"half of the gradient comes from {_within(round(np.median(halves)))} (median of {len(halves)})"
-        log_norms = np.asarray(self.log_norms)
+                return f"{said}of no gradient half comes from {_within(longest)}"
+            median = round(np.median(halves))
+            return f"{said}half of the gradient comes from {_within(median)} (median of {len(halves)})"
         some = np.flatnonzero(log_norms > -np.inf)
         if self.whole_log_norm == -np.inf:
             return (

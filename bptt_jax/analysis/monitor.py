@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Complex, Float
 
 from bptt_jax import devices
+from bptt_jax.analysis.backward import zero_or_lost
 from bptt_jax.analysis.batches import Axes, batch_size, check_axes, item, leaf_axes
 from bptt_jax.analysis.flow import check_levels, measure_flow, spectra_at
 from bptt_jax.analysis.flow_results import GradientFlow, hardly_read
@@ -168,7 +169,8 @@ class Monitor:
                                       depend on, if they are most of a sequence in most sequences; else 0
     bptt/end_gain                     log of what arrives at h_0 of the error signal, `GradientFlow.end_gain`
     bptt/peak_gain                    `GradientFlow.peak_gain`
-    bptt/gradient_log_norm            log of the norm of one sequence's dL/dparams
+    bptt/gradient_log_norm            log of the norm of one sequence's dL/dparams; -inf where it is zero, or lost
+                                      beside the largest adjoint (`bptt_jax.adjoints`), as the line then says
     bptt/adjoint_log_norm/first       log of the norm of dL/dh_1
     bptt/adjoint_log_norm/last        log of the norm of dL/dh_T; -inf if the loss does not read h_T
     bptt/adjoint_log_norm/max         the largest over time
@@ -491,7 +493,9 @@ def _in_words(scalars: dict[str, float]) -> str:
     beyond = scalars["bptt/horizon_extrapolated"] > 0
     horizon = horizon_words(scalars["bptt/horizon"], math.nan, beyond)
     unread = hardly_read_words(int(scalars["bptt/hardly_read"]))
-    return f"{rate}, {horizon}" + (f"; {unread}" if unread else "")
+    gradient = scalars["bptt/gradient_log_norm"]
+    lost = zero_or_lost(scalars["bptt/adjoint_log_norm/max"]) if gradient == -math.inf else ""
+    return "; ".join([f"{rate}, {horizon}", *filter(None, [unread, lost])])
 
 
 def _median(values: Any) -> float:

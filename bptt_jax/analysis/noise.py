@@ -34,7 +34,8 @@ class GradientNoise(Result):
         estimated without bias, so the ratio is negative by chance where there is none; NaN where nothing comes from
         there.
       errors: ``[K]``, their standard errors, by the jackknife over sequences; NaN with only two.
-      whole: of the whole gradient, whatever K is.
+      whole: of the whole gradient, whatever K is; NaN where it is zero, or lost beside the largest adjoint
+        (`bptt_jax.adjoints`).
       whole_error: its standard error.
       batch_size: B.
       horizon: the lag at which `signal_to_noise` falls below 1, having been above; 0 if it never is, inf if it stays

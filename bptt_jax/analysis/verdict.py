@@ -129,6 +129,8 @@ class Findings(NamedTuple):
         -1; of the products the last.
       nonfinite_product_step: t such that dh_e/dh_t is the last product that is not finite, -1 if all are.
       nonfinite_losses: how many.
+      unseen: what there is to say of gradients of the parameters that came out as zero, though parts are not; empty if
+        there is none.
     """
 
     verdicts: list[Verdict]
@@ -162,6 +164,7 @@ class Findings(NamedTuple):
     nonfinite_contribution_step: int
     nonfinite_product_step: int
     nonfinite_losses: int
+    unseen: str
 
     @property
     def verdict(self) -> Verdict:
@@ -195,7 +198,8 @@ def horizon_words(horizon: float, error: float, extrapolated: bool) -> str:
 def state(f: Findings) -> str:
     """What was found, in one line."""
     said = _state_of_batch(f) if len(f.verdicts) > 1 else _state_of_one(f)
-    return "; ".join(filter(None, [said, hardly_read_words(f.hardly_read), _in_its_dtype(f)]))
+    unseen = "" if f.verdict == "non-finite" else f.unseen
+    return "; ".join(filter(None, [said, hardly_read_words(f.hardly_read), _in_its_dtype(f), unseen]))
 
 
 def hardly_read_words(states: int) -> str:

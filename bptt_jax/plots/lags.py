@@ -14,7 +14,7 @@ _LAG = "lag (steps from loss to parameters)"
 
 
 def plot_gradient_lags(by_lag: GradientByLag, *, ax: Axes | None = None, title: str | None = None) -> Figure:
-    """Draws the norm of the gradient's part from each lag, beside that of the whole gradient.
+    """Draws the norm of the gradient's part from each lag, beside that of the whole gradient, or says why it has none.
 
     Args:
       by_lag: from `bptt_jax.analysis.gradient_by_lag`, of one sequence. Where nothing comes from, there is a gap.
@@ -40,6 +40,9 @@ def plot_gradient_lags(by_lag: GradientByLag, *, ax: Axes | None = None, title: 
     whole = float(by_lag.whole_log_norm) / math.log(10)
     if math.isfinite(whole):
         ax.axhline(whole, color=other, linestyle=other_dash, label="whole gradient")
+    elif np.max(by_lag.log_norms) > -np.inf or math.isnan(whole):
+        why = "underflows or cancels" if whole == -math.inf else "not finite"
+        ax.plot([], [], color=other, linestyle=other_dash, label=f"whole gradient: {why}")
     return _finished(ax, r"$\|g_k\|$", title, logarithmic=True)
 
 
