@@ -66,6 +66,24 @@ def test_a_saddle_with_a_slow_direction(method, slow):
     assert set(found.distinct().kinds) == {"saddle"}
 
 
+@pytest.mark.parametrize("slow", [0.999, 0.9999])
+def test_where_descent_is_stuck_on_its_way_is_no_slow_point(slow):
+    """In single precision it ends along the slow direction, where the speed falls by a thousandth of its change."""
+    rng = np.random.default_rng(0)
+    basis = jnp.asarray(np.linalg.qr(rng.standard_normal((3, 3)))[0], jnp.float32)
+    starts = jnp.asarray(rng.standard_normal((16, 3)), jnp.float32)
+
+    def turned(values, h, x):
+        return basis @ (values * (basis.T @ h)) + x
+
+    given = turned, jnp.asarray([0.5, slow, 1.5]), starts, (1 - slow) * jnp.asarray([0.1, 0.2, 0.3])
+    descent, newton = (bptt.fixed_points(*given, method=method) for method in ("gradient", "newton"))
+    assert np.all(newton.converged)
+    assert np.sum(~descent.converged) > 8
+    assert not np.any(descent.stationary)
+    assert np.all(bptt.fixed_points(given[0], given[1], descent.points, given[3], method="newton").converged)
+
+
 def test_henon_map(x64):
     """Two saddles, from the quadratic formula, in a state that is a dict."""
     a, b = 1.4, 0.3

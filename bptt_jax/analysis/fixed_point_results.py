@@ -22,7 +22,10 @@ class FixedPoints(Result):
       points: where the starts came to, like them: leaves ``[K, ...]``. What is no floating number is the start's.
       speeds: ``|step(h) - h|`` there, the Euclidean norm of D numbers.
       converged: whether the speed is within the tolerance.
-      stationary: not converged, but a minimum of the speed, about, whose gradient is below 0.01: a slow point.
+      stationary: not converged, but a minimum of the speed, about, whose gradient is below 0.01: a slow point. Of
+        "gradient", which may get stuck where the speed falls but slowly, on the way to a fixed point along a slow
+        direction, only where Newton's step leads farther than the point's norm and that of the starts; on the
+        matrix-free route, which has no such step, either of the two.
       finite: False where the start, its input or the step at the start is not: the point is the start itself then,
         and all else NaN.
       iterations: how many were made.

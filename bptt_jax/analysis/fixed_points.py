@@ -28,6 +28,7 @@ from bptt_jax.checks import (
     describe_shapes,
 )
 from bptt_jax.leaves import along_leading
+from bptt_jax.linalg.lapack import solve
 from bptt_jax.linalg.precision import wide
 from bptt_jax.linalg.spectra import eigenvalues
 from bptt_jax.recurrence.jacobians import jacobians_at
@@ -92,8 +93,8 @@ def fixed_points(
       method: "newton", as described. "krylov": the step of Levenberg and Marquardt by conjugate gradients, from
         products of the Jacobian with vectors. "gradient": descent on ``|step(h) - h|^2 / 2`` by steps of Barzilai and
         Borwein, from pulls alone, the field's habit; it takes hundreds of iterations to thousands, and gives up where
-        200 in a row each gain less than a thousandth. None: "newton" up to 512 numbers of state, beyond
-        "krylov".
+        200 in a row each gain less than a thousandth, as along a slow direction: "newton" goes on from there. None:
+        "newton" up to 512 numbers of state, beyond "krylov".
       num: how many eigenvalues, those of largest modulus, without a D x D matrix. None: all, with the Jacobians, up
         to 512 numbers of state; beyond, 16.
       tol: the speed up to which a point counts as one ("gradient" stops there, the others go on while they gain).
@@ -354,8 +355,20 @@ def _fixed_points(
     far = jax.vmap(lambda v: size(wide(v) - centre))(found.vectors) > outlier * radius
 
     attached = attached_to_equation(recurrence, others, found.vectors, converged, num is None)
-    seen = partial(_seen_from, Map(recurrence, others), rhs=rhs, mode=mode, num=num)
-    values, errors, matrices, of_flow = _of_representatives(seen, attached, representatives)
+    seen = partial(
+        _seen_from,
+        Map(recurrence, others),
+        rhs=rhs,
+        mode=mode,
+        num=num,
+        newton=method == "gradient" and num is None,
+    )
+    values, errors, matrices, of_flow, ahead = _of_representatives(seen, attached, representatives)
+    stationary = found.stationary & finite & ~converged
+    if ahead is not None:
+        # Where |F(h) - h| has a minimum other than zero, J - I is singular. Where Newton's step is short enough to be
+        # believed, a fixed point lies ahead, and descent was stuck on the small slope along a slow direction.
+        stationary &= ~(ahead <= jax.vmap(lambda v: jnp.maximum(scale, size(wide(v))))(found.vectors))
     excess = jnp.abs(values) - 1 if of_flow is None else of_flow.real / _largest(of_flow)
     excess = jax.lax.stop_gradient(excess)
     points = jax.vmap(Map(recurrence, others).state)(attached, numbers)
@@ -363,7 +376,7 @@ def _fixed_points(
         points,
         jax.lax.stop_gradient(jnp.where(finite, speeds, jnp.nan)),
         converged,
-        found.stationary & finite & ~converged,
+        stationary,
         finite,
         found.iterations,
         representatives,
@@ -481,18 +494,38 @@ def _of_representatives(
 
 
 def _seen_from(
-    of: Map, vectors: Array, numbers: Array, *, rhs: Callable[..., Any] | None, mode: Mode, num: int | None
-) -> tuple[Array, Array | None, Array | None, Array | None]:
-    """Eigenvalues at points, their errors, Jacobians, eigenvalues of the right-hand side."""
+    of: Map,
+    vectors: Array,
+    numbers: Array,
+    *,
+    rhs: Callable[..., Any] | None,
+    mode: Mode,
+    num: int | None,
+    newton: bool,
+) -> tuple[Array, Array | None, Array | None, Array | None, Array | None]:
+    """Eigenvalues at points, their errors, Jacobians, eigenvalues of the right-hand side, and, if wanted, the length of
+    Newton's step, which may be NaN."""
     recurrence = of.recurrence
     states, xs = jax.vmap(of.state)(vectors, numbers), jax.vmap(of.input)(numbers)
     if num is not None:
         leading = eigenvalues_at(recurrence.step, recurrence.params, states, xs, num, mode)
-        return leading.values, leading.errors, None, None
+        return leading.values, leading.errors, None, None, None
     matrices = jacobians_at(recurrence.step, recurrence.params, states, xs, mode)
+    ahead = (
+        jax.vmap(partial(_newton_length, of))(*jax.lax.stop_gradient((vectors, matrices)), numbers)
+        if newton
+        else None
+    )
     if rhs is None:
-        return eigenvalues(matrices), None, matrices, None
+        return eigenvalues(matrices), None, matrices, None, ahead
     rhs_mode = differentiation_mode(replace(recurrence, step=rhs))
     of_flow = eigenvalues(jacobians_at(rhs, recurrence.params, states, xs, rhs_mode))
     order = jnp.argsort(-of_flow.real, axis=-1, stable=True)  # so that conjugate pairs stay together
-    return eigenvalues(matrices), None, matrices, jnp.take_along_axis(of_flow, order, axis=-1)
+    return eigenvalues(matrices), None, matrices, jnp.take_along_axis(of_flow, order, axis=-1), ahead
+
+
+def _newton_length(of: Map, vector: Array, jacobian: Array, k: Array) -> Array:
+    residual = jax.lax.stop_gradient(of.residual(vector, k))
+    a = wide(jacobian) - jnp.eye(len(residual), dtype=residual.dtype)
+    (step,) = solve(jnp.concatenate([a, -residual[:, None]], axis=1))
+    return size(step)
