@@ -387,9 +387,10 @@ def _send_back(along: Linearization, immediate: State, later: _Carried | None) -
         start = _nothing(along.recurrence)
     else:
         first = logscale.top(start.to_state.mantissa, start.to_state.exponent)
+    start = start._replace(to_params=logscale.nothing(along.no_made))  # what the step has made of them
 
     def scan(
-        pull: Callable[[PyTree, State], tuple[Params, State]], immediate: State, residuals: PyTree
+        pull: Callable[[PyTree, State], tuple[list[Array] | None, State]], immediate: State, residuals: PyTree
     ) -> tuple[_Carried, LogScaled]:
         def body(
             carry: tuple[_Carried, Array], at_t: tuple[State, Array, PyTree]
@@ -419,19 +420,21 @@ def _send_back(along: Linearization, immediate: State, later: _Carried | None) -
 
     def contract(immediate: State, residuals: PyTree) -> tuple[_Carried, LogScaled]:
         end, signal = scan(lambda r, c: (None, along.pull(r, c)), immediate, residuals)
-        to_params = contracted(along, signal)
-        if later is not None:
-            to_params = end.to_params + to_params
-        return end._replace(to_params=to_params), signal
+        return end._replace(to_params=contracted(along, signal)), signal
+
+    def accumulate(immediate: State, residuals: PyTree) -> tuple[_Carried, LogScaled]:
+        end, signal = scan(pull_both, immediate, residuals)
+        of_made, unit = end.to_params.mantissa, end.to_params.exponent
+        return end._replace(to_params=LogScaled(along.pull_made(of_made), unit)), signal
 
     pull_both = along.pull_both
     if pull_both is None:
-        return contract(immediate, along.residuals)
-
-    def accumulate(immediate: State, residuals: PyTree) -> tuple[_Carried, LogScaled]:
-        return scan(pull_both, immediate, residuals)
-
-    return jax.lax.platform_dependent(immediate, along.residuals, cpu=accumulate, default=contract)
+        end, signal = contract(immediate, along.residuals)
+    else:
+        end, signal = jax.lax.platform_dependent(immediate, along.residuals, cpu=accumulate, default=contract)
+    if later is not None:
+        end = end._replace(to_params=later.to_params + end.to_params)
+    return end, signal
 
 
 def _inputs_grad(along: Linearization, signal: LogScaled) -> LogScaled:

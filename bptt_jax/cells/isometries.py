@@ -32,7 +32,6 @@ from bptt_jax.checks import (
 )
 from bptt_jax.devices import divided_by_compiler, scan
 from bptt_jax.linalg.precision import at_least_single
-from bptt_jax.recurrence.unroll import PreparedStep
 from bptt_jax.step import Array, Cell, Step
 
 _expm = divided_by_compiler(expm)  # within it JAX would ask, and find no answer
@@ -69,7 +68,7 @@ class HouseholderParams(NamedTuple):
 
 
 @dataclass(frozen=True)
-class OrthogonalStep(PreparedStep):
+class OrthogonalStep:
     """The step of `orthogonal`. It takes `OrthogonalParams`, or the plain weights that `plain` makes of them.
 
     Attributes:

@@ -86,31 +86,42 @@ def draw_gates(
     return jnp.concatenate([draw_weights(name, init, k, (fan_in, n), wide).astype(dtype).T for k in keys])
 
 
-def _product(weights: Array, vector: Array) -> Array:
+def times(weights: Array, vector: Array) -> Array:
+    """``weights @ vector``."""
+    if weights.size > _COPIED_UP_TO:
+        return _times(weights, None, vector)
+    # Behind the barrier the copy is no part of the product: it is made once, before the loop over time, and by the
+    # copy the derivative is added up, so that it is turned round once too (`bptt_jax.recurrence.preparation`).
+    columns = jax.lax.optimization_barrier(weights.T)
+    return _times(jax.lax.stop_gradient(weights), columns, vector)
+
+
+def _product(weights: Array, columns: Array | None, vector: Array) -> Array:
     # Which of the three is fastest was measured on CPU: training steps, 32 to 512 units, batches of 32 (5 to 25 %).
-    if weights.size > _TRANSPOSED_UP_TO:
-        return weights @ vector  # where they lie: a copy of 4096 x 4096 is 67 MB
-    columns = weights.T
-    if weights.size <= _COPIED_UP_TO:
-        # Behind the barrier the copy is no part of the product, so it is made once, before the loop over time.
-        columns = jax.lax.optimization_barrier(columns)
-    return jnp.dot(vector, columns)
+    if columns is not None:
+        return jnp.dot(vector, columns)
+    if weights.size <= _TRANSPOSED_UP_TO:
+        return jnp.dot(vector, weights.T)
+    return weights @ vector  # where they lie: a copy of 4096 x 4096 is 67 MB
 
 
 @jax.custom_jvp
-def times(weights: Array, vector: Array) -> Array:
-    """``weights @ vector``."""
-    return _product(weights, vector)
+def _times(weights: Array, columns: Array | None, vector: Array) -> Array:
+    """`columns`, if there are any, are the weights transposed, and what moves when the weights do."""
+    return _product(weights, columns, vector)
 
 
-@partial(times.defjvp, symbolic_zeros=True)
-def _times_jvp(primals: tuple[Array, Array], tangents: tuple[Any, Any]) -> tuple[Array, Array]:
-    (weights, vector), (d_weights, d_vector) = primals, tangents
-    if isinstance(d_weights, SymbolicZero):
+@partial(_times.defjvp, symbolic_zeros=True)
+def _times_jvp(
+    primals: tuple[Array, Array | None, Array], tangents: tuple[Any, Any, Any]
+) -> tuple[Array, Array]:
+    (weights, columns, vector), (d_weights, d_columns, d_vector) = primals, tangents
+    if isinstance(d_weights if columns is None else d_columns, SymbolicZero):
         # With respect to the state alone: of a basis of tangents the product is the weights themselves, one tangent
         # to a column, as the Jacobian has them. By rows Jacobians took 1.2 to 3.6 times as long on CPU, and the
         # compiler, if it may, puts this product by rows for the sake of what follows it.
-        return times(weights, vector), jax.lax.optimization_barrier(weights @ d_vector)
+        return _times(weights, columns, vector), jax.lax.optimization_barrier(weights @ d_vector)
+    moved = _product(d_weights, d_columns, vector)
     if isinstance(d_vector, SymbolicZero):
-        return jax.jvp(lambda w: _product(w, vector), (weights,), (d_weights,))
-    return jax.jvp(_product, primals, tangents)
+        return _times(weights, columns, vector), moved
+    return _product(weights, columns, vector), moved + _product(weights, columns, d_vector)

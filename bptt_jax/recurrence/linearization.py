@@ -6,9 +6,11 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import jaxpr_as_fun
 
 from bptt_jax import devices
 from bptt_jax.devices import is_manual
+from bptt_jax.recurrence.preparation import preparation
 from bptt_jax.recurrence.programs import come_from, depends, divided
 from bptt_jax.step import (
     Array,
@@ -50,11 +52,13 @@ class Linearization(NamedTuple):
       pull_params: ``(residuals of one step, dL/dh_t) -> (dh_t/dparams)^T dL/dh_t``.
       contract_params: ``(residuals of K steps, dL/dh [K, ...]) -> sum over K of (dh_t/dparams)^T dL/dh_t``, formed by
         contractions over many steps instead of K accumulations, where that is possible.
-      pull_both: ``(residuals of one step, dL/dh_t) -> ((dh_t/dparams)^T dL/dh_t, pull)``, which share their work;
-        None where the parameters are so many that adding up their gradients step by step costs more than it saves.
+      pull_both: ``(residuals of one step, dL/dh_t) -> ((dh_t/dmade)^T dL/dh_t, pull)``, which share their work, for
+        what the step makes of the parameters alone; None where that is so much that adding up the gradients step by
+        step costs more than it saves.
+      no_made: zeros like what `pull_both` pulls to.
+      pull_made: the sum of these over all steps ``-> (dh/dparams)^T dL/dh``.
       pull_inputs: ``(residuals of one step, dL/dh_t) -> (dh_t/dx_t)^T dL/dh_t``; None unless asked for.
       push: ``(residuals of one step, dstart) -> dh_t``.
-      push_params: ``(residuals of one step, dparams) -> dh_t``.
     """
 
     recurrence: Recurrence
@@ -65,10 +69,11 @@ class Linearization(NamedTuple):
     pull: Callable[[PyTree, State], State]
     pull_params: Callable[[PyTree, State], Params]
     contract_params: Callable[[PyTree, State], Params]
-    pull_both: Callable[[PyTree, State], tuple[Params, State]] | None
+    pull_both: Callable[[PyTree, State], tuple[list[Array], State]] | None
+    no_made: list[Array]
+    pull_made: Callable[[list[Array]], Params]
     pull_inputs: Callable[[PyTree, State], Input] | None
     push: Callable[[PyTree, State], State]
-    push_params: Callable[[PyTree, Params], State]
 
     @property
     def starts(self) -> State:
@@ -125,40 +130,41 @@ def linearize(
     """
     recurrence = check_step(recurrence)
     mode, live = mode_and_live(recurrence, mode, read)
-    params, merge_params = differentiable_part(recurrence.params)
+    params = differentiable_part(recurrence.params)[0]
+    parts = preparation(recurrence)
+    made, back_from_made, constants = jax.vjp(parts.make, params, has_aux=True)
+    prepared = parts.finish(made, constants)
     trees: dict[str, Any] = {}
 
     def read_part(tree: State) -> State:
         leaves, structure = jax.tree.flatten(tree)
         return jax.tree.unflatten(structure, [a if kept else None for a, kept in zip(leaves, live, strict=True)])
 
-    def step_and_residuals(params: Params, h: State, at: Instant) -> tuple[list[Any], list[Any]]:
+    def step_and_residuals(made: list[Array], h: State, at: Instant) -> tuple[list[Any], list[Any]]:
         start, merge_state = differentiable_part(recurrence.begin(h, at))
         x, merge_x = differentiable_part(at.x) if inputs else (None, lambda _: at.x)
 
-        def moved(params: Params, start: State, x: Input) -> tuple[State, State]:
-            new = recurrence.step(merge_params(params), merge_state(start), merge_x(x))
+        def moved(made: list[Array], start: State, x: Input) -> tuple[State, State]:
+            new = prepared.step(made, merge_state(start), merge_x(x))
             return read_part(differentiable_part(new)[0]), new
 
         transform: Any = jax.linearize if mode == "forward" else jax.vjp
-        _, differential, new = transform(moved, params, start, x, has_aux=True)
+        _, differential, new = transform(moved, made, start, x, has_aux=True)
         residuals, trees["differential"] = jax.tree.flatten(differential)
         new_leaves, trees["state"] = jax.tree.flatten(new)
         return new_leaves, residuals
 
     first = jax.tree.map(lambda a: a[0], recurrence.instants)
-    jaxpr, outputs = jax.make_jaxpr(step_and_residuals, return_shape=True)(params, recurrence.state0, first)
+    jaxpr, outputs = jax.make_jaxpr(step_and_residuals, return_shape=True)(made, recurrence.state0, first)
     n_state = len(outputs[0])
-    n_params = len(jax.tree.leaves(params))
-    n_inputs = len(jaxpr.in_avals)
-    moving = [False] * n_params + [True] * (n_inputs - n_params)
+    moving = [False] * len(made) + [True] * (len(jaxpr.in_avals) - len(made))
     varies = depends(jaxpr, moving)[n_state:]
-    # As the derivative of `lax.scan` has it: weights are transposed once, and not at every step.
-    prepare, rest = divided(jaxpr, moving)
-    prepared = prepare(*jax.tree.leaves(params))
+    # What the differentials need of the parameters alone, as the derivative of `lax.scan` has it.
+    before, rest = map(jaxpr_as_fun, divided(jaxpr, moving))
+    ready = before(*made)
 
     def evaluate(h: State, at: Instant) -> tuple[State, list[Any]]:
-        out = rest(*prepared, *jax.tree.leaves((params, h, at)))
+        out = rest(*ready, *jax.tree.leaves((h, at)))
         return jax.tree.unflatten(trees["state"], out[:n_state]), out[n_state:]
 
     # Residuals that no step changes (the weights themselves, mostly) are not stacked T times.
@@ -177,7 +183,7 @@ def linearize(
         return jax.tree.unflatten(trees["differential"], [next(changing) if v else next(same) for v in varies])
 
     numbers = sum(h.size for h in jax.tree.leaves(differentiable_part(recurrence.state0)[0]))
-    few_params = sum(p.size for p in jax.tree.leaves(params)) <= _FEW_PARAMS * numbers
+    few_params = sum(a.size for a in made) <= _FEW_PARAMS * numbers
     zeros = partial(jax.tree.map, jnp.zeros_like)
     state = zeros(differentiable_part(recurrence.state0)[0])
     x0 = zeros(differentiable_part(first.x)[0]) if inputs else None
@@ -185,69 +191,69 @@ def linearize(
     # The bare step, without regard to padding: pushes from all three, pulls to each.
     if mode == "forward":
 
-        def push_from(residuals: _Residuals, dp: Params, dh: State, dx: Input) -> State:
+        def push_from(residuals: _Residuals, dp: list[Array], dh: State, dx: Input) -> State:
             return differential(residuals)(dp, dh, dx)
 
         def pull_to(residuals: _Residuals, which: int, cotangent: State) -> PyTree:
             def push(tangent: PyTree) -> State:
-                tangents = [zeros(params), state, x0]
+                tangents = [zeros(made), state, x0]
                 tangents[which] = tangent
                 return differential(residuals)(*tangents)
 
-            return jax.linear_transpose(push, (params, state, x0)[which])(read_part(cotangent))[0]
+            return jax.linear_transpose(push, (made, state, x0)[which])(read_part(cotangent))[0]
 
     else:
 
-        def push_from(residuals: _Residuals, dp: Params, dh: State, dx: Input) -> State:
+        def push_from(residuals: _Residuals, dp: list[Array], dh: State, dx: Input) -> State:
             return jax.linear_transpose(differential(residuals), read_part(state))((dp, dh, dx))[0]
 
         def pull_to(residuals: _Residuals, which: int, cotangent: State) -> PyTree:
             return differential(residuals)(read_part(cotangent))[which]
 
-    def pull_both(residuals: _Residuals, cotangent: State) -> tuple[Params, State]:
+    def pull_both(residuals: _Residuals, cotangent: State) -> tuple[list[Array], State]:
         if mode == "forward":
 
-            def push(dp: Params, dh: State) -> State:
+            def push(dp: list[Array], dh: State) -> State:
                 return differential(residuals)(dp, dh, x0)
 
-            to_params, pulled = jax.linear_transpose(push, params, state)(read_part(cotangent))
+            to_made, pulled = jax.linear_transpose(push, made, state)(read_part(cotangent))
         else:
-            to_params, pulled, _ = differential(residuals)(read_part(cotangent))
+            to_made, pulled, _ = differential(residuals)(read_part(cotangent))
         pulled = pulled if residuals.real is None else choose(residuals.real, pulled, cotangent)
-        return _where_real(residuals, to_params), pulled
+        return _where_real(residuals, to_made), pulled
+
+    def pull_made(pulled: list[Array]) -> Params:
+        return back_from_made(pulled)[0]
 
     def pull(residuals: _Residuals, cotangent: State) -> State:
         pulled = pull_to(residuals, 1, cotangent)
         return pulled if residuals.real is None else choose(residuals.real, pulled, cotangent)
 
     def push(residuals: _Residuals, tangent: State) -> State:
-        pushed = push_from(residuals, zeros(params), tangent, x0)
+        pushed = push_from(residuals, zeros(made), tangent, x0)
         return pushed if residuals.real is None else choose(residuals.real, pushed, read_part(tangent))
 
-    def push_params(residuals: _Residuals, tangent: Params) -> State:
-        return _where_real(residuals, push_from(residuals, tangent, state, x0))
-
     def pull_params(residuals: _Residuals, cotangent: State) -> Params:
-        return _where_real(residuals, pull_to(residuals, 0, cotangent))
+        return _where_real(residuals, pull_made(pull_to(residuals, 0, cotangent)))
 
     def pull_inputs(residuals: _Residuals, cotangent: State) -> Input:
         return _where_real(residuals, pull_to(residuals, 2, cotangent))
 
-    def contract(residuals: _Residuals, cotangents: State) -> Params:
+    def contract(residuals: _Residuals, cotangents: State) -> list[Array]:
         count = jax.tree.leaves(cotangents)[0].shape[0]
 
-        def push(dp: Params) -> State:
+        def push(dp: list[Array]) -> State:
             return jax.vmap(lambda r: push_from(r, dp, state, x0), axis_size=count)(residuals)
 
-        return jax.linear_transpose(push, params)(read_part(cotangents))[0]
+        return jax.linear_transpose(push, made)(read_part(cotangents))[0]
 
-    def contract_by_steps(residuals: _Residuals, cotangents: State) -> Params:
-        def body(total: Params, one: tuple[_Residuals, State]) -> tuple[Params, None]:
+    def contract_by_steps(residuals: _Residuals, cotangents: State) -> list[Array]:
+        def body(total: list[Array], one: tuple[_Residuals, State]) -> tuple[list[Array], None]:
             return jax.tree.map(jnp.add, total, pull_to(one[0], 0, one[1])), None
 
-        return devices.scan(body, zeros(params), (residuals, cotangents))[0]
+        return devices.scan(body, zeros(made), (residuals, cotangents))[0]
 
-    def contract_by_chunks(residuals: _Residuals, cotangents: State) -> Params:
+    def contract_by_chunks(residuals: _Residuals, cotangents: State) -> list[Array]:
         """For CPU: one contraction over all steps of a batch transposes arrays that fit no cache (up to 2x)."""
         leaves = jax.tree.leaves(cotangents)
         count = leaves[0].shape[0]
@@ -259,9 +265,9 @@ def linearize(
             return contract(residuals, cotangents)
         rest = count % chunk
         tail = jax.tree.map(lambda a: a[count - rest :], (residuals, cotangents))
-        start = contract(*tail) if rest else zeros(params)
+        start = contract(*tail) if rest else zeros(made)
 
-        def body(total: Params, part: tuple[_Residuals, State]) -> tuple[Params, None]:
+        def body(total: list[Array], part: tuple[_Residuals, State]) -> tuple[list[Array], None]:
             return jax.tree.map(jnp.add, total, contract(*part)), None
 
         def cut(a: Array) -> Array:
@@ -274,8 +280,10 @@ def linearize(
             cotangents = jax.vmap(_where_real)(residuals, cotangents)
         # The differential of a `cond` cannot be transposed once it is batched; step by step it can.
         if mode == "reverse" or not _traces(contract, residuals, cotangents):
-            return contract_by_steps(residuals, cotangents)
-        return jax.lax.platform_dependent(residuals, cotangents, cpu=contract_by_chunks, default=contract)
+            return pull_made(contract_by_steps(residuals, cotangents))
+        return pull_made(
+            jax.lax.platform_dependent(residuals, cotangents, cpu=contract_by_chunks, default=contract)
+        )
 
     return Linearization(
         recurrence,
@@ -287,9 +295,10 @@ def linearize(
         pull_params,
         contract_params,
         pull_both if few_params else None,
+        zeros(made),
+        pull_made,
         pull_inputs if inputs else None,
         push,
-        push_params,
     )
 
 

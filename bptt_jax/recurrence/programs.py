@@ -1,13 +1,14 @@
 """What the program of a step, its jaxpr, tells: which result comes from where."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Iterable
 from operator import and_
 from typing import Any
 
 from jax.extend.core import Literal as JaxprLiteral
-from jax.extend.core import jaxpr_as_fun
 
-_CALLS = ("jit", "pjit", "remat2", "checkpoint", "closed_call", "core_call")
+_COMPILED = ("jit", "pjit")
+_CALLS = (*_COMPILED, "remat2", "checkpoint", "closed_call", "core_call")
 _CUSTOM_CALLS = ("custom_jvp_call", "custom_vjp_call")
 _SAME_AXES = ("convert_element_type", "slice", "split", "mul", "div", "neg", "copy", "real", "imag")
 
@@ -48,36 +49,74 @@ def depends(jaxpr: Any, inputs: list[bool]) -> list[bool]:
     return [is_marked(v) for v in jaxpr.outvars]
 
 
-def divided(program: Any, varies: list[bool]) -> tuple[Callable[..., list[Any]], Callable[..., list[Any]]]:
+def nesting(program: Any) -> int:
+    """How deep calls of compiled functions lie within each other."""
+    jaxpr = getattr(program, "jaxpr", program)
+    return max((1 + nesting(e.params["jaxpr"]) for e in jaxpr.eqns if e.primitive.name in _COMPILED), default=0)
+
+
+def opened(program: Any) -> Any:
+    """A closed program that, traced again, has what such functions do in the place of the outermost calls."""
+
+    def inlined(eqn: Any) -> Any:
+        if eqn.primitive.name not in _COMPILED:
+            return eqn
+        kind = type(eqn.params["inline"])  # JAX 0.12 has more than two
+        return eqn.replace(params=eqn.params | {"inline": True if kind is bool else kind.JAX_EARLY})
+
+    return program.replace(jaxpr=program.jaxpr.replace(eqns=list(map(inlined, program.jaxpr.eqns))))
+
+
+def divided(program: Any, varies: list[bool]) -> tuple[Any, Any]:
     """A closed program in two, for a loop: what is the same in every round, and the rest.
+
+    What the first makes is not much larger than what it is made of: a bias is not broadcast before the loop.
 
     Args:
       program: a jaxpr.
       varies: of every input, whether it changes from round to round.
 
     Returns:
-      ``(before, rest)``: ``before(*inputs that do not change)`` gives a list, and ``rest(*that list, *inputs)`` all
-      outputs.
+      ``(before, rest)``, programs: the first takes the inputs that do not change; the other what that returns, and
+      then the inputs that do.
     """
     jaxpr = getattr(program, "jaxpr", program)
-    moving = {v for v, mark in zip(jaxpr.invars, varies, strict=True) if mark}
-    same: list[Any] = []
-    changing: list[Any] = []
-    for eqn in jaxpr.eqns:
-        changes = bool(eqn.effects) or any(not isinstance(v, JaxprLiteral) and v in moving for v in eqn.invars)
-        (changing if changes else same).append(eqn)
-        moving.update(eqn.outvars if changes else ())
-    asked = [v for eqn in changing for v in eqn.invars] + list(jaxpr.outvars)
-    needed = {v for v in asked if not isinstance(v, JaxprLiteral)}
-    made = [v for eqn in same for v in eqn.outvars if v in needed]
+    moving = [v for v, mark in zip(jaxpr.invars, varies, strict=True) if mark]
     fixed = [v for v, mark in zip(jaxpr.invars, varies, strict=True) if not mark]
+    changing = set(moving)
+    before, rest = [], []
+    for place, eqn in enumerate(jaxpr.eqns):
+        changes = bool(eqn.effects) or any(v in changing for v in _named(eqn.invars))
+        changing.update(eqn.outvars if changes else ())
+        (rest if changes else before).append(place)
+    made_by = {v: place for place in before for v in jaxpr.eqns[place].outvars}
+    asked = [v for place in rest for v in _named(jaxpr.eqns[place].invars)] + _named(jaxpr.outvars)
+    wanted, again = set(), set()
+    while asked:
+        v = asked.pop()
+        place = made_by.get(v)
+        if place is None or _numbers(jaxpr.eqns[place].outvars) <= 2 * _numbers(_named(jaxpr.eqns[place].invars)):
+            wanted.add(v)
+        elif place not in again:
+            again.add(place)
+            asked += _named(jaxpr.eqns[place].invars)
+    made = [v for v in (*fixed, *made_by) if v in wanted]
 
-    def part(inputs: list[Any], equations: list[Any], outputs: list[Any]) -> Callable[..., list[Any]]:
+    def part(inputs: list[Any], places: Iterable[int], outputs: list[Any]) -> Any:
         unnamed = jaxpr.debug_info.with_unknown_names()
+        equations = [jaxpr.eqns[place] for place in places]
         inner = program.jaxpr.replace(invars=inputs, eqns=equations, outvars=outputs, debug_info=unnamed)
-        return jaxpr_as_fun(program.replace(jaxpr=inner))
+        return program.replace(jaxpr=inner)
 
-    return part(fixed, same, made), part([*made, *jaxpr.invars], changing, jaxpr.outvars)
+    return part(fixed, before, made), part([*made, *moving], sorted({*rest, *again}), jaxpr.outvars)
+
+
+def _named(variables: Any) -> list[Any]:
+    return [v for v in variables if not isinstance(v, JaxprLiteral)]
+
+
+def _numbers(variables: Any) -> int:
+    return sum(math.prod(v.aval.shape) for v in variables)
 
 
 def _through_scan(eqn: Any, marks: list[bool]) -> list[bool]:

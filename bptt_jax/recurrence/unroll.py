@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 
 import jax
@@ -10,19 +9,18 @@ import jax.numpy as jnp
 
 from bptt_jax import devices
 from bptt_jax.checks import check_positive_int
-from bptt_jax.step import Instant, Params, PyTree, Recurrence, State, Step, bind, check_step
-
-
-class PreparedStep:
-    """A step that takes in the place of its parameters also what `plain` makes of them.
-
-    `unroll` has that made once for a sequence, and its derivative taken once. XLA takes what does not depend on time
-    out of a loop, but in the backward pass the derivative is applied to another cotangent at every step.
-    """
-
-    def plain(self, params: Params) -> Params:
-        """What depends on the parameters alone."""
-        raise NotImplementedError
+from bptt_jax.recurrence.preparation import preparation
+from bptt_jax.step import (
+    Instant,
+    Params,
+    PyTree,
+    Recurrence,
+    State,
+    Step,
+    bind,
+    check_step,
+    differentiable_part,
+)
 
 
 def unroll(
@@ -133,8 +131,8 @@ def _scan(
 
         return devices.scan(body, h, instants, length=length, unroll=unroll)
 
-    if isinstance(recurrence.step, PreparedStep):
-        recurrence = replace(recurrence, params=recurrence.step.plain(recurrence.params))
+    parts = preparation(recurrence)
+    recurrence = parts.finish(*parts.make(differentiable_part(recurrence.params)[0]))
     state0, instants, steps = recurrence.state0, recurrence.instants, recurrence.length
     if segment is None:
         return run(state0, instants, steps)
