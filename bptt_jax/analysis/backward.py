@@ -422,12 +422,14 @@ def _send_back(along: Linearization, immediate: State, later: _Carried | None) -
         end, signal = scan(lambda r, c: (None, along.pull(r, c)), immediate, residuals)
         return end._replace(to_params=contracted(along, signal)), signal
 
+    pull_both = along.pull_both
+
     def accumulate(immediate: State, residuals: PyTree) -> tuple[_Carried, LogScaled]:
+        assert pull_both is not None
         end, signal = scan(pull_both, immediate, residuals)
         of_made, unit = end.to_params.mantissa, end.to_params.exponent
         return end._replace(to_params=LogScaled(along.pull_made(of_made), unit)), signal
 
-    pull_both = along.pull_both
     if pull_both is None:
         end, signal = contract(immediate, along.residuals)
     else:

@@ -112,9 +112,7 @@ def _times(weights: Array, columns: Array | None, vector: Array) -> Array:
 
 
 @partial(_times.defjvp, symbolic_zeros=True)
-def _times_jvp(
-    primals: tuple[Array, Array | None, Array], tangents: tuple[Any, Any, Any]
-) -> tuple[Array, Array]:
+def _times_jvp(primals: tuple[Array, Array | None, Array], tangents: tuple[Any, Any, Any]) -> tuple[Array, Array]:
     (weights, columns, vector), (d_weights, d_columns, d_vector) = primals, tangents
     if isinstance(d_weights if columns is None else d_columns, SymbolicZero):
         # With respect to the state alone: of a basis of tangents the product is the weights themselves, one tangent

@@ -84,22 +84,23 @@ def divided(program: Any, varies: list[bool]) -> tuple[Any, Any]:
     moving = [v for v, mark in zip(jaxpr.invars, varies, strict=True) if mark]
     fixed = [v for v, mark in zip(jaxpr.invars, varies, strict=True) if not mark]
     changing = set(moving)
-    before, rest = [], []
+    before: list[int] = []
+    rest: list[int] = []
     for place, eqn in enumerate(jaxpr.eqns):
         changes = bool(eqn.effects) or any(v in changing for v in _named(eqn.invars))
         changing.update(eqn.outvars if changes else ())
         (rest if changes else before).append(place)
     made_by = {v: place for place in before for v in jaxpr.eqns[place].outvars}
     asked = [v for place in rest for v in _named(jaxpr.eqns[place].invars)] + _named(jaxpr.outvars)
-    wanted, again = set(), set()
+    wanted: set[Any] = set()
+    again: set[int] = set()
     while asked:
         v = asked.pop()
-        place = made_by.get(v)
-        if place is None or _numbers(jaxpr.eqns[place].outvars) <= 2 * _numbers(_named(jaxpr.eqns[place].invars)):
+        if v not in made_by or not _enlarges(jaxpr.eqns[made_by[v]]):
             wanted.add(v)
-        elif place not in again:
-            again.add(place)
-            asked += _named(jaxpr.eqns[place].invars)
+        elif made_by[v] not in again:
+            again.add(made_by[v])
+            asked += _named(jaxpr.eqns[made_by[v]].invars)
     made = [v for v in (*fixed, *made_by) if v in wanted]
 
     def part(inputs: list[Any], places: Iterable[int], outputs: list[Any]) -> Any:
@@ -115,8 +116,9 @@ def _named(variables: Any) -> list[Any]:
     return [v for v in variables if not isinstance(v, JaxprLiteral)]
 
 
-def _numbers(variables: Any) -> int:
-    return sum(math.prod(v.aval.shape) for v in variables)
+def _enlarges(eqn: Any) -> bool:
+    out, given = (sum(math.prod(v.aval.shape) for v in of) for of in (eqn.outvars, _named(eqn.invars)))
+    return out > 2 * given
 
 
 def _through_scan(eqn: Any, marks: list[bool]) -> list[bool]:

@@ -1,0 +1,171 @@
+"""What a step makes of its parameters alone: made once, differentiated once, and the same as if it were not."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bptt_jax as bptt
+from bptt_jax.recurrence.preparation import preparation
+from bptt_jax.step import bind, check_step, differentiable_part
+
+T, N = 5, 3
+
+
+@jax.custom_vjp
+def doubled(w):
+    return 2 * w
+
+
+doubled.defvjp(lambda w: (2 * w, None), lambda _, g: (2 * g,))
+
+
+def weights(params):
+    """An orthogonal matrix, some of whose columns are left out by an order that does not move."""
+    a = params["a"] - params["a"].T
+    w = jnp.linalg.solve(jnp.eye(N) + a, jnp.eye(N) - a)
+    return w[:, jnp.argsort(params["order"])] * jnp.where(params["a"] > 0, 1.0, 0.5)
+
+
+def step(params, h, x):
+    halves = jnp.split(params["halves"], 2)
+    chosen = jax.lax.cond(params["a"][0, 1] > 0, lambda: halves[0], lambda: halves[1])
+    kept = jax.lax.stop_gradient(params["scale"])
+    return jnp.tanh(weights(params) @ h + chosen * x + kept * h)
+
+
+def batched(params, h, x):
+    """The batch written into the step, which then broadcasts the bias."""
+    return jnp.tanh(h @ params["a"].T + x + params["halves"][None, :N])
+
+
+def backwards_alone(params, h, x):
+    return jnp.tanh(doubled(params["a"]) @ h + x)
+
+
+def case(batch=()):
+    rng = np.random.default_rng(0)
+    params = {
+        "a": jnp.asarray(0.4 * rng.standard_normal((N, N))),
+        "halves": jnp.asarray(rng.standard_normal(2 * N)),
+        "scale": jnp.asarray(0.3),
+        "order": jnp.asarray([2, 0, 1]),
+        "unread": jnp.ones((7, 7)),
+    }
+    return params, jnp.asarray(rng.standard_normal((*batch, N))), jnp.asarray(rng.standard_normal((T, *batch, N)))
+
+
+def loss(states):
+    return jnp.sum(jnp.sin(states) * jnp.arange(1.0, T + 1).reshape(-1, *[1] * (states.ndim - 1)))
+
+
+STEPS = {
+    "plain": (step, ()),
+    "compiled": (jax.jit(step), ()),
+    "compiled twice": (jax.jit(lambda *given: jax.jit(step)(*given)), ()),
+    "rematerialised": (jax.checkpoint(step), ()),
+    "batched": (batched, (2,)),
+    "backwards alone": (backwards_alone, ()),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_gradients_are_those_of_a_plain_scan(name, x64):
+    step, batch = STEPS[name]
+    params, h, xs = case(batch)
+    floating, merge = differentiable_part(params)
+
+    def plain(p):
+        return loss(jax.lax.scan(lambda h, x: (new := step(merge(p), h, x), new), h, xs)[1])
+
+    value, expected = jax.jit(jax.value_and_grad(plain))(floating)
+    ways = {
+        "unroll": jax.jit(jax.value_and_grad(lambda p: loss(bptt.unroll(step, merge(p), h, xs))))(floating),
+        "in segments": jax.jit(jax.value_and_grad(lambda p: loss(bptt.unroll(step, merge(p), h, xs, remat=2))))(
+            floating
+        ),
+    }
+    for remat in (False, 2):
+        found = bptt.adjoints(step, params, h, xs, loss, remat=remat)
+        ways["adjoints", remat] = found.loss, found.params_grad
+    ways["truncated"] = value, bptt.estimators.tbptt(step, params, h, xs, loss, k1=1, k2=T)
+    for got, gradient in ways.values():
+        np.testing.assert_allclose(got, value, rtol=1e-12)
+        assert jax.tree.structure(gradient) == jax.tree.structure(expected)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), gradient, expected)
+    parts = bptt.temporal_contributions(step, params, h, xs, loss)
+    np.testing.assert_allclose(np.sum(parts.shares), 1, rtol=1e-12)
+
+
+def test_second_derivatives_are_those_of_a_plain_scan(x64):
+    params, h, xs = case()
+    floating, merge = differentiable_part(params)
+    ways = (
+        lambda p: loss(jax.lax.scan(lambda h, x: (new := step(merge(p), h, x), new), h, xs)[1]),
+        lambda p: loss(bptt.unroll(step, merge(p), h, xs)),
+    )
+
+    def of_gradient(way):
+        return jax.jit(jax.grad(lambda p: jnp.sum(jax.grad(way)(p)["a"] ** 2)))(floating)
+
+    expected, found = map(of_gradient, ways)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), found, expected)
+
+
+@pytest.mark.parametrize("name", ["plain", "compiled", "compiled twice"])
+def test_what_is_made(name):
+    """The matrix and one half move with the parameters; the scale, whose derivative is stopped, does not."""
+    given, _ = STEPS[name]
+    recurrence = check_step(bind(given, *case()))
+    parts = preparation(recurrence)
+    made, constants = parts.make(differentiable_part(recurrence.params)[0])
+    assert sorted(a.shape for a in made) == [(N,), (N, N)]
+    assert [a.shape for a in constants] == [()]
+    new = parts.finish(made, constants).advance(
+        recurrence.state0, jax.tree.map(lambda a: a[0], recurrence.instants)
+    )
+    expected = step(recurrence.params, recurrence.state0, recurrence.instants.x[0])
+    np.testing.assert_allclose(new, expected, rtol=1e-6)
+
+
+def test_what_would_be_larger_is_not_made():
+    recurrence = check_step(bind(batched, *case((20,))))
+    made, _ = preparation(recurrence).make(differentiable_part(recurrence.params)[0])
+    assert sorted(a.shape for a in made) == [(1, N), (N, N)]
+
+
+@pytest.mark.parametrize("name", ["plain", "compiled"])
+def test_no_loop_solves(name):
+    """Neither forwards nor backwards."""
+    given, _ = STEPS[name]
+    params, h, xs = case()
+    floating, merge = differentiable_part(params)
+
+    def plain(p):
+        return loss(jax.lax.scan(lambda h, x: (new := given(merge(p), h, x), new), h, xs)[1])
+
+    assert solving_loops(jax.grad(plain), floating)
+    for way in (
+        jax.grad(lambda p: loss(bptt.unroll(given, merge(p), h, xs))),
+        lambda p: bptt.adjoints(given, merge(p), h, xs, loss).params_grad,
+        lambda p: bptt.estimators.tbptt(given, merge(p), h, xs, loss, k1=1, k2=2),
+    ):
+        assert not solving_loops(way, floating)
+
+
+def solving_loops(function, *args):
+    """Loops over T instants within which a triangular system is solved."""
+    found = []
+
+    def look(jaxpr, loop):
+        for eqn in jaxpr.eqns:
+            if eqn.primitive.name == "triangular_solve" and loop is not None:
+                found.append(loop)
+            inside = eqn if eqn.primitive.name == "scan" and eqn.params["length"] == T else loop
+            for inner in jax.tree.leaves(eqn.params, is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")):
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    look(inner, inside)
+
+    look(jax.make_jaxpr(function)(*args).jaxpr, None)
+    return found
