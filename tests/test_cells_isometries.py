@@ -67,8 +67,8 @@ def test_initial_spectrum(map, largest):
 
 @pytest.mark.parametrize("map", covering(["cayley", "exp"], "cayley"))
 def test_plain_weights(map, x64):
-    """The step takes them as it takes the parameters, and gradients come back through them; `unroll` makes them once,
-    and takes their derivative once: no step of the backward pass multiplies matrices, nor solves."""
+    """The step takes them as it takes the parameters, and gradients come back through them; `unroll` and `adjoints`
+    make them once, and take their derivative once: no step of the backward pass multiplies matrices, nor solves."""
     cell = bptt.cells.orthogonal(4, map=map, negative=1, dtype=jnp.float64)
     params = moved(cell.init(jax.random.key(0), I), 0.3)
     xs = jax.random.normal(jax.random.key(1), (5, I), jnp.float64)
@@ -87,6 +87,12 @@ def test_plain_weights(map, x64):
         np.testing.assert_allclose(found, expected, rtol=1e-12)
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12), through, gradient)
         assert not dear_in_loops(jax.grad(partial(unrolled, make)), params)
+
+    def backwards(params):
+        return bptt.adjoints(cell.step, params, jnp.ones(4), xs, lambda states: jnp.sum(jnp.sin(states))).params_grad
+
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12), backwards(params), gradient)
+    assert not dear_in_loops(backwards, params)
 
 
 def dear_in_loops(function, *args):

@@ -136,10 +136,11 @@ def orthogonal(
     b of modReLU uniform in [-0.01, 0.01], of another activation 0. So it is in the code of expRNN; in that of
     scoRNN U is in [-0.01, 0.01] and b is 0.
 
-    What W costs: a step given `OrthogonalParams` makes W, in O(N^3). `bptt_jax.unroll` makes it once for a sequence,
-    and differentiates that once. In a loop of your own, or in a `stack`, XLA makes W once, but takes its derivative by
-    the parameters at every step: on CPU a gradient through 100 steps of 128 units, of 32 sequences, takes 3 times as
-    long by "cayley" and 9 times by "exp". `OrthogonalStep.plain` makes it once, and the same step takes what it gives::
+    What W costs: a step given `OrthogonalParams` makes W, in O(N^3). `bptt_jax.unroll` and the backward passes of this
+    package make it once for a sequence, and differentiate that once. In a loop of your own XLA makes W once, but takes
+    its derivative by the parameters at every step: on CPU a gradient through 100 steps of 128 units, of 32 sequences,
+    takes 3 times as long by "cayley" and 9 times by "exp". `OrthogonalStep.plain` makes it once, and the same step
+    takes what it gives::
 
         weights = cell.step.plain(params)                             # RNNParams
         h = cell.step(weights, h, x)
