@@ -89,7 +89,9 @@ def test_plain_weights(map, x64):
         assert not dear_in_loops(jax.grad(partial(unrolled, make)), params)
 
     def backwards(params):
-        return bptt.adjoints(cell.step, params, jnp.ones(4), xs, lambda states: jnp.sum(jnp.sin(states))).params_grad
+        return bptt.adjoints(
+            cell.step, params, jnp.ones(4), xs, lambda states: jnp.sum(jnp.sin(states))
+        ).params_grad
 
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12), backwards(params), gradient)
     assert not dear_in_loops(backwards, params)

@@ -35,8 +35,8 @@ def unroll(
 ) -> State:
     """All states of the recurrence ``h_k = step(params, h_{k-1}, x_k)``.
 
-    What the step makes of its parameters alone (a matrix exponential, normalised weights) is made once for the sequence,
-    and so is its derivative.
+    What the step makes of its parameters alone (a matrix exponential, normalised weights) is made once for the
+    sequence, and so is its derivative.
 
     Args:
       step: pure function ``(params, state, x) -> state``.
