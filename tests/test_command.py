@@ -500,5 +500,5 @@ def test_as_many_recurrences_as_are_asked_for() -> None:
     assert [r.name for r in made[-4:]] == ["rnn (gain 2)", *cells[1:]]
     assert len(made) == 73
     assert [r.gated for r in made[-4:]] == [False, None, True, None]
-    with pytest.raises(BadArgument, match="gated_deltanet: hidden_size: expected a multiple of heads, 2, got 3"):
+    with pytest.raises(BadArgument, match="gated_deltanet: --hidden: expected a multiple of heads, 2, got 3"):
         diagnose.prepare(replace(SETTINGS, cells=cells, hidden=3))

@@ -5,6 +5,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -172,13 +173,12 @@ def compile_all(recurrences: list[Recurrence], data: Data) -> Iterator[tuple[Rec
     """
     group = _group(data)
     spectra = max(_FEWEST, min(_SPECTRA, _MATRICES // data.batch))
-    pool = ThreadPoolExecutor(2)
-    jobs: dict[Any, Future[Measure]] = {}
-    for r in recurrences:
-        if (r.step, r.loss) not in jobs:
-            example = (r.params, r.state0, r.readout_weights, *data.part(0, group))
-            jobs[r.step, r.loss] = pool.submit(_compile, r.step, r.loss, spectra, *example)
-    try:
+    with _two_at_a_time() as pool:
+        jobs: dict[Any, Future[Measure]] = {}
+        for r in recurrences:
+            if (r.step, r.loss) not in jobs:
+                example = (r.params, r.state0, r.readout_weights, *data.part(0, group))
+                jobs[r.step, r.loss] = pool.submit(_compile, r.step, r.loss, spectra, *example)
         for r in recurrences:
             try:
                 compiled = jobs[r.step, r.loss].result()
@@ -187,8 +187,6 @@ def compile_all(recurrences: list[Recurrence], data: Data) -> Iterator[tuple[Rec
             except (Exception, SystemExit) as error:  # whatever a step of the user's raises
                 raise BadArgument(f"{r.name}: {one_line(error)}") from error
             yield r, compiled
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def measure(recurrence: Recurrence, compiled: Measure, data: Data, advance: Callable[[int], None]) -> GradientFlow:
@@ -203,14 +201,21 @@ def measure(recurrence: Recurrence, compiled: Measure, data: Data, advance: Call
         part = compiled(recurrence.params, recurrence.state0, recurrence.readout_weights, *sequences)
         return jax.block_until_ready(part)
 
-    pool = ThreadPoolExecutor(2)
-    try:
+    with _two_at_a_time() as pool:
         for part in pool.map(of_group, range(0, data.batch, group)):
             parts.append(part)
             advance(group)
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+
+@contextmanager
+def _two_at_a_time() -> Iterator[ThreadPoolExecutor]:
+    """Threads, for which nobody waits when the rest fails or is interrupted."""
+    pool = ThreadPoolExecutor(2)
+    try:
+        yield pool
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 
 def noises(recurrences: list[Recurrence], data: Data, advance: Callable[[int], None]) -> dict[str, Any]:
