@@ -220,7 +220,7 @@ class _Compared(NamedTuple):
 def _compared(parts: LogScaled) -> _Compared:
     """Of parts with leaves ``[S, ...]``."""
     top = jnp.max(parts.exponent)
-    alike = jax.tree.map(wide, parts.over(jnp.full_like(parts.exponent, top)))
+    alike = jax.tree.map(wide, parts.over(jnp.broadcast_to(top, parts.exponent.shape)))
     mean = jax.tree.map(lambda a: jnp.mean(a, axis=0), alike)
 
     def one(part: Params) -> tuple[Array, Array]:
