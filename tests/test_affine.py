@@ -222,3 +222,19 @@ def test_what_grows_is_held_and_keeps_its_sign(full):
         assert (np.abs(got[1080:, :2]) > 1e6).all()
         assert (np.abs(got) <= most).all()
         np.testing.assert_allclose(got[30:, 2], 2, rtol=1e-5)
+
+
+def test_what_is_held_keeps_its_direction(x64):
+    """It turns by half a radian while it grows 1.5 times, which one number held before the other would stop; a unit
+    beside it that does not grow is not made smaller."""
+    turn = np.asarray([[np.cos(0.5), -np.sin(0.5), 0], [np.sin(0.5), np.cos(0.5), 0], [0, 0, 0.5 / 1.5]])
+    factors, offsets = jnp.asarray(np.tile(1.5 * turn, (900, 1, 1))), jnp.zeros((900, D)).at[0, 0].set(1)
+    given, most = (factors, offsets.at[:, 2].set(1)), jnp.asarray(3 / np.finfo(np.float64).eps)
+    for way in (affine._associative, affine._sequential):
+        got = np.asarray(jax.jit(partial(way, reverse=False))(*given, None, most))
+        phase = np.exp(0.5j * np.arange(900))
+        along = got[:, 0] + 1j * got[:, 1]
+        np.testing.assert_allclose(along / np.abs(along), phase, atol=1e-6)
+        assert (np.abs(along)[200:] > 1e12).all()
+        assert (np.abs(got) <= most).all()
+        np.testing.assert_allclose(got[60:, 2], 2, rtol=1e-6)

@@ -251,15 +251,40 @@ def test_damping_tames_what_overshoots(x64, kind) -> None:
     np.testing.assert_allclose(damped.states, states, atol=1e-12)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [*VARIANTS, "kalman"])
 def test_first_iterates_that_overflow_do_not_hold_up_what_follows(variant) -> None:
     """The start is an unstable fixed point: about it, differences grow by 1.3 in every one of 5000 steps, to 1e569."""
     xs = jnp.zeros((5000, 2)).at[0].set(jnp.asarray([1e-3, -2e-3]))
     arguments = lambda p, h, x: jnp.tanh(p * h + x), 1.3, jnp.zeros(2), xs
-    found = deer(*arguments, **VARIANTS[variant])
+    found = deer(*arguments, **(VARIANTS | {"kalman": {"damping": "kalman"}})[variant])
     assert found.converged
     assert int(found.iterations) <= 12
     assert relative_error(found.states, bptt.unroll(*arguments)) < 1e-5
+
+
+@pytest.mark.parametrize("kind", [None, "scale", "kalman"])
+def test_a_limit_cycle(x64, kind) -> None:
+    """Differences about the start grow by 1.5 and turn by half a radian at every step. Held at their phase, they tell
+    where on the cycle states arrive; with each number held by itself it takes twice as many iterations."""
+    w = 1.5 * jnp.asarray([[math.cos(0.5), -math.sin(0.5)], [math.sin(0.5), math.cos(0.5)]])
+    arguments = lambda w, h, x: jnp.tanh(w @ h), w, jnp.full(2, 0.3)
+    found = deer(*arguments, length=1000, damping=kind)
+    assert found.converged
+    assert int(found.iterations) <= 40
+    assert relative_error(found.states, bptt.unroll(*arguments, length=1000)) < 1e-9
+
+
+@pytest.mark.parametrize("kind", ["scale", "kalman"])
+def test_what_is_left_may_grow_with_the_states(kind) -> None:
+    """Up to 1e32: that is no overshoot, and nothing is damped."""
+    w = jnp.asarray([[0.8, 0.5, -0.2], [-0.3, 0.9, 0.6], [0.5, -0.2, 0.8]], jnp.float32)
+    arguments = lambda w, h, x: jax.nn.relu(w @ h), w, jnp.ones(3, jnp.float32)
+    states, plain = bptt.unroll(*arguments, length=600), deer(*arguments, length=600)
+    assert 1e31 < jnp.max(states) < np.inf
+    found = deer(*arguments, length=600, damping=kind)
+    assert found.converged
+    assert int(found.iterations) <= int(plain.iterations) + 2
+    assert relative_error(found.states, states) < 1e-4
 
 
 def test_trajectories_that_are_not_finite_do_not_converge() -> None:

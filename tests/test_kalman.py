@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bptt_jax.linalg.affine import held_scan
 from bptt_jax.linalg.kalman import filtered_scan, gains
 
 
@@ -43,6 +44,15 @@ def test_means_are_those_of_the_filter(x64) -> None:
     for t in range(7):
         h = kept[t] @ (factors[t] @ h + offsets[t])
         np.testing.assert_allclose(found[t], h, rtol=1e-12)
+
+
+@pytest.mark.parametrize("diagonal", [False, True])
+def test_where_nothing_is_held_back_covariances_may_overflow(diagonal) -> None:
+    """With a weight of 0 the gains are 1, though the products of the factors are infinite, and so is the covariance."""
+    factors = jnp.full((300, 2), 3.0, jnp.float32) if diagonal else jnp.tile(3 * jnp.eye(2), (300, 1, 1))
+    offsets, most = jnp.ones((300, 2), jnp.float32), jnp.float32(1e9)
+    found = jax.jit(filtered_scan)(factors, offsets, jnp.float32(0), most)
+    np.testing.assert_array_equal(found, held_scan(factors, offsets, most))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

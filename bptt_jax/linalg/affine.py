@@ -56,10 +56,10 @@ def held_scan(
     *,
     begins: Bool[Array, " T"] | None = None,
 ) -> Float[Array, "T D"]:
-    """As `affine_scan`, but what grows beyond `most` is held there, each unit by itself, and keeps its sign.
+    """As `affine_scan`, but what grows beyond `most` is held there, and keeps its direction: what turns while it grows
+    comes out at the right phase. With diagonal factors each unit is held by itself.
 
-    In the rounds of the scan products of factors are held too, where they grow 1 / eps times: each row keeps its
-    direction, so that nothing overflows.
+    In the rounds of the scan products of factors are held too, where they grow 1 / eps times: nothing overflows.
     """
     return _scan(factors, offsets, begins, most, reverse=False)
 
@@ -92,10 +92,12 @@ def _scan(factors: Array, offsets: Array, begins: Array | None, most: Array | No
 def _associative(
     factors: Array, offsets: Array, begins: Array | None, most: Array | None, *, reverse: bool
 ) -> Array:
+    axes, most_of_factors = (-2, -1) if factors.ndim == 3 else (), 1 / float(jnp.finfo(factors.dtype).eps)
+
     def combine(near: _Map, far: _Map) -> _Map:
         factor, offset = _compose(far.factor, near.factor), _apply(far.factor, near.offset) + far.offset
         if most is not None:
-            factor, offset = _held(factor), jnp.clip(offset, -most, most)
+            factor, offset = _held(factor, most_of_factors, axes), _held(offset, most, axes[1:])
         if near.begins is None or far.begins is None:
             return _Map(factor, offset, None)
         return _Map(factor, jnp.where(far.begins[:, None], far.offset, offset), near.begins | far.begins)
@@ -109,7 +111,7 @@ def _sequential(
     def body(h: Array, at: tuple[Array, Array, Array]) -> tuple[Array, Array]:
         factor, offset, anew = at
         h = offset + jnp.where(anew, 0, _apply(factor, h))
-        h = h if most is None else jnp.clip(h, -most, most)
+        h = h if most is None else _held(h, most, (-1,) if factors.ndim == 3 else ())
         return h, h
 
     anew = jnp.zeros(len(offsets), bool) if begins is None else begins
@@ -117,11 +119,16 @@ def _sequential(
     return devices.scan(body, jnp.zeros_like(offsets[0]), (factors, offsets, anew), reverse=reverse)[1]
 
 
-def _held(factors: Array) -> Array:
-    most = 1 / float(jnp.finfo(factors.dtype).eps)
-    if factors.ndim == 2:
-        return jnp.clip(factors, -most, most)
-    return factors * jnp.minimum(1, most / jnp.max(jnp.abs(factors), axis=-1, keepdims=True))
+def _held(a: Array, most: Array | float, axes: tuple[int, ...]) -> Array:
+    """What is beyond `most` held there; along `axes`, if any, with all that is more than a rounding beside it, which
+    keeps the direction. What is less may belong to units that do not grow."""
+    if not axes:
+        return jnp.clip(a, -most, most)
+    of = jnp.finfo(a.dtype)
+    a = jnp.clip(a, -float(of.max), float(of.max))
+    largest = jnp.max(jnp.abs(a), axis=axes, keepdims=True)
+    growing = (largest > most) & (jnp.abs(a) > float(of.eps) * most)
+    return jnp.where(growing, a / largest * most, a)
 
 
 def _before(a: Array, reverse: bool) -> Array:

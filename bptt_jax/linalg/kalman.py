@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from bptt_jax import devices
 from bptt_jax.leaves import along_leading
 from bptt_jax.linalg.affine import held_scan
 from bptt_jax.linalg.precision import matmul, wide
@@ -27,9 +28,14 @@ def filtered_scan(
       weight: one over the variance of the noise with which h_t is seen to be zero; 0 makes G the identity.
       held: steps that are none: G is the identity there, and the factor is to be, too.
     """
-    kept = gains(factors, weight, begins=begins, held=held)
-    held_back = kept * offsets if kept.ndim == 2 else matmul(kept, offsets[..., None])[..., 0]
-    return held_scan(_times(kept, factors), held_back, most, begins=begins)
+
+    def filtered() -> tuple[Array, Array]:
+        kept = gains(factors, weight, begins=begins, held=held)
+        return _times(kept, factors), kept * offsets if kept.ndim == 2 else matmul(kept, offsets[..., None])[..., 0]
+
+    # With a weight of 0 the covariance may be infinite, and the gain 1 / (1 + 0 * inf).
+    closed, moved = devices.cond(weight > 0, filtered, lambda: (factors, offsets))
+    return held_scan(closed, moved, most, begins=begins)
 
 
 def gains(
