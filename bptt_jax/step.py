@@ -221,8 +221,9 @@ class Recurrence:
 
     @property
     def ends_anew(self) -> Bool[Array, ""] | None:
-        """Whether a reset stands in the padding at the very end, so that what goes on from there begins anew; None if
-        there can be none. Before `check_step`, which leaves it out: it leads into no step."""
+        """Whether a reset stands in the padding at the very end, which takes place before the next real step of what
+        goes on from there; None if there can be none. Before `check_step`, which leaves it out: it leads into no
+        step."""
         _, real, resets = self.instants
         return None if real is None or resets is None else reset_at_the_end(resets, real)
 
@@ -241,11 +242,20 @@ class Recurrence:
         before = prepend(self.state0, states)
         return before if self.is_plain else jax.vmap(self.begin)(before, self.instants)
 
-    def going_on(self, state: State) -> "Recurrence":
-        """The same from a state that its stream has come to; resets lead where they did. Before `check_step`."""
-        resets = self.instants.reset is not None
-        reset_state = self.state0 if resets and self.reset_state is None else self.reset_state
-        return replace(self, state0=state, reset_state=reset_state, resets_to_start=False)
+    def going_on(self, state: State, pending: Bool[Array, ""] | None) -> "Recurrence":
+        """The same from a state that its stream has come to, with the reset that was `pending` there; resets lead
+        where they did. Before `check_step`, and within what is compiled."""
+        resets = self.instants.reset
+        if pending is not None:
+            first = pending & (jnp.arange(self.length) == 0)
+            resets = first if resets is None else resets | first
+        return replace(
+            self,
+            state0=state,
+            instants=self.instants._replace(reset=resets),
+            reset_state=self.state0 if resets is not None and self.reset_state is None else self.reset_state,
+            resets_to_start=False,
+        )
 
     def stretch(self, state: State, instants: Instant, length: int) -> "Recurrence":
         """A part of it: from a state of its own through `length` of its instants."""

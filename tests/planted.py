@@ -24,9 +24,14 @@ MUTATIONS = {
             "test_deer.py::test_blocks_are_exact_where_units_do_not_meet",
         ),
         (
-            "self.state0 if resets and self.reset_state is None else self.reset_state",
+            "self.state0 if resets is not None and self.reset_state is None else self.reset_state",
             "self.reset_state",
-            "test_online.py::test_two_parts_are_the_whole",
+            "test_online.py::test_parts_are_the_whole",
+        ),
+        (
+            "resets = first if resets is None else resets | first",
+            "resets = first",
+            "test_online.py::test_parts_are_the_whole",
         ),
         (
             "choose(at.reset, self.reset_state, state)",
@@ -622,8 +627,8 @@ MUTATIONS = {
     ],
     "bptt_jax/estimators/perturbation.py": [
         (
-            "jnp.where(anew, 0, accumulated) + point.draw(key, w)",
-            "point.draw(key, w)",
+            "jnp.where(anew, 0, accumulated) + jnp",
+            "jnp",
             "test_perturbation.py::test_closed_form",
         ),
         (
@@ -636,6 +641,7 @@ MUTATIONS = {
             "",
             "test_perturbation.py::test_of_a_sum_over_steps_it_is_the_published_algorithm",
         ),
+        ("1 if carry is None else windows[0]", "1", "test_perturbation.py::test_a_stream_goes_on_through_padding"),
     ],
     "bptt_jax/estimators/audit.py": [
         (
@@ -732,7 +738,7 @@ MUTATIONS = {
             "test_estimators.py::test_complex_parameters_have_the_gradients_of_jax",
         ),
         ("after = choose(at.real, after, before)", "pass", "test_contract.py -k rtrl"),
-        ("if ends_anew is not None:", "if False:", "test_online.py::test_two_parts_are_the_whole"),
+        ("replace(carry, pending=pending)", "carry", "test_online.py::test_parts_are_the_whole"),
         (
             "jnp.zeros_like(theta, at_least_single(theta.dtype))",
             "jnp.zeros_like(theta)",

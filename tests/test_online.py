@@ -1,6 +1,7 @@
 """Estimators that go forward in time: in parts, in the mean over keys, and where they are exact."""
 
 from functools import partial
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -30,15 +31,17 @@ def _sequence(xs, real, resets, reset_state=None):
     return bptt.Sequence(spoilt, mask=real, resets=resets, reset_state=reset_state)
 
 
-IN_TWO = [(name, cut) for cut in (7, 5) for name in ONLINE]
+IN_PARTS = [(name, cuts) for cuts in ((3,), (5,), (7, 8)) for name in ONLINE]
 
 
-@pytest.mark.parametrize(("name", "cut"), covering(IN_TWO, ("snap 2", 7), ("kf_rtrl", 7), ("uoro", 5)))
-def test_two_parts_are_the_whole(name, cut, x64) -> None:
-    """Of a loss that is a sum over steps. Resets lead to state0, which is not where the second part begins; or there
-    is one in the padding at the end of the first."""
+@pytest.mark.parametrize(
+    ("name", "cuts"), covering(IN_PARTS, ("snap 2", (7, 8)), ("kf_rtrl", (3,)), ("uoro", (5,)))
+)
+def test_parts_are_the_whole(name, cuts, x64) -> None:
+    """Of a loss that is a sum over steps. Resets lead to state0, which is not where later parts begin; or there is one
+    in the padding at the end of the first, and what the second reads of the state is from before."""
     step, params, state0, _, xs = _problem(cond_step)
-    real, resets = jnp.asarray(REAL), jnp.asarray(RESETS)
+    real, resets = jnp.asarray(REAL), jnp.asarray(RESETS).at[6].set(len(cuts) > 1)
     weights = jnp.asarray(np.random.default_rng(1).standard_normal(len(REAL)))
 
     def of(part, **options):
@@ -47,13 +50,31 @@ def test_two_parts_are_the_whole(name, cut, x64) -> None:
         return ONLINE[name](step, params, state0, sequence, _weighted, args=args, **options)
 
     whole, end = of(slice(None), has_carry=True)
-    first, carry = of(slice(0, cut), has_carry=True)
-    second, last = of(slice(cut, None), carry=carry, has_carry=True)
-    np.testing.assert_allclose(_vector(first) + _vector(second), _vector(whole), rtol=1e-11)
-    assert int(carry.steps) == REAL[:cut].sum()
-    numbers = (jax.tree.leaves((c.state["h"], c.influence)) for c in (end, last))
+    total, carry = 0, None
+    for begin, stop in pairwise((0, *cuts, len(REAL))):
+        part, carry = of(slice(begin, stop), carry=carry, has_carry=True)
+        total += _vector(part)
+        assert int(carry.steps) == REAL[:stop].sum()
+    np.testing.assert_allclose(total, _vector(whole), rtol=1e-11)
+    assert end.pending
+    numbers = (jax.tree.leaves((c.state["h"], c.influence, c.pending)) for c in (end, carry))
     for a, b in zip(*numbers, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-11)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_reset_in_the_padding_of_one_part_takes_place_in_the_next(padded) -> None:
+    """Which has none of its own, and perhaps no padding; it leads to the state0 of that part."""
+
+    def step(w, h, x):
+        return w * h + x
+
+    w, xs = jnp.asarray(0.5), jnp.asarray([[1.0], [2.0], [4.0]])
+    before = bptt.Sequence(xs, mask=jnp.arange(3) < 2, resets=jnp.arange(3) == 2)
+    _, carry = estimators.rtrl(step, w, jnp.ones(1), before, jnp.sum, has_carry=True)
+    part = bptt.Sequence(xs, mask=jnp.arange(3) > 0) if padded else xs[1:]
+    got = estimators.rtrl(step, w, jnp.full(1, 3.0), part, lambda states: states[-1, 0], carry=carry)
+    assert float(got) == (0.5 * 3 + 2) + 0.5 * 3
 
 
 def twice_step(p, state, x):

@@ -152,14 +152,27 @@ def test_of_a_sum_over_steps_it_is_the_published_algorithm(x64) -> None:
         start, w = np.asarray(carry.state), w - 0.1 * np.asarray(got) / np.linalg.norm(got)
 
 
-def test_after_a_reset_in_the_padding_at_the_end_a_stream_begins_anew(x64) -> None:
+@pytest.mark.parametrize("padding", [0, 2])
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_stream_goes_on_through_padding(reset, padding, x64) -> None:
+    """And begins anew, from state0, after a reset in that at its end. What is read in that of the next part is from
+    before, and credited to the perturbations of that time."""
     rng = np.random.default_rng(0)
     w, start, xs = map(jnp.asarray, (rng.standard_normal((2, 2)), np.ones(2), rng.standard_normal((4, 2))))
-    options = {"key": jax.random.key(3), "window": 2, "pairs": 3}
-    padded = bptt.Sequence(xs, mask=jnp.arange(4) < 3, resets=jnp.arange(4) == 3)
-    _, carry = pes(matrix_step, w, start, padded, sum_of_squares, **options, has_carry=True)
-    got = pes(matrix_step, w, 5 * start, xs, sum_of_squares, **options, carry=carry)
-    np.testing.assert_allclose(got, pes(matrix_step, w, start, xs, sum_of_squares, **options), rtol=1e-12)
+    options = {"window": 2, "pairs": 3, "sigma": 0.1}
+    before = bptt.Sequence(xs, mask=jnp.arange(4) < 3, resets=(jnp.arange(4) == 3) & reset)
+    given = matrix_step, w, start, before, sum_of_squares
+    _, carry = pes(*given, **options, key=jax.random.key(2), has_carry=True)
+
+    def of(xs, carry):
+        return pes(matrix_step, w, 5 * start, xs, sum_of_squares, **options, key=jax.random.key(3), carry=carry)
+
+    real = jnp.arange(padding + 4) >= padding
+    got = of(bptt.Sequence(jnp.concatenate([xs[:padding], xs]), mask=real), carry)
+    above, below = np.sum(np.square(carry.perturbed), axis=2).T
+    held = np.mean((padding * (above - below) / (2 * 0.1))[:, None] * np.asarray(carry.accumulated), axis=0)
+    after = of(xs, None if reset else carry)
+    np.testing.assert_allclose(got, held.reshape(2, 2) + after, rtol=1e-9)
 
 
 def test_a_window_of_the_whole_is_es(x64) -> None:
@@ -267,7 +280,7 @@ CARRY = PESCarry(jnp.zeros(()), jnp.zeros((4, 2)), jnp.zeros((4, 1)))
         (
             {"carry": CARRY._replace(perturbed=jnp.zeros((4, 3)))},
             ValueError,
-            r"carry: expected states .*float32\[4,2\]",
+            r"carry: expected state, .*float32\[4,2\]",
         ),
         ({"carry": CARRY._replace(accumulated=jnp.zeros((4, 2)))}, ValueError, r"accumulated \[pairs, 1\], got"),
         ({"carry": CARRY._replace(accumulated=jnp.zeros(()))}, ValueError, r"accumulated \[pairs, 1\], got"),

@@ -1,12 +1,13 @@
 """What all estimators share that go forward in time: the scan, the step's differential, what they hand on."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Int, PRNGKeyArray
+from jaxtyping import Bool, Int, PRNGKeyArray
 
 from bptt_jax import devices
 from bptt_jax.analysis.loss import BoundLoss, bind_loss
@@ -40,14 +41,17 @@ class OnlineCarry(Result):
     """What an estimator that goes forward in time carries from one call to the next.
 
     Attributes:
-      state: the last one; what a reset leads to where one stands in the padding behind it.
+      state: the last one.
       influence: what it keeps of the influence of the parameters on that state, in its own form.
       steps: real ones so far, from which random numbers are drawn.
+      pending: whether a reset stands in the padding behind it, which takes place before the next real step; None if
+        there can be none.
     """
 
     state: State
     influence: PyTree
     steps: Int[Array, ""] = field(dims=())
+    pending: Bool[Array, ""] | None = field(dims=(), default=None)
 
     def _headline(self) -> str:
         return f"{counted(int(self.steps), 'step')} so far"
@@ -129,7 +133,6 @@ def go_forward(
     check_bool("has_carry", has_carry)
     if carry is not None:
         _check_carry(rule, recurrence, carry)
-        recurrence = recurrence.going_on(carry.state)
     found, carry = _gradient_forward(recurrence, bound, carry, key, rule=rule, has_carry=has_carry)
     return (found, carry) if has_carry else found
 
@@ -140,7 +143,8 @@ def _check_carry(rule: Rule, recurrence: Recurrence, carry: Any) -> None:
 
     def begun(recurrence: Recurrence) -> OnlineCarry:
         recurrence = check_step(recurrence)
-        return OnlineCarry(recurrence.state0, rule.begin(_numbers(recurrence)), jnp.zeros((), jnp.int32))
+        pending = None if carry.pending is None else jnp.asarray(False)
+        return OnlineCarry(recurrence.state0, rule.begin(_numbers(recurrence)), jnp.zeros((), jnp.int32), pending)
 
     expected = jax.eval_shape(begun, recurrence)
     flat: list[Any] = [jax.tree.flatten(tree) for tree in (carry, expected)]
@@ -160,7 +164,10 @@ def _gradient_forward(
     rule: Rule,
     has_carry: bool,
 ) -> tuple[Params, OnlineCarry | None]:
-    given, ends_anew, recurrence = recurrence.params, recurrence.ends_anew, check_step(recurrence)
+    if carry is not None:
+        recurrence = recurrence.going_on(carry.state, carry.pending)
+        carry = replace(carry, pending=None)
+    given, pending, recurrence = recurrence.params, recurrence.ends_anew, check_step(recurrence)
     # What the loss never depends on may overflow, and zero times infinity is NaN. The loss of a later part may read it.
     read = None if has_carry else loss.reads(recurrence.state0, recurrence.length)
     mode, live = mode_and_live(recurrence, read=read)
@@ -191,12 +198,9 @@ def _gradient_forward(
     # In half precision a sum over many steps would not grow any more.
     start = carry, jnp.zeros_like(theta, at_least_single(theta.dtype))
     (carry, total), _ = devices.scan(body, start, (recurrence.instants, signals), length=recurrence.length)
-    if not has_carry:
-        carry = None
-    elif ends_anew is not None:
-        carry = choose(ends_anew, OnlineCarry(recurrence.reset_state, nothing, carry.steps), carry)
     grad = jax.tree.map(jnp.conj, unravel_params(total.astype(theta.dtype)))
-    return devices.summed_like(grad, differentiable_part(given)[0]), carry
+    grad = devices.summed_like(grad, differentiable_part(given)[0])
+    return grad, replace(carry, pending=pending) if has_carry else None
 
 
 def _goes_backward(recurrence: Recurrence) -> bool:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, PRNGKeyArray
+from jaxtyping import Bool, Float, PRNGKeyArray
 
 from bptt_jax import devices
 from bptt_jax.analysis.loss import BoundLoss, bind_loss
@@ -32,7 +32,6 @@ from bptt_jax.step import (
     Step,
     bind,
     check_step,
-    choose,
     differentiable_part,
     ravel_state,
 )
@@ -95,15 +94,17 @@ class PESCarry(NamedTuple):
     """What `pes` carries from batch to batch.
 
     Attributes:
-      state: of the unperturbed trajectory, the last one; as in all of them, what a reset leads to where one stands in
-        the padding behind it.
+      state: of the unperturbed trajectory, the last one.
       perturbed: those of the others, leaves ``[pairs, 2, ...]``.
       accumulated: ``[pairs, P]``, the sum of the perturbations since the piece's beginning, in units of sigma.
+      pending: whether a reset stands in the padding behind them, which takes place before the next real step; None if
+        there can be none.
     """
 
     state: State
     perturbed: State
     accumulated: Float[Array, "pairs P"]
+    pending: Bool[Array, ""] | None = None
 
 
 def pes(
@@ -172,7 +173,6 @@ def pes(
     check_bool("has_carry", has_carry)
     if carry is not None:
         pairs = _check_carry(carry, recurrence)
-        recurrence = recurrence.going_on(carry.state)
     key, sigma = check_key("key", key), check_positive_finite("sigma", sigma)
     estimate, after = _pes(recurrence, bound, key, sigma, carry, window=window, pairs=pairs)
     return (estimate, after) if has_carry else estimate
@@ -230,19 +230,21 @@ def _pes(
     window: int,
     pairs: int,
 ) -> tuple[Params, PESCarry]:
-    given, ends_anew, recurrence = recurrence.params, recurrence.ends_anew, check_step(recurrence)
+    if carry is not None:
+        recurrence = recurrence.going_on(carry.state, carry.pending)
+    given, pending, recurrence = recurrence.params, recurrence.ends_anew, check_step(recurrence)
     point, axes = _Point(recurrence.params), devices.axes_of(recurrence.state0)
     sigma = jnp.asarray(sigma, point.dtype)
     real, resets = recurrence.real, recurrence.resets
     begins = real & ((numbers_in_piece(real, resets) - 1) % window == 0)
     windows, pieces = jnp.cumsum(begins), jnp.cumsum(resets)  # in padding those of the real step before
     plain = states_of(recurrence)
-
-    def begun(state: State) -> PESCarry:
-        states = jax.tree.map(lambda a: jnp.broadcast_to(a, (pairs, 2, *a.shape)), state)
-        return devices.vary(PESCarry(state, states, jnp.zeros((pairs, point.size), point.dtype)), axes)
-
-    carry, key = devices.vary((begun(recurrence.state0) if carry is None else carry, key), axes)
+    # Padding in front shows states of the part before, and belongs to its last window: the one numbered 0.
+    earliest = 1 if carry is None else windows[0]
+    if carry is None:
+        states = jax.tree.map(lambda a: jnp.broadcast_to(a, (pairs, 2, *a.shape)), recurrence.state0)
+        carry = PESCarry(recurrence.state0, states, jnp.zeros((pairs, point.size), point.dtype))
+    carry, key = devices.vary((carry, key), axes)
 
     def estimate(key: Array, starts: State, before: Array) -> tuple[Array, State, Array]:
         def perturbed(start: State, sign: Array) -> tuple[State, State]:
@@ -273,22 +275,21 @@ def _pes(
                 return loss(mixed)[0].astype(point.dtype)
 
             above, below = jax.vmap(value)(trajectories)
-            accumulated = jnp.where(anew, 0, accumulated) + point.draw(key, w)
+            accumulated = jnp.where(anew, 0, accumulated) + jnp.where(w == 0, 0, point.draw(key, w))
             # The unperturbed loss, from which both sides start, is the same for both.
             term = (above - below) / 2 - jnp.where(anew, 0, difference)
             return total + term / sigma * accumulated, accumulated, (above - below) / 2
 
         nothing = jnp.zeros(point.size, point.dtype), before, jnp.zeros((), point.dtype)
-        total, accumulated, _ = devices.fori_loop(1, windows[-1] + 1, add, nothing)
+        total, accumulated, _ = devices.fori_loop(earliest, windows[-1] + 1, add, nothing)
         return total, ends, accumulated
 
     estimates, ends, accumulated = jax.vmap(estimate)(
         jax.random.split(key, pairs), carry.perturbed, carry.accumulated
     )
-    after = PESCarry(jax.tree.map(lambda a: a[-1], plain), ends, accumulated)
-    if ends_anew is not None:
-        after = choose(ends_anew, begun(recurrence.reset_state), after)
-    return point.gradient(estimates, given), after
+    return point.gradient(estimates, given), PESCarry(
+        jax.tree.map(lambda a: a[-1], plain), ends, accumulated, pending
+    )
 
 
 def _both(a: Array) -> Array:
@@ -316,10 +317,12 @@ def _check_carry(carry: Any, recurrence: Recurrence) -> int:
             lambda a: jax.ShapeDtypeStruct((*lead, *jnp.shape(a)), jnp.result_type(a)), recurrence.state0
         )
 
-    expected, got = describe_shapes((many(), many(pairs, 2))), describe_shapes((carry.state, carry.perturbed))
+    pending = None if carry.pending is None else jax.ShapeDtypeStruct((), bool)
+    expected = describe_shapes((many(), many(pairs, 2), pending))
+    got = describe_shapes((carry.state, carry.perturbed, carry.pending))
     if jnp.shape(carry.accumulated) != (pairs, size) or not pairs or got != expected:
         raise ValueError(
-            f"carry: expected states {expected} and accumulated [pairs, {size}], got {got} and "
+            f"carry: expected state, perturbed and pending {expected} and accumulated [pairs, {size}], got {got} and "
             f"{list(jnp.shape(carry.accumulated))}"
         )
     return pairs
