@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +75,20 @@ def main() -> int:
 def judged(bad_inputs: Any, folder: Path, quick: bool) -> Iterator[tuple[str, str, str, str]]:
     """Function, bad input, outcome and why, of all bad inputs."""
     cases = bad_inputs.cases()
-    for case in [c for c in cases if not c.spoiler.compiles][::3] if quick else cases:
+    cases = [c for c in cases if not c.spoiler.compiles][::3] if quick else cases
+    for function, own in groupby(cases, key=lambda case: case.target.name):
+        found, refused = {}, []
+        for case in own:
+            faulthandler.dump_traceback_later(PATIENCE, exit=True)
+            with bad_inputs.judging():
+                found[case.id] = outcome, _ = bad_inputs.judge(case)
+            refused += [case] if outcome == "refused" else []
         faulthandler.dump_traceback_later(PATIENCE, exit=True)
         with bad_inputs.judging():
-            outcome, why = bad_inputs.judge(case)
-        yield case.target.name, case.id, outcome, why
+            late = bad_inputs.refused_late(refused)
+        found |= dict.fromkeys(late, ("wrong", "in a new process something is compiled before it is refused"))
+        for name, (outcome, why) in found.items():
+            yield function, name, outcome, why
     for arguments in bad_inputs.commands():
         faulthandler.dump_traceback_later(PATIENCE, exit=True)
         outcome, why = bad_inputs.judge_command(arguments, folder)

@@ -763,13 +763,21 @@ def cases() -> list[Case]:
 # --- The judge.
 
 
-@functools.cache
-def _draw_once() -> None:
-    """Cells draw keys and numbers, and a clip takes the logarithm of its threshold and zeros for its state, by programs
-    of their own, which no check of an initialiser or of gradients can come before."""
-    for target in TARGETS:
-        if "input_init" in target.good or target.name in ("bptt.clip_by_global_norm", "bptt.remedies.skip_updates"):
-            target.call(**target.good)
+_DRAWN: set[str] = set()
+
+
+def _draw_once(target: Target) -> None:
+    """Cells draw keys and numbers, and the states of clips zeros, by programs of their own, which no check of an
+    initialiser or of gradients can come before."""
+    if target.name in _DRAWN:
+        return
+    _DRAWN.add(target.name)
+    if "input_init" in target.good:
+        target.call(**target.good)
+    if "updates" in target.good:
+        for made in (bptt.remedies.autoclip(window=4), bptt.remedies.zclip()):
+            made.init({"w": W})
+        jnp.zeros((), bool)  # of skipped updates
 
 
 @contextlib.contextmanager
@@ -790,7 +798,6 @@ def judging() -> Iterator[None]:
             warnings.filterwarnings("ignore", "overflow encountered in cast", RuntimeWarning)
             warnings.simplefilter("ignore", bptt.RecompilationWarning)  # every case makes its functions anew
             warnings.filterwarnings("ignore", "jax.(array_ref|ArrayRef) is deprecated")  # as in pyproject.toml
-            _draw_once()
             yield
     finally:
         jax.config.update("jax_traceback_filtering", before)
@@ -799,12 +806,8 @@ def judging() -> Iterator[None]:
 def judge(case: Case) -> tuple[Outcome, str]:
     """What a bad input comes to, and why if that is wrong; to be called within `judging`."""
     target, spoiler, argument = case.target, case.spoiler, case.argument
-    # Without the length it is the inputs that are judged.
-    good = {k: v for k, v in target.good.items() if not (argument == "xs" and k == "length")}
-    bad = good | {argument: spoiler.spoil(good.get(argument))}
-    for leaf in jax.tree.leaves(bad[argument]):
-        if isinstance(leaf, float):
-            jnp.asarray(leaf)  # JAX 0.8 compiles the conversion of a number, once
+    _draw_once(target)
+    good, bad = _arguments(case)
     try:
         with watched() as compiled:
             result = jax.block_until_ready(target.call(**bad))
@@ -821,6 +824,37 @@ def judge(case: Case) -> tuple[Outcome, str]:
     if spoiler.marked and (target.says(result) or (not spoiled_by_nan and has_nan(result))):
         return "answered", "marked"
     return "wrong", f"answered {jax.tree.map(np.asarray, result)!r:.300}"
+
+
+def _arguments(case: Case) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Good ones, and with the bad one among them."""
+    argument = case.argument
+    # Without the length it is the inputs that are judged.
+    good = {k: v for k, v in case.target.good.items() if not (argument == "xs" and k == "length")}
+    bad = good | {argument: case.spoiler.spoil(good.get(argument))}
+    for leaf in jax.tree.leaves(bad[argument]):
+        if isinstance(leaf, float):
+            jnp.asarray(leaf)  # JAX 0.8 compiles the conversion of a number, once
+    return good, bad
+
+
+def refused_late(refused: list[Case]) -> list[str]:
+    """Of inputs to one function that `judge` has found refused those before whose refusal something is compiled if
+    nothing has been, as in a new process; to be called within `judging`."""
+    jax.clear_caches()
+    _DRAWN.clear()
+    late = []
+    for case in refused:
+        _draw_once(case.target)
+        good, bad = _arguments(case)
+        try:
+            with watched() as compiled:
+                case.target.call(**bad)
+        except Exception as error:
+            clean = case.spoiler.clean is not None
+            if compiled and not (clean and _raises_alike(error, case.target, case.argument, good, case.spoiler)):
+                late.append(case.id)
+    return late
 
 
 def _raises_alike(error: Exception, target: Target, argument: str, good: dict[str, Any], spoiler: Spoiler) -> bool:

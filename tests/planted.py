@@ -644,6 +644,7 @@ MUTATIONS = {
         ("1 if carry is None else windows[0]", "1", "test_perturbation.py::test_a_stream_goes_on_through_padding"),
     ],
     "bptt_jax/estimators/audit.py": [
+        ("for judge in judges:  # what", "for judge in []:  # what", "test_bad_days.py -k bptt.audit"),
         (
             "choose(here, part, self._elsewhere)",
             "part",

@@ -5,7 +5,7 @@ import re
 import jax
 import numpy as np
 import pytest
-from bad_inputs import TARGETS, Case, cases, commands, judge, judge_command, judging
+from bad_inputs import TARGETS, Case, cases, commands, judge, judge_command, judging, refused_late
 from faults import faults
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -61,9 +61,12 @@ OFTEN = [name for name in NAMES if name.split(".")[-1] not in bptt.cells.ATLAS o
 
 @pytest.mark.parametrize("name", covering(NAMES, *OFTEN))
 def test_bad_inputs(name) -> None:
+    own = [case for case in CASES if case.target.name == name]
     with judging():
-        outcomes = {case.id: judge(case) for case in CASES if case.target.name == name}
+        outcomes = {case.id: judge(case) for case in own}
+        late = refused_late([case for case in own if outcomes[case.id][0] == "refused"])
     assert {i: why for i, (outcome, why) in outcomes.items() if outcome == "wrong"} == {}
+    assert late == []
 
 
 def test_bad_commands(tmp_path) -> None:

@@ -214,11 +214,10 @@ def calibrate(
         _check_warmup(warmup, steps)
     of_draw = _OfDraw(keys, xs if batched else None)
     draws = _draws(of_draw)
-    numbers = tuple(jnp.asarray(a, float) for a in (low, high, target))
     shared = _Shared(state0, None if batched else xs, bound)
     with full_precision():
         found = _calibrate(
-            numbers,
+            (low, high, target),
             of_draw,
             shared,
             make=make,
@@ -278,9 +277,10 @@ def calibrate_cell(
         got = "none" if first is None else list(np.shape(first))
         raise ValueError(f"xs: expected an array of shape {['T, I', 'M, T, I'][axes - 2]} as its first, got {got}")
     _check_warmup(warmup, np.shape(first)[-2])
+    family = _OfCell(make, np.shape(first)[-1], None)
     if keys is None:
-        keys = jax.random.split(jax.random.key(0), np.shape(first)[0] if batched is True else 20)
-    family = _OfCell(make, np.shape(first)[-1])
+        draws = np.shape(first)[0] if batched is True else 20
+        family, keys = replace(family, draws=draws), np.arange(draws, dtype=np.int32)
     return calibrate(
         family,
         family.cell(low).initial_state(),
@@ -368,7 +368,7 @@ class _Search(NamedTuple):
 
 @devices.compiled
 def _calibrate(
-    numbers: tuple[Array, Array, Array],
+    numbers: tuple[Any, Any, Any],
     of_draw: _OfDraw,
     shared: _Shared,
     *,
@@ -378,7 +378,7 @@ def _calibrate(
     keyed: bool,
     draws: int | None,
 ) -> Calibration:
-    low, high, target = numbers
+    low, high, target = (jnp.asarray(a, float) for a in numbers)
     dtype = target.dtype
     by_ratio = (low > 0) & (high >= _WIDE * low)
     bottom, top = (jnp.where(by_ratio, jnp.log(jnp.where(by_ratio, a, 1)), a) for a in (low, high))
@@ -555,13 +555,19 @@ def _made(make: Make, value: Array, key: tuple[PyTree, ...]) -> tuple[Step, Para
 
 @dataclass(frozen=True)
 class _OfCell:
-    """A family of cells, as `calibrate` wants it; looked up by the function that makes them."""
+    """A family of cells, as `calibrate` wants it; looked up by the function that makes them.
+
+    Of `draws` that have no keys of their own, the key is their number: what splits a key is compiled with all else.
+    """
 
     make: Callable[[Any], Cell]
     input_size: int
+    draws: int | None
 
     def __call__(self, value: Array, key: Array) -> tuple[Step, Params]:
         cell = self.cell(value)
+        if self.draws is not None:
+            key = jax.random.split(jax.random.key(0), self.draws)[key]
         return cell.step, cell.init(key, self.input_size)
 
     def cell(self, value: Any) -> Cell:

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 
 from bptt_jax import devices
 from bptt_jax.checks import check_leaves, check_number, check_positive, check_positive_int, type_name
+from bptt_jax.linalg.precision import wide
 from bptt_jax.results import Result, counted, field
 from bptt_jax.step import Array
 
@@ -93,27 +94,27 @@ def adaptive_window(
       >>> int(found.window), bool(jnp.isclose(found.bias[3], 0.5**4, rtol=0.01))
       (4, True)
     """
-    norms = _checked(log_norms)
+    _check_log_norms(log_norms)
     gradient = check_number("gradient_log_norm", gradient_log_norm, "a number", lambda _: True)
     tolerance = check_positive("tolerance", tolerance)
     if k1 is not None:
-        k1 = min(check_positive_int("k1", k1), len(norms))
-    return _adaptive_window(norms, jnp.asarray(gradient, norms.dtype), jnp.asarray(tolerance, norms.dtype), k1=k1)
+        k1 = min(check_positive_int("k1", k1), len(log_norms))
+    return _adaptive_window(log_norms, gradient, tolerance, k1=k1)
 
 
-def _checked(log_norms: Any) -> Array:
+def _check_log_norms(log_norms: Any) -> None:
     check_leaves("log_norms", log_norms)
     if not isinstance(log_norms, (jax.Array, np.ndarray)) or not jnp.issubdtype(log_norms.dtype, jnp.floating):
         got = getattr(log_norms, "dtype", type_name(log_norms))
         raise TypeError(f"log_norms: expected a floating array [K], got {got}")
     if log_norms.ndim != 1 or len(log_norms) < 2:
         raise ValueError(f"log_norms: expected shape [K] of at least two lags, got {list(log_norms.shape)}")
-    norms = jnp.asarray(log_norms)
-    return norms if norms.dtype.itemsize >= 4 else norms.astype(jnp.float32)
 
 
 @devices.compiled
-def _adaptive_window(norms: Array, gradient: Array, tolerance: Array, *, k1: int | None) -> AdaptiveWindow:
+def _adaptive_window(log_norms: Array, gradient: Any, tolerance: Any, *, k1: int | None) -> AdaptiveWindow:
+    norms = wide(log_norms)
+    gradient, tolerance = jnp.asarray(gradient, norms.dtype), jnp.asarray(tolerance, norms.dtype)
     count, lags = len(norms), jnp.arange(len(norms)).astype(norms.dtype)
     # A part that is less than the largest by the whole range of the dtype is none beside it.
     top = jnp.max(norms)

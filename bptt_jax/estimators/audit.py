@@ -229,13 +229,17 @@ def audit(
     batch = state0, xs, args
     count = batch_size(params, batch, in_axes)
     setting = _Setting(step, loss, length, flat_axes(batch, in_axes), count)
-    first, _ = setting.problem(params, setting.items(batch, jnp.int32(0)))
+    first: Any = jax.eval_shape(lambda: setting.problem(params, setting.items(batch, jnp.int32(0)))[0])
     chosen = _spaced(first.length) if lags is None else check_lags("lags", lags, first.length)
-    whole, log_norm, in_range, exact_variance, measured = _exact(params, *batch, lags=chosen, setting=setting)
-    found = [
-        _judge(params, *batch, key, whole, name=name, function=function, keys=keys, lags=chosen, setting=setting)
+    exact = partial(_exact, lags=chosen, setting=setting)
+    judges = [
+        partial(_judge, name=name, function=function, keys=keys, lags=chosen, setting=setting)
         for name, function in functions.items()
     ]
+    for judge in judges:  # what is no estimator is refused before anything is compiled
+        jax.eval_shape(lambda judge=judge: judge(params, *batch, key, exact(params, *batch)[0]))
+    whole, log_norm, in_range, exact_variance, measured = exact(params, *batch)
+    found = [judge(params, *batch, key, whole) for judge in judges]
     together = jax.tree.map(lambda *a: jnp.stack(a), *found)
     return Audit(
         names=tuple(functions),

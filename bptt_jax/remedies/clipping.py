@@ -110,7 +110,6 @@ def clip_by_global_norm(max_norm: float | Float[Array, ""]) -> optax.GradientTra
       Array([0.6, 0.8], dtype=float32)
     """
     max_norm = check_positive("max_norm", max_norm)
-    log_threshold = jnp.log(max_norm)
 
     def update(
         updates: optax.Updates, state: ClipState | None, params: optax.Params | None = None, **extra: Any
@@ -118,7 +117,7 @@ def clip_by_global_norm(max_norm: float | Float[Array, ""]) -> optax.GradientTra
         del params, extra
         record = _no_record() if state is None else state.record
         updates, before = _measured(updates, max_norm)
-        clipped, after, acted = _clip(updates, before, log_threshold)
+        clipped, after, acted = _clip(updates, before, jnp.log(max_norm))
         return clipped, ClipState(_note(record, acted, before, after))
 
     return optax.GradientTransformationExtraArgs(lambda params: ClipState(_no_record()), update)
@@ -289,7 +288,6 @@ def skip_updates(
       (Array([0.], dtype=float32), 1)
     """
     max_norm = check_positive("max_norm", max_norm)
-    log_threshold = jnp.log(max_norm)
     max_in_a_row = check_positive_int("max_in_a_row", max_in_a_row)
     inner = optax.with_extra_args_support(check_optimizer("inner", inner))
 
@@ -304,7 +302,7 @@ def skip_updates(
         updates, before = _measured(updates, max_norm)
         exhausted = state.in_a_row >= max_in_a_row
         finite = before < jnp.inf  # False for NaN too; -inf is the norm 0
-        skip = ~finite | ((before > log_threshold) & ~exhausted)
+        skip = ~finite | ((before > jnp.log(max_norm)) & ~exhausted)
         # What is skipped is replaced first: NaN must not reach the inner state even to be discarded, since a
         # gradient through this choice would be NaN.
         safe = jax.tree.map(lambda u: jnp.where(skip, jnp.zeros_like(u), u), updates)
