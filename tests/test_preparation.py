@@ -43,6 +43,12 @@ def backwards_alone(params, h, x):
     return jnp.tanh(doubled(params["a"]) @ h + x)
 
 
+def without_derivative(params, h, x):
+    """What is made comes from outside of JAX."""
+    made = jax.pure_callback(np.sin, params["a"], params["a"], vmap_method="sequential")
+    return jnp.tanh(made @ h + x)
+
+
 def case(batch=()):
     rng = np.random.default_rng(0)
     params = {
@@ -151,6 +157,31 @@ def test_no_loop_solves(name):
         lambda p: bptt.estimators.tbptt(given, merge(p), h, xs, loss, k1=1, k2=2),
     ):
         assert not solving_loops(way, floating)
+
+
+def test_what_is_made_needs_no_derivative(x64):
+    """Where none is asked for; and what does not come from there has its own."""
+    params, h, xs = case()
+
+    def plain(xs):
+        return jax.lax.scan(lambda h, x: (new := without_derivative(params, h, x), new), h, xs)[1]
+
+    def prepared(xs):
+        return bptt.unroll(without_derivative, params, h, xs)
+
+    np.testing.assert_allclose(prepared(xs), plain(xs), rtol=1e-12)
+    last = bptt.final_state(without_derivative, params, h, xs, remat=2)
+    np.testing.assert_allclose(last, plain(xs)[-1], rtol=1e-12)
+    of_inputs, expected = (jax.grad(lambda xs, way=way: loss(way(xs)))(xs) for way in (prepared, plain))
+    np.testing.assert_allclose(of_inputs, expected, rtol=1e-9, atol=1e-12)
+    with pytest.raises(ValueError, match="callbacks do not support JVP"):
+        jax.grad(lambda p: loss(bptt.unroll(without_derivative, differentiable_part(params)[1](p), h, xs)))(
+            differentiable_part(params)[0]
+        )
+    with pytest.raises(TypeError, match="step: it cannot be differentiated"):
+        bptt.adjoints(without_derivative, params, h, xs, loss)
+    with pytest.raises(TypeError, match="step: it cannot be differentiated"):
+        bptt.jacobians(without_derivative, params, h, xs)
 
 
 def solving_loops(function, *args):

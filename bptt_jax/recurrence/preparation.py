@@ -47,8 +47,11 @@ def preparation(recurrence: Recurrence) -> Preparation:
     def tangents(leaves: list[Array], changes: list[Array]) -> list[Array]:
         return jax.jvp(lambda p: _chosen(jaxpr_as_fun(before)(*p), floating)[0], (leaves,), (changes,))[1]
 
-    moving = iter(depends(jax.make_jaxpr(tangents)(leaves, leaves), [False] * count + [True] * count))
-    moves = [f and next(moving) for f in floating]
+    try:
+        moving = iter(depends(jax.make_jaxpr(tangents)(leaves, leaves), [False] * count + [True] * count))
+        moves = [f and next(moving) for f in floating]
+    except Exception:  # of JAX, where what is made has no derivative (a callback): whoever asks for one is told
+        moves = floating
 
     def make(params: Params) -> tuple[list[Array], list[Array]]:
         return _chosen(jaxpr_as_fun(before)(*jax.tree.leaves(params)), moves)
