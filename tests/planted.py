@@ -130,6 +130,16 @@ MUTATIONS = {
     ],
     "bptt_jax/recurrence/linearization.py": [
         (
+            "any(map(and_, depends(tangents, [k == i for i in places]), live))",
+            "True",
+            "test_preparation.py::test_an_infinite_derivative_of_what_is_made_and_not_read",
+        ),
+        (
+            "jnp.where(some, a, jnp.zeros_like(a))",
+            "a",
+            "test_preparation.py::test_an_infinite_derivative_of_what_is_made_and_not_read",
+        ),
+        (
             'if "while" in _primitives(jax.make_jaxpr(pull)(*one)):',
             "if False:",
             "test_lags.py::test_a_step_with_a_loop_that_ends_when_it_is_done",

@@ -159,6 +159,42 @@ def test_no_loop_solves(name):
         assert not solving_loops(way, floating)
 
 
+def counts(params, h, x):
+    """Beside what a loss may read, a leaf that it may not."""
+    new = jnp.tanh(params["a"] @ h["h"] + x)
+    return {"h": new, "other": h["other"] + jnp.sqrt(params["zeros"])}
+
+
+def compares(params, h, x):
+    new = params["a"] @ h["h"] + jnp.where(h["h"] > jnp.sqrt(params["zeros"]), x, -x)
+    return {"h": jnp.tanh(new), "other": h["other"]}
+
+
+def adds(params, h, x):
+    return {"h": jnp.tanh(params["a"] @ h["h"] + x + jnp.sqrt(params["zeros"])), "other": h["other"]}
+
+
+@pytest.mark.parametrize("step", [counts, compares, adds])
+def test_an_infinite_derivative_of_what_is_made_and_not_read(step, x64):
+    """There is no cotangent to multiply it: it is not NaN."""
+    params, h, xs = case()
+    params = {"a": params["a"], "zeros": jnp.zeros(N)}
+    h = {"h": h, "other": jnp.zeros(N)}
+    if step is adds:  # read at every step, of which none is real
+        xs = bptt.Sequence(xs, mask=jnp.zeros(T, bool))
+        expected = jax.tree.map(jnp.zeros_like, params)
+    else:
+        expected = jax.jit(
+            jax.grad(
+                lambda p: loss(jax.lax.scan(lambda h, x: (new := step(p, h, x), new), h, xs)[1]["h"]),
+            )
+        )(params)
+    ways = [bptt.adjoints(step, params, h, xs, lambda s: loss(s["h"]), remat=r).params_grad for r in (False, 2)]
+    ways.append(bptt.estimators.tbptt(step, params, h, xs, lambda s: loss(s["h"]), k1=1, k2=T))
+    for found in ways:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), found, expected)
+
+
 def test_what_is_made_needs_no_derivative(x64):
     """Where none is asked for; and what does not come from there has its own."""
     params, h, xs = case()
