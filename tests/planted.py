@@ -130,9 +130,9 @@ MUTATIONS = {
     ],
     "bptt_jax/recurrence/linearization.py": [
         (
-            "any(map(and_, depends(tangents, [k == i for i in places]), live))",
-            "True",
-            "test_preparation.py::test_an_infinite_derivative_of_what_is_made_and_not_read",
+            " or _fault(along.pull_params, one, along.no_cotangents)",
+            "",
+            "test_preparation.py::test_a_loop_of_unknown_length_over_the_parameters_alone",
         ),
         (
             "jnp.where(some, a, jnp.zeros_like(a))",
@@ -415,7 +415,12 @@ MUTATIONS = {
         ),
     ],
     "bptt_jax/recurrence/preparation.py": [
-        ("[f and next(moving) for f in floating]", "floating", "test_preparation.py::test_what_is_made"),
+        ("moved_by([True] * count)", "[True] * len(floating)", "test_preparation.py::test_what_is_made"),
+        (
+            "any(map(and_, moved_by([i == k for i in places]), live))",
+            "True",
+            "test_preparation.py::test_an_infinite_derivative_of_what_is_made_and_not_read",
+        ),
         ("in range(nesting(program))", "in range(1)", "test_preparation.py::test_what_is_made"),
         ("except Exception:", "except KeyError:", "test_preparation.py::test_what_is_made_needs_no_derivative"),
     ],

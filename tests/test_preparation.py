@@ -220,6 +220,21 @@ def test_what_is_made_needs_no_derivative(x64):
         bptt.jacobians(without_derivative, params, h, xs)
 
 
+def test_a_loop_of_unknown_length_over_the_parameters_alone():
+    """Forwards it works; what goes backwards says that it cannot."""
+
+    def step(params, h, x):
+        def shrink(a):
+            return a / 2
+
+        return jnp.tanh(jax.lax.while_loop(lambda a: jnp.max(jnp.abs(a)) > 0.3, shrink, params["a"]) @ h + x)
+
+    given = step, *case()
+    assert bptt.jacobians(*given).shape == (T, N, N)
+    with pytest.raises(TypeError, match="step: the error signal needs its backward pass, and it has none"):
+        bptt.adjoints(*given, loss)
+
+
 def solving_loops(function, *args):
     """Loops over T instants within which a triangular system is solved."""
     found = []

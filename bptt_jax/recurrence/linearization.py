@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from operator import and_
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
@@ -132,24 +131,9 @@ def linearize(
     recurrence = check_step(recurrence)
     mode, live = mode_and_live(recurrence, mode, read)
     params = differentiable_part(recurrence.params)[0]
-    first = jax.tree.map(lambda a: a[0], recurrence.instants)
-    parts = preparation(recurrence)
-    everything, constants = parts.make(params)
-    prepared = parts.finish(everything, constants)
-    reached = _reached(prepared, everything, first.x, live)
-
-    def make(params: Params) -> tuple[list[Array], list[Array]]:
-        made = parts.make(params)[0]
-        return [a for a, r in zip(made, reached, strict=True) if r], [
-            a for a, r in zip(made, reached, strict=True) if not r
-        ]
-
-    made, back_from_made, unread = jax.vjp(make, params, has_aux=True)
-
-    def whole(made: list[Array]) -> list[Array]:
-        each, others = iter(made), iter(unread)
-        return [next(each if r else others) for r in reached]
-
+    parts = preparation(recurrence, live)
+    made, back_from_made, constants = jax.vjp(parts.make, params, has_aux=True)
+    prepared = parts.finish(made, constants)
     trees: dict[str, Any] = {}
 
     def read_part(tree: State) -> State:
@@ -161,7 +145,7 @@ def linearize(
         x, merge_x = differentiable_part(at.x) if inputs else (None, lambda _: at.x)
 
         def moved(made: list[Array], start: State, x: Input) -> tuple[State, State]:
-            new = prepared.step(whole(made), merge_state(start), merge_x(x))
+            new = prepared.step(made, merge_state(start), merge_x(x))
             return read_part(differentiable_part(new)[0]), new
 
         transform: Any = jax.linearize if mode == "forward" else jax.vjp
@@ -170,6 +154,7 @@ def linearize(
         new_leaves, trees["state"] = jax.tree.flatten(new)
         return new_leaves, residuals
 
+    first = jax.tree.map(lambda a: a[0], recurrence.instants)
     jaxpr, outputs = jax.make_jaxpr(step_and_residuals, return_shape=True)(made, recurrence.state0, first)
     n_state = len(outputs[0])
     moving = [False] * len(made) + [True] * (len(jaxpr.in_avals) - len(made))
@@ -321,23 +306,6 @@ def linearize(
     )
 
 
-def _reached(prepared: Recurrence, made: list[Array], x: Input, live: list[bool]) -> list[bool]:
-    """Of what is made, whether any live leaf of a new state moves with it. From the others, as from what a step only
-    compares with, no cotangent comes back, and zero times an infinite derivative is NaN."""
-
-    def pushed(changes: list[Array]) -> list[Array]:
-        def moved(made: list[Array]) -> State:
-            return differentiable_part(prepared.step(made, prepared.state0, x))[0]
-
-        return jax.tree.leaves(jax.jvp(moved, (made,), (changes,))[1])
-
-    places = range(len(made))
-    if not _traces(pushed, made):
-        return [True for _ in places]
-    tangents = jax.make_jaxpr(pushed)(made)
-    return [any(map(and_, depends(tangents, [k == i for i in places]), live)) for k in places]
-
-
 def at_many_steps(pull: Callable[[PyTree, State], PyTree], residuals: PyTree, cotangents: State) -> PyTree:
     """``pull(residuals, cotangent)`` of each of K steps, ``[K, ...]``: together, or one after the other where the
     backward pass has a loop that may end sooner at one step than at another, as that of an adaptive solver."""
@@ -363,7 +331,7 @@ def mode_and_live(
 def require_pulls(along: Linearization, what: str) -> None:
     """Raises TypeError, naming `what` needs them, where a step has no backward pass."""
     one = jax.tree.map(lambda a: a[0], along.residuals)
-    fault = _fault(along.pull, one, along.no_cotangents)
+    fault = _fault(along.pull, one, along.no_cotangents) or _fault(along.pull_params, one, along.no_cotangents)
     if fault is not None:
         raise TypeError(
             f"step: {what} needs its backward pass, and it has none ({_short(fault)}); a while_loop of unknown "

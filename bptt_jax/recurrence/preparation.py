@@ -1,8 +1,9 @@
 """What a step makes of its parameters alone is made once, and not at every instant; and so is its derivative."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from operator import and_
+from typing import Any, NamedTuple
 
 import jax
 from jax.extend.core import jaxpr_as_fun
@@ -19,7 +20,7 @@ class Preparation(NamedTuple):
 
     Attributes:
       make: ``params -> (made, constants)``, of the floating part of the parameters: what the step makes of them before
-        it looks at state and input, and what of that does not move with them.
+        it looks at state and input, and what of that counts as constant.
       finish: ``(made, constants) -> recurrence``, whose parameters are what was made.
     """
 
@@ -27,8 +28,13 @@ class Preparation(NamedTuple):
     finish: Callable[[list[Array], list[Array]], Recurrence]
 
 
-def preparation(recurrence: Recurrence) -> Preparation:
-    """Of a checked recurrence, to be traced."""
+def preparation(recurrence: Recurrence, live: Sequence[bool] | None = None) -> Preparation:
+    """Of a checked recurrence, to be traced.
+
+    Constant is what does not move with the parameters, and what moves nothing that is `live`: of each leaf of the state
+    that holds floating numbers, whether anything comes of it; None: of all. No cotangent comes back from the others, as
+    from what a step only compares with or counts, and zero times an infinite derivative is NaN.
+    """
     params, merge_params = differentiable_part(recurrence.params)
     leaves, structure = jax.tree.flatten(params)
     x = jax.tree.map(lambda a: a[0], recurrence.instants.x)
@@ -42,32 +48,61 @@ def preparation(recurrence: Recurrence) -> Preparation:
         program = jax.make_jaxpr(jaxpr_as_fun(opened(program)))(*jax.tree.leaves(given))
     state_structure, count = jax.tree.structure(new), len(leaves)
     before, rest = divided(program, [False] * count + [True] * (len(program.in_avals) - count))
-    floating = [is_differentiable(aval) for aval in before.out_avals]
+    made = jax.eval_shape(jaxpr_as_fun(before), *leaves)
+    floating = [is_differentiable(a) for a in made]
 
-    def tangents(leaves: list[Array], changes: list[Array]) -> list[Array]:
-        return jax.jvp(lambda p: _chosen(jaxpr_as_fun(before)(*p), floating)[0], (leaves,), (changes,))[1]
+    def made_floating(leaves: list[Array]) -> list[Array]:
+        return _chosen(jaxpr_as_fun(before)(*leaves), floating)[0]
 
-    try:
-        moving = iter(depends(jax.make_jaxpr(tangents)(leaves, leaves), [False] * count + [True] * count))
-        moves = [f and next(moving) for f in floating]
-    except Exception:  # of JAX, where what is made has no derivative (a callback): whoever asks for one is told
-        moves = floating
+    def new_floating(of_made: list[Array], others: list[Array], h: State, x: Input) -> list[Array]:
+        new = jaxpr_as_fun(rest)(*_merged(of_made, others, floating), *jax.tree.leaves((h, x)))
+        return [a for a in new if is_differentiable(a)]
+
+    moved_by = _movements(made_floating, leaves)
+    moving = moved_by([True] * count)
+    if live is not None:
+        of_made, others = _chosen(made, floating)
+        moved_by, places = _movements(new_floating, of_made, others, *given[1:]), range(len(of_made))
+        moving = [m and any(map(and_, moved_by([i == k for i in places]), live)) for k, m in enumerate(moving)]
+    each = iter(moving)
+    moves = [f and next(each) for f in floating]
 
     def make(params: Params) -> tuple[list[Array], list[Array]]:
         return _chosen(jaxpr_as_fun(before)(*jax.tree.leaves(params)), moves)
 
     def finish(made: list[Array], constants: list[Array]) -> Recurrence:
         def step(made: list[Array], h: State, x: Input) -> State:
-            each, others = iter(made), iter(constants)
-            kept = [next(each if m else others) for m in moves]
-            return jax.tree.unflatten(state_structure, jaxpr_as_fun(rest)(*kept, *jax.tree.leaves((h, x))))
+            new = jaxpr_as_fun(rest)(*_merged(made, constants, moves), *jax.tree.leaves((h, x)))
+            return jax.tree.unflatten(state_structure, new)
 
         return replace(recurrence, step=step, params=made)
 
     return Preparation(make, finish)
 
 
-def _chosen(values: list[Array], marks: list[bool]) -> tuple[list[Array], list[Array]]:
+def _movements(
+    function: Callable[..., list[Array]], inputs: list[Array], *others: Any
+) -> Callable[[list[bool]], list[bool]]:
+    """Which results of ``function(inputs, *others)``, all floating numbers, move when the marked inputs do."""
+
+    def tangents(inputs: list[Array], others: tuple[Any, ...], changes: list[Array]) -> list[Array]:
+        return jax.jvp(lambda inputs: function(inputs, *others), (inputs,), (changes,))[1]
+
+    try:
+        program = jax.make_jaxpr(tangents)(inputs, others, inputs)
+    except Exception:  # of JAX, where something has no derivative (a callback): whoever asks for it is told
+        count = len(jax.eval_shape(function, inputs, *others))
+        return lambda marks: [any(marks)] * count
+    fixed = len(program.in_avals) - len(inputs)
+    return lambda marks: depends(program, [False] * fixed + marks)
+
+
+def _chosen(values: list[Any], marks: list[bool]) -> tuple[list[Any], list[Any]]:
     """Those that are marked, and the others."""
     pairs = list(zip(values, marks, strict=True))
     return [a for a, mark in pairs if mark], [a for a, mark in pairs if not mark]
+
+
+def _merged(marked: list[Any], others: list[Any], marks: list[bool]) -> list[Any]:
+    a, b = iter(marked), iter(others)
+    return [next(a if mark else b) for mark in marks]
