@@ -352,6 +352,24 @@ def test_in_padding_and_across_resets():
     )
 
 
+@pytest.mark.parametrize("remat", [False, 4])
+def test_the_only_leaf(remat):
+    """The loss may depend on none."""
+
+    def step(p, h, x):
+        return p * h**2 + x
+
+    def loss(states, args):
+        return jnp.sum(args**2) + 0 * jnp.sum(lax.stop_gradient(jnp.minimum(states, 1)))
+
+    given = step, jnp.float32(1e10), jnp.float32(1), jnp.ones(STEPS)
+    found = bptt.adjoints(*given, loss, args=jnp.ones(2), remat=remat)
+    assert np.isinf(found.states[-1])
+    assert found.params_grad == found.state0_grad == 0
+    assert (found.adjoints == 0).all()
+    np.testing.assert_array_equal(found.args_grad, [2, 2])
+
+
 def test_a_parameter_that_only_an_unread_leaf_reads_has_a_gradient_of_exactly_zero():
     (step, params, state0, xs, loss), _, _ = problem("product")
     found = bptt.adjoints(step, params, state0, xs, loss)

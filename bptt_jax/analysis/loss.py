@@ -57,12 +57,9 @@ class BoundLoss:
         return self._call(states, self.args)
 
     def reads(self, state0: State, steps: int) -> list[bool]:
-        """Of each leaf of the states that holds floating numbers, whether its gradient may be other than zero. The
-        only leaf of a state is taken to be read, since it nearly always is, and to find out takes a trace."""
+        """Of each leaf of the states that holds floating numbers, whether its gradient may be other than zero."""
         part = differentiable_part(state0)[0]
         leaves, structure = jax.tree.flatten(part)
-        if len(leaves) == 1:
-            return [True]
 
         def pushed(state0: State, tangents: list[Array]) -> Array:
             repeat = partial(jax.tree.map, lambda a: jnp.broadcast_to(a, (steps, *a.shape)))
