@@ -1356,6 +1356,11 @@ MUTATIONS = {
     ],
     "bptt_jax/cells/weights.py": [
         (
+            "optimization_barrier(weights @ d_vector)",
+            "optimization_barrier(jax.lax.stop_gradient(weights) @ d_vector)",
+            "test_cells.py::test_derivatives_of_a_product_with_weights_have_derivatives",
+        ),
+        (
             "keys = jax.random.split(key, gates)",
             "keys = [key] * gates",
             "test_cells.py::test_gates_start_orthogonal_each_and_apart",

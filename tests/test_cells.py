@@ -10,6 +10,7 @@ import pytest
 from oracles import I, N, cell_example
 
 import bptt_jax as bptt
+from bptt_jax.cells.weights import times
 
 NAMES = ["rnn", "gru", "lstm"]
 
@@ -215,3 +216,27 @@ def test_keys_differ_and_repeat():
     first, again, other = (cell.init(jax.random.key(k), 2) for k in (0, 0, 1))
     np.testing.assert_array_equal(first.recurrent, again.recurrent)
     assert np.any(first.recurrent != other.recurrent)
+
+
+@pytest.mark.parametrize("n", [3, 200, 600])  # weights that are copied, transposed, and left where they lie
+def test_derivatives_of_a_product_with_weights_have_derivatives(n):
+    """Of the Jacobian by the weights, whichever way it was taken: what penalties on Jacobians and exponents need."""
+    k_w, k_h, k_v = jax.random.split(jax.random.key(0), 3)
+    w, h, v = jax.random.normal(k_w, (n, n)), jax.random.normal(k_h, (n,)), jax.random.normal(k_v, (n,))
+
+    def penalties(product, w):
+        def step(h):
+            return jnp.tanh(product(w, h) / n)
+
+        yield jax.jvp(step, (h,), (v,))[1]
+        yield jax.linearize(step, h)[1](v)
+        yield jax.vjp(step, h)[1](v)[0]
+        if n == 3:
+            yield from (jax.jacfwd(step)(h), jax.jacrev(step)(h))
+
+    def gradients(product):
+        return jax.jit(jax.grad(lambda w: sum(jnp.sum(a**2) for a in penalties(product, w))))(w)
+
+    found, expected = gradients(times), gradients(jnp.matmul)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * float(jnp.max(jnp.abs(expected))))
+    assert jnp.max(jnp.abs(expected)) > 0

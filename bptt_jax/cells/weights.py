@@ -93,7 +93,7 @@ def times(weights: Array, vector: Array) -> Array:
     # Behind the barrier the copy is no part of the product: it is made once, before the loop over time, and by the
     # copy the derivative is added up, so that it is turned round once too (`bptt_jax.recurrence.preparation`).
     columns = jax.lax.optimization_barrier(weights.T)
-    return _times(jax.lax.stop_gradient(weights), columns, vector)
+    return _times(weights, columns, vector)
 
 
 def _product(weights: Array, columns: Array | None, vector: Array) -> Array:
@@ -107,7 +107,8 @@ def _product(weights: Array, columns: Array | None, vector: Array) -> Array:
 
 @jax.custom_jvp
 def _times(weights: Array, columns: Array | None, vector: Array) -> Array:
-    """`columns`, if there are any, are the weights transposed, and what moves when the weights do."""
+    """`columns`, if there are any, are the weights transposed. The product moves with them, not with the weights too;
+    its derivative by the vector does with the weights."""
     return _product(weights, columns, vector)
 
 

@@ -92,12 +92,13 @@ def _scan(factors: Array, offsets: Array, begins: Array | None, most: Array | No
 def _associative(
     factors: Array, offsets: Array, begins: Array | None, most: Array | None, *, reverse: bool
 ) -> Array:
-    axes, most_of_factors = (-2, -1) if factors.ndim == 3 else (), 1 / float(jnp.finfo(factors.dtype).eps)
+    axes = (-2, -1) if factors.ndim == 3 else ()
 
     def combine(near: _Map, far: _Map) -> _Map:
         factor, offset = _compose(far.factor, near.factor), _apply(far.factor, near.offset) + far.offset
         if most is not None:
-            factor, offset = _held(factor, most_of_factors, axes), _held(offset, most, axes[1:])
+            factor = _held(factor, 1 / float(jnp.finfo(factors.dtype).eps), axes)
+            offset = _held(offset, most, axes[1:])
         if near.begins is None or far.begins is None:
             return _Map(factor, offset, None)
         return _Map(factor, jnp.where(far.begins[:, None], far.offset, offset), near.begins | far.begins)
