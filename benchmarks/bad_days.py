@@ -77,11 +77,16 @@ def judged(bad_inputs: Any, folder: Path, quick: bool) -> Iterator[tuple[str, st
     cases = bad_inputs.cases()
     cases = [c for c in cases if not c.spoiler.compiles][::3] if quick else cases
     for function, own in groupby(cases, key=lambda case: case.target.name):
-        found = {}
+        found, refused = {}, []
         for case in own:
             faulthandler.dump_traceback_later(PATIENCE, exit=True)
             with bad_inputs.judging():
-                found[case.id] = bad_inputs.judge(case)
+                found[case.id] = outcome, _ = bad_inputs.judge(case)
+            refused += [case] if outcome == "refused" else []
+        faulthandler.dump_traceback_later(PATIENCE, exit=True)
+        with bad_inputs.judging():
+            late = bad_inputs.refused_late(refused)
+        found |= dict.fromkeys(late, ("wrong", "in a new process something is compiled before it is refused"))
         for name, (outcome, why) in found.items():
             yield function, name, outcome, why
     for arguments in bad_inputs.commands():
