@@ -772,7 +772,7 @@ def _draw_once(target: Target) -> None:
     if target.name in _DRAWN:
         return
     _DRAWN.add(target.name)
-    if "input_init" in target.good:
+    if any(name.endswith("_init") for name in target.good):
         target.call(**target.good)
     if "updates" in target.good:
         for made in (bptt.remedies.autoclip(window=4), bptt.remedies.zclip()):
