@@ -10,7 +10,7 @@ from jax.extend.core import jaxpr_as_fun
 
 from bptt_jax import devices
 from bptt_jax.devices import is_manual
-from bptt_jax.recurrence.preparation import preparation
+from bptt_jax.recurrence.preparation import chosen, merged, preparation
 from bptt_jax.recurrence.programs import come_from, depends, divided
 from bptt_jax.step import (
     Array,
@@ -168,19 +168,18 @@ def linearize(
         return jax.tree.unflatten(trees["state"], out[:n_state]), out[n_state:]
 
     # Residuals that no step changes (the weights themselves, mostly) are not stacked T times.
-    fixed = [r for r, v in zip(evaluate(recurrence.state0, first)[1], varies, strict=True) if not v]
+    fixed = chosen(evaluate(recurrence.state0, first)[1], varies)[1]
 
     def body(h_tm1: State, at: Instant) -> tuple[State, tuple[State, _Residuals]]:
         h, residuals = evaluate(h_tm1, at)
         if at.real is not None:
             h = choose(at.real, h, h_tm1)
-        return h, (h, _Residuals([r for r, v in zip(residuals, varies, strict=True) if v], at.real, at.reset))
+        return h, (h, _Residuals(chosen(residuals, varies)[0], at.real, at.reset))
 
     _, (states, stacked) = devices.scan(body, recurrence.state0, recurrence.instants, length=recurrence.length)
 
     def differential(residuals: _Residuals) -> Callable[..., Any]:
-        changing, same = iter(residuals.changing), iter(fixed)
-        return jax.tree.unflatten(trees["differential"], [next(changing) if v else next(same) for v in varies])
+        return jax.tree.unflatten(trees["differential"], merged(residuals.changing, fixed, varies))
 
     numbers = sum(h.size for h in jax.tree.leaves(differentiable_part(recurrence.state0)[0]))
     few_params = sum(a.size for a in made) <= _FEW_PARAMS * numbers

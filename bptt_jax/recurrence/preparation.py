@@ -52,27 +52,27 @@ def preparation(recurrence: Recurrence, live: Sequence[bool] | None = None) -> P
     floating = [is_differentiable(a) for a in made]
 
     def made_floating(leaves: list[Array]) -> list[Array]:
-        return _chosen(jaxpr_as_fun(before)(*leaves), floating)[0]
+        return chosen(jaxpr_as_fun(before)(*leaves), floating)[0]
 
     def new_floating(of_made: list[Array], others: list[Array], h: State, x: Input) -> list[Array]:
-        new = jaxpr_as_fun(rest)(*_merged(of_made, others, floating), *jax.tree.leaves((h, x)))
+        new = jaxpr_as_fun(rest)(*merged(of_made, others, floating), *jax.tree.leaves((h, x)))
         return [a for a in new if is_differentiable(a)]
 
     moved_by = _movements(made_floating, leaves)
     moving = moved_by([True] * count)
     if live is not None:
-        of_made, others = _chosen(made, floating)
+        of_made, others = chosen(made, floating)
         moved_by, places = _movements(new_floating, of_made, others, *given[1:]), range(len(of_made))
         moving = [m and any(map(and_, moved_by([i == k for i in places]), live)) for k, m in enumerate(moving)]
     each = iter(moving)
     moves = [f and next(each) for f in floating]
 
     def make(params: Params) -> tuple[list[Array], list[Array]]:
-        return _chosen(jaxpr_as_fun(before)(*jax.tree.leaves(params)), moves)
+        return chosen(jaxpr_as_fun(before)(*jax.tree.leaves(params)), moves)
 
     def finish(made: list[Array], constants: list[Array]) -> Recurrence:
         def step(made: list[Array], h: State, x: Input) -> State:
-            new = jaxpr_as_fun(rest)(*_merged(made, constants, moves), *jax.tree.leaves((h, x)))
+            new = jaxpr_as_fun(rest)(*merged(made, constants, moves), *jax.tree.leaves((h, x)))
             return jax.tree.unflatten(state_structure, new)
 
         return replace(recurrence, step=step, params=made)
@@ -97,12 +97,13 @@ def _movements(
     return lambda marks: depends(program, [False] * fixed + marks)
 
 
-def _chosen(values: list[Any], marks: list[bool]) -> tuple[list[Any], list[Any]]:
+def chosen(values: list[Any], marks: list[bool]) -> tuple[list[Any], list[Any]]:
     """Those that are marked, and the others."""
     pairs = list(zip(values, marks, strict=True))
     return [a for a, mark in pairs if mark], [a for a, mark in pairs if not mark]
 
 
-def _merged(marked: list[Any], others: list[Any], marks: list[bool]) -> list[Any]:
+def merged(marked: list[Any], others: list[Any], marks: list[bool]) -> list[Any]:
+    """What `chosen` took apart."""
     a, b = iter(marked), iter(others)
     return [next(a if mark else b) for mark in marks]
