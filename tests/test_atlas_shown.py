@@ -247,3 +247,11 @@ def test_bounds_are_marked_where_not_all_directions_were_followed() -> None:
     at = [job.COLUMNS.index(name) for name in ("living", "log condition")]
     told = [tuple(row[i] for i in at) for row in job.rows([few, part, whole])]
     assert told == [("≥ 4 of 100", "≥ 7"), ("3 of 100", "inf"), ("4 of 4", "7")]
+
+
+def test_what_could_not_be_told_is_unknown() -> None:
+    of_one_seed = measurement(growth_rate=np.float64(-0.25), growth_rate_error=np.float64(np.nan))
+    none = measurement(exponent=np.float64(np.nan), exponent_error=np.float64(np.nan))
+    at = [job.COLUMNS.index(name) for name in ("growth rate", "exponent")]
+    (rate, _), (_, exponent) = ([row[i] for i in at] for row in job.rows([of_one_seed, none]))
+    assert (rate, exponent) == ("-0.2500", "unknown")

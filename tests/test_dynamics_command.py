@@ -105,11 +105,11 @@ def test_of_many_points_the_first_are_shown() -> None:
         "fixed_points": 40 * [point | {"kind": "stable", "starts": 1, "unstable": 0}],
         "search": {"starts": 40, "converged": 40},
         "kinds": {"stable": 40},
-        "exponents": {"rates": [0.1], "errors": [0.02]},
+        "exponents": {"rates": [0.1, 0.05, math.nan], "errors": [0.02, math.nan, math.nan]},
         "angles": {"min": 0.25, "max": 1.5},
     }
     assert [row[0] for row in dynamics.rows(numbers)] == [str(k) for k in range(1, 31)]
     first, second, third = dynamics.statements(numbers)
     assert first == "fixed points: 40 stable, from 40 of 40 starts; the first 30 are shown"
-    assert second == "largest Lyapunov exponents, driven: +0.1000 ± 0.0200 nats per step"
+    assert second == "largest Lyapunov exponents, driven: +0.1000 ± 0.0200, +0.0500, unknown nats per step"
     assert third == "angle between unstable and other directions: 0.25 to 1.5 rad"

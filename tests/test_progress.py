@@ -73,27 +73,36 @@ def test_no_number_is_no_trouble(capsys) -> None:
 
 
 def test_time_that_is_left(capsys) -> None:
-    with progress(1000, "cells") as shown:
+    with progress(1000, "cell") as shown:
         for done in (0, 1, 990):
             shown.show(done, "", str(done))
         shown.say("one of them has failed")
     told = capsys.readouterr().err.splitlines()
     assert told == ["0", "1, 2 s each, 33 min left", "990, 248 cells/s, 1 s left", "one of them has failed"]
-    with progress(10000, "cells") as shown:
+    with progress(10000, "cell") as shown:
         shown.show(100, "", "100")
         shown.show(200, "", "200")
         shown.show(201, "", None)
         shown.show(202, "", "202")
     assert capsys.readouterr().err.splitlines()[-1] == "202, 17 cells/s, 10 min left"
-    with progress(10000, "cells") as shown:
+    with progress(10000, "cell") as shown:
         shown.show(100, "", None)
         shown.show(101, "", "101")
     assert capsys.readouterr().err == "101, 2 s each, 5 h 30 min left\n"
 
 
+def test_one_in_a_second(monkeypatch, capsys) -> None:
+    ticks = itertools.count(0, 0.999)
+    monkeypatch.setattr(time, "perf_counter", lambda: next(ticks))
+    with progress(3, "update") as shown:
+        shown.show(0, "", None)
+        shown.show(1, "", "1")
+    assert capsys.readouterr().err == "1, 1 update/s, 2 s left\n"
+
+
 def test_a_terminal_has_a_bar_and_nothing_else_has_returns(monkeypatch, capsys) -> None:
     """Not even a notebook, which has no terminal but shows whatever is written."""
-    with progress(4, "cells") as shown:
+    with progress(4, "cell") as shown:
         shown.show(0, "measuring rnn", "measuring rnn (1 of 4)")
         shown.show(1, "measuring rnn")
     assert capsys.readouterr().err == "measuring rnn (1 of 4)\n"
@@ -105,7 +114,7 @@ def test_a_terminal_has_a_bar_and_nothing_else_has_returns(monkeypatch, capsys) 
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr(sys, "stderr", Terminal())
-    with progress(4, "cells") as shown:
+    with progress(4, "cell") as shown:
         shown.show(0, "measuring rnn", "measuring rnn (1 of 4)")
         shown.show(1, "measuring gru", "measuring gru (2 of 4)")
         shown.say("a word")
@@ -116,7 +125,7 @@ def test_a_terminal_has_a_bar_and_nothing_else_has_returns(monkeypatch, capsys) 
 
 
 def test_quiet(capsys) -> None:
-    with progress(4, "cells", quiet=True) as shown:
+    with progress(4, "cell", quiet=True) as shown:
         shown.show(1, "measuring rnn", "measuring rnn")
         shown.say("a word")
     with progress_bar(4, quiet=True) as report:

@@ -232,7 +232,7 @@ def test_one_step_is_no_steps():
     )
     tries = "; ".join(verdict.advise(case("vanishing", horizon=0.4)))
     assert "falls to 0.001 in 1 step of 200" in tries
-    assert "truncating at 1 step loses" in tries
+    assert "truncating at 1 step cuts off" in tries
     assert "from 1 step back on" in verdict.advise(case("vanishing", cut_lag=1))[0]
     assert any(
         "truncate at 1 step, " in line for line in verdict.advise(case("exploding", rate=5.0, peak_gain=9.0))

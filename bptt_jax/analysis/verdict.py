@@ -85,10 +85,17 @@ def table_row(summary: Mapping[str, Any]) -> tuple[str, ...]:
     mean, std = float(rate["mean"]), float(rate["std"])
     return (
         *map(_three_digits, means),
-        "unknown" if math.isnan(mean) else f"{mean:+.4f}" + ("" if math.isnan(std) else f" ± {std:.4f}"),
+        plus_minus(mean, std),
         f"{steps}\n(extrapolated)" if beyond else steps,
         f"{summary['verdict']}\n({verdicts[summary['verdict']]} of {total})",
     )
+
+
+def plus_minus(value: float, error: float) -> str:
+    """With its sign, and the error where there is one."""
+    if math.isnan(value):
+        return "unknown"
+    return f"{value:+.4f}" + ("" if math.isnan(error) else f" ± {error:.4f}")
 
 
 def _three_digits(value: Any) -> str:
@@ -363,7 +370,11 @@ def _against_vanishing(f: Findings) -> list[str]:
         )
     tries += _what_is_steady(f)
     if 2 * end <= length:
-        tries.append(f"truncating at {counted(end, 'step')} loses next to nothing")
+        # Of the signal: where parameters act early alone, the gradient may come from there.
+        tries.append(
+            f"truncating at {counted(end, 'step')} cuts off less than {f.threshold:g} of the signal; "
+            "bptt_jax.truncation_bias measures what the gradient loses by it"
+        )
     return tries
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bptt_jax.analysis.verdict import plus_minus
 from bptt_jax.cells.measurement import CellMeasurement
 from bptt_jax.cli import train
 from bptt_jax.cli.report import BadArgument, provenance
@@ -118,9 +119,9 @@ def rows(measurements: Sequence[CellMeasurement]) -> Iterator[tuple[str, ...]]:
             m.family,
             str(m.hidden),
             str(m.parameters),
-            f"{m.growth_rate:+.4f} ± {m.growth_rate_error:.4f}",
+            plus_minus(m.growth_rate, m.growth_rate_error),
             f"{_steps(m.horizon)} ({_steps(m.horizon_low)} to {_steps(m.horizon_high)})",
-            f"{m.exponent:+.4f} ± {m.exponent_error:.4f}",
+            plus_minus(m.exponent, m.exponent_error),
             f"{alive}{m.living:.3g} of {m.size}",
             f"{bound}{m.log_condition:.0f}",
             "all" if len(m.leaf_names) == 1 else ", ".join(f"{name} {share:.0%}" for name, share in of_leaves),

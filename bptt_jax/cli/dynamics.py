@@ -13,6 +13,7 @@ from bptt_jax.analysis.covariant import CovariantVectors, covariant_vectors
 from bptt_jax.analysis.fixed_point_results import FixedPoints
 from bptt_jax.analysis.fixed_points import fixed_points, sample_starts
 from bptt_jax.analysis.lyapunov import as_one
+from bptt_jax.analysis.verdict import plus_minus
 from bptt_jax.cli import diagnose
 from bptt_jax.cli.report import BadArgument, one_line, provenance
 from bptt_jax.leaves import to_jsonable
@@ -129,7 +130,7 @@ def statements(numbers: dict[str, Any]) -> list[str]:
     lines = [f"fixed points: {kinds}, from {found['converged']} of {counted(found['starts'], 'start')}"]
     if shown < len(numbers["fixed_points"]):
         lines[0] += f"; the first {shown} are shown"
-    rates = [f"{rate:+.4f} ± {error:.4f}" for rate, error in zip(*numbers["exponents"].values(), strict=True)][:4]
+    rates = list(map(plus_minus, *numbers["exponents"].values()))[:4]
     lines.append(f"largest Lyapunov exponents, driven: {', '.join(rates)} nats per step")
     angles = numbers["angles"]
     if angles is not None:

@@ -76,7 +76,7 @@ def _diagnose(arguments: argparse.Namespace) -> Outcome:
     gated = {r.name: r.gated for r in recurrences}
     flows = {}
     total = data.batch * len(recurrences)
-    with progress(total * (1 + data.tells_noise), "sequences", quiet=arguments.quiet) as shown:
+    with progress(total * (1 + data.tells_noise), "sequence", quiet=arguments.quiet) as shown:
         for i, (recurrence, compiled) in enumerate(diagnose.compile_all(recurrences, data)):
             what, done = f"measuring {visible(recurrence.name)}", i * data.batch
             shown.show(done, what, f"{what} ({i + 1} of {len(recurrences)})")
@@ -229,7 +229,7 @@ def _dynamics(arguments: argparse.Namespace) -> Outcome:
     data, recurrences = dynamics.prepare(settings)
     settings = replace(settings, source=diagnose.resolved(settings.source, data))
     measured = []
-    with progress(len(recurrences), "recurrences", quiet=arguments.quiet) as show:
+    with progress(len(recurrences), "recurrence", quiet=arguments.quiet) as show:
         for i, recurrence in enumerate(recurrences):
             raise_if_signalled()
             what = f"measuring {visible(recurrence.name)}"
@@ -264,7 +264,7 @@ def _atlas(arguments: argparse.Namespace) -> Outcome:
     out = _writable(arguments.out)
 
     names = chosen(arguments.family, arguments.cells)
-    with progress(len(names), "cells", quiet=arguments.quiet) as show:
+    with progress(len(names), "cell", quiet=arguments.quiet) as show:
 
         def tell(name: str, done: int, total: int) -> None:
             raise_if_signalled()

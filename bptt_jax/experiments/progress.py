@@ -44,13 +44,13 @@ class Progress:
         if done <= before or now <= started:
             return ""
         each = (now - started) / (done - before)
-        rate = f"{1 / each:.3g} {self._unit}/s" if each < 1 else f"{each:.3g} s each"
+        rate = f"{counted(f'{1 / each:.3g}', self._unit)}/s" if each < 1 else f"{each:.3g} s each"
         return f"{rate}, {_duration(each * (self._total - done))} left" if done < self._total else rate
 
 
 @contextmanager
 def progress(total: int, unit: str, *, quiet: bool = False) -> Iterator[Progress]:
-    """Shows how far a job of `total` units (updates, cells) is; nothing of it where `quiet`.
+    """Shows how far a job of `total` units (update, cell) is; nothing of it where `quiet`.
 
     Raises:
       ImportError: rich is missing.
@@ -84,7 +84,7 @@ def progress_bar(updates: int, *, quiet: bool = False) -> Iterator[Callable[[Rec
     Raises:
       ImportError: rich is missing.
     """
-    with progress(updates, "updates", quiet=quiet) as shown:
+    with progress(updates, "update", quiet=quiet) as shown:
         told = 0
 
         def report(record: Record | str) -> None:
