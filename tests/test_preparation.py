@@ -49,6 +49,13 @@ def without_derivative(params, h, x):
     return jnp.tanh(made @ h + x)
 
 
+def with_constants_outside(params, h, x):
+    """What is made of integers, and the inputs, go where there is no derivative."""
+    order = jnp.sin(params["order"].astype(x.dtype))
+    moved = jax.pure_callback(lambda a, b: np.multiply(a, b, dtype=x.dtype), x, order, x, vmap_method="sequential")
+    return jnp.tanh(weights(params) @ h + moved)
+
+
 def case(batch=()):
     rng = np.random.default_rng(0)
     params = {
@@ -72,6 +79,7 @@ STEPS = {
     "rematerialised": (jax.checkpoint(step), ()),
     "batched": (batched, (2,)),
     "backwards alone": (backwards_alone, ()),
+    "constants outside": (with_constants_outside, ()),
 }
 
 
@@ -123,7 +131,7 @@ def test_what_is_made(name):
     """The matrix and one half move with the parameters; the scale, whose derivative is stopped, does not."""
     given, _ = STEPS[name]
     recurrence = check_step(bind(given, *case()))
-    parts = preparation(recurrence)
+    parts = preparation(recurrence, live=[True])
     made, constants = parts.make(differentiable_part(recurrence.params)[0])
     assert sorted(a.shape for a in made) == [(N,), (N, N)]
     assert [a.shape for a in constants] == [()]

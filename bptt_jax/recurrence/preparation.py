@@ -31,9 +31,9 @@ class Preparation(NamedTuple):
 def preparation(recurrence: Recurrence, live: Sequence[bool] | None = None) -> Preparation:
     """Of a checked recurrence, to be traced.
 
-    Constant is what does not move with the parameters, and what moves nothing that is `live`: of each leaf of the state
-    that holds floating numbers, whether anything comes of it; None: of all. No cotangent comes back from the others, as
-    from what a step only compares with or counts, and zero times an infinite derivative is NaN.
+    With `live`, constant is also what does not move with the parameters, or moves nothing live: of each leaf of the
+    state that holds floating numbers, whether anything comes of it. No cotangent comes back from the others, as from
+    what a step only compares with or counts, and zero times an infinite derivative is NaN.
     """
     params, merge_params = differentiable_part(recurrence.params)
     leaves, structure = jax.tree.flatten(params)
@@ -49,23 +49,21 @@ def preparation(recurrence: Recurrence, live: Sequence[bool] | None = None) -> P
     state_structure, count = jax.tree.structure(new), len(leaves)
     before, rest = divided(program, [False] * count + [True] * (len(program.in_avals) - count))
     made = jax.eval_shape(jaxpr_as_fun(before), *leaves)
-    floating = [is_differentiable(a) for a in made]
-
-    def made_floating(leaves: list[Array]) -> list[Array]:
-        return chosen(jaxpr_as_fun(before)(*leaves), floating)[0]
-
-    def new_floating(of_made: list[Array], others: list[Array], h: State, x: Input) -> list[Array]:
-        new = jaxpr_as_fun(rest)(*merged(of_made, others, floating), *jax.tree.leaves((h, x)))
-        return [a for a in new if is_differentiable(a)]
-
-    moved_by = _movements(made_floating, leaves)
-    moving = moved_by([True] * count)
+    moves = [is_differentiable(a) for a in made]
     if live is not None:
-        of_made, others = chosen(made, floating)
-        moved_by, places = _movements(new_floating, of_made, others, *given[1:]), range(len(of_made))
-        moving = [m and any(map(and_, moved_by([i == k for i in places]), live)) for k, m in enumerate(moving)]
-    each = iter(moving)
-    moves = [f and next(each) for f in floating]
+
+        def made_moving(leaves: list[Array]) -> list[Array]:
+            return chosen(jaxpr_as_fun(before)(*leaves), moves)[0]
+
+        def new_floating(moving: list[Array], others: list[Array], h: State, x: Input) -> list[Array]:
+            new = jaxpr_as_fun(rest)(*merged(moving, others, moves), *jax.tree.leaves((h, x)))
+            return [a for a in new if is_differentiable(a)]
+
+        moves = _narrowed(moves, _movements(made_moving, leaves)([True] * count))
+        moving, others = chosen(made, moves)
+        moved_by, places = _movements(new_floating, moving, others, *given[1:]), range(len(moving))
+        reaches = [any(map(and_, moved_by([i == k for i in places]), live)) for k in places]
+        moves = _narrowed(moves, reaches)
 
     def make(params: Params) -> tuple[list[Array], list[Array]]:
         return chosen(jaxpr_as_fun(before)(*jax.tree.leaves(params)), moves)
@@ -88,13 +86,14 @@ def _movements(
     def tangents(inputs: list[Array], others: tuple[Any, ...], changes: list[Array]) -> list[Array]:
         return jax.jvp(lambda inputs: function(inputs, *others), (inputs,), (changes,))[1]
 
-    try:
-        program = jax.make_jaxpr(tangents)(inputs, others, inputs)
-    except Exception:  # of JAX, where something has no derivative (a callback): whoever asks for it is told
-        count = len(jax.eval_shape(function, inputs, *others))
-        return lambda marks: [any(marks)] * count
+    program = jax.make_jaxpr(tangents)(inputs, others, inputs)
     fixed = len(program.in_avals) - len(inputs)
     return lambda marks: depends(program, [False] * fixed + marks)
+
+
+def _narrowed(marks: list[bool], of_marked: list[bool]) -> list[bool]:
+    each = iter(of_marked)
+    return [mark and next(each) for mark in marks]
 
 
 def chosen(values: list[Any], marks: list[bool]) -> tuple[list[Any], list[Any]]:
