@@ -31,9 +31,10 @@ class Preparation(NamedTuple):
 def preparation(recurrence: Recurrence, live: Sequence[bool] | None = None) -> Preparation:
     """Of a checked recurrence, to be traced.
 
-    With `live`, constant is also what does not move with the parameters, or moves nothing live: of each leaf of the
-    state that holds floating numbers, whether anything comes of it. No cotangent comes back from the others, as from
-    what a step only compares with or counts, and zero times an infinite derivative is NaN.
+    Constant is what holds no floating numbers. With `live`, so is what does not move with the parameters, or moves
+    nothing live: of each leaf of the state that holds floating numbers, whether anything comes of it. No cotangent
+    comes back from the others, as from what a step only compares with or counts, and zero times an infinite derivative
+    is NaN.
     """
     params, merge_params = differentiable_part(recurrence.params)
     leaves, structure = jax.tree.flatten(params)
