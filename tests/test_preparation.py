@@ -142,6 +142,37 @@ def test_what_is_made(name):
     np.testing.assert_allclose(new, expected, rtol=1e-6)
 
 
+def rounds(params, h, x):
+    return jnp.tanh(rounded(params["a"]) @ rounded(h) + rounded(params["halves"][:N]) + rounded(x)).astype(h.dtype)
+
+
+def rounds_within(params, h, x):
+    w = jax.checkpoint(lambda a: 2 * rounded(a).astype(a.dtype))(params["a"])
+    return jnp.tanh(w @ h + x)
+
+
+def rounded(a):
+    return a.astype(jnp.bfloat16)
+
+
+@pytest.mark.parametrize("step", [rounds, rounds_within])
+def test_what_comes_back_from_rounded_parameters_is_added_up_as_finely_as_these_are(step):
+    """Of more than 256 numbers alike the sum in bfloat16 grows no more, and one in float32 is not rounded."""
+    params, h, xs = jax.tree.map(lambda a: a.astype(jnp.float32), case())
+    xs, floating = jnp.tile(xs, (200, 1)) + 1, {k: params[k] for k in ("a", "halves")}
+
+    def plain(p):
+        return jnp.mean(jax.lax.scan(lambda h, x: (new := step(p, h, x), new), h, xs)[1])
+
+    expected = jax.jit(jax.grad(plain))(floating)
+    for found in (
+        jax.grad(lambda p: jnp.mean(bptt.unroll(step, p, h, xs)))(floating),
+        bptt.adjoints(step, floating, h, xs, jnp.mean).params_grad,
+        bptt.estimators.tbptt(step, floating, h, xs, jnp.mean, k1=1000, k2=1000),
+    ):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), found, expected)
+
+
 def test_what_would_be_larger_is_not_made():
     recurrence = check_step(bind(batched, *case((20,))))
     made, _ = preparation(recurrence).make(differentiable_part(recurrence.params)[0])

@@ -11,7 +11,7 @@ from jax.extend.core import jaxpr_as_fun
 from bptt_jax import devices
 from bptt_jax.devices import is_manual
 from bptt_jax.recurrence.preparation import chosen, merged, preparation
-from bptt_jax.recurrence.programs import come_from, depends, divided
+from bptt_jax.recurrence.programs import come_from, depends, divided, equations
 from bptt_jax.step import (
     Array,
     Input,
@@ -423,14 +423,7 @@ def _traces(function: Callable[..., Any], *arguments: Any) -> bool:
 
 def _primitives(jaxpr: Any) -> set[str]:
     """Names of all primitives, also in jaxprs within."""
-    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
-    found = set()
-    for eqn in jaxpr.eqns:
-        found.add(eqn.primitive.name)
-        for value in jax.tree.leaves(eqn.params, is_leaf=lambda v: hasattr(v, "jaxpr") or hasattr(v, "eqns")):
-            if hasattr(value, "jaxpr") or hasattr(value, "eqns"):
-                found |= _primitives(value)
-    return found
+    return {eqn.primitive.name for eqn in equations(jaxpr)}
 
 
 def _short(fault: Exception) -> str:

@@ -1,11 +1,15 @@
 """What the program of a step, its jaxpr, tells: which result comes from where."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from operator import and_
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from jax.extend.core import Literal as JaxprLiteral
+
+from bptt_jax.step import is_differentiable
 
 _COMPILED = ("jit", "pjit")
 _CALLS = (*_COMPILED, "remat2", "checkpoint", "closed_call", "core_call")
@@ -21,6 +25,22 @@ def called(eqn: Any, *, custom: bool = False) -> Any:
     if eqn.primitive.name not in _CALLS + custom * _CUSTOM_CALLS:
         return None
     return eqn.params["call_jaxpr" if "call_jaxpr" in eqn.params else "jaxpr"]
+
+
+def equations(jaxpr: Any) -> Iterator[Any]:
+    """All of a program, and of the programs within."""
+    for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        yield from _unfolded(eqn)
+
+
+def _unfolded(eqn: Any) -> Iterator[Any]:
+    def is_program(value: Any) -> bool:
+        return hasattr(value, "jaxpr") or hasattr(value, "eqns")
+
+    yield eqn
+    for value in jax.tree.leaves(eqn.params, is_leaf=is_program):
+        if is_program(value):
+            yield from equations(value)
 
 
 def depends(jaxpr: Any, inputs: list[bool]) -> list[bool]:
@@ -70,7 +90,8 @@ def opened(program: Any) -> Any:
 def divided(program: Any, varies: list[bool]) -> tuple[Any, Any]:
     """A closed program in two, for a loop: what is the same in every round, and the rest.
 
-    What the first makes is not much larger than what it is made of: a bias is not broadcast before the loop.
+    What the first makes is not much larger than what it is made of: a bias is not broadcast before the loop. Nor is it
+    coarser: cotangents of weights in float32 that the step rounds to half precision are added up in float32.
 
     Args:
       program: a jaxpr.
@@ -86,17 +107,27 @@ def divided(program: Any, varies: list[bool]) -> tuple[Any, Any]:
     changing = set(moving)
     before: list[int] = []
     rest: list[int] = []
+    finest = {v: max(_bits([v]), default=0) for v in (*fixed, *jaxpr.constvars)}  # bits of what each is made of
+    coarser: set[Any] = set()
     for place, eqn in enumerate(jaxpr.eqns):
-        changes = bool(eqn.effects) or any(v in changing for v in _named(eqn.invars))
-        changing.update(eqn.outvars if changes else ())
-        (rest if changes else before).append(place)
+        given = _named(eqn.invars)
+        if eqn.effects or any(v in changing for v in given):
+            changing.update(eqn.outvars)
+            rest.append(place)
+            continue
+        before.append(place)
+        bits = max((finest[v] for v in given), default=0)
+        finest.update((v, bits) for v in eqn.outvars)
+        rounded = min((b for each in _unfolded(eqn) for b in _bits(each.outvars)), default=bits) < bits
+        if rounded or any(v in coarser for v in given):
+            coarser.update(eqn.outvars)
     made_by = {v: place for place in before for v in jaxpr.eqns[place].outvars}
     asked = [v for place in rest for v in _named(jaxpr.eqns[place].invars)] + _named(jaxpr.outvars)
     wanted: set[Any] = set()
     again: set[int] = set()
     while asked:
         v = asked.pop()
-        if v not in made_by or not _enlarges(jaxpr.eqns[made_by[v]]):
+        if v not in made_by or not (v in coarser or _enlarges(jaxpr.eqns[made_by[v]])):
             wanted.add(v)
         elif made_by[v] not in again:
             again.add(made_by[v])
@@ -114,6 +145,11 @@ def divided(program: Any, varies: list[bool]) -> tuple[Any, Any]:
 
 def _named(variables: Any) -> list[Any]:
     return [v for v in variables if not isinstance(v, JaxprLiteral)]
+
+
+def _bits(variables: Iterable[Any]) -> list[int]:
+    """Of each number of those that are floating."""
+    return [jnp.finfo(v.aval.dtype).bits for v in variables if is_differentiable(v.aval)]
 
 
 def _enlarges(eqn: Any) -> bool:
