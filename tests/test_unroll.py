@@ -107,3 +107,17 @@ def test_one_trace_for_one_shape():
         if p == 0.5:
             first = len(traces)
     assert len(traces) == first
+
+
+def test_without_compilation_the_step_sees_numbers():
+    """As in `jax.lax.scan`: one can print them, or stop there."""
+    seen = []
+
+    def step(w, h, x):
+        if not isinstance(h, jax.core.Tracer):
+            seen.append(float(h[0]))
+        return jnp.sin(w) * h + x
+
+    with jax.disable_jit():
+        states = bptt.unroll(step, jnp.asarray(0.5), jnp.zeros(1), jnp.ones((3, 1)))
+    assert seen == [0.0, *map(float, states[:-1, 0])]

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -134,8 +135,10 @@ def _scan(
 
         return devices.scan(body, h, instants, length=length, unroll=unroll)
 
-    parts = preparation(recurrence)
-    recurrence = parts.finish(*parts.make(differentiable_part(recurrence.params)[0]))
+    config: Any = jax.config
+    if not config.jax_disable_jit:  # then the step itself is called with numbers, for who looks into it
+        parts = preparation(recurrence)
+        recurrence = parts.finish(*parts.make(differentiable_part(recurrence.params)[0]))
     state0, instants, steps = recurrence.state0, recurrence.instants, recurrence.length
     if segment is None:
         return run(state0, instants, steps)
