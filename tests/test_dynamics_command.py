@@ -11,7 +11,8 @@ from bptt_jax.cli.main import main
 
 # Two units, each for itself: h1 is bistable about 0, h2 decays by a factor of 0.5.
 STEP = """
-import jax.numpy as jnp
+import jax, jax.numpy as jnp
+import bptt_jax as bptt
 def make(input_size):
     u = jnp.zeros((2, input_size)).at[0].set(0.1)
     def step(w, h, x):
@@ -21,6 +22,11 @@ def raises(input_size):
     def step(w, h, x):
         raise RuntimeError("no luck")
     return step, None, jnp.zeros(2)
+def padded():
+    step, w, h = make(1)
+    xs = jnp.array([[1.0, 3.0, jnp.nan], [5.0, jnp.nan, jnp.nan]])[:, :, None]
+    sequences = jax.vmap(lambda x, real: bptt.Sequence(x, mask=real))(xs, jnp.isfinite(xs[:, :, 0]))
+    return {"step": step, "params": w, "state0": h, "xs": sequences, "loss": lambda states: states[-1, 0]}
 """
 
 
@@ -97,6 +103,16 @@ def test_a_single_sequence_has_its_own_exponents(step_file, tmp_path, capsys) ->
         found.append(of_one["exponents"])
     np.testing.assert_allclose(found[0]["rates"], found[1]["rates"], rtol=0.5)
     assert 0 < found[0]["errors"][0] < 0.1
+
+
+def test_the_mean_input_is_that_of_real_steps(step_file, tmp_path, capsys) -> None:
+    options = ["--starts", "5", "--vectors", "1", "--out", str(tmp_path), "--json"]
+    assert main(["dynamics", "--step", f"{step_file}:padded", "--input", "mean", *options]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["recurrences"].values()
+    h = 0.5
+    for _ in range(200):
+        h = math.tanh(1.5 * h + 0.1 * (1 + 3 + 5) / 3)
+    assert found["fixed_points"][0]["state"][0][0] == pytest.approx(h, rel=1e-4)
 
 
 def test_of_many_points_the_first_are_shown() -> None:

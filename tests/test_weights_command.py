@@ -90,6 +90,24 @@ def test_losses_on_own_data(which: str | None, tmp_path: Path) -> None:
     assert ("of all steps" in made.found[1]) == (which is None)
 
 
+@pytest.mark.parametrize("kind", ["floats", "classes"])
+def test_what_stands_in_the_padding_of_targets_does_not_matter(kind: str, tmp_path: Path) -> None:
+    model = npz(tmp_path, "model.npz", **saved(4), **READOUT)
+    usual: Any = RNG.standard_normal((B, T, 2)) if kind == "floats" else RNG.integers(2, size=(B, T))
+    gradients = []
+    for name, padding in (("zero", 0), ("odd", np.nan if kind == "floats" else -100)):
+        targets = np.where(MASK.reshape(B, T, *[1] * (usual.ndim - 2)), usual, padding)
+        data = npz(tmp_path, f"{name}.npz", inputs=INPUTS, mask=MASK, targets=targets)
+        made, (found,) = diagnose.prepare(settings(model, data))
+        step, loss = found.step, found.loss
+        xs, wanted = jax.tree.map(lambda a: a[1], (made.inputs, made.targets))
+        args = found.readout_weights, wanted
+        done = bptt.adjoints(step, found.params, found.state0, xs, lambda h, a: loss(a[0], h, a[1]), args=args)
+        gradients.append((done.loss, done.params_grad))
+    jax.tree.map(np.testing.assert_array_equal, *gradients)
+    assert np.all(np.isfinite(gradients[1][0]))
+
+
 def test_one_sequence_without_targets_and_resets(tmp_path: Path) -> None:
     model = npz(tmp_path, "model.npz", **saved(1))
     resets = np.arange(T) == 3

@@ -119,6 +119,9 @@ def own_data(
         )
     classes = kind == "cross-entropy"
     every = targets.ndim > 1 and targets.shape[1] == steps
+    if every and "mask" in flags:  # whatever stands in padding: NaN, or a class of -100
+        real = arrays["mask"].reshape(total, steps, *[1] * (targets.ndim - 2))
+        targets = np.where(real, targets, targets.dtype.type(0))
     shape = targets.shape[2 if every else 1 :]
     if len(shape) > (0 if classes else 1):
         outputs = "" if classes else ", O"

@@ -19,7 +19,7 @@ from bptt_jax.cli.report import BadArgument, one_line, provenance
 from bptt_jax.leaves import to_jsonable
 from bptt_jax.recurrence.unroll import unroll
 from bptt_jax.results import counted
-from bptt_jax.step import Input, Params, PyTree, Sequence, State, Step, state_size
+from bptt_jax.step import Array, Input, Params, PyTree, Sequence, State, Step, state_size
 
 _FOLLOWED = 4  # sequences along which directions are carried
 _MOST_VECTORS = 16
@@ -143,13 +143,17 @@ def _nothing(vectors: Any, state: State) -> None:
 
 
 def _constant(inputs: PyTree, which: str) -> Input:
-    """One input, without the key beside it: of the noise there is none at a fixed point."""
-    xs = inputs.xs if isinstance(inputs, Sequence) else inputs
+    """One input, the mean being that over real steps; without the key beside it: of the noise there is none at a fixed
+    point."""
+    xs, mask = (inputs.xs, inputs.mask) if isinstance(inputs, Sequence) else (inputs, None)
     if isinstance(xs, tuple) and len(xs) == 2 and _is_key(xs[1]):
         xs = xs[0]
-    return jax.tree.map(
-        lambda a: jnp.zeros(a.shape[2:], a.dtype) if which == "zero" else jnp.mean(a, axis=(0, 1)), xs
-    )
+
+    def mean(a: Array) -> Array:
+        real = None if mask is None else mask.reshape(*mask.shape, *[1] * (a.ndim - 2))
+        return jnp.mean(a, axis=(0, 1), where=real)
+
+    return jax.tree.map(lambda a: jnp.zeros(a.shape[2:], a.dtype) if which == "zero" else mean(a), xs)
 
 
 def _is_key(tree: PyTree) -> bool:
