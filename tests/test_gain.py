@@ -106,6 +106,13 @@ def test_of_a_linear_map_in_closed_form(of_map, a, edge):
     np.testing.assert_allclose(found.factor / digits, np.round(found.factor / digits), atol=1e-3)
 
 
+def test_a_factor_with_which_the_states_overflow_is_too_large():
+    """The first that is tried, sqrt(2), leads from 1e30 beyond float32; the one that is wanted does not."""
+    found = recommend_gain(lambda a, h, x: a @ h, 0.95 * jnp.eye(2), jnp.full(2, 1e30), None, last, length=STEPS)
+    assert found.trials.factors[1] == np.float32(1.41)
+    assert 0 <= found.factor - 1e-3 ** (1 / STEPS) / 0.95 < 0.011
+
+
 def test_no_factor_where_none_is_wanted_or_helps(of_map):
     assert of_map(np.eye(2)).factor == 1
     assert "steady as it is over 200 steps" in of_map(np.eye(2)).statement

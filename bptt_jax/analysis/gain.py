@@ -205,7 +205,7 @@ class _Search(NamedTuple):
     Attributes:
       direction: 1 if the signal is to be made larger, -1 if smaller, 0 if there is nothing to do.
       short: the last that is not enough.
-      enough: the nearest that is; NaN before it is found.
+      enough: the nearest that is, or with which the states overflow; NaN before it is found.
       chosen: trial of it.
       steady: whether the flow is steady with it.
     """
@@ -255,7 +255,9 @@ def _recommend_gain(
         wanted = jnp.where(bounded, jnp.where(flow.end_gain < edge, 1, 0), -1)
         wanted = jnp.where(finite, wanted, 0).astype(at.dtype)
         direction = jnp.where(first, wanted, search.direction)
-        enough = finite & jnp.where(direction > 0, arrives, bounded) & ~first & (direction != 0)
+        # States that overflow with a factor above 1 say that it is too large, not that more is wanted.
+        far = jnp.where(direction > 0, ~finite | arrives, finite & bounded)
+        enough = far & ~first & (direction != 0)
         lost = ~first & ~enough & jnp.isnan(search.enough) & (trial >= _WALK)
         new = _Search(
             jnp.where(lost, 0, direction),
