@@ -8,6 +8,7 @@ import pytest
 
 from bptt_jax.cli import dynamics
 from bptt_jax.cli.main import main
+from bptt_jax.leaves import to_jsonable
 
 # Two units, each for itself: h1 is bistable about 0, h2 decays by a factor of 0.5.
 STEP = """
@@ -129,3 +130,11 @@ def test_of_many_points_the_first_are_shown() -> None:
     assert first == "fixed points: 40 stable, from 40 of 40 starts; the first 30 are shown"
     assert second == "largest Lyapunov exponents, driven: +0.1000 ± 0.0200, +0.0500, unknown nats per step"
     assert third == "angle between unstable and other directions: 0.25 to 1.5 rad"
+
+
+def test_exponents_of_what_a_step_erases() -> None:
+    """As JSON has them."""
+    exponents = to_jsonable({"rates": [-0.5, -math.inf, math.nan], "errors": [0.25, 0.0, math.nan]})
+    numbers = {"fixed_points": [], "search": {"starts": 1, "converged": 0}, "kinds": {}, "angles": None}
+    _, second = dynamics.statements(numbers | {"exponents": exponents})
+    assert second == "largest Lyapunov exponents, driven: -0.5000 ± 0.2500, -inf, unknown nats per step"

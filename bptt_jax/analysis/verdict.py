@@ -85,17 +85,17 @@ def table_row(summary: Mapping[str, Any]) -> tuple[str, ...]:
     mean, std = float(rate["mean"]), float(rate["std"])
     return (
         *map(_three_digits, means),
-        plus_minus(mean, std),
+        plus_minus(mean, math.nan if total == 1 else std),
         f"{steps}\n(extrapolated)" if beyond else steps,
         f"{summary['verdict']}\n({verdicts[summary['verdict']]} of {total})",
     )
 
 
 def plus_minus(value: float, error: float) -> str:
-    """With its sign, and the error where there is one."""
+    """With its sign, and the error where there is one, which that of an infinite number is not."""
     if math.isnan(value):
         return "unknown"
-    return f"{value:+.4f}" + ("" if math.isnan(error) else f" ± {error:.4f}")
+    return f"{value:+.4f}" + (f" ± {error:.4f}" if math.isfinite(value) and not math.isnan(error) else "")
 
 
 def _three_digits(value: Any) -> str:

@@ -130,7 +130,8 @@ def statements(numbers: dict[str, Any]) -> list[str]:
     lines = [f"fixed points: {kinds}, from {found['converged']} of {counted(found['starts'], 'start')}"]
     if shown < len(numbers["fixed_points"]):
         lines[0] += f"; the first {shown} are shown"
-    rates = list(map(plus_minus, *numbers["exponents"].values()))[:4]
+    exponents = zip(*numbers["exponents"].values(), strict=True)
+    rates = [plus_minus(*map(float, of_one)) for of_one in exponents][:4]
     lines.append(f"largest Lyapunov exponents, driven: {', '.join(rates)} nats per step")
     angles = numbers["angles"]
     if angles is not None:
