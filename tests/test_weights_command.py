@@ -6,6 +6,7 @@ import os
 import pickle
 import zipfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,10 +100,9 @@ def test_what_stands_in_the_padding_of_targets_does_not_matter(kind: str, tmp_pa
         targets = np.where(MASK.reshape(B, T, *[1] * (usual.ndim - 2)), usual, padding)
         data = npz(tmp_path, f"{name}.npz", inputs=INPUTS, mask=MASK, targets=targets)
         made, (found,) = diagnose.prepare(settings(model, data))
-        step, loss = found.step, found.loss
         xs, wanted = jax.tree.map(lambda a: a[1], (made.inputs, made.targets))
-        args = found.readout_weights, wanted
-        done = bptt.adjoints(step, found.params, found.state0, xs, lambda h, a: loss(a[0], h, a[1]), args=args)
+        loss = partial(found.loss, found.readout_weights)
+        done = bptt.adjoints(found.step, found.params, found.state0, xs, loss, args=wanted)
         gradients.append((done.loss, done.params_grad))
     jax.tree.map(np.testing.assert_array_equal, *gradients)
     assert np.all(np.isfinite(gradients[1][0]))
