@@ -1,6 +1,12 @@
 """What the Jacobians and the loss say."""
 
-from bptt_jax.analysis.backward import Adjoints, TemporalContributions, adjoints, temporal_contributions
+from bptt_jax.analysis.backward import (
+    Adjoints,
+    ScaledGradients,
+    TemporalContributions,
+    adjoints,
+    temporal_contributions,
+)
 from bptt_jax.analysis.calibration import Calibration, CalibrationTrials, calibrate, calibrate_cell
 from bptt_jax.analysis.covariant import CovariantVectors, covariant_vectors
 from bptt_jax.analysis.fixed_point_results import FixedPoints
@@ -47,6 +53,7 @@ __all__ = [
     "MonitorWarning",
     "NonFinite",
     "RecommendedGain",
+    "ScaledGradients",
     "TemporalContributions",
     "TruncationBias",
     "adaptive_window",
