@@ -257,11 +257,16 @@ def check_choice(name: str, value: Any, *choices: Any) -> Any:
     return value
 
 
+def is_key(array: Any) -> bool:
+    """Whether it is one of JAX's typed random keys, or an array of them."""
+    return jnp.issubdtype(jnp.result_type(array), jax.dtypes.prng_key)
+
+
 def check_key(name: str, key: Any) -> Any:
     """Returns `key` if it is one random key, of either kind that JAX has."""
     if not isinstance(key, (jax.Array, np.ndarray)):
         raise TypeError(f"{name}: expected a random key, as jax.random.key(0) gives, got {type_name(key)}")
-    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+    if is_key(key):
         single = key.shape == ()
     else:
         single = key.dtype == jnp.uint32 and key.shape in ((2,), (4,))

@@ -48,8 +48,8 @@ def of_pairs(new: PyTree, state0: PyTree) -> str:
 
 def remedy(error: Exception, step: Step, params: PyTree, state0: PyTree, xs: PyTree) -> str:
     """How a step that did not work would work; empty if that is not known, or if the step has said it itself, as this
-    package's own do of coefficients or of an adapter's cell."""
-    if re.match(r"(?!step\b)[\w\[\]'.]+: expected ", str(error)):
+    package's own do of coefficients or of an adapter's cell; of a key they know only that it is not one."""
+    if re.match(r"(?!step\b|key\b)[\w\[\]'.]+: expected ", str(error)):
         return ""
     if _entry(step, (params, state0, _less(xs, 1)), state0) is not None:
         return ""
@@ -66,9 +66,11 @@ def takes_whole(step: Step, params: PyTree, state: PyTree, x: PyTree) -> bool:
 
 
 def _less(tree: PyTree, axes: int, least: int = 0) -> PyTree | None:
-    """Shapes with so many of the first axes left out; None where fewer than `least` would be left of one."""
-    if any(leaf.ndim < axes + least for leaf in jax.tree.leaves(tree)):
-        return None
+    """Shapes with so many of the first axes left out; None where fewer than `least` would be left of one of
+    floats, which a step may take as numbers by broadcasting: keys and tokens are single ones."""
+    for leaf in jax.tree.leaves(tree):
+        if leaf.ndim < axes + (least if jnp.issubdtype(leaf.dtype, jnp.inexact) else 0):
+            return None
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[axes:], leaf.dtype), tree)
 
 

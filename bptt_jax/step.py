@@ -28,6 +28,7 @@ from bptt_jax.checks import (
     check_leaves,
     check_positive_int,
     describe_shapes,
+    is_key,
     notice_new_shape,
 )
 from bptt_jax.devices import axes_of, is_manual, settled, vary
@@ -436,7 +437,7 @@ def _whole(recurrence: Recurrence) -> Recurrence:
 
         def harmless(a: Array) -> Array:
             b = a[first]
-            if not jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            if not is_key(a):
                 b = jnp.where(none, jnp.zeros_like(b), b)  # nothing but padding
             return jnp.where(along_leading(real, a), a, b)
 
@@ -467,7 +468,7 @@ def _varying_alike(recurrence: Recurrence) -> Recurrence:
 
 def _strong(leaf: Any) -> Array:
     leaf = jnp.asarray(leaf)
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if is_key(leaf):
         return leaf
     return jax.lax.convert_element_type(leaf, leaf.dtype)
 
@@ -526,8 +527,12 @@ def _check_length(sequence: Sequence, length: int | None) -> int:
         return length
     for path, leaf in leaves:
         if np.ndim(leaf) == 0:
-            way = "; give jnp.asarray(xs)" if isinstance(sequence.xs, (list, tuple)) else ""
-            raise ValueError(f"{at_path('xs', path)}: expected time as the first axis, got a scalar{way}")
+            got = "a scalar"
+            if is_key(leaf):
+                got = "one random key; give one for each step, jax.random.split(key, T)"
+            elif isinstance(sequence.xs, (list, tuple)):
+                got += "; give jnp.asarray(xs)"
+            raise ValueError(f"{at_path('xs', path)}: expected time as the first axis, got {got}")
     lengths = {at_path("xs", path): np.shape(leaf)[0] for path, leaf in leaves}
     lengths |= {name: flag.shape[0] for name, flag in flags.items()}
     if len(set(lengths.values())) > 1:

@@ -10,6 +10,7 @@ import pytest
 import bptt_jax as bptt
 
 GRU, LSTM, RNN = bptt.gru(4), bptt.lstm(4), bptt.rnn(4)
+NOISY, MATRIX = bptt.cells.leaky_rnn(4, noise=0.1), bptt.cells.mlstm(4, heads=1)
 KEY = jax.random.key(0)
 GRU_PARAMS, LSTM_PARAMS, RNN_PARAMS = (cell.init(KEY, 3) for cell in (GRU, LSTM, RNN))
 H, HC = GRU.initial_state(), LSTM.initial_state()
@@ -24,6 +25,10 @@ def last(states):
 
 def bare(params, h, x):
     return jnp.tanh(params @ h + x)
+
+
+def embedded(params, h, token):
+    return RNN.step(params["cell"], h, params["rows"][token].reshape(3))
 
 
 def returning(f):
@@ -61,6 +66,18 @@ SLIPS = {
     "a state of layers and batch": (
         of(LSTM.step, LSTM_PARAMS, jax.tree.map(lambda a: jnp.zeros((1, 1, 4)), HC), XS),
         "state0: …two axes less; give jax.tree.map(lambda a: a[0, 0], state0)",
+    ),
+    "a batch with keys": (
+        of(NOISY.step, NOISY.init(KEY, 3), H, (BATCH, jax.random.split(KEY, (2, 5)))),
+        "xs: expected one sequence [T, ...], got (float32[2,5,3], key<fry>[2,5])…a batch",
+    ),
+    "a batch of tokens": (
+        of(embedded, {"rows": jnp.ones((9, 3)), "cell": RNN_PARAMS}, H, jnp.zeros((2, 5), int)),
+        "xs: expected one sequence [T, ...], got int32[2,5], of which step takes one axis less: a batch",
+    ),
+    "one key for all steps": (
+        of(NOISY.step, NOISY.init(KEY, 3), H, (XS, KEY)),
+        "xs[1]: expected time as the first axis, got one random key; give one for each step, jax.random.split(key, T)",
     ),
     "a mask of a batch": (
         of(GRU.step, GRU_PARAMS, H, bptt.Sequence(BATCH, mask=np.ones((2, 5), bool))),
@@ -143,6 +160,14 @@ SLIPS = {
     "a cell": (
         of(GRU, GRU_PARAMS, H, XS),
         "step: expected a function step(params, state, x) -> state, got Cell; give its step, as in cell.step",
+    ),
+    "cells for a stack": (
+        lambda: bptt.stack(RNN, GRU),
+        "steps[0]: expected a function step(params, state, x) -> state, got Cell; give its step, as in cell.step",
+    ),
+    "a layer whose state is no vector": (
+        of(bptt.stack(MATRIX.step, GRU.step), (MATRIX.init(KEY, 3), GRU_PARAMS), (MATRIX.initial_state(), H), XS),
+        "since a state is MLSTMState(C=float32[1,4,8], n=float32[1,8], m=float32[1]), got None",
     ),
     "a cell for what makes it": (
         lambda: bptt.analysis.calibrate_cell(GRU, XS, low=0.5, high=2.0),

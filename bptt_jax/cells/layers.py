@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from bptt_jax.cells.sharing import recalled_function
-from bptt_jax.checks import shapes
+from bptt_jax.checks import check_function, describe_shapes, shapes
 from bptt_jax.results import counted
 from bptt_jax.step import Input, Params, PyTree, State, Step
 
@@ -58,10 +58,7 @@ def stack(*steps: Step, output: Output | Sequence[Output] | None = None) -> Step
     if not steps:
         raise ValueError("steps: expected at least one layer, got none")
     for k, layer in enumerate(steps):
-        if not callable(layer):
-            raise TypeError(
-                f"steps[{k}]: expected a function step(params, state, x) -> state, got {type(layer).__name__}"
-            )
+        check_function(f"steps[{k}]", layer, "step(params, state, x) -> state")
     outputs = _outputs(output, len(steps))
 
     def stacked_step(params: Params, state: State, x: Input) -> State:
@@ -114,7 +111,7 @@ def _hidden(state: State) -> Input:
     if not jax.tree_util.all_leaves([state]):
         raise TypeError(
             "output: expected a function that reads a layer's output from its state, since a state is "
-            f"{jax.tree.structure(state)}, got None"
+            f"{describe_shapes(state)}, got None"
         )
     return state
 
