@@ -266,10 +266,7 @@ def check_key(name: str, key: Any) -> Any:
     """Returns `key` if it is one random key, of either kind that JAX has."""
     if not isinstance(key, (jax.Array, np.ndarray)):
         raise TypeError(f"{name}: expected a random key, as jax.random.key(0) gives, got {type_name(key)}")
-    if is_key(key):
-        single = key.shape == ()
-    else:
-        single = key.dtype == jnp.uint32 and key.shape in ((2,), (4,))
+    single = key.shape == () if is_key(key) else key.dtype == jnp.uint32 and key.shape in ((2,), (4,))
     if not single:
         raise ValueError(f"{name}: expected one random key, as jax.random.key(0) gives, got {describe_shapes(key)}")
     return key

@@ -259,6 +259,20 @@ def test_what_is_made_needs_no_derivative(x64):
         bptt.jacobians(without_derivative, params, h, xs)
 
 
+def test_why_a_step_goes_neither_way_is_said_of_both():
+    @jax.custom_vjp
+    def solved(h):
+        return jnp.tanh(h)
+
+    def backward(kept, g):
+        raise ValueError("a solve without max_steps has no backward pass")
+
+    solved.defvjp(lambda h: (jnp.tanh(h), None), backward)
+    both = r"forwards \(TypeError: .*custom_vjp.*\) nor backwards \(ValueError: a solve without max_steps"
+    with pytest.raises(TypeError, match=both):
+        bptt.jacobians(lambda w, h, x: w * solved(h), jnp.ones(3), jnp.ones(3), length=4)
+
+
 def test_a_loop_of_unknown_length_over_the_parameters_alone():
     """Forwards it works; what goes backwards says that it cannot."""
 

@@ -394,9 +394,12 @@ def _differentiation(recurrence: Recurrence, mode: Mode | None) -> tuple[Mode, A
     fault = _fault(forward, params, start)
     if fault is None:
         return "forward", tangents
-    if _fault(reverse, params, start) is None:
+    backwards = _fault(reverse, params, start)
+    if backwards is None:
         return "reverse", tangents
-    raise TypeError(f"step: it cannot be differentiated, forwards or backwards: {_short(fault)}") from fault
+    raise TypeError(
+        f"step: it cannot be differentiated, neither forwards ({_short(fault)}) nor backwards ({_short(backwards)})"
+    ) from backwards
 
 
 def _refuse_collectives(primitives: set[str]) -> None:
