@@ -39,6 +39,15 @@ def batched(params, h, x):
     return jnp.tanh(h @ params["a"].T + x + jnp.broadcast_to(params["halves"][:N], x.shape))
 
 
+@pytest.fixture
+def x64():
+    """In every thread: callbacks may run in another, where JAX makes singles of their numbers if it has no doubles."""
+    before = jax.config.jax_enable_x64
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", before)
+
+
 def backwards_alone(params, h, x):
     return jnp.tanh(doubled(params["a"]) @ h + x)
 
