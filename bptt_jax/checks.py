@@ -187,7 +187,9 @@ def check_number(name: str, value: Any, expected: str, holds: Callable[[Any], An
     message = f"{name}: expected {expected}"
     if isinstance(value, bool) or not isinstance(value, (int, float, np.number, np.ndarray, jax.Array)):
         raise TypeError(f"{message}, got {type_name(value)}")
-    if jnp.shape(value) != () or jnp.issubdtype(jnp.result_type(value), jnp.complexfloating):
+    if jnp.shape(value) != ():
+        raise ValueError(f"{message}, got {describe_shapes(value)}")
+    if jnp.issubdtype(jnp.result_type(value), jnp.complexfloating):
         raise ValueError(f"{message}, got {value}")
     held = holds(value)
     if isinstance(held, jax.core.Tracer):  # under optax.inject_hyperparams, say

@@ -338,6 +338,7 @@ def test_memory_goes_with_the_root_of_the_length():
         ({"warmup": 5, "cooldown": 5}, "expected fewer together than the 10 steps, got 5 and 5"),
         ({"observe": 3}, "observe"),
         ({"dt": -1.0}, "dt: expected a number above 0"),
+        ({"dt": np.full(10, 0.1)}, r"dt: expected a number above 0, got float\d+\[10\]"),
         ({"initial_frame": np.ones((3, 1))}, "initial_frame: expected shape"),
     ],
 )

@@ -172,7 +172,7 @@ BAD = [
     (
         lambda: measure(loss, threshold=np.ones(2)),
         ValueError,
-        "threshold: expected a number between 0 and 1, got [1. 1.]",
+        "threshold: expected a number between 0 and 1, got float32[2]",
     ),
     (lambda: measure(loss, threshold="1e-3"), TypeError, "threshold: expected a number between 0 and 1, got str"),
     (lambda: measure(loss, threshold=None), TypeError, "threshold: expected a number between 0 and 1, got None"),
