@@ -434,6 +434,20 @@ def test_a_limit_cycle_has_its_dimension_with_an_error() -> None:
         assert float(found.entropy_rate_error) == pytest.approx(error, rel=1e-3)
 
 
+def test_dimension_and_entropy_are_not_known_better_than_the_exponents() -> None:
+    """Rates that are the same at every step have no scatter, but are rounded."""
+    rates = jnp.broadcast_to(jnp.array([2.0, 1.0, 0.25]), (300, 3))
+    found = bptt.lyapunov_exponents(driven, None, jnp.zeros(3), rates, warmup=10, dt=0.1)
+    least = 8 * jnp.finfo(jnp.float32).eps / 0.1
+    np.testing.assert_allclose(found.standard_errors, least, rtol=1e-6)
+    assert float(found.entropy_rate_error) == pytest.approx(
+        math.sqrt(2) * least, rel=1e-6
+    )  # the second may be above 0
+    assert float(found.kaplan_yorke_dimension) == pytest.approx(2.5, rel=1e-6)
+    slopes = np.array([1, 1, 0.5]) / (2 * math.log(2) / 0.1)  # of 2 + (l1 + l2) / |l3|
+    assert float(found.kaplan_yorke_error) == pytest.approx(np.linalg.norm(slopes) * least, rel=1e-6)
+
+
 def test_says_when_it_has_not_converged_or_is_not_finite() -> None:
     rates = jnp.concatenate([jnp.full(100, 2.0), jnp.full(100, 0.5)])[:, None]
     drifting = bptt.lyapunov_exponents(driven, None, jnp.ones(1), rates)

@@ -153,7 +153,7 @@ class LyapunovSpectrum(Result):
         Not of the exponents' own errors, which go up and down together: in each batch the growth of all is summed, in
         the proportions of the dimension's slopes, and the error is the scatter of these sums.
         """
-        return self._of_each(lambda one: _error_along(one, _dimension(one)[1]))
+        return self._of_each(lambda one: _error_along(one, _dimension(one)[1], self.exponents.dtype))
 
     @property
     def entropy_rate(self) -> Any:
@@ -169,7 +169,7 @@ class LyapunovSpectrum(Result):
 
         From the scatter over the batches of the growth of all these directions together.
         """
-        return self._of_each(lambda one: _error_along(one, _positive(one)))
+        return self._of_each(lambda one: _error_along(one, _positive(one), self.exponents.dtype))
 
     @property
     def living_exponents(self) -> Float[Array, " num"]:
@@ -515,12 +515,13 @@ def _positive(spectrum: LyapunovSpectrum) -> np.ndarray:
     return (np.asarray(spectrum.exponents) > -_neutral(spectrum)).astype(float)
 
 
-def _error_along(spectrum: LyapunovSpectrum, slopes: np.ndarray) -> float:
-    """The standard error of a sum of exponents, in these proportions."""
+def _error_along(spectrum: LyapunovSpectrum, slopes: np.ndarray, dtype: Any) -> float:
+    """The standard error of a sum of exponents, found in this dtype, in these proportions; of one alone its own."""
     if np.isnan(slopes).any() or np.isnan(spectrum.exponents).any():
         return math.nan
     combined = dataclasses.replace(spectrum.batches, values=spectrum.batches.values @ slopes[:, None])
-    return float(np.sqrt(squared_error(combined)[0]))
+    least = least_error(dtype) / spectrum.dt * np.linalg.norm(slopes)
+    return float(np.maximum(np.sqrt(squared_error(combined)[0]), least))
 
 
 @devices.compiled
