@@ -129,6 +129,7 @@ MUTATIONS = {
         ),
     ],
     "bptt_jax/recurrence/linearization.py": [
+        ('== "NamedAxisEffect"', '== ""', "test_sharding.py -k refused"),
         (
             " or _fault(along.pull_params, one, along.no_cotangents)",
             "",

@@ -283,8 +283,25 @@ def test_a_step_that_sums_over_devices_is_refused(checked):
     given = jax.ShapeDtypeStruct((2, 2, 2), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec("batch")))
     along_batch = PartitionSpec("batch")
     spread = jax.shard_map(gradient, mesh=mesh, in_specs=along_batch, out_specs=along_batch, check_vma=checked)
-    with use_abstract_mesh(mesh), pytest.raises(TypeError, match="step: expected one that stays on its device"):
+    with use_abstract_mesh(mesh), pytest.raises(TypeError, match="step: expected one that sees nothing of other"):
         jax.eval_shape(jax.jit(spread), given)
+
+
+def test_a_step_that_sums_over_sequences_is_refused():
+    """Outside of it; where the batch is within, the gradient is that of a plain scan."""
+
+    def together(w, h, x):
+        return jnp.tanh(w @ jax.lax.pmean(h, "batch") + x)
+
+    w, h, xs = jnp.ones((2, 2)) / 2, jnp.zeros((3, 2)), jnp.stack([XS, 2 * XS, -XS], axis=1).astype(jnp.float32)
+    alone = jax.vmap(lambda h, x: bptt.adjoints(together, w, h, x, loss).params_grad, (0, 1), axis_name="batch")
+    with pytest.raises(TypeError, match="step: expected one that sees nothing of other sequences"):
+        alone(h, xs)
+
+    step = jax.vmap(together, (None, 0, 0), axis_name="batch")
+    expected = jax.grad(lambda w: loss(jax.lax.scan(lambda h, x: (new := step(w, h, x), new), h, xs)[1]))(w)
+    found = bptt.adjoints(step, w, h, xs, loss).params_grad
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.exhaustive

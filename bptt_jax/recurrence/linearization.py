@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from jax.extend.core import jaxpr_as_fun
 
 from bptt_jax import devices
-from bptt_jax.devices import is_manual
 from bptt_jax.recurrence.preparation import chosen, merged, preparation
 from bptt_jax.recurrence.programs import come_from, depends, divided, equations
 from bptt_jax.step import (
@@ -354,7 +353,7 @@ def differentiation_mode(recurrence: Recurrence, mode: Mode | None = None) -> Mo
     """How the step of a checked recurrence is differentiated: as asked for, else forward if it can be.
 
     Raises:
-      TypeError: the step cannot be differentiated so, or makes use of other devices within a `jax.shard_map`.
+      TypeError: the step cannot be differentiated so, or makes use of other sequences or devices (`jax.lax.psum`).
     """
     return _differentiation(recurrence, mode)[0]
 
@@ -369,8 +368,7 @@ def _differentiation(recurrence: Recurrence, mode: Mode | None) -> tuple[Mode, A
     def moved(params: Params, start: State) -> State:
         return differentiable_part(recurrence.step(merge_params(params), merge_state(start), first.x))[0]
 
-    if is_manual():
-        _refuse_collectives(_primitives(jax.make_jaxpr(moved)(params, start)))
+    _refuse_collectives(jax.make_jaxpr(moved)(params, start))
 
     tangents: Any = None
 
@@ -402,12 +400,15 @@ def _differentiation(recurrence: Recurrence, mode: Mode | None) -> tuple[Mode, A
     ) from backwards
 
 
-def _refuse_collectives(primitives: set[str]) -> None:
-    """Of a step. Its pulls would add up what the devices send back, each in a unit of its own."""
-    if met := {name for name in primitives if name.startswith(_COLLECTIVES)}:
+def _refuse_collectives(program: Any) -> None:
+    """Of a step. Its pulls would add up what other devices, or sequences, send back, each in a unit of its own."""
+    if not any(type(effect).__name__ == "NamedAxisEffect" for effect in program.effects):
+        return  # none but over axes within the step
+    if met := {name for name in _primitives(program) if name.startswith(_COLLECTIVES)}:
         raise TypeError(
-            f"step: expected one that stays on its device, within a jax.shard_map, got {', '.join(sorted(met))}; "
-            "collectives belong into the loss, or leave the division of the arrays to the compiler, without shard_map"
+            f"step: expected one that sees nothing of other sequences or devices, got {', '.join(sorted(met))}; "
+            "collectives belong into the loss; or write the batch into the step, jax.vmap(step, (None, 0, 0), "
+            "axis_name=...), and leave the division of arrays to the compiler, without shard_map"
         )
 
 
