@@ -495,7 +495,7 @@ def _check_new_state(new: State, state0: State) -> None:
         if old.dtype != out.dtype:
             raise TypeError(
                 f"step: must keep the dtype of {at_path('state', path)}, {old.dtype}, got {out.dtype}; "
-                "cast state0 or the parameters so that they agree"
+                "cast state0, the parameters or xs so that they agree"
             )
 
 

@@ -120,7 +120,7 @@ def test_of_many_points_the_first_are_shown() -> None:
     point = dict.fromkeys(("speed", "modulus", "slowest_time", "slowest_period", "escape_time"), 0.5)
     numbers = {
         "fixed_points": 40 * [point | {"kind": "stable", "starts": 1, "unstable": 0}],
-        "search": {"starts": 40, "converged": 40},
+        "search": {"starts": 40, "converged": 40, "outliers": 0},
         "kinds": {"stable": 40},
         "exponents": {"rates": [0.1, 0.05, math.nan], "errors": [0.02, math.nan, math.nan]},
         "angles": {"min": 0.25, "max": 1.5},
@@ -132,9 +132,17 @@ def test_of_many_points_the_first_are_shown() -> None:
     assert third == "angle between unstable and other directions: 0.25 to 1.5 rad"
 
 
-def test_exponents_of_what_a_step_erases() -> None:
+def test_exponents_of_what_a_step_erases_and_points_far_away() -> None:
     """As JSON has them."""
     exponents = to_jsonable({"rates": [-0.5, -math.inf, math.nan], "errors": [0.25, 0.0, math.nan]})
-    numbers = {"fixed_points": [], "search": {"starts": 1, "converged": 0}, "kinds": {}, "angles": None}
-    _, second = dynamics.statements(numbers | {"exponents": exponents})
+    numbers = {
+        "fixed_points": [],
+        "search": {"starts": 1, "converged": 1, "outliers": 1},
+        "kinds": {},
+        "angles": None,
+    }
+    first, second = dynamics.statements(numbers | {"exponents": exponents})
+    assert (
+        first == "fixed points: none, from 1 of 1 start; 1 came to points far from all starts, which are left out"
+    )
     assert second == "largest Lyapunov exponents, driven: -0.5000 ± 0.2500, -inf, unknown nats per step"

@@ -549,6 +549,26 @@ def batch():
     return jax.jit(jax.vmap(flow))(matrices)
 
 
+def test_sequences_too_short_to_measure_are_left_out_of_a_summary():
+    """One of a single step has no rate; a rate that is NaN because the states are spoils the mean."""
+
+    def summary(lengths, first=1.0, step=linear_step):
+        masks = jnp.asarray(np.arange(STEPS) < np.asarray(lengths)[:, None])
+        sequences = bptt.Sequence(None, mask=masks)
+        starts = jnp.ones((len(lengths), 2)).at[0].set(first)
+        flow = jax.vmap(lambda h, xs: bptt.gradient_flow(step, 0.5 * jnp.eye(2), h, xs, lambda hs: jnp.sum(hs[-1])))
+        return flow(starts, sequences).summary()
+
+    found = summary([STEPS, 1, STEPS])
+    assert found["verdicts"] == {"unmeasured": 1, "vanishing": 2}
+    np.testing.assert_allclose([found["growth_rate"][k] for k in ("mean", "median")], np.log(0.5), rtol=1e-5)
+    np.testing.assert_allclose(found["growth_rate"]["std"], 0, atol=1e-6)
+    assert found["horizon"]["median"] == 10
+    bad = summary([STEPS, 1, STEPS], np.nan, lambda w, h, _: jnp.tanh(w @ h))
+    assert np.isnan(bad["growth_rate"]["mean"])
+    assert np.isnan(summary([1, 1])["growth_rate"]["mean"])
+
+
 def test_batch_has_a_mean_and_a_spread(batch):
     assert batch.verdicts.tolist() == ["vanishing", "vanishing", "exploding", "steady"]
     assert batch.verdict == "vanishing"

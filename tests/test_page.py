@@ -154,7 +154,7 @@ def test_every_number_stands_under_its_name() -> None:
     }
     row = ("gru", "1.000", "2.000", "3.000", "-0.5000 ± 0.2500", "inf", "steady\n(2 of 3)", "- this\n- that")
     assert list(rows({"gru": record})) == [row]
-    alone = {"growth_rate": {"mean": -0.5, "std": 0.0}, "verdicts": {"steady": 1}}
+    alone = {"growth_rate": {"mean": -0.5, "std": 0.0}, "verdicts": {"steady": 1, "unmeasured": 2}}
     assert next(rows({"gru": record | alone}))[4] == "-0.5000"  # of one sequence nothing is known of the scatter
     for beyond, horizon in (
         (1, "487"),

@@ -252,8 +252,8 @@ class GradientFlow(Result):
         return _pooled(self)
 
     def summary(self) -> Any:
-        """Plain numbers: mean, standard deviation and quartiles over the sequences, and the verdicts' counts; of a
-        batch of several axes a list (of lists) of them."""
+        """Plain numbers: mean, standard deviation and quartiles over the sequences in which they were measured, and the
+        verdicts' counts; of a batch of several axes a list (of lists) of them."""
         return self._of_each(_summary)
 
     @property
@@ -368,11 +368,17 @@ def _summary(flow: GradientFlow) -> dict[str, Any]:
     """Of one sequence, or of a batch of one axis."""
     verdicts = flow.verdicts.ravel().tolist()
     names = ("loss", "growth_rate", "growth_rate_error", "horizon", "end_gain", "peak_gain")
+    bad = np.asarray([v == "non-finite" for v in verdicts])
+
+    def measured(name: str) -> np.ndarray:
+        values = _flat(getattr(flow, name))
+        return values[~np.isnan(values) | bad]
+
     found = {
         "verdict": flow.verdict,
         "verdicts": {v: verdicts.count(v) for v in verdict.SEVERITY if v in verdicts},
         "statement": _said(flow),
-        **{name: verdict.describe(getattr(flow, name)) for name in names},
+        **{name: verdict.describe(measured(name)) for name in names},
         "horizon_extrapolated": int(np.sum(flow.horizon_extrapolated)),
         "params_grad_log_norm": verdict.describe(flow.numerics.params_grad_log_norm),
         "clip_threshold": flow.clip_threshold,

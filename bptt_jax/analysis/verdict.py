@@ -80,12 +80,13 @@ def table_row(summary: Mapping[str, Any]) -> tuple[str, ...]:
     means = (summary[k]["mean"] if k in summary else None for k in ("loss", "spectral_norm", "spectral_radius"))
     rate, verdicts, horizon = summary["growth_rate"], summary["verdicts"], float(summary["horizon"]["median"])
     total = sum(verdicts.values())
-    beyond = math.isfinite(horizon) and 2 * summary["horizon_extrapolated"] > total
+    measured = total - verdicts.get("unmeasured", 0)
+    beyond = math.isfinite(horizon) and 2 * summary["horizon_extrapolated"] > measured
     steps = "unknown" if math.isnan(horizon) else f"{horizon:.0f}"
     mean, std = float(rate["mean"]), float(rate["std"])
     return (
         *map(_three_digits, means),
-        plus_minus(mean, math.nan if total == 1 else std),
+        plus_minus(mean, math.nan if measured == 1 else std),
         f"{steps}\n(extrapolated)" if beyond else steps,
         f"{summary['verdict']}\n({verdicts[summary['verdict']]} of {total})",
     )

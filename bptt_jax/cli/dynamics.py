@@ -130,6 +130,8 @@ def statements(numbers: dict[str, Any]) -> list[str]:
     lines = [f"fixed points: {kinds}, from {found['converged']} of {counted(found['starts'], 'start')}"]
     if shown < len(numbers["fixed_points"]):
         lines[0] += f"; the first {shown} are shown"
+    if far := found["outliers"]:
+        lines[0] += f"; {far} came to points far from all starts, which are left out"
     exponents = zip(*numbers["exponents"].values(), strict=True)
     rates = [plus_minus(*map(float, of_one)) for of_one in exponents][:4]
     lines.append(f"largest Lyapunov exponents, driven: {', '.join(rates)} nats per step")
@@ -193,7 +195,7 @@ def _numbers(d: Dynamics, dt: float) -> dict[str, Any]:
             "starts": len(d.found.speeds),
             "converged": int(np.sum(d.found.converged)),
             "finite": int(np.sum(d.found.finite)),
-            "outliers": int(np.sum(d.found.outlier)),
+            "outliers": int(np.sum(d.found.outlier & d.found.converged)),
         },
         "kinds": dict(Counter(distinct.kinds.tolist())),
         "fixed_points": points,
