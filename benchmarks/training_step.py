@@ -46,7 +46,7 @@ FULL: dict[str, Any] = {
         Size("lstm", 128, 32, 32, 500),
         Size("lstm", 512, 128, 32, 100),
     ],
-    "repeats": 7,
+    "repeats": 21,
 }
 QUICK: dict[str, Any] = {"sizes": [Size("rnn", 32, 8, 16, 50), Size("lstm", 32, 8, 16, 50)], "repeats": 3}
 LIBRARIES = {"flax": "flax_rnn", "haiku": "haiku_rnn", "keras": "keras_rnn", "equinox": "equinox_rnn"}
