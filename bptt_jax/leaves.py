@@ -19,9 +19,9 @@ def readable(leaf: Any) -> bool:
     return isinstance(leaf, (np.ndarray, np.generic, bool, int, float, complex, str))
 
 
-def along_leading(which: jax.Array, like: jax.Array) -> jax.Array:
-    """``which [n]`` with as many axes as ``like [n, ...]``, so that it chooses along the first."""
-    return which.reshape(-1, *[1] * (like.ndim - 1))
+def along_leading(which: jax.Array | np.ndarray, like: jax.Array | np.ndarray) -> Any:
+    """``which`` with as many axes as ``like``, whose first axes it has, so that it chooses along these."""
+    return which.reshape(*which.shape, *[1] * (like.ndim - which.ndim))
 
 
 def numbers(leaf: Any) -> np.ndarray:

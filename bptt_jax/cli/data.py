@@ -12,6 +12,7 @@ import optax
 from bptt_jax.cli.report import BadArgument, one_line
 from bptt_jax.experiments.network import Readout
 from bptt_jax.files import read_file, read_npz
+from bptt_jax.leaves import along_leading
 from bptt_jax.results import counted
 from bptt_jax.step import Array, PyTree, Sequence, State
 
@@ -120,8 +121,7 @@ def own_data(
     classes = kind == "cross-entropy"
     every = targets.ndim > 1 and targets.shape[1] == steps
     if every and "mask" in flags:  # whatever stands in padding: NaN, or a class of -100
-        real = arrays["mask"].reshape(total, steps, *[1] * (targets.ndim - 2))
-        targets = np.where(real, targets, targets.dtype.type(0))
+        targets = np.where(along_leading(arrays["mask"], targets), targets, targets.dtype.type(0))
     shape = targets.shape[2 if every else 1 :]
     if len(shape) > (0 if classes else 1):
         outputs = "" if classes else ", O"

@@ -16,7 +16,7 @@ from bptt_jax.analysis.lyapunov import as_one
 from bptt_jax.analysis.verdict import plus_minus
 from bptt_jax.cli import diagnose
 from bptt_jax.cli.report import BadArgument, one_line, provenance
-from bptt_jax.leaves import to_jsonable
+from bptt_jax.leaves import along_leading, to_jsonable
 from bptt_jax.recurrence.unroll import unroll
 from bptt_jax.results import counted
 from bptt_jax.step import Array, Input, Params, PyTree, Sequence, State, Step, state_size
@@ -153,8 +153,7 @@ def _constant(inputs: PyTree, which: str) -> Input:
         xs = xs[0]
 
     def mean(a: Array) -> Array:
-        real = None if mask is None else mask.reshape(*mask.shape, *[1] * (a.ndim - 2))
-        return jnp.mean(a, axis=(0, 1), where=real)
+        return jnp.mean(a, axis=(0, 1), where=None if mask is None else along_leading(mask, a))
 
     return jax.tree.map(lambda a: jnp.zeros(a.shape[2:], a.dtype) if which == "zero" else mean(a), xs)
 
