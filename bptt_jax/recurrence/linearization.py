@@ -368,8 +368,6 @@ def _differentiation(recurrence: Recurrence, mode: Mode | None) -> tuple[Mode, A
     def moved(params: Params, start: State) -> State:
         return differentiable_part(recurrence.step(merge_params(params), merge_state(start), first.x))[0]
 
-    _refuse_collectives(jax.make_jaxpr(moved)(params, start))
-
     tangents: Any = None
 
     def pushed(params: Params, start: State, dp: Params, dh: State) -> State:
@@ -384,12 +382,13 @@ def _differentiation(recurrence: Recurrence, mode: Mode | None) -> tuple[Mode, A
     def reverse(params: Params, start: State) -> Any:
         return jax.vjp(moved, params, start)[1](start)
 
+    fault = None if mode == "reverse" else _fault(forward, params, start)
+    _refuse_collectives(jax.make_jaxpr(moved)(params, start) if tangents is None else tangents)
     if mode is not None:
-        fault = _fault(forward if mode == "forward" else reverse, params, start)
+        fault = _fault(reverse, params, start) if mode == "reverse" else fault
         if fault is None:
             return mode, tangents
         raise TypeError(f'mode: this step cannot be differentiated by "{mode}": {_short(fault)}') from fault
-    fault = _fault(forward, params, start)
     if fault is None:
         return "forward", tangents
     backwards = _fault(reverse, params, start)
