@@ -138,10 +138,9 @@ def orthogonal(
 
     What W costs: a step given `OrthogonalParams` makes W, in O(N^3). `bptt_jax.unroll` and the backward passes of this
     package make it once for a sequence (``remat=`` of `bptt_jax.adjoints`: for a segment), and differentiate that once.
-    In a loop of your own XLA makes W once, but takes
-    its derivative by the parameters at every step: on CPU a gradient through 100 steps of 128 units, of 32 sequences,
-    takes 3 times as long by "cayley" and 9 times by "exp". `OrthogonalStep.plain` makes it once, and the same step
-    takes what it gives::
+    In a loop of your own XLA makes W once, but takes its derivative by the parameters at every step: on CPU a gradient
+    through 100 steps of 128 units, of 32 sequences, takes 3 times as long by "cayley" and 9 times by "exp".
+    `OrthogonalStep.plain` makes it once, and the same step takes what it gives::
 
         weights = cell.step.plain(params)                             # RNNParams
         h = cell.step(weights, h, x)
