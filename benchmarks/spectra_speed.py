@@ -1,10 +1,11 @@
-"""Are singular values and eigenvalues of a stack of matrices faster than by the libraries at hand?
+"""Are singular values, spectral norms and eigenvalues of a stack of matrices faster than by the libraries at hand?
 
 Stacks of random matrices in float32. On a CPU, with the numbers of threads that each library takes by itself: ours
 against jitted `jnp.linalg`, NumPy and PyTorch, whole stacks and few matrices. On a GPU, against `jnp.linalg` alone,
-256 matrices. Medians with their quartiles, since times may have two modes (JAX 0.10.0 to 0.11.1 divides a stack among
-threads that may turn out to be one). Before times, answers: largest error relative to the largest singular value of
-the matrix, against LAPACK in float64, of the stack and of one whose singular values fall from 1 to 1e-6.
+256 matrices, and no norms, which are singular values there. Medians with their quartiles, since times may have two
+modes (JAX 0.10.0 to 0.11.1 divides a stack among threads that may turn out to be one). Before times, answers: largest
+error relative to the largest singular value of the matrix, against LAPACK in float64, of the stack and of one whose
+singular values fall from 1 to 1e-6.
 """
 
 from collections.abc import Callable
@@ -26,10 +27,11 @@ FULL: dict[str, dict[str, Any]] = {
     "cpu": {
         "sizes": [4, 16, 32, 64, 128, 256, 512], "numbers": 4_000_000, "most": 4000, "few": 40, "repeats": 7,
         "checked": 8, "peers": ["jax", "numpy", "torch"], "aim": 2.0,
+        "jobs": ["singular values", "spectral norms", "eigenvalues"],
     },
     "gpu": {
         "sizes": [64, 128, 256], "numbers": 256 * 256**2, "most": 256, "few": 0, "repeats": 1,
-        "checked": 64, "peers": ["jax"], "aim": 10.0,
+        "checked": 64, "peers": ["jax"], "aim": 10.0, "jobs": ["singular values", "eigenvalues"],
     },
 }  # fmt: skip
 QUICK: dict[str, dict[str, Any]] = {
@@ -37,8 +39,9 @@ QUICK: dict[str, dict[str, Any]] = {
     "gpu": FULL["gpu"] | {"sizes": [64], "most": 64},
 }
 # For a matrix of N rows over N^3 (Golub and Van Loan, Matrix Computations, 4th edition, 7.5.6 and 8.6.4).
-OPERATIONS = {"singular values": 8 / 3, "eigenvalues": 10.0}
-DEVIATION = {"singular values": 1e-5, "eigenvalues": 1e-3}  # of an eigenvalue: the square root of rounding at worst
+OPERATIONS = {"singular values": 8 / 3, "spectral norms": 1 + 4 / 3, "eigenvalues": 10.0}
+# Of an eigenvalue: the square root of rounding at worst.
+DEVIATION = {"singular values": 1e-5, "spectral norms": 1e-5, "eigenvalues": 1e-3}
 
 
 def stacks(size: int, count: int, checked: int) -> tuple[np.ndarray, np.ndarray]:
@@ -51,8 +54,10 @@ def stacks(size: int, count: int, checked: int) -> tuple[np.ndarray, np.ndarray]
 
 
 def singular_error(found: Any, matrices: np.ndarray) -> float:
+    """Of the largest, or of all."""
     exact = np.linalg.svd(matrices.astype(np.float64), compute_uv=False)
-    return float(np.max(np.abs(np.asarray(found) - exact) / exact[:, :1]))
+    values = np.asarray(found).reshape(len(matrices), -1)
+    return float(np.max(np.abs(values - exact[:, : values.shape[1]]) / exact[:, :1]))
 
 
 def eigenvalue_error(found: Any, matrices: np.ndarray) -> float:
@@ -62,25 +67,29 @@ def eigenvalue_error(found: Any, matrices: np.ndarray) -> float:
     return float(np.max(np.maximum(apart.min(1), apart.min(2)) / np.linalg.norm(wide, 2, (1, 2))[:, None]))
 
 
-def candidates(matrices: np.ndarray, peers: list[str], torch: Any) -> dict[str, dict[str, Callable[[], Any]]]:
+def candidates(matrices: np.ndarray, s: dict[str, Any], torch: Any) -> dict[str, dict[str, Callable[[], Any]]]:
     on_device = jnp.asarray(matrices)
+    norm = {"ord": 2, "axis": (-2, -1)}
     jitted: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
         "singular values": (bptt.singular_values, partial(jnp.linalg.svd, compute_uv=False)),
+        "spectral norms": (bptt.linalg.spectral_norm, partial(jnp.linalg.norm, **norm)),
         "eigenvalues": (bptt.eigenvalues, jnp.linalg.eigvals),
     }
     numpys: dict[str, Callable[..., Any]] = {
         "singular values": partial(np.linalg.svd, compute_uv=False),
+        "spectral norms": partial(np.linalg.norm, **norm),
         "eigenvalues": np.linalg.eigvals,
     }
     found: dict[str, dict[str, Callable[[], Any]]] = {}
-    for job, (mine, theirs) in jitted.items():
+    for job in s["jobs"]:
+        mine, theirs = jitted[job]
         found[job] = {
             "ours": partial(compiled(mine, on_device)[0], on_device),
             "jax": partial(compiled(theirs, on_device)[0], on_device),
         }
-        if "numpy" in peers:
+        if "numpy" in s["peers"]:
             found[job]["numpy"] = partial(numpys[job], matrices)
-        if "torch" in peers and torch is not None:
+        if "torch" in s["peers"] and torch is not None:
             found[job]["torch"] = getattr(torch, job.replace(" ", "_"))(matrices)
     return found
 
@@ -89,9 +98,9 @@ def measure(size: int, s: dict[str, Any], torch: Any, machine: limits.Machine) -
     count, checked = max(4, min(s["most"], s["numbers"] // size**2)), s["checked"]
     matrices, graded = stacks(size, count, checked)
     rows = []
-    small = candidates(graded, s["peers"], torch)
-    for job, runs in candidates(matrices[:checked], s["peers"], torch).items():
-        error = singular_error if job == "singular values" else eigenvalue_error
+    small = candidates(graded, s, torch)
+    for job, runs in candidates(matrices[:checked], s, torch).items():
+        error = eigenvalue_error if job == "eigenvalues" else singular_error
         errors = {name: error(run(), matrices[:checked]) for name, run in runs.items()}
         wrong = {name: e for name, e in errors.items() if not e < DEVIATION[job]}
         if wrong:
@@ -119,7 +128,7 @@ def timed(
 
 
 def times_of(matrices: np.ndarray, s: dict[str, Any], torch: Any) -> dict[str, dict[str, list[float]]]:
-    runs = candidates(matrices, s["peers"], torch)
+    runs = candidates(matrices, s, torch)
     return {job: interleaved(of_job, s["repeats"], 2.0) for job, of_job in runs.items()}
 
 

@@ -1551,6 +1551,12 @@ MUTATIONS = {
             "test_krylov.py::test_eigenpairs",
         ),
     ],
+    "bptt_jax/linalg/largest.py": [
+        ("kind.nmant + math", "kind.nmant - 8 + math", "test_largest.py::test_it_is_the_largest"),
+        ("jnp.where(anew | (pivot > 0), new, pivot)", "new", "test_largest.py::test_it_is_the_largest"),
+        ("anew & (pivot <= 0)", "anew & (pivot < 1)", "test_largest.py::test_it_is_the_largest"),
+        ("matmul(matrices.mT.conj(), matrices)", "matmul(matrices.mT, matrices)", "test_largest.py -k complex"),
+    ],
     "bptt_jax/linalg/lapack.py": [
         (
             "jnp.argsort(-jnp.abs(values), axis=-1, stable=True)",

@@ -11,6 +11,11 @@ def singular_values(matrices: np.ndarray) -> Callable[[], torch.Tensor]:
     return lambda: torch.linalg.svdvals(stack)
 
 
+def spectral_norms(matrices: np.ndarray) -> Callable[[], torch.Tensor]:
+    stack = torch.from_numpy(matrices)
+    return lambda: torch.linalg.matrix_norm(stack, 2)
+
+
 def eigenvalues(matrices: np.ndarray) -> Callable[[], torch.Tensor]:
     stack = torch.from_numpy(matrices)
     return lambda: torch.linalg.eigvals(stack)

@@ -21,6 +21,7 @@ from bptt_jax.checks import check_matrices
 from bptt_jax.linalg import logscale
 from bptt_jax.linalg.batched_spectra import batched_eigenvalues, batched_singular_values
 from bptt_jax.linalg.lapack import by_modulus, eig, inverse, on_one_thread, svd
+from bptt_jax.linalg.largest import largest_singular_value
 from bptt_jax.linalg.logscale import LogScaled
 from bptt_jax.linalg.precision import matmul
 
@@ -71,7 +72,7 @@ def spectral_norm(matrices: Inexact[Array, "... M N"]) -> Float[Array, "..."]:
       >>> round(float(bptt.linalg.spectral_norm(jnp.array([[0.0, 2.0], [0.0, 0.0]]))), 3)
       2.0
     """
-    return singular_values(matrices)[..., 0]
+    return _spectral_norm(check_matrices("matrices", matrices, square=False))
 
 
 def spectral_radius(matrices: Inexact[Array, "... N N"]) -> Float[Array, "..."]:
@@ -104,6 +105,14 @@ def _singular_values(matrices: Array) -> Array:
         only = matrices[..., 0]  # as of eigenvalues
         return jnp.where(jnp.isfinite(only), jnp.abs(only), jnp.nan)
     return _singular_values_of(*scaled_down(matrices))
+
+
+@devices.compiled
+def _spectral_norm(matrices: Array) -> Array:
+    if 1 in matrices.shape[-2:]:
+        return _singular_values(matrices)[..., 0]
+    scaled, bad = scaled_down(matrices)
+    return jnp.where(bad[..., 0], jnp.nan, LogScaled(_norm(scaled.mantissa), scaled.exponent).value)
 
 
 @devices.compiled
@@ -161,7 +170,7 @@ class _Route(NamedTuple):
     """Which stacks go to a routine.
 
     Attributes:
-      platform: "gpu" or "any".
+      platform: "cpu", "gpu" or "any".
       sizes: of the shorter side of a matrix.
       fewest: matrices in the stack, those of `jax.vmap` included.
     """
@@ -177,11 +186,15 @@ _eigvals_alone = on_one_thread(jnp.linalg.eigvals, (1,))
 _ANY = range(1, 1 << 31)
 # The first row that fits. On a GPU, jnp.linalg takes matrices one by one (singular values from 33 x 33 on), and
 # the batched eigenvalues need so many launches that a few matrices are not worth it. Measured on an H100 by
-# benchmarks/spectra_routes.py.
+# benchmarks/spectra_routes.py. On a CPU the rounds of a bisection are not worth it for few matrices, or small ones.
 _ROUTES = {
     "singular values": (
         _Route("gpu", range(33, _ANY.stop), 1, batched_singular_values),
         _Route("any", _ANY, 1, lambda matrices: _svd_alone(matrices)[0]),
+    ),
+    "spectral norms": (
+        _Route("cpu", range(32, _ANY.stop), 16, largest_singular_value),
+        _Route("any", _ANY, 1, lambda matrices: _first_of_all(matrices)),
     ),
     "eigenvalues": (
         _Route("gpu", range(1, 1025), 12, batched_eigenvalues),
@@ -210,11 +223,12 @@ def _whole_stack(job: str) -> Callable[[Array], Array]:
 
     @jax.custom_batching.custom_vmap
     def compute(matrices: Array) -> Array:
-        routine = _routine(job, "any", matrices.shape)
-        if not _gpu_is_here():  # all alternatives are traced, the batched ones for a tenth of a second
-            return routine(matrices)
-        on_gpu = _routine(job, "gpu", matrices.shape)
-        return jax.lax.platform_dependent(matrices, cuda=on_gpu, rocm=on_gpu, default=routine)
+        usual, on_cpu = (_routine(job, platform, matrices.shape) for platform in ("any", "cpu"))
+        # All alternatives are traced, the batched ones for a tenth of a second.
+        on_gpu = _routine(job, "gpu", matrices.shape) if _gpu_is_here() else usual
+        ways = {"cpu": on_cpu, "cuda": on_gpu, "rocm": on_gpu}
+        others = {platform: way for platform, way in ways.items() if way is not usual}
+        return jax.lax.platform_dependent(matrices, **others, default=usual) if others else usual(matrices)
 
     @compute.def_vmap
     def _(size: int, batched: list[bool], matrices: Array) -> tuple[Array, bool]:
@@ -224,7 +238,12 @@ def _whole_stack(job: str) -> Callable[[Array], Array]:
 
 
 _svd = jax.custom_jvp(_whole_stack("singular values"))
+_norm = jax.custom_jvp(_whole_stack("spectral norms"))
 _eigvals = jax.custom_jvp(_whole_stack("eigenvalues"))
+
+
+def _first_of_all(matrices: Array) -> Array:
+    return _svd(matrices)[..., 0]
 
 
 @_svd.defjvp
@@ -233,6 +252,12 @@ def _svd_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Arra
     left, values, right = triplets(*primals)
     moved = jnp.sum(left.conj() * matmul(tangents[0], right.conj().mT), axis=-2)
     return values, moved.real
+
+
+@_norm.defjvp
+def _norm_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    values, moved = _svd_jvp(primals, tangents)
+    return values[..., 0], moved[..., 0]
 
 
 @jax.custom_jvp
