@@ -1079,13 +1079,13 @@ MUTATIONS = {
     ],
     "bptt_jax/analysis/float_range.py": [
         (
-            "lost = [low - math.log(2) for low in smallest]",
-            "lost = smallest",
+            "smallest - 1, end]",
+            "smallest, end]",
             "test_float_range.py::test_where_digits_are_lost_and_where_all_is",
         ),
         (
-            "jnp.floor(-most / math.log(2))",
-            "jnp.ceil(-most / math.log(2))",
+            "jnp.ceil(-most) - 1",
+            "jnp.ceil(-most)",
             "test_float_range.py::test_what_is_lost_is_lost_in_all_leaves_and_for_good",
         ),
         (

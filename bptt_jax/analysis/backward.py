@@ -352,8 +352,9 @@ def _joined(tree: PyTree) -> list[Float[Array, "..."]]:
     """All numbers, at least in single precision: small leaves as one vector, large ones, whose copies cost, apart."""
     parts = reductions.real_parts(tree)
     dtype = max([jnp.dtype(jnp.float32), *(a.dtype for a in parts)], key=lambda d: d.itemsize)
-    parts = [a.astype(dtype) for a in parts]
-    small = jax.lax.optimization_barrier([jnp.ravel(a) for a in parts if a.size <= _SMALL])
+    # Behind the barrier what comes transposed is turned round once, and not in all that reads it.
+    parts = jax.lax.optimization_barrier([a.astype(dtype) for a in parts])
+    small = [jnp.ravel(a) for a in parts if a.size <= _SMALL]
     return [jnp.concatenate([jnp.zeros(0, dtype), *small]), *(a for a in parts if a.size > _SMALL)]
 
 
@@ -427,7 +428,8 @@ def _send_back(along: Linearization, immediate: State, later: _Carried | None) -
     def accumulate(immediate: State, residuals: PyTree) -> tuple[_Carried, LogScaled]:
         assert pull_both is not None
         end, signal = scan(pull_both, immediate, residuals)
-        of_made, unit = end.to_params.mantissa, end.to_params.exponent
+        # Added up in the order of what was made: on a CPU, XLA would else turn round what is added at every step.
+        of_made, unit = jax.lax.optimization_barrier(end.to_params.mantissa), end.to_params.exponent
         return end._replace(to_params=LogScaled(along.pull_made(of_made), unit)), signal
 
     if pull_both is None:

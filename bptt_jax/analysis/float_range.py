@@ -6,17 +6,17 @@ there, zero too, is wrong by 100 % or more. Where the hardware takes all below t
 under XLA but for float16, the smallest normal number is the smallest.
 """
 
-import math
 from collections.abc import Sequence
 from functools import reduce
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from bptt_jax.linalg import reductions
-from bptt_jax.linalg.logscale import LogScaled, to_log
+from bptt_jax.linalg import logscale, reductions
+from bptt_jax.linalg.logscale import LogScaled, plain
 from bptt_jax.linalg.precision import wide
 
 
@@ -49,51 +49,44 @@ def float_range(
     leaves = jax.tree.leaves(adjoints.mantissa)
     kinds = [jnp.finfo(name) for name in dict.fromkeys(a.dtype for a in map(jnp.real, leaves))]
     tops = [[_largest(a) for a in leaves if a.real.dtype == info.dtype] for info in kinds]
-    sizes = [_log(reduce(jnp.maximum, each), adjoints.exponent) for each in tops]
-    sizes = jax.lax.optimization_barrier(sizes)  # else calculated once more in every row below
+    sizes = [_log2(reduce(jnp.maximum, each), adjoints.exponent) for each in tops]
     dtype = max((a.dtype for a in sizes), key=lambda d: d.itemsize)
-
-    def above(levels: Sequence[Array | float]) -> Float[Array, " T"]:
-        """By how much the kind that is best off lies above its level."""
-        return reduce(jnp.maximum, [a.astype(dtype) - v for a, v in zip(sizes, levels, strict=True)])
-
-    lowest = [math.log(float(info.smallest_normal)) for info in kinds]
-    smallest, coarse = [], []
-    for normal, info in zip(lowest, kinds, strict=True):
-        flushed = is_flushed(info, lags[0])
-        smallest.append(jnp.where(flushed, normal, normal - info.nmant * math.log(2)).astype(dtype))
-        # At 2^k times the smallest number k + 1 of its 1 + nmant digits are left.
-        digits = jnp.where(flushed, 0, (1 + info.nmant) // 2).astype(dtype)
-        coarse.append(smallest[-1] + digits * math.log(2))
-    lost = [low - math.log(2) for low in smallest]
-    beyond = above([math.log(float(info.max)) for info in kinds])
-    arrives, lags = lags > 0, (lags - 1).astype(dtype)
-    none = jnp.asarray(-1, dtype)
-    # One reduction over time: each is a loop to compile.
-    found = jnp.max(
-        jnp.stack(
-            [
-                beyond,
-                jnp.where(arrives, above(lowest), -jnp.inf),
-                jnp.where(arrives & (beyond > 0), -lags, -jnp.inf),
-                *(jnp.where(arrives & (above(levels) >= 0), lags, none) for levels in (coarse, lost)),
-                jnp.where(arrives & (beyond > -jnp.inf), lags, none),
-            ]
-        ),
-        axis=1,
-    )
+    # Rows that are alike, for each of a kind of its own is dear to compile, as is each reduction over time. By how much
+    # the kind that is best off lies above its level: the most of all, and of what arrives. Then lags of what arrives:
+    # the first, turned round, that is not below the end, the last ones that are not below two levels, and not zero.
+    levels = [_levels(info, lags[0]).astype(dtype)[:, None] for info in kinds]
+    above = reduce(jnp.maximum, [a.astype(dtype)[None] - v for a, v in zip(sizes, levels, strict=True)])
+    arrives, lags = lags[None] > 0, (lags[None] - 1).astype(dtype)
+    row = np.arange(6)[:, None]
+    just_below = np.where(row < 5, -float(jnp.finfo(dtype).tiny), -np.inf).astype(dtype)
+    there = jnp.where(row < 2, arrives | (row == 0), arrives & (above > just_below))
+    values = jnp.where(row < 2, above, np.where(row == 2, -1, 1).astype(dtype) * lags)
+    found = jnp.max(jnp.where(there, values, np.where(row < 3, -np.inf, -1).astype(dtype)), axis=1)
     top, largest, over, last = found[0], found[1], -found[2], found[5]
     # What is normalized is in range by its exponent alone.
     ends = [jnp.finfo(each).maxexp for each in params_dtypes]
-    most = top if not ends else jnp.maximum(top, (params_exponent - min(ends)).astype(dtype) * math.log(2))
-    needed = jnp.ceil(-(largest + jnp.log(threshold).astype(dtype)) / math.log(2))
-    possible = jnp.floor(-most / math.log(2))
+    most = top if not ends else jnp.maximum(top, (params_exponent - 1 - min(ends)).astype(dtype))
+    whole = jnp.floor(largest)
+    needed = jnp.ceil(-(whole + jnp.log2((1 + largest - whole) * threshold.astype(dtype))))
+    possible = jnp.ceil(-most) - 1
     known = jnp.isfinite(needed) & jnp.isfinite(possible)
     scale = jnp.where(known, jnp.minimum(jnp.maximum(needed, 0), possible), 0)
     # From the lag after the last that is above on all lie below, if there is anything.
     first = jnp.where(found[3:5] < last, found[3:5] + 1, -1)
     packed = jnp.stack([jnp.where(jnp.isfinite(over), over, -1), *first, scale]).astype(jnp.int32)
-    return FloatRange(most <= 0, *packed)
+    return FloatRange(most < 0, *packed)
+
+
+def _levels(info: jnp.finfo, unknown: Int[Array, ""]) -> Float[Array, " 6"]:
+    """Logarithms to the base 2: of the end above, of the smallest normal number, of the end, of where half the digits
+    are lost, of where all are, of the end."""
+    end, normal = int(info.maxexp), int(info.minexp)
+    # At 2^k times the smallest number k + 1 of its 1 + nmant digits are left.
+    flushed, kept = (
+        np.asarray([end, normal, end, smallest + digits, smallest - 1, end])
+        for smallest, digits in ((normal, 0), (normal - info.nmant, (1 + info.nmant) // 2))
+    )
+    return jnp.where(is_flushed(info, unknown), flushed, kept)
 
 
 def is_flushed(info: jnp.finfo, unknown: Int[Array, ""]) -> Bool[Array, ""]:
@@ -108,5 +101,8 @@ def _largest(a: Array) -> Float[Array, " T"]:
     return wide(jax.vmap(reductions.largest)(size))
 
 
-def _log(size: Float[Array, " T"], exponent: Int[Array, " T"]) -> Float[Array, " T"]:
-    return to_log(jnp.where(size == 0, 1, size), exponent, zero=size == 0)
+def _log2(size: Float[Array, " T"], exponent: Int[Array, " T"]) -> Float[Array, " T"]:
+    """``log2(size * 2^exponent)``, linear from each power of two to the next: all that is compared with it are such."""
+    own = logscale.exponent_of(size)
+    linear = (plain(exponent) + own).astype(size.dtype) + 2 * logscale.shift(size, -own) - 2
+    return jnp.where(size == 0, -jnp.inf, jnp.where(jnp.isfinite(size), linear, size))

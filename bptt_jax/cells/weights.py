@@ -92,8 +92,19 @@ def times(weights: Array, vector: Array) -> Array:
         return _times(weights, None, vector)
     # Behind the barrier the copy is no part of the product: it is made once, before the loop over time, and by the
     # copy the derivative is added up, so that it is turned round once too (`bptt_jax.recurrence.preparation`).
-    columns = jax.lax.optimization_barrier(weights.T)
+    columns = _apart(weights.T)
     return _times(weights, columns, vector)
+
+
+@jax.custom_jvp
+def _apart(a: Array) -> Array:
+    """The same, as a value of its own; its derivative need not be one, and what turns that round joins its product."""
+    return jax.lax.optimization_barrier(a)
+
+
+@_apart.defjvp
+def _apart_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    return _apart(*primals), tangents[0]
 
 
 def _product(weights: Array, columns: Array | None, vector: Array) -> Array:
