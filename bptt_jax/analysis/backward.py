@@ -360,7 +360,7 @@ def _joined(tree: PyTree) -> list[Float[Array, "..."]]:
 
 def contracted(along: Linearization, signal: LogScaled) -> LogScaled:
     """What the signals at all steps add to the parameters' gradient; scaled by the largest of them, not to 1."""
-    largest = jnp.max(signal.exponent)
+    largest = reductions.most(signal.exponent)
     distance = logscale.plain(signal.exponent) - logscale.plain(largest)
     cotangents = jax.vmap(logscale.shift_down)(signal.mantissa, distance)
     return LogScaled(along.contract_params(along.residuals, cotangents), largest)

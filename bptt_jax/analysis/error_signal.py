@@ -104,7 +104,7 @@ def _least_that_reads(immediate: State, recurrence: Recurrence, share: Float[Arr
     largest = [jax.vmap(reductions.largest)(jnp.abs(a)) for a in jax.tree.leaves(immediate)]
     found = reduce(jnp.maximum, [jnp.where(a < jnp.inf, a, 0).astype(share.dtype) for a in largest])
     if recurrence.instants.reset is None:
-        found = jnp.broadcast_to(jnp.max(found), found.shape)
+        found = jnp.broadcast_to(reductions.most(found), found.shape)
     else:
         segment = jnp.cumsum(recurrence.instants.reset)
         found = jax.ops.segment_max(found, segment, num_segments=recurrence.length)[segment]

@@ -61,7 +61,8 @@ def float_range(
     just_below = np.where(row < 5, -float(jnp.finfo(dtype).tiny), -np.inf).astype(dtype)
     there = jnp.where(row < 2, arrives | (row == 0), arrives & (above > just_below))
     values = jnp.where(row < 2, above, np.where(row == 2, -1, 1).astype(dtype) * lags)
-    found = jnp.max(jnp.where(there, values, np.where(row < 3, -np.inf, -1).astype(dtype)), axis=1)
+    rows = jnp.where(there, values, np.where(row < 3, -np.inf, -1).astype(dtype))
+    found = jax.vmap(reductions.most)(rows)
     top, largest, over, last = found[0], found[1], -found[2], found[5]
     # What is normalized is in range by its exponent alone.
     ends = [jnp.finfo(each).maxexp for each in params_dtypes]
