@@ -5,7 +5,7 @@ Two ways to what is right: a Python loop over the steps that are real, in double
 the resets and without padding. What stands in the padding is NaN, or an index and a key that belong nowhere.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -528,3 +528,17 @@ def _rows(a: Any) -> np.ndarray:
 
 def at_steps(tree: Any, steps: list[int]) -> Any:
     return jax.tree.map(lambda a: by_numpy(a)[np.asarray(steps)], tree)
+
+
+class Check(NamedTuple):
+    """What is asked of one public function.
+
+    Attributes:
+      run: all that is to be compared.
+      refusal: what a refusal says, as a regular expression, where this entry must be refused; else None.
+      applies: whether there is anything to ask.
+    """
+
+    run: Callable[[Case], Iterator[Comparison]]
+    refusal: Callable[[Entry], str | None] = lambda entry: None
+    applies: Callable[[Case], bool] = lambda case: True

@@ -23,7 +23,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from contract_cases import loss
-from contract_checks import KEY, forward, frame_growth, one_place, only_loss, truncated, with_signs, within
+from contract_estimators import KEY, forward, one_place, truncated, with_signs, within
+from contract_exponents import frame_growth
+from contract_spine import only_loss
 from fuzz_reference import Case, Reference, draw_case, norm, singular_values
 from fuzz_steps import EXTENDED, LONG, RUNS, Structure, draw_structure
 

@@ -4,8 +4,8 @@ import contract
 import jax
 import numpy as np
 import pytest
-from contract_cases import PLANS, Case, Comparison, difference, numbers
-from contract_checks import CHECKS, Check
+from contract_cases import PLANS, Case, Check, Comparison, difference, numbers
+from contract_checks import CHECKS
 from registry import STEPS
 
 SLICE = contract.covering()

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from contract_cases import Case, at_step, loss_args, real_vector
-from contract_checks import only_loss
+from contract_spine import only_loss
 from equinox.internal import while_loop
 from oracles import relative_error
 from registry import REGISTRY
