@@ -282,7 +282,7 @@ BAD = [
     (["--cells", "gla", "--hidden", "3"], "diagnose: gla: --hidden: expected a multiple of heads, 2, got 3"),
     (["--text", "absent.txt"], "--text: absent.txt: No such file or directory"),
     (["--text", "{tmp}/bytes.bin"], "expected UTF-8 text, got byte 0"),
-    (["--text", "{tmp}/empty.txt"], "--text: text: expected at least one character"),
+    (["--text", "{tmp}/empty.txt"], "--text: expected at least one character"),
     (["--text", "{tmp}/short.txt"], "expected more than 20 characters for windows of 20, got 5"),
     (["--text", "{tmp}"], "Is a directory"),
     (["--step", "mine.py"], "--step: expected FILE_OR_MODULE:FACTORY, got 'mine.py'"),
