@@ -1,5 +1,6 @@
 """Weights of PyTorch: its own states where it is installed, and everywhere saved weights that need no torch."""
 
+import importlib
 import itertools
 import re
 import subprocess
@@ -185,6 +186,25 @@ def without(state: dict[str, Any], name: str) -> dict[str, Any]:
         (saved(3) | {"bias_ih_l0": np.ones(N, np.float32)}, {}, ValueError, "bias_ih [4]"),
         (saved(3) | {"weight_hh_l0": np.float32(3)}, {}, TypeError, "weight_hh of layer 0: expected an array"),
         (saved(3) | {"bias_ih_l0": np.ones(3 * N, np.float16)}, {}, TypeError, "bias_ih float16"),
+        (without(saved(3), "bias_ih_l0"), {}, ValueError, "expected bias_ih of layer 0, got none"),
+        (
+            {k: v for k, v in saved(3, layers=2).items() if k not in ("bias_ih_l1", "bias_hh_l1")},
+            {},
+            ValueError,
+            "expected bias_hh of layer 1, got none",
+        ),
+        (
+            {k: v for k, v in saved(3, both=True).items() if not (k[0] == "b" and k.endswith("reverse"))},
+            {"direction": "forward"},
+            ValueError,
+            "expected bias_hh of layer 0, got none",
+        ),
+        (
+            {k: a.astype(jnp.float8_e4m3fn) for k, a in saved(3).items()},
+            {},
+            TypeError,
+            "floating numbers, got float8_e4m3fn",
+        ),
         (saved(3) | {"bias_ih_l0": np.ones(3 * N, np.int8)}, {}, TypeError, "floating numbers, got int8"),
         (saved(3) | {"bias_ih_l0": "zeros"}, {}, TypeError, "bias_ih of layer 0: expected an array of numbers"),
     ],
@@ -192,6 +212,37 @@ def without(state: dict[str, Any], name: str) -> dict[str, Any]:
 def test_refusals(source: Any, options: dict[str, Any], kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=re.escape(message)):
         bptt.from_torch(source, **options)
+
+
+OTHER_CELLS: dict[str, dict[str, Any]] = {
+    "of PyTorch's names with peepholes": saved(4) | {"weight_ph_l0": np.ones((3, N))},
+    "of Equinox": {
+        "weight_ih": np.ones((3 * N, I)),
+        "weight_hh": np.ones((3 * N, N)),
+        "bias": np.ones(3 * N),
+        "bias_n": np.ones(N),
+    },
+    "layer-normalised": saved(4, bias=False) | {"layernorm_i.weight": np.ones(4 * N)},
+    "with a projection inside": saved(4, prefix="cell.") | {"cell.project.weight": np.ones((N, N))},
+    "with a learned state": saved(3, prefix="cell.") | {"cell.h0": np.ones(N)},
+    "pruned": without(saved(3), "bias_hh_l0")
+    | {"bias_hh_l0_orig": np.ones(3 * N), "bias_hh_l0_mask": np.ones(3 * N)},
+    "parametrised": without(saved(3), "weight_ih_l0")
+    | {"parametrizations.weight_ih_l0.original0": np.ones((3 * N, 1))},
+}
+
+
+@pytest.mark.parametrize("name", OTHER_CELLS)
+def test_cells_that_have_more_are_other_cells(name: str) -> None:
+    """What would be left out is named, and a model in which they stand beside one of PyTorch's is read."""
+    state = OTHER_CELLS[name]
+    others = [key for key in state if not re.search(r"(weight|bias)_[ih]h(_l0)?$", key)]
+    with pytest.raises(ValueError, match=r"alone in .*, got .* beside them") as raised:
+        bptt.from_torch(state)
+    assert all(other in str(raised.value) for other in others)
+    assert ("remove_parametrizations" in str(raised.value)) == (name in ("pruned", "parametrised"))
+    model = {f"first.{key}": a for key, a in state.items()} | saved(3, prefix="second.")
+    assert type(bptt.from_torch(model, prefix="second.")[1]) is bptt.cells.GRUParams
 
 
 def test_torch_is_not_imported() -> None:
@@ -308,6 +359,29 @@ def test_parametrised_weights_as_they_are_used() -> None:
 
 
 @needs_torch
+@pytest.mark.filterwarnings("ignore:.*torch.nn.utils.(weight_norm|parametrizations.weight_norm):FutureWarning")
+@pytest.mark.parametrize("how", ["weight_norm", "spectral_norm", "pruning"])
+def test_weights_that_are_made_before_each_call(how: str) -> None:
+    """Those of the next call, not of the last one: an update is seen, and in training nothing moves."""
+    utils = torch.nn.utils
+    torch.manual_seed(0)
+    module = torch.nn.GRU(I, N)
+    if how == "pruning":
+        importlib.import_module("torch.nn.utils.prune").l1_unstructured(module, "weight_hh_l0", 0.5)
+    else:
+        getattr(utils, how)(module, "weight_hh_l0")
+    with torch.no_grad():
+        getattr(module, "weight_hh_l0_g" if how == "weight_norm" else "weight_hh_l0_orig").mul_(3)
+    buffers = [a.clone() for a in module.buffers()]
+    ours = outputs(bptt.from_torch(module.train()), XS)
+    assert module.training
+    assert all(map(torch.equal, buffers, module.buffers()))
+    with torch.no_grad():
+        theirs = module.eval()(torch.from_numpy(XS))[0].numpy()
+    np.testing.assert_allclose(ours, theirs, atol=2e-6)
+
+
+@needs_torch
 def test_packed_batches_have_the_gradients_of_padded_sequences() -> None:
     """Of a loss on every sequence's own last state, with respect to the weights, the inputs and every state."""
     torch.manual_seed(0)
@@ -359,6 +433,10 @@ def test_modules_that_are_refused() -> None:
 
     with pytest.raises(ValueError, match=r"expected the forward of nn\.GRU, got Own"):
         bptt.from_torch(Own(I, N))
+    model = torch.nn.ModuleDict({"own": Own(I, N), "other": torch.nn.LSTM(I, N)})
+    assert type(bptt.from_torch(model, prefix="other")[1]) is bptt.cells.LSTMParams
+    with pytest.raises(ValueError, match=r"expected the forward of nn\.GRU, got Own"):
+        bptt.from_torch(model, prefix="own")
     with pytest.raises(ValueError, match="nonlinearity: expected 'relu', as the module has, got 'tanh'"):
         bptt.from_torch(torch.nn.RNN(I, N, nonlinearity="relu"), nonlinearity="tanh")
     with pytest.raises(ValueError, match="got Linear"):

@@ -6,7 +6,7 @@ PyTorch is never imported here: a module is there only where it has been already
 import itertools
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
@@ -29,7 +29,7 @@ Direction = Literal["forward", "backward"]
 Nonlinearity = Literal["tanh", "relu"]
 
 _NAME = re.compile(r"((?:.*\.)?)((?:weight|bias)_(?:ih|hh)|weight_hr)(?:_l(\d+)(_reverse)?)?")
-_PARAMETRISED = re.compile(r"parametrizations\.weight_hh|weight_hh\w*_(orig|g)$")
+_PARAMETRISED = re.compile(r"parametrizations\.(weight|bias)_|(weight|bias)_[ih]h\w*_(orig|g)$")
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"tanh": jnp.tanh, "relu": jax.nn.relu}
 _SHOWN = 8  # names in a message
 
@@ -54,10 +54,19 @@ class _Place(NamedTuple):
 
 
 class _Recurrent(NamedTuple):
-    """The weights of one recurrent module, by place and name; its nonlinearity where it is a module that says so."""
+    """The weights of one recurrent module, by place and name; of a module what else it says.
+
+    Attributes:
+      weights: by place and name.
+      beside: in a state dict, names that stand in the same module and are none of these.
+      nonlinearity: that of the module.
+      own_forward: the class and its base, where the module does not compute what PyTorch's does.
+    """
 
     weights: dict[_Place, dict[str, Any]]
+    beside: Sequence[str] = ()
     nonlinearity: Nonlinearity | None = None
+    own_forward: tuple[str, str] | None = None
 
 
 def from_torch(
@@ -92,8 +101,9 @@ def from_torch(
 
     Raises:
       TypeError: it is neither a module nor a mapping; a weight is no floating array, or they differ in dtype.
-      ValueError: there is no recurrent layer, or several without `prefix`; weights are missing or of other shapes; a
-        bidirectional one without `direction`; `layer` or `nonlinearity` do not fit.
+      ValueError: there is no recurrent layer, or several without `prefix`; it is another cell, which has weights beside
+        these or a forward of its own; weights are missing or of other shapes; a bidirectional one without
+        `direction`; `layer` or `nonlinearity` do not fit.
 
     Example:
       >>> rng = np.random.default_rng(0)
@@ -112,6 +122,7 @@ def from_torch(
     if not isinstance(prefix, str):
         raise TypeError(f"prefix: expected a string, got {type_name(prefix)}")
     where, found = _find(module_or_state_dict, prefix)
+    _check_whole(where, found)
     if None not in (nonlinearity, found.nonlinearity) and nonlinearity != found.nonlinearity:
         raise ValueError(f"nonlinearity: expected {found.nonlinearity!r}, as the module has, got {nonlinearity!r}")
     nonlinearity = nonlinearity or found.nonlinearity
@@ -132,11 +143,16 @@ def recurrent_prefixes(names: Iterable[str]) -> list[str]:
     return list(_groups(dict.fromkeys(names)))
 
 
+def shortened(names: Sequence[str]) -> str:
+    """A list in a message."""
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+
+
 def parametrised(names: Iterable[str]) -> str:
     """What to do about recurrent weights that are saved as what they are computed from; empty if there are none."""
     if any(map(_PARAMETRISED.search, names)):
         return (
-            "; of recurrent weights that are parametrised give the module itself, or the state dict after "
+            "; of weights that are parametrised give the module itself, or the state dict after "
             "torch.nn.utils.parametrize.remove_parametrizations, remove_weight_norm or prune.remove"
         )
     return ""
@@ -169,10 +185,9 @@ def _find(source: Any, prefix: str) -> tuple[str, _Recurrent]:
         raise ValueError(
             f"prefix: expected that of one recurrent layer, {' or '.join(map(repr, groups))}, got {prefix!r}"
         )
-    shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
     raise ValueError(
         "module_or_state_dict: expected recurrent layers, with weights weight_ih_l0, weight_hh_l0, ... or, of cells, "
-        f"weight_ih, weight_hh, got {shown or 'nothing'}{parametrised(names)}"
+        f"weight_ih, weight_hh, got {shortened(names) or 'nothing'}{parametrised(names)}"
     )
 
 
@@ -185,10 +200,28 @@ def _groups(state: Mapping[str, Any]) -> dict[str, _Recurrent]:
             place = _Place(int(layer or 0), bool(reverse))
             groups.setdefault(where, _Recurrent({})).weights.setdefault(place, {})[what] = value
     return {
-        where: found
+        where: found._replace(beside=_beside(state, where))
         for where, found in groups.items()
         if all("weight_hh" in of_layer for of_layer in found.weights.values())
     }
+
+
+def _beside(state: Mapping[str, Any], where: str) -> list[str]:
+    """What else the module at `where` has, which no module of PyTorch's has.
+
+    At the root other layers of a network may stand, of which those that a cell would have are told by their names, or
+    as normalisations by their weights, which are vectors.
+    """
+    found = []
+    for name, value in state.items():
+        if not isinstance(name, str) or not name.startswith(where) or _NAME.fullmatch(name):
+            continue
+        child, dot, last = name.removeprefix(where).rpartition(".")
+        normalises = last == "weight" and "." not in child and np.ndim(value) == 1
+        of_cell = _PARAMETRISED.search(name) or (normalises if dot else last.startswith(("weight", "bias")))
+        if where or of_cell:
+            found.append(name)
+    return found
 
 
 def _of_module(torch: Any, module: Any) -> dict[str, _Recurrent]:
@@ -200,11 +233,8 @@ def _of_module(torch: Any, module: Any) -> dict[str, _Recurrent]:
         of = kind or cell
         if of is None:
             continue
-        if type(inner).forward is not of.forward:
-            raise ValueError(
-                f"module_or_state_dict: expected the forward of nn.{of.__name__}, got {type(inner).__name__}, which "
-                "has one of its own"
-            )
+        own = None if type(inner).forward is of.forward else (type(inner).__name__, of.__name__)
+        _recompute(torch, inner)
         whats = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if inner.bias else [])]
         if cell is not None:
             weights = {_Place(0, False): {what: getattr(inner, what) for what in whats}}
@@ -218,8 +248,39 @@ def _of_module(torch: Any, module: Any) -> dict[str, _Recurrent]:
                     range(inner.num_layers), (False, True)[: 1 + inner.bidirectional]
                 )
             }
-        groups[f"{name}." if name else ""] = _Recurrent(weights, getattr(inner, "nonlinearity", None))
+        nonlinearity = getattr(inner, "nonlinearity", None)
+        groups[f"{name}." if name else ""] = _Recurrent(weights, nonlinearity=nonlinearity, own_forward=own)
     return groups
+
+
+def _recompute(torch: Any, module: Any) -> None:
+    """What weight_norm, spectral_norm and pruning make before each call: until then it is that of the last one."""
+    training, module.training = module.training, False  # else spectral_norm would move its vectors
+    with torch.no_grad():
+        for hook in module._forward_pre_hooks.values():
+            if type(hook).__module__.startswith("torch.nn.utils."):
+                hook(module, ())
+    module.training = training
+
+
+def _check_whole(where: str, found: _Recurrent) -> None:
+    """Whether it is one of PyTorch's modules, all of it: both biases in every layer, or none."""
+    if found.own_forward is not None:
+        name, base = found.own_forward
+        raise ValueError(
+            f"module_or_state_dict: expected the forward of nn.{base}, got {name}, which has one of its own"
+        )
+    if found.beside:
+        raise ValueError(
+            f"module_or_state_dict: expected weights and biases of nn.RNN, nn.GRU or nn.LSTM alone in "
+            f"{where or 'the layer'}, got {shortened(found.beside)} beside them{parametrised(found.beside)}"
+        )
+    needed = {"weight_ih", "weight_hh"}.union(*found.weights.values())
+    if needed & {"bias_ih", "bias_hh"}:
+        needed |= {"bias_ih", "bias_hh"}
+    for place, weights in sorted(found.weights.items()):
+        for what in sorted(needed - weights.keys()):
+            raise ValueError(f"module_or_state_dict: expected {where}{what} of layer {place.layer}, got none")
 
 
 def _places(
@@ -254,9 +315,6 @@ def _check(
 ) -> dict[str, Array]:
     """The weights of one layer, if they fit together and to the nonlinearity."""
     w = {what: as_array(f"{where}{what} of layer {place.layer}", value) for what, value in weights.items()}
-    for what in ("weight_ih", "weight_hh"):
-        if what not in w:
-            raise ValueError(f"module_or_state_dict: expected {where}{what} of layer {place.layer}, got none")
     if len({a.dtype for a in w.values()}) > 1:
         given = ", ".join(f"{what} {a.dtype}" for what, a in w.items())
         raise TypeError(
@@ -321,10 +379,11 @@ def as_array(name: str, value: Any) -> Array:
         try:
             value = value.float().numpy().astype(jnp.bfloat16) if half else value.numpy()
         except (RuntimeError, TypeError) as error:  # sparse, quantised, of a type that NumPy lacks, without storage
-            why = " ".join(str(error).split())
+            why = " ".join(str(error).split()).removeprefix("Got ")
             raise TypeError(f"{name}: expected a tensor of which NumPy makes an array, got {why:.200}") from None
     check_leaves(name, value, keys=False)
-    if not isinstance(value, (np.ndarray, jax.Array)) or not jnp.issubdtype(value.dtype, jnp.floating):
+    floating = isinstance(value, (np.ndarray, jax.Array)) and jnp.issubdtype(value.dtype, jnp.floating)
+    if not floating or value.dtype.itemsize < 2:  # of 8 bits they are stored, with scales beside them
         got = getattr(value, "dtype", type_name(value))
         raise TypeError(f"{name}: expected an array of floating numbers, got {got}")
     return jnp.array(value, copy=True)
