@@ -93,6 +93,30 @@ def test_what_differs_is_refused() -> None:
 
 
 @needs_torchrecurrent
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision(dtype: str) -> None:
+    """What differs is refused as in single precision, and what does not is taken, weights as they are."""
+    for name in ("ATRCell", "BRCell", "MGUCell", "tauGRUCell"):
+        module = module_of(name, biases="none" if name in APART else "bias").to(getattr(torch, dtype))
+        _, params, state0 = bptt.from_torchrecurrent(module)
+        assert {str(a.dtype) for a in jax.tree.leaves((params, state0))} == {dtype}
+    for name in ("ATRCell", "BRCell"):
+        with pytest.raises(ValueError, match=f"got a {name} that differs from it"):
+            bptt.from_torchrecurrent(module_of(name, biases="bias").to(getattr(torch, dtype)))
+    with pytest.raises(ValueError, match="the layers, tauGRU, which know the delay"):
+        bptt.from_torchrecurrent(torchrecurrent.tauGRUCell(I, N).to(getattr(torch, dtype)))
+
+
+@needs_torchrecurrent
+def test_several_recurrences_are_no_layers_of_one() -> None:
+    encoder, decoder = torchrecurrent.MGU(I, N, num_layers=2), torchrecurrent.MGUCell(N, N)
+    alone = torch.nn.ModuleDict({"encoder": encoder, "out": torch.nn.Linear(N, 2)})
+    assert len(bptt.from_torchrecurrent(alone)[1]) == 2
+    with pytest.raises(ValueError, match=r"expected one .* got MGU at '0', MGUCell at '2'; give one of them"):
+        bptt.from_torchrecurrent(torch.nn.Sequential(encoder, torch.nn.Linear(N, N), decoder))
+
+
+@needs_torchrecurrent
 def test_every_cell_of_theirs_is_taken_or_refused_by_name() -> None:
     cells = {name for name in torchrecurrent.__all__ if name.endswith("Cell")}
     assert set(_TABLE) | set(_REFUSED) == cells

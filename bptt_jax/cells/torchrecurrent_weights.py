@@ -1,5 +1,6 @@
 """Cells of torchrecurrent as those of the atlas, with their weights."""
 
+import copy
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -47,15 +48,16 @@ def from_torchrecurrent(module: "torch.nn.Module") -> tuple[Step, Params, State]
     """A cell of torchrecurrent, or layers of one, as the cell of the atlas that it is, with its weights.
 
     Whether the two are the same is tried on the spot: one step of each, from a state and an input at random, in the
-    module's own precision. So an option that the cell here has not is refused, and so is a second bias where the
-    equations keep it apart, as in ATR (``recurrent_bias=False`` leaves it out), but where it is zero. Of its 41 cells
-    33 are taken. Three depart from their papers, LEM, NAS and SCRN; five have no cell here. What is the same in other
-    words is taken: MiRU2 as `bptt_jax.cells.leaky_rnn`, TRNN as `bptt_jax.cells.min_gru`, and the gate of SGU and DSGU,
-    whose hard sigmoid is less steep, with weights that make up for it.
+    module's own precision, that of weights in half precision being single. So an option that the cell here
+    has not is refused, and so is a second bias where the equations keep it apart, as in ATR (``recurrent_bias=False``
+    leaves it out), but where it is zero. Of its 41 cells 33 are taken. Three depart from their papers, LEM, NAS and
+    SCRN; five have no cell here. What is the same in other words is taken: MiRU2 as `bptt_jax.cells.leaky_rnn`, TRNN as
+    `bptt_jax.cells.min_gru`, and the gate of SGU and DSGU, whose hard sigmoid is less steep, with weights that make up
+    for it.
 
     Args:
       module: such a cell, as ``torchrecurrent.MGUCell(3, 4)``, or layers, as ``torchrecurrent.MGU(3, 4)``; of
-        tauGRU the layers, since its cell does not know the delay.
+        tauGRU the layers, since its cell does not know the delay. Or a model that contains one such module.
 
     Returns:
       ``(step, params, state0)``, of the cell in `bptt_jax.cells`; of L > 1 layers `params` and `state0` are tuples of
@@ -64,16 +66,25 @@ def from_torchrecurrent(module: "torch.nn.Module") -> tuple[Step, Params, State]
 
     Raises:
       TypeError: it is no module of torchrecurrent.
-      ValueError: its class has no cell here, and why; or it differs from the cell here.
+      ValueError: its class has no cell here, and why; it differs from the cell here; or it contains several.
     """
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(module, torch.nn.Module):
         raise TypeError(f"module: expected a cell of torchrecurrent, got {type_name(module)}")
-    cells = [inner for inner in module.modules() if type(inner).__module__.startswith("torchrecurrent.cells.")]
-    cells = [inner for inner in cells if type(inner).__name__.endswith("Cell")]
-    name = type_name(module)
-    if not cells:
-        raise TypeError(f"module: expected a cell of torchrecurrent, or layers of one, got {name}")
+    found: dict[str, Any] = {}
+    for where, inner in module.named_modules():
+        inside = any(not at or where.startswith(f"{at}.") for at in found)
+        if type(inner).__module__.startswith("torchrecurrent.cells.") and not inside:
+            found[where] = inner
+    if not found:
+        raise TypeError(f"module: expected a cell of torchrecurrent, or layers of one, got {type_name(module)}")
+    if len(found) > 1:
+        given = ", ".join(f"{type_name(inner)} at {where!r}" for where, inner in found.items())
+        raise ValueError(
+            f"module: expected one cell of torchrecurrent, or layers of one, got {given}; give one of them"
+        )
+    (module,) = found.values()
+    cells = list(getattr(module, "cells", [module]))
     for unknown in sorted({type_name(inner) for inner in cells} - set(_TABLE)):
         why = _REFUSED.get(unknown, "which is not known here")
         raise ValueError(f"module: expected one of {', '.join(_TABLE)}, got {unknown}, {why}")
@@ -85,6 +96,10 @@ def _converted(torch: Any, module: Any, layers: Any) -> tuple[Step, Params, Stat
     w = {name: as_array(name, value) for name, value in module.named_parameters()}
     w |= {name: as_array(name, value) for name, value in module.named_buffers() if value.is_floating_point()}
     dtype, (rows, inputs) = w["weight_ih"].dtype, w["weight_ih"].shape
+    if dtype.itemsize < 4:  # no difference would exceed the rounding errors of half precision
+        single = copy.deepcopy(module).float()
+        step, *rest = _converted(torch, single, single if layers is module else layers)
+        return step, *jax.tree.map(lambda a: a.astype(dtype), rest)
     for name in ("bias_ih", "bias_hh", "bias_mh"):
         w.setdefault(name, jnp.zeros(1 if name == "bias_mh" else rows, dtype))
     n = int(module.hidden_size)
