@@ -205,6 +205,14 @@ def test_layers_that_are_refused() -> None:
         def call(self, *arguments: Any, **options: Any) -> Any:
             return super().call(*arguments, **options)
 
+    class OwnLayer(keras.layers.GRU):
+        def call(self, *arguments: Any, **options: Any) -> Any:
+            return 2 * super().call(*arguments, **options)
+
+    class OwnStack(keras.layers.StackedRNNCells):
+        def call(self, *arguments: Any, **options: Any) -> Any:
+            return super().call(*arguments, **options)
+
     lstm = keras.layers.LSTM
     for layer, error, message in (
         (keras.layers.Bidirectional(lstm(N)), ValueError, "give layer.forward_layer, and for reversed sequences"),
@@ -212,7 +220,9 @@ def test_layers_that_are_refused() -> None:
         (lstm(N), ValueError, "build it first"),
         (moved(lstm(N, activation="relu")), ValueError, "activation='tanh', as the LSTM here has, got 'relu'"),
         (keras.layers.Dense(3), TypeError, "got Dense"),
-        (keras.layers.RNN(Own(N)), TypeError, "got Own, which has one of its own"),
+        (keras.layers.RNN(Own(N)), TypeError, "the call of LSTMCell, got Own, which has one of its own"),
+        (moved(OwnLayer(N)), TypeError, "the call of GRU, got OwnLayer, which has one of its own"),
+        (OwnStack([keras.layers.GRUCell(N)]), TypeError, "the call of StackedRNNCells, got OwnStack"),
     ):
         with pytest.raises(error, match=re.escape(message)):
             bptt.from_keras(layer)

@@ -72,6 +72,7 @@ def from_keras(layer: "keras.layers.Layer") -> tuple[Step, Params, State]:
         )
     cell = layer
     if isinstance(layer, keras.layers.RNN):
+        _check_call(layer, (keras.layers.RNN, *(getattr(keras.layers, kind) for kind in GATES)))
         if layer.go_backwards:
             raise ValueError(
                 "layer: expected a layer that runs forwards, got go_backwards=True; give its cell, and reversed "
@@ -88,10 +89,7 @@ def from_keras(layer: "keras.layers.Layer") -> tuple[Step, Params, State]:
         kind = next((k for k, of in kinds.items() if isinstance(inner, of)), None)
         if kind is None:
             raise TypeError(f"{expected}, got {type_name(inner)}")
-        if type(inner).call is not kinds[kind].call:
-            raise TypeError(
-                f"layer: expected the call of {kinds[kind].__name__}, got {type_name(inner)}, which has one of its own"
-            )
+        _check_call(inner, (kinds[kind],))
         if not inner.built:
             raise ValueError(
                 f"layer: expected one that has its weights, got {inner.name!r}; build it first, by a call or by "
@@ -161,7 +159,16 @@ def _swap(stacked: Array) -> Array:
     return jnp.concatenate([r, z, h])
 
 
+def _check_call(layer: Any, classes: Sequence[type]) -> None:
+    of = next(c for c in classes[::-1] if isinstance(layer, c))
+    if type(layer).call is not of.call:
+        raise TypeError(
+            f"layer: expected the call of {of.__name__}, got {type_name(layer)}, which has one of its own"
+        )
+
+
 def _flat(keras: Any, cell: Any) -> list[Any]:
     if not isinstance(cell, keras.layers.StackedRNNCells):
         return [cell]
+    _check_call(cell, (keras.layers.StackedRNNCells,))
     return [inner for each in cell.cells for inner in _flat(keras, each)]
