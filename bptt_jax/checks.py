@@ -430,7 +430,8 @@ def check_leaves(name: str, tree: Any, *, keys: bool = True) -> None:
             way = "; equinox.partition(module, equinox.is_array) takes functions out" if callable(leaf) else ""
             if leaf is tree and callable(leaf):
                 way = "; call it, as in cell.init(key, input_size) and cell.initial_state()"
-            raise TypeError(f"{at_path(name, path)}: expected an array of numbers, got {type_name(leaf)}{way}")
+            got = f"one of {dtype}" if type(leaf) is np.ndarray else type_name(leaf)
+            raise TypeError(f"{at_path(name, path)}: expected an array of numbers, got {got}{way}")
         if dtype.char in "gG" or not dtype.isnative:  # JAX would refuse the former, and misread the latter
             expected = "numbers of at most 64 bits in this machine's byte order"
             raise TypeError(f"{at_path(name, path)}: expected {expected}, got {dtype.str}; cast them by astype")
