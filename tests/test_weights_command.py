@@ -13,6 +13,7 @@ from typing import Any
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_command import SETTINGS
@@ -156,6 +157,91 @@ def test_layers_of_keras_by_their_names() -> None:
         weights.recurrence(file, "x", float64=False)
 
 
+def of_keras(folder: str, *settings: dict[str, Any], labels: dict[str, str], **beside: Any) -> weights.Saved:
+    """An LSTM of 4 units and 3 inputs in a folder, in the layout of Keras 3."""
+    arrays = {f"{folder}/vars/{k}": np.full(shape, 0.1) for k, shape in enumerate(((3, 16), (4, 16), (16,)))}
+    return weights.Saved(
+        arrays | beside, labels, {"class_name": "Functional", "config": {"layers": list(settings)}}
+    )
+
+
+def of_class(kind: str, **config: Any) -> dict[str, Any]:
+    return {"class_name": kind, "config": config}
+
+
+def test_keras_layers_that_are_no_lstm_that_runs_forwards() -> None:
+    """What the settings say of the layer, or of what is around it, is not taken for what they do not say."""
+    labels = {"layers/rnn": "outer", "layers/rnn/cell": "inner"}
+    cell = of_class("LSTMCell", name="inner")
+    backwards = of_class("RNN", name="outer", cell=cell, go_backwards=True)
+    stack = of_class("StackedRNNCells", name="inner", cells=[of_class("LSTMCell", name="deep")])
+    deep = {"layers/rnn": "outer", "layers/rnn/cell": "inner", "layers/rnn/cell/cells/lstm_cell": "deep"}
+    within = of_class("RNN", name="outer", cell=stack, go_backwards=True)
+    more = {"layers/rnn/cell/vars/3": np.ones(4)}
+    for file, message in (
+        (of_keras("layers/rnn/cell", backwards, labels=labels), "runs forwards, got go_backwards=True"),
+        (of_keras("layers/rnn/cell/cells/lstm_cell", within, labels=deep), "runs forwards, got go_backwards=True"),
+        (
+            of_keras(
+                "layers/rnn/cell", of_class("RNN", name="outer", cell=of_class("Own", name="inner")), labels=labels
+            ),
+            "layers/rnn/cell: expected SimpleRNN, GRU, LSTM or the cell of one, got Own",
+        ),
+        (of_keras("layers/rnn/cell", of_class("Own", name="outer"), labels=labels), "got Own"),
+        (of_keras("layers/rnn/cell", labels=labels, **more), "alone, got layers/rnn/cell/vars/3 beside them"),
+    ):
+        with pytest.raises(BadArgument) as refused:
+            weights.recurrence(file, "", float64=False)
+        assert message in str(refused.value)
+    forwards = of_keras("layers/rnn/cell", of_class("RNN", name="outer", cell=cell), labels=labels)
+    assert weights.recurrence(forwards, "", float64=False).assumed == ""
+
+
+def test_keras_layers_of_one_name_in_two_models() -> None:
+    """Each has the settings of its own model; where that cannot be told, they are refused."""
+    layer, activations = "layers/simple_rnn", ("relu", "tanh")
+    kinds = [of_class("SimpleRNN", name="rnn", activation=activation) for activation in activations]
+    models = [of_class("Sequential", name=name, layers=[kind]) for name, kind in zip("ab", kinds, strict=True)]
+    arrays, labels = {}, {}
+    for folder, name in (("layers/sequential", "a"), ("layers/sequential_1", "b")):
+        arrays |= {f"{folder}/{layer}/cell/vars/{k}": np.full((width, 4), 0.5) for k, width in enumerate((3, 4))}
+        labels |= {folder: name, f"{folder}/{layer}": "rnn", f"{folder}/{layer}/cell": "simple_rnn_cell"}
+    whole = weights.Saved(arrays, labels, of_class("Sequential", name="whole", layers=models))
+    for name, activation in zip("ab", activations, strict=True):
+        found = weights.recurrence(whole, name, float64=False)
+        expected = np.full(4, dict(relu=1.5, tanh=np.tanh(1.5))[activation])
+        np.testing.assert_allclose(
+            found.step(found.params, found.state0, np.ones(3, np.float32)), expected, rtol=1e-6
+        )
+    flat = weights.Saved(arrays, labels, of_class("Sequential", name="whole", layers=kinds))
+    with pytest.raises(BadArgument, match="expected settings of one layer, got 2 that differ"):
+        weights.recurrence(flat, "a", float64=False)
+
+
+def test_what_is_assumed_where_a_file_of_keras_has_no_settings() -> None:
+    """Where a GRU without biases resets is not told by its shapes."""
+    for shapes, more in (
+        ([(3, 12), (4, 12)], True),
+        ([(3, 12), (4, 12), (2, 12)], False),
+        ([(3, 16), (4, 16)], False),
+    ):
+        arrays = {f"layers/a/cell/vars/{k}": np.ones(shape) for k, shape in enumerate(shapes)}
+        said = weights.describe(weights.recurrence(weights.Saved(arrays), "", float64=False))
+        assert (
+            "Keras's defaults are assumed, since the file does not say: its activations, running forwards" in said
+        )
+        assert said.endswith(", the reset after the product") == more
+
+
+def test_a_layer_with_an_activation_is_no_linear_readout() -> None:
+    """It would be read out without it; a softmax is that of the cross-entropy."""
+    arrays = {"layers/dense/vars/0": np.ones((4, 2)), "layers/dense/vars/1": np.ones(2)}
+    for activation, taken in (("linear", True), ("softmax", True), ("tanh", False), ("sigmoid", False)):
+        settings = of_class("Sequential", name="m", layers=[of_class("Dense", name="head", activation=activation)])
+        saved_by_keras = weights.Saved(arrays, {"layers/dense": "head"}, settings)
+        assert bool(weights.readouts(saved_by_keras, 4)) == taken
+
+
 def test_on_text(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("abracadabra " * 30)
@@ -188,6 +274,9 @@ GOOD = {"inputs": INPUTS, "targets": np.zeros((B, 2))}
         (TWO, GOOD, {"prefix": "c"}, "got 'c'"),
         ({"w": np.ones((2, 2))}, GOOD, {}, "--weights: expected a recurrent layer, as of PyTorch or Keras, got w"),
         ({"w": np.asarray([print], object)}, GOOD, {}, "cannot be read as .npz: ValueError: Object arrays"),
+        (saved(3) | {"bias_ih_l0": np.ones(12, int)}, GOOD, {}, "bias_ih of layer 0: expected an array of floating"),
+        (saved(3) | {"weight_ph_l0": np.ones((3, N))}, GOOD, {}, "got weight_ph_l0 beside them"),
+        (saved(3) | {"bias_ih_l0": np.full(12, np.nan)}, GOOD, {"float64": True}, "infinities in params.bias of"),
         (saved(3), {"inputs": INPUTS[..., :2]}, {}, "--data: inputs: expected numbers [T, 3] or [B, T, 3]"),
         (saved(3), {"inputs": INPUTS.astype(str)}, {}, "--data: inputs: expected numbers"),
         (saved(3), {"xs": INPUTS}, {}, "expected arrays inputs and, if need be, mask, resets, targets, loss, got xs"),
@@ -237,6 +326,71 @@ def test_refused_options(arguments: list[str], message: str, capsys: Any, tmp_pa
 
 
 # --- Files of other libraries.
+
+
+def safetensors(content: dict[str, tuple[str, tuple[int, ...], bytes]]) -> bytes:
+    """As the format's specification has it: the length of a header in JSON, the header, the bytes."""
+    header, data = {}, b""
+    for name, (dtype, shape, part) in content.items():
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(data), len(data) + len(part)]}
+        data += part
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def test_bfloat16_and_what_is_no_number_in_files(tmp_path: Path) -> None:
+    """Two bytes of NumPy and HDF5 are read; of what is not read, a file says what it is only if it is needed."""
+    half = {name: a.astype(jnp.bfloat16) for name, a in saved(4).items()}
+    found = weights.recurrence(weights.read(str(npz(tmp_path, "half.npz", **half))), "", float64=False)
+    assert weights.describe(found) == "lstm, 3 inputs, 4 units, bfloat16"
+    np.testing.assert_array_equal(found.params.recurrent, half["weight_hh_l0"])
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "half.weights.h5", "w") as file:  # as Keras does
+        for k, shape in enumerate(((3, 16), (4, 16), (16,))):
+            data = np.full(shape, 0.1, jnp.bfloat16)
+            file.create_dataset(f"layers/lstm/cell/vars/{k}", data=data).attrs["dtype"] = "bfloat16"
+    of_h5 = weights.recurrence(weights.read(str(tmp_path / "half.weights.h5")), "", float64=False)
+    np.testing.assert_array_equal(of_h5.params.recurrent, np.full((16, 4), 0.1, jnp.bfloat16))
+    pytest.importorskip("safetensors")
+    for name, needed in (("embedding", False), ("bias_ih_l0", True)):
+        content = {k: ("F32", a.shape, a.tobytes()) for k, a in saved(3).items()}
+        content[name] = "F8_E4M3", (12,), bytes(12)
+        (tmp_path / "odd.safetensors").write_bytes(safetensors(content))
+        read = weights.read(str(tmp_path / "odd.safetensors"))
+        if needed:
+            with pytest.raises(
+                BadArgument, match=r"bias_ih of layer 0: expected an array of numbers, got .*F8_E4M3"
+            ):
+                weights.recurrence(read, "", float64=True)
+        else:
+            assert weights.recurrence(read, "", float64=False).kind == "gru"
+
+
+def test_a_shard_is_read_with_the_others(tmp_path: Path) -> None:
+    """Half of the layers, or all without their biases, would be another network."""
+    state = saved(3, layers=2, prefix="rnn.")
+    first = {name: a for name, a in state.items() if "weight" in name and "l0" in name}
+    npz(tmp_path, "model-00001-of-00002.npz", **first)
+    path = tmp_path / "model-00002-of-00002.npz"
+    with pytest.raises(BadArgument, match=r"model-00002-of-00002\.npz: No such file"):
+        weights.read(str(tmp_path / "model-00001-of-00002.npz"))
+    npz(tmp_path, path.name, **{name: a for name, a in state.items() if name not in first})
+    for part in tmp_path.iterdir():
+        found = weights.recurrence(weights.read(str(part)), "", float64=False)
+        for a, b in zip(jax.tree.leaves(found.params), jax.tree.leaves(bptt.from_torch(state)[1]), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@needs_torch
+def test_tensors_that_are_not_needed(tmp_path: Path) -> None:
+    """In lists, too; and what NumPy has no array for is told only of the recurrence."""
+    state = {name: torch.from_numpy(a) for name, a in saved(3).items()}
+    for odd in (torch.eye(3).to_sparse(), torch.ones(5, 3).to(torch.float8_e4m3fn)):
+        torch.save({"models": [state], "embedding": odd}, tmp_path / "model.pt")
+        assert weights.recurrence(weights.read(str(tmp_path / "model.pt")), "", float64=True).where == "models.0."
+        torch.save(state | {"bias_ih_l0": odd}, tmp_path / "model.pt")
+        with pytest.raises(BadArgument, match="--weights: bias_ih of layer 0: expected a tensor of which NumPy"):
+            weights.recurrence(weights.read(str(tmp_path / "model.pt")), "", float64=True)
 
 
 class Hostile:
@@ -334,7 +488,7 @@ def test_files_of_keras(suffix: str, tmp_path: Path) -> None:
     saved_by_keras = weights.read(str(path))
     if suffix == ".weights.h5":  # which does not say what follows what, nor which activations
         found = weights.recurrence(saved_by_keras, "layers/lstm", float64=False)
-        assert "activations are assumed" in weights.describe(found)
+        assert "its activations, running forwards" in weights.describe(found)
         expected = bptt.from_keras(network.layers[2])
     else:
         folders = weights._keras_places(saved_by_keras)

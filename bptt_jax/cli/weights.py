@@ -6,6 +6,7 @@ archives the arrays, and their settings as plain JSON.
 
 import io
 import json
+import re
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +23,14 @@ from bptt_jax.cells.gated import GRUParams, LSTMParams
 from bptt_jax.cells.keras_weights import GATES, Kind, keras_layer
 from bptt_jax.cells.layers import stacked
 from bptt_jax.cells.simple import RNNParams
-from bptt_jax.cells.torch_weights import ProjectedLSTMParams, as_array, from_torch, parametrised, recurrent_prefixes
+from bptt_jax.cells.torch_weights import (
+    ProjectedLSTMParams,
+    as_array,
+    from_torch,
+    parametrised,
+    recurrent_prefixes,
+    shortened,
+)
 from bptt_jax.cli.report import BadArgument, one_line
 from bptt_jax.files import open_archive, read_file, read_npz
 from bptt_jax.results import counted
@@ -32,6 +40,8 @@ KINDS = (".safetensors", ".npz", ".keras", ".h5", ".hdf5", ".pt", ".pth", ".ckpt
 _MOST = 1 << 34  # bytes of a file
 _NAMES = {RNNParams: "rnn", GRUParams: "gru", LSTMParams: "lstm", ProjectedLSTMParams: "lstm with a projection"}
 _KERAS_CLASSES: dict[str, Kind] = {name: kind for kind in GATES for name in (kind, f"{kind}Cell")}
+_AROUND = ("RNN", "StackedRNNCells", "Bidirectional", "TimeDistributed", "Sequential", "Functional", "Model")
+_SHARD = re.compile(r"(.*-)(\d+)-of-(\d+)(\.\w+)")
 
 
 @dataclass(frozen=True)
@@ -39,12 +49,13 @@ class Saved:
     """What a file holds.
 
     Attributes:
-      arrays: the floating ones by name, folders and layers set off by "." or "/".
+      arrays: by name, folders and layers set off by "." or "/"; of every dtype, and a tensor where NumPy has none, for
+        a bias that was left out here would be taken for one that is not there.
       labels: of a file of Keras, what its folders of variables are called in the settings.
       settings: of a file of Keras, its model's; empty where it has none.
     """
 
-    arrays: dict[str, np.ndarray]
+    arrays: dict[str, Any]
     labels: dict[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -66,7 +77,7 @@ def top(state: State) -> Array:
 
 
 def read(name: str) -> Saved:
-    """The arrays of a file.
+    """The arrays of a file; of one of several shards, as ``model-00001-of-00002.safetensors``, those of all.
 
     Raises:
       BadArgument: it is none of `KINDS`, cannot be read, is damaged, or holds more than weights.
@@ -75,10 +86,6 @@ def read(name: str) -> Saved:
     suffix = path.suffix.lower()
     if suffix not in KINDS:
         raise BadArgument(f"--weights: expected a file {', '.join(KINDS)}, got {name}")
-    try:
-        content = read_file(path, most=_MOST)
-    except OSError as error:
-        raise BadArgument(f"--weights: {name}: {error.strerror}") from None
     reader: Callable[[bytes], Saved]
     if suffix == ".safetensors":
         reader = _safetensors
@@ -86,21 +93,40 @@ def read(name: str) -> Saved:
         reader = _npz
     else:
         reader = _keras if suffix in (".keras", ".h5", ".hdf5") else _torch
+    shard = _SHARD.fullmatch(path.name)
+    if shard is None:
+        return _read_one(path, reader)
+    head, number, count, end = shard.groups()
+    arrays: dict[str, Any] = {}
+    for k in range(1, int(count) + 1):
+        arrays |= _read_one(path.with_name(f"{head}{k:0{len(number)}}-of-{count}{end}"), reader).arrays
+    return Saved(arrays)
+
+
+def _read_one(path: Path, reader: Callable[[bytes], Saved]) -> Saved:
+    name = str(path)
+    try:
+        content = read_file(path, most=_MOST)
+    except OSError as error:
+        raise BadArgument(f"--weights: {name}: {error.strerror}") from None
     try:
         return reader(content)
     except ImportError as error:
         raise BadArgument(f"--weights: {name}: {error}") from None
     except Exception as error:  # whatever a library raises of a damaged file
-        raise BadArgument(f"--weights: {name}: cannot be read as {suffix}: {one_line(error)}") from None
+        raise BadArgument(
+            f"--weights: {name}: cannot be read as {path.suffix.lower()}: {one_line(error)}"
+        ) from None
 
 
 def recurrence(saved: Saved, prefix: str, layer: int | None = None, *, float64: bool) -> Found:
     """The one recurrence of a file whose name begins with `prefix`, or whose layer is called so, or a layer of it.
 
     Raises:
-      BadArgument: there is none, or more than one, or it is of a kind that is not known; it has no such layer.
+      BadArgument: there is none, or more than one, or it is of a kind that is not known; it has no such layer; a
+        weight is NaN or infinite.
     """
-    arrays = {k: a.astype(np.float64) for k, a in saved.arrays.items()} if float64 else saved.arrays
+    arrays = {k: a.astype(np.float64) if float64 and _floating(a) else a for k, a in saved.arrays.items()}
     try:
         places = {name: _of_torch for name in recurrent_prefixes(arrays)} | _keras_places(saved)
     except (AttributeError, LookupError, TypeError) as error:
@@ -108,21 +134,30 @@ def recurrence(saved: Saved, prefix: str, layer: int | None = None, *, float64: 
     chosen = [name for name in places if name in (prefix, f"{prefix}.", f"{prefix}/")]
     chosen = chosen or [name for name in places if name.startswith(prefix)]
     chosen = chosen or [name for name in places if prefix in _called(saved, name)]
+    chosen = chosen or [name for name in places if _within(saved, name, prefix)]
     if len(chosen) == 1:
         try:
-            return places[chosen[0]](arrays, chosen[0], layer)
+            return _finite(places[chosen[0]](arrays, chosen[0], layer))
         except (TypeError, ValueError) as error:
             message = str(error).removeprefix("module_or_state_dict: ")
             raise BadArgument(f"{'--' if message.startswith('layer: ') else '--weights: '}{message}") from None
     if not places:
-        names = ", ".join(list(arrays)[:8]) + (f" and {len(arrays) - 8} more" if len(arrays) > 8 else "")
         raise BadArgument(
-            f"--weights: expected a recurrent layer, as of PyTorch or Keras, got {names or 'nothing'}"
+            f"--weights: expected a recurrent layer, as of PyTorch or Keras, got "
+            f"{shortened(list(arrays)) or 'nothing'}"
             f"{parametrised(arrays)}"
         )
     called = {name: [label for label in _called(saved, name) if saved.labels] for name in places}
     listed = ", ".join(f"{name!r}" + (f" ({of[0]})" if of else "") for name, of in called.items())
     raise BadArgument(f"--prefix: expected that of one of {listed}, got {prefix!r}")
+
+
+def _finite(found: Found) -> Found:
+    for path, a in jax.tree_util.tree_leaves_with_path(found.params):
+        if not np.all(np.isfinite(a)):
+            where = f"params{jax.tree_util.keystr(path)} of {found.where or 'the layer'}"
+            raise ValueError(f"expected finite weights, got NaN or infinities in {where}")
+    return found
 
 
 def describe(found: Found) -> str:
@@ -136,18 +171,24 @@ def describe(found: Found) -> str:
 
 
 def readouts(saved: Saved, units: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Weights ``[O, N]`` and bias ``[O]`` of every linear layer that reads N units, by name."""
+    """Weights ``[O, N]`` and bias ``[O]`` of every linear layer that reads N units, by name.
+
+    A layer of Keras with an activation is none, but for a softmax, which is that of the cross-entropy.
+    """
     found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    for name, a in saved.arrays.items():
+    arrays = {name: a for name, a in saved.arrays.items() if _floating(a)}
+    for name, a in arrays.items():
         head, slash, last = name.rpartition("/") if "/" in name else name.rpartition(".")
-        if a.ndim != 2:
+        settings = _settings(saved, head.removesuffix("/vars"))
+        activations = {layer["config"].get("activation", "linear") for layer in settings}
+        if a.ndim != 2 or activations - {"linear", "softmax"}:
             continue
         if last == "weight" and a.shape[1] == units:  # [O, N], of PyTorch
-            weights, bias = a, saved.arrays.get(f"{head}{slash}bias")
+            weights, bias = a, arrays.get(f"{head}{slash}bias")
         elif last in ("0", "kernel", "kernel:0") and a.shape[0] == units:  # [N, O], of Keras
             other = {"0": "1", "kernel": "bias", "kernel:0": "bias:0"}[last]
-            weights, bias = a.T, saved.arrays.get(f"{head}{slash}{other}")
-            if f"{head}{slash}recurrent_{last}" in saved.arrays:
+            weights, bias = a.T, arrays.get(f"{head}{slash}{other}")
+            if f"{head}{slash}recurrent_{last}" in arrays:
                 continue
         else:
             continue
@@ -165,12 +206,14 @@ def _layers(state: State) -> tuple[PyTree, ...]:
 # --- Files.
 
 
-def _floating(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    return {name: a for name, a in arrays.items() if jnp.issubdtype(a.dtype, jnp.floating) and a.ndim}
+def _floating(a: Any) -> bool:
+    return isinstance(a, np.ndarray) and jnp.issubdtype(a.dtype, jnp.floating)
 
 
 def _npz(content: bytes) -> Saved:
-    return Saved(_floating(read_npz(content)))
+    # NumPy writes bfloat16, which it does not know, as two bytes.
+    arrays = {name: a.view(jnp.bfloat16) if a.dtype == "V2" else a for name, a in read_npz(content).items()}
+    return Saved({name: a for name, a in arrays.items() if a.ndim})
 
 
 def _safetensors(content: bytes) -> Saved:
@@ -179,12 +222,13 @@ def _safetensors(content: bytes) -> Saved:
     except ModuleNotFoundError:
         raise ImportError("needs safetensors: python -m pip install 'bptt_jax[weights]'") from None
     dtypes = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}
-    found = {name: a for name, a in deserialize(content) if a["dtype"] in dtypes}
-    return Saved(
-        _floating(
-            {name: np.frombuffer(a["data"], dtypes[a["dtype"]]).reshape(a["shape"]) for name, a in found.items()}
-        )
-    )
+    arrays = {}
+    for name, a in deserialize(content):
+        if a["dtype"] in dtypes:
+            arrays[name] = np.frombuffer(a["data"], dtypes[a["dtype"]]).reshape(a["shape"])
+        else:  # no numbers, but the name of what they are
+            arrays[name] = np.empty(a["shape"], [(a["dtype"], "V1")])
+    return Saved({name: a for name, a in arrays.items() if a.ndim})
 
 
 def _torch(content: bytes) -> Saved:
@@ -205,11 +249,16 @@ def _torch(content: bytes) -> Saved:
             raise ValueError(why if unsafe else one_line(error)) from None
 
     def tensors(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+        if isinstance(value, (list, tuple)):
+            value = dict(enumerate(value))
         if isinstance(value, Mapping):
             for key, inner in value.items():
                 yield from tensors(inner, f"{name}.{key}" if name else str(key))
-        elif isinstance(value, torch.Tensor) and value.is_floating_point() and value.ndim:
-            yield name, np.asarray(as_array(name, value))
+        elif isinstance(value, torch.Tensor) and value.ndim:
+            try:
+                yield name, np.asarray(as_array(name, value))
+            except (TypeError, ValueError):  # of this one alone, and only if it is needed
+                yield name, value
 
     return Saved(dict(tensors(loaded, "")))
 
@@ -240,11 +289,13 @@ def _keras(content: bytes) -> Saved:
                 walk(inner, at)
             elif inner.is_virtual or inner.external:
                 raise ValueError(f"{at} lies in another file")
-            elif jnp.issubdtype(inner.dtype, jnp.floating) and inner.ndim:
+            elif inner.ndim and inner.dtype.kind in "fiubcV":
                 left -= inner.nbytes
                 if left < 0:
                     raise ValueError(f"{len(content)} bytes inflate to more than {most}")
-                arrays[at] = inner[()]
+                # HDF5 has no bfloat16: Keras says it beside two bytes.
+                half = inner.attrs.get("dtype") == "bfloat16"
+                arrays[at] = inner[()].view(jnp.bfloat16) if half else inner[()]
 
     with h5py.File(io.BytesIO(content), "r") as file:
         settings = file.attrs.get("model_config", settings)
@@ -285,25 +336,46 @@ def _keras_places(saved: Saved) -> dict[str, Callable[[Mapping[str, Any], str, i
         parts = [f"{folder}/{part}" for part in of_layer if f"{folder}/{part}" in saved.arrays]
         if len(parts) >= 2 and _gates(*(saved.arrays[part].shape for part in parts)):
             cells[folder.removesuffix("/vars")] = parts
-    configs = {folder: _config(saved, folder) for folder in cells}
+    settings = {folder: _settings(saved, folder) for folder in cells}
+
+    def of_folder(folder: str, arrays: Mapping[str, Any]) -> tuple[Step, Params, State]:
+        parts, given = cells[folder], settings[folder]
+        inside = [name for name, a in arrays.items() if name.startswith(f"{folder}/") and _floating(a)]
+        if others := [name for name in inside if name not in parts]:
+            raise ValueError(
+                f"{folder}: expected a kernel, a recurrent kernel and a bias alone, got {shortened(others)} beside them"
+            )
+        if len(given) > 1:
+            raise ValueError(
+                f"{folder}: expected settings of one layer, got {len(given)} that differ, of layers of its name"
+            )
+        shapes = [arrays[part].shape for part in parts]
+        kind = _gates(*shapes)
+        assert kind is not None  # or it would not be among the cells
+        config: Mapping[str, Any] = {"reset_after": len(shapes) < 3 or len(shapes[2]) == 2}
+        if given:
+            config, called = given[0]["config"], given[0]["class_name"]
+            if called not in _KERAS_CLASSES:
+                raise ValueError(f"{folder}: expected {', '.join(GATES)} or the cell of one, got {called}")
+            if config["go_backwards"]:
+                raise ValueError(f"{folder}: expected a layer that runs forwards, got go_backwards=True")
+            kind = _KERAS_CLASSES[called]
+        return keras_layer(folder, kind, [arrays[part] for part in parts], config)
 
     def found(folders: list[str], arrays: Mapping[str, Any], _: str, layer: int | None) -> Found:
-        made, kinds, assumed = [], [], _alone(layer)
         if layer is not None and layer >= len(folders):
             raise ValueError(f"layer: expected one of 0 to {len(folders) - 1}, got {layer}")
-        for folder in folders if layer is None else folders[layer : layer + 1]:
-            shapes, config = [arrays[part].shape for part in cells[folder]], configs[folder]
-            kind = _KERAS_CLASSES.get(config.get("class_name", ""), _gates(*shapes))
-            if kind is None:
-                continue
-            if config.get("go_backwards"):
-                raise ValueError(f"{folder}: expected a layer that runs forwards, got go_backwards=True")
-            if not config:
-                assumed = f"{_alone(layer)}; activations are assumed to be Keras's own, since the file does not say"
-                config = {"reset_after": len(shapes) < 3 or len(shapes[2]) == 2}
-            made.append(keras_layer(folder, kind, [arrays[part] for part in cells[folder]], config))
-            kinds.append(_NAMES[type(made[-1][1])])
-        return Found(folders[0], " over ".join(dict.fromkeys(reversed(kinds))), assumed, *stacked(made))
+        chosen = folders if layer is None else folders[layer : layer + 1]
+        made = [of_folder(folder, arrays) for folder in chosen]
+        kinds = [_NAMES[type(params)] for _, params, _ in made]
+        said = _alone(layer)
+        if untold := [folder for folder in chosen if not settings[folder]]:
+            said += "; Keras's defaults are assumed, since the file does not say: its activations, running forwards"
+            if any(
+                kind == "gru" and len(cells[f]) < 3 for f, kind in zip(chosen, kinds, strict=True) if f in untold
+            ):
+                said += ", the reset after the product"
+        return Found(folders[0], " over ".join(dict.fromkeys(reversed(kinds))), said, *stacked(made))
 
     chains = [[folder] for folder in cells]
     for outer, names in _chains(saved.settings):
@@ -336,19 +408,31 @@ def _within(saved: Saved, folder: str, name: str | None) -> bool:
     return name is None or name in parts or name in [saved.labels.get(each) for each in above]
 
 
-def _config(saved: Saved, folder: str) -> Mapping[str, Any]:
-    """The settings of the layer with its class; empty where the file has none."""
-    for name in _called(saved, folder):
-        for layer in _nested(saved.settings):
-            if layer.get("class_name") in _KERAS_CLASSES and layer["config"].get("name") == name:
-                return {**layer["config"], "class_name": layer["class_name"]}
-    return {}
+def _settings(saved: Saved, folder: str) -> list[Mapping[str, Any]]:
+    """The settings of the layer in a folder, which runs backwards where what is around it does.
+
+    None where the file does not have them, several where layers of one name cannot be told from each other.
+    """
+    for name in _called(saved, folder)[-2:]:
+        found: list[tuple[int, dict[str, Any]]] = []
+        for layer, around in _nested(saved.settings):
+            if layer["config"].get("name") == name and layer.get("class_name") not in _AROUND:
+                backwards = any(each["config"].get("go_backwards") for each in (*around, layer))
+                outer = [each["config"].get("name") for each in around]
+                common = sum(each is not None and _within(saved, folder, each) for each in outer)
+                config = {**layer["config"], "go_backwards": backwards}
+                found.append((common, {"class_name": layer["class_name"], "config": config}))
+        if found:
+            most = max(common for common, _ in found)
+            best = [layer for common, layer in found if common == most]
+            return [layer for k, layer in enumerate(best) if layer not in best[:k]]
+    return []
 
 
 def _chains(settings: Any) -> Iterator[tuple[str | None, list[str]]]:
     """Names of layers each of which reads the one before: stacked cells, with the name of the stack that they lie in,
     and neighbours in a Sequential."""
-    for layer in _nested(settings):
+    for layer, _ in _nested(settings):
         inner = layer["config"]
         if layer.get("class_name") == "StackedRNNCells":
             yield inner["name"], [cell["config"]["name"] for cell in inner["cells"]]
@@ -362,12 +446,15 @@ def _chains(settings: Any) -> Iterator[tuple[str | None, list[str]]]:
                     run = []
 
 
-def _nested(value: Any) -> Iterator[dict[str, Any]]:
-    """All objects of the settings that have settings."""
+def _nested(
+    value: Any, around: tuple[dict[str, Any], ...] = ()
+) -> Iterator[tuple[dict[str, Any], tuple[dict[str, Any], ...]]]:
+    """All objects of the settings that have settings, each with those that it lies in."""
     if isinstance(value, dict):
         if isinstance(value.get("config"), dict):
-            yield value
+            yield value, around
+            around = (*around, value)
         value = list(value.values())
     if isinstance(value, list):
         for inner in value:
-            yield from _nested(inner)
+            yield from _nested(inner, around)
