@@ -159,7 +159,7 @@ def _swap(stacked: Array) -> Array:
     return jnp.concatenate([r, z, h])
 
 
-def _check_call(layer: Any, classes: Sequence[type]) -> None:
+def _check_call(layer: Any, classes: Sequence[Any]) -> None:
     of = next(c for c in classes[::-1] if isinstance(layer, c))
     if type(layer).call is not of.call:
         raise TypeError(
