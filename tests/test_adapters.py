@@ -264,6 +264,42 @@ def test_nnx_parameters_are_a_copy_and_go_back():
     np.testing.assert_allclose(cell(h, x)[0], before, rtol=1e-6)
 
 
+class Counting(nnx.Module):
+    """Remembers outside of its variables, which JAX does not see."""
+
+    def __init__(self, inputs: int, hidden: int, *, rngs: nnx.Rngs):
+        self.cell, self.calls = nnx.SimpleCell(inputs, hidden, rngs=rngs), 0
+
+    def __call__(self, h: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        self.calls += 1
+        return self.cell(h, self.calls * x)
+
+
+class Sowing(nnx.Module):
+    def __init__(self, inputs: int, hidden: int, *, rngs: nnx.Rngs):
+        self.cell = nnx.SimpleCell(inputs, hidden, rngs=rngs)
+
+    def __call__(self, h: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        self.sow(nnx.Intermediate, "inputs", x)
+        return self.cell(h, x)
+
+
+@pytest.mark.filterwarnings("ignore:Using 'Module.sow")
+def test_what_a_cell_remembers_and_what_it_only_reports():
+    h, x = jnp.full(N, 0.3), jnp.ones(I)
+    counting = Counting(I, N, rngs=nnx.Rngs(0))
+    step, params = bptt.from_nnx(counting)
+    with pytest.raises(ValueError, match=r"changes an attribute that is no variable; make .* a part of the carry"):
+        step(params, h, x)
+    sowing = nnx_cell(Sowing)
+    for calls in range(2):  # what is sown already is none of the variables that it writes to
+        step, params = bptt.from_nnx(sowing)
+        assert jax.tree.structure(params) == jax.tree.structure(nnx.state(sowing, nnx.Param))
+        np.testing.assert_array_equal(step(params, h, x), sowing.cell(h, x)[0])
+        assert len(jax.tree.leaves(nnx.state(sowing, nnx.Intermediate))) == calls
+        sowing(h, x)
+
+
 def normalised(a: jax.Array, gain: jax.Array, bias: jax.Array) -> jax.Array:
     """Layer normalisation (Ba, Kiros, Hinton 2016, arXiv:1607.06450, eq. 3), Flax's epsilon inside the root."""
     centred = a - jnp.mean(a)
@@ -391,6 +427,40 @@ def test_haiku_finds_its_own_among_the_parameters_of_a_network():
         step(params, h, x)
 
 
+class Centred(hk.RNNCore):
+    """With a mean in Haiku's state, which it reads and, in training, sets."""
+
+    def __init__(self, training: bool):
+        super().__init__(name="centred")
+        self.training = training
+
+    def __call__(self, x: jax.Array, h: jax.Array) -> tuple[jax.Array, jax.Array]:
+        mean = hk.get_state("mean", (I,), init=jnp.zeros)
+        if self.training:
+            hk.set_state("mean", 0.9 * mean + 0.1 * x)
+        return hk.GRU(N)(x - mean, h)
+
+    def initial_state(self, batch_size: int | None) -> jax.Array:
+        return jnp.zeros(N)
+
+
+def test_state_of_haiku_stays_and_is_not_set():
+    x, h = jnp.arange(1.0, I + 1), jnp.full(N, 0.2)
+    transformed = hk.transform_with_state(lambda x, h, training: Centred(training)(x, h))
+    shapes = jax.eval_shape(lambda key: transformed.init(key, x, h, True), jax.random.key(0))
+    params, state = drawn(shapes, jnp.float32)
+    step, same = bptt.from_haiku(lambda: Centred(False), (params, state))
+    assert same is params
+    np.testing.assert_allclose(
+        step(params, h, x), transformed.apply(params, state, None, x, h, False)[0][1], rtol=1e-6
+    )
+    step, _ = bptt.from_haiku(lambda: Centred(True), (params, state))
+    with pytest.raises(ValueError, match="sets no state of Haiku's, got one that sets centred/mean"):
+        step(params, h, x)
+    with pytest.raises(TypeError, match="params: expected a mapping of Haiku's parameters"):
+        bptt.from_haiku(lambda: Centred(False), (params, None))
+
+
 def advanced(h: jax.Array, x: jax.Array) -> jax.Array:
     """A state of one's own; with arguments exchanged it runs as well, and gives another."""
     return jnp.tanh(0.5 * h - jnp.sum(x * jnp.arange(1.0, x.size + 1)))
@@ -510,7 +580,7 @@ def test_modules_called_in_the_other_order():
     cell = InputFirst(w)
     expected = cell.advance(H0, XS[0])
     for step, params in (
-        bptt.from_equinox(cell),
+        bptt.from_equinox(cell, order="input first"),
         bptt.from_equinox(cell.advance),
         bptt.from_linen(LinenInputFirst(), {"params": {"weight": w}}),
         bptt.from_haiku(lambda: HaikuStateFirst(name="core"), {"core": {"weight": w}}),
@@ -521,6 +591,31 @@ def test_modules_called_in_the_other_order():
         np.testing.assert_allclose(
             gradient, jax.grad(lambda w: jnp.sum(InputFirst(w).advance(H0, XS[0])))(w), rtol=1e-6
         )
+
+
+class Read(eqx.Module):
+    """Its new state, and a readout as wide, at any of two places."""
+
+    outputs: int
+    first: bool
+
+    def __call__(self, x: jax.Array, h: jax.Array) -> tuple[jax.Array, jax.Array]:
+        h = advanced(h, x)
+        pair = h, 2 * h[: self.outputs]
+        return pair if self.first else pair[::-1]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_pair_of_equinox_that_could_be_either_way(first):
+    """It was its second that was taken, the readout for the state."""
+    step, params = bptt.from_equinox(Read(N, first))
+    with pytest.raises(ValueError, match=r'got two alike; with order="input first" it is the second'):
+        bptt.unroll(step, params, H0, XS)
+    for step, params in (
+        bptt.from_equinox(Read(N - 1, first)),
+        *([] if first else [bptt.from_equinox(Read(N, first), order="input first")]),
+    ):
+        np.testing.assert_allclose(bptt.unroll(step, params, H0, XS)[0], advanced(H0, XS[0]), rtol=1e-6)
 
 
 # Steps as people have them, of params, state and input with 3 numbers each.
@@ -754,6 +849,8 @@ def test_what_is_no_linen_cell():
     for wrong in (nn.GRUCell, nn.Dense(N), nn.RNN(nn.GRUCell(N)), 3, nnx_cell(nnx.SimpleCell)):
         with pytest.raises(TypeError, match=r"module: expected a linen.Module called as module\(carry, x\), got "):
             bptt.from_linen(wrong, {"params": {}})
+    with pytest.raises(TypeError, match=r"got RNN; give its cell, with the cell's part of the variables"):
+        bptt.from_linen(nn.RNN(nn.GRUCell(N)), {"params": {}})
     with pytest.raises(TypeError, match=r"variables: expected what module\.init returns, got NoneType"):
         bptt.from_linen(nn.GRUCell(N), None)
     with pytest.raises(ValueError, match=r"""variables: expected a collection "params", got \['hn', 'hr'\]"""):

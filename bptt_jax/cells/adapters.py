@@ -42,9 +42,9 @@ def from_equinox(cell: Callable[[Any, Any], Any], *, order: Order | None = None)
     Args:
       cell: any module called as ``cell(x, h)`` or ``cell(h, x)``, or a method of one: `equinox.nn.GRUCell`,
         `equinox.nn.LSTMCell` (whose state is ``(h, c)``), or one's own. What it returns is the new state, or a pair
-        with it.
+        with it, which is told by the shapes.
       order: whether the call has the "state first" or the "input first", where neither the names of its arguments
-        nor the shapes tell.
+        nor the shapes tell. A pair that is returned has then the state at the same place.
 
     Returns:
       ``(step, params)``: `params` is the module with everything but its floating arrays taken out, so
@@ -52,7 +52,8 @@ def from_equinox(cell: Callable[[Any, Any], Any], *, order: Order | None = None)
 
     Raises:
       TypeError: `cell` is no `equinox.Module` called with an input and a state.
-      ValueError: when the step is called, both orders are possible.
+      ValueError: when the step is called, both orders are possible, or of a pair that is returned both may be the
+        state, and `order` is missing.
 
     Example:
       >>> import equinox
@@ -64,12 +65,13 @@ def from_equinox(cell: Callable[[Any, Any], Any], *, order: Order | None = None)
 
     if not (isinstance(cell, eqx.Module) and _takes_two(cell)):
         raise TypeError(f"cell: expected an equinox.Module called as cell(x, h), got {_name(cell)}")
-    order = _order(cell, order)
+    told, order = order is not None, _order(cell, order)
     params, static = eqx.partition(cell, eqx.is_inexact_array)
 
     def step(params: Params, h: State, x: Input) -> State:
         module: Any = eqx.combine(params, static)
-        return _advance("cell", module, h, x, order, "input first")
+        # Equinox has no layers that would say where a state stands in a pair; Flax and Haiku have.
+        return _advance("cell", module, h, x, order, "input first", paired=told)
 
     return step, params
 
@@ -97,8 +99,8 @@ def from_nnx(cell: "nnx.Module", *, order: Order | None = None) -> tuple[Step, P
       TypeError: `cell` is no module called with a carry and an input, or, when the step is called, does not return
         a state.
       ValueError: `cell` is an `nnx.RNN` that runs backwards; or, when the step is called, both orders are possible,
-        or the cell writes to one of its variables (a count of random numbers drawn, statistics of a batch), which
-        no pure function can.
+        or the cell writes to one of its variables or attributes (a count of random numbers drawn, statistics of a
+        batch), which no pure function can. What it sows is dropped.
     """
     try:
         from flax import nnx
@@ -111,14 +113,16 @@ def from_nnx(cell: "nnx.Module", *, order: Order | None = None) -> tuple[Step, P
     if not (isinstance(cell, nnx.Module) and _takes_two(cell)):
         raise TypeError(f"cell: expected an nnx.Module called as cell(carry, x), got {_name(cell)}")
     order = _order(cell, order)
-    # The variables that nnx.split gives are the cell's own: without a copy, later writes to it would be seen here.
-    graphdef, params, others = jax.tree.map(lambda a: a, nnx.split(cell, nnx.Param, ...))
+    cell = nnx.clone(cell)  # or later writes to it would be seen here
+    nnx.pop(cell, nnx.Intermediate)
+    graphdef, params, others = nnx.split(cell, nnx.Param, ...)
 
     def step(params: Params, carry: State, x: Input) -> State:
         def call(first: Any, second: Any) -> Any:
             module: Any = nnx.merge(graphdef, params, others, copy=True)
             before = jax.tree_util.tree_leaves_with_path(nnx.state(module))
             result = module(first, second)
+            nnx.pop(module, nnx.Intermediate)
             after = dict(jax.tree_util.tree_leaves_with_path(nnx.state(module)))
             for path, value in before:
                 if after.get(path) is not value:
@@ -127,6 +131,11 @@ def from_nnx(cell: "nnx.Module", *, order: Order | None = None) -> tuple[Step, P
                         f"cell: expected no call to change the module, but it writes to {at}; switch it by "
                         "cell.eval(), or give it the key of each instant in xs, x = (x, key)"
                     )
+            if nnx.graphdef(module) != graphdef:
+                raise ValueError(
+                    "cell: expected no call to change the module, but it changes an attribute that is no variable; "
+                    "make what it remembers a part of the carry"
+                )
             return result
 
         return _advance("cell", call, carry, x, order, "state first")
@@ -164,7 +173,8 @@ def from_linen(
     except ModuleNotFoundError as error:
         raise ImportError("from_linen needs Flax: python -m pip install flax") from error
     if not (isinstance(module, linen.Module) and _takes_two(module)):
-        raise TypeError(f"module: expected a linen.Module called as module(carry, x), got {_name(module)}")
+        way = "; give its cell, with the cell's part of the variables" if isinstance(module, linen.RNN) else ""
+        raise TypeError(f"module: expected a linen.Module called as module(carry, x), got {_name(module)}{way}")
     if not isinstance(variables, Mapping):
         raise TypeError(f"variables: expected what module.init returns, got {_name(variables)}")
     if "params" not in variables:
@@ -182,7 +192,10 @@ def from_linen(
 
 
 def from_haiku(
-    make: "Callable[[], hk.RNNCore]", params: Mapping[str, Any], *, order: Order | None = None
+    make: "Callable[[], hk.RNNCore]",
+    params: Mapping[str, Any] | tuple[Mapping[str, Any], Mapping[str, Any]],
+    *,
+    order: Order | None = None,
 ) -> tuple[Step, Params]:
     """A Haiku core as a step.
 
@@ -198,19 +211,21 @@ def from_haiku(
         (whose state has ``hidden`` and ``cell``), `hk.DeepRNN` (a tuple of its cores' states), or one's own; or as
         ``core(state, x) -> (state, output)``. It may return the new state alone.
       params: Haiku's parameters by module name; those of a whole network will do where the core is called there as
-        here (``hk.LSTM(16, name="lstm_1")`` finds "lstm_1/linear"), the others are then ignored.
+        here (``hk.LSTM(16, name="lstm_1")`` finds "lstm_1/linear"), the others are then ignored. Or the pair
+        ``(params, state)`` of ``hk.transform_with_state``: the state stays as it is.
       order: whether the call has the "state first" or the "input first", where neither the names of its arguments
         nor the shapes tell. A pair that is returned has the state at the same place.
 
     Returns:
-      ``(step, params)``, the parameters as they came. A core that draws random numbers takes a key with every
-      input, ``x = (x, key)``, and hands it to ``hk.dropout``.
+      ``(step, params)``, the parameters as they came, without the state. A core that draws random numbers takes a key
+      with every input, ``x = (x, key)``, and hands it to ``hk.dropout``.
 
     Raises:
       ImportError: Haiku is missing.
       TypeError: `make` is no function that returns a core, or, when the step is called, the core does not return a
-        state; `params` is no mapping.
-      ValueError: when the step is called, both orders are possible.
+        state; `params` is no mapping, nor a pair of them.
+      ValueError: when the step is called, both orders are possible, or the core sets a state of Haiku's (a count, the
+        statistics of a batch), which no pure function can.
     """
     try:
         import haiku as hk
@@ -219,18 +234,32 @@ def from_haiku(
     expected = "make: expected a function that returns a core called as core(x, state)"
     if isinstance(make, type) or not callable(make):
         raise TypeError(f"{expected}, as lambda: hk.LSTM(16), got {_name(make)}")
-    if not isinstance(params, Mapping):
+    params, kept = params if isinstance(params, tuple) and len(params) == 2 else (params, {})
+    if not (isinstance(params, Mapping) and isinstance(kept, Mapping)):
         raise TypeError(f"params: expected a mapping of Haiku's parameters by module name, got {_name(params)}")
     if any(p.default is p.empty and p.kind not in _VARIABLE for p in inspect.signature(make).parameters.values()):
         raise TypeError(f"{expected}, without arguments, got one that takes them")
-    core = hk.transform(make).apply(params, None)
+    core, _ = hk.transform_with_state(make).apply(params, kept, None)
     if not _takes_two(core):
         raise TypeError(f"{expected}, got one that returns {_name(core)}")
     order = _order(core, order)
-    call = hk.transform(lambda first, second: make()(first, second))
+
+    def refuse(_: Any, __: Any, context: Any) -> Any:
+        raise ValueError(
+            f"make: expected a core that sets no state of Haiku's, got one that sets {context.full_name}; make what it "
+            "remembers a part of its own state, or switch it to evaluation"
+        )
+
+    def apply(first: Any, second: Any) -> Any:
+        with hk.custom_setter(refuse):
+            return make()(first, second)
+
+    call = hk.transform_with_state(apply)
 
     def step(params: Params, state: State, x: Input) -> State:
-        return _advance("make", lambda *both: call.apply(params, None, *both), state, x, order, "input first")
+        return _advance(
+            "make", lambda *both: call.apply(params, kept, None, *both)[0], state, x, order, "input first"
+        )
 
     return step, params
 
@@ -278,12 +307,19 @@ def _shapes(tree: Any) -> tuple[Any, list[tuple[int, ...]]]:
 
 
 def _advance(
-    name: str, call: Callable[[Any, Any], Any], state: State, x: Input, order: Order | None, usual: Order
+    name: str,
+    call: Callable[[Any, Any], Any],
+    state: State,
+    x: Input,
+    order: Order | None,
+    usual: Order,
+    *,
+    paired: bool = True,
 ) -> State:
     """The new state of ``call(state, x)``, or of ``call(x, state)``, whichever `order` says.
 
     Where it does not, the order that gives a state like the old one; the library's `usual` one where neither does,
-    for its message.
+    for its message. `paired`: a pair has the state where the call has it, whatever the shapes.
     """
     if order is None:
         orders: tuple[Order, Order] = ("state first", "input first")
@@ -302,6 +338,11 @@ def _advance(
         pair = "(carry, output)" if first else "(output, state)"
         raise TypeError(f"{name}: expected a cell that returns {pair}, or the state alone, got {_name(result)}")
     mine, other = result if first else result[::-1]
+    if not paired and mine is not other and _shapes(mine) == _shapes(other) == _shapes(state):
+        raise ValueError(
+            f"{name}: expected the state alone, or a pair whose shapes tell which is the state, got two alike; with "
+            f'order="{order}" it is the {"first" if first else "second"}'
+        )
     return other if _shapes(other) == _shapes(state) != _shapes(mine) else mine
 
 
