@@ -108,6 +108,8 @@ def test_a_model_by_prefix() -> None:
     assert type(bptt.from_torch(state, prefix="encoder.rnn.")[1]) is bptt.cells.GRUParams
     assert type(bptt.from_torch(state, prefix="decoder")[1]) is bptt.cells.LSTMParams
     assert type(bptt.from_torch(state, prefix="enc")[1]) is bptt.cells.GRUParams  # there is one
+    beside = state | saved(4, prefix="encoder2.rnn.")
+    assert type(bptt.from_torch(beside, prefix="encoder")[1]) is bptt.cells.GRUParams
     del state["decoder.weight_hh_l0"]
     assert type(bptt.from_torch(state)[1]) is bptt.cells.GRUParams
 

@@ -152,6 +152,7 @@ def test_layers_of_keras_by_their_names() -> None:
     file = weights.Saved(arrays, {"layers/lstm": "lower", "layers/lstm_1": "upper"})
     found = weights.recurrence(file, "upper", float64=False)
     assert found.where == "layers/lstm_1/cell"
+    assert weights.recurrence(file, "layers/lstm", float64=False).where == "layers/lstm/cell"
     np.testing.assert_array_equal(found.params.recurrent, np.float32(0.1))
     with pytest.raises(BadArgument, match=r"'layers/lstm/cell' \(lower\), 'layers/lstm_1/cell' \(upper\), got 'x'"):
         weights.recurrence(file, "x", float64=False)
@@ -379,6 +380,25 @@ def test_a_shard_is_read_with_the_others(tmp_path: Path) -> None:
         found = weights.recurrence(weights.read(str(part)), "", float64=False)
         for a, b in zip(jax.tree.leaves(found.params), jax.tree.leaves(bptt.from_torch(state)[1]), strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+def test_a_shard_of_keras_is_read_with_those_of_its_index(tmp_path: Path) -> None:
+    """Keras puts the bias of a layer into another one, if the first is full."""
+    h5py = pytest.importorskip("h5py")
+    shapes = ((3, 16), (4, 16), (16,))
+    for shard, places in enumerate(((0, 1), (2,))):
+        with h5py.File(tmp_path / f"model_0000{shard}.weights.h5", "w") as file:
+            for k in places:
+                file[f"layers/lstm/cell/vars/{k}"] = np.full(shapes[k], 0.1, np.float32)
+            file["layers/lstm/cell/vars"].attrs["name"] = "lstm_cell"
+    path = str(tmp_path / "model_00000.weights.h5")
+    files = [f"model_0000{shard}.weights.h5" for shard in range(2)]
+    (tmp_path / "model.weights.json").write_text(json.dumps({"weight_map": {"/layers/lstm/cell/vars": files}}))
+    found = weights.recurrence(weights.read(path), "lstm_cell", float64=False)
+    np.testing.assert_array_equal(found.params.bias, np.float32(0.1))
+    (tmp_path / "model.weights.json").write_text("{")
+    with pytest.raises(BadArgument, match=r"model\.weights\.json: cannot be read as \.json"):
+        weights.read(path)
 
 
 @needs_torch

@@ -178,9 +178,10 @@ def _find(source: Any, prefix: str) -> tuple[str, _Recurrent]:
     for exact in (prefix, f"{prefix}."):
         if exact in groups:
             return exact, groups[exact]
-    below = [name for name in groups if name.startswith(prefix)]
-    if len(below) == 1:
-        return below[0], groups[below[0]]
+    for start in (f"{prefix}.", prefix):
+        below = [name for name in groups if name.startswith(start)]
+        if len(below) == 1:
+            return below[0], groups[below[0]]
     if groups:
         raise ValueError(
             f"prefix: expected that of one recurrent layer, {' or '.join(map(repr, groups))}, got {prefix!r}"

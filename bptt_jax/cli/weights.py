@@ -10,10 +10,10 @@ import re
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -37,11 +37,13 @@ from bptt_jax.results import counted
 from bptt_jax.step import Array, Params, PyTree, State, Step
 
 KINDS = (".safetensors", ".npz", ".keras", ".h5", ".hdf5", ".pt", ".pth", ".ckpt", ".bin")
+T = TypeVar("T")
 _MOST = 1 << 34  # bytes of a file
 _NAMES = {RNNParams: "rnn", GRUParams: "gru", LSTMParams: "lstm", ProjectedLSTMParams: "lstm with a projection"}
 _KERAS_CLASSES: dict[str, Kind] = {name: kind for kind in GATES for name in (kind, f"{kind}Cell")}
 _AROUND = ("RNN", "StackedRNNCells", "Bidirectional", "TimeDistributed", "Sequential", "Functional", "Model")
 _SHARD = re.compile(r"(.*-)(\d+)-of-(\d+)(\.\w+)")
+_SHARD_OF_KERAS = re.compile(r"(.*)_\d{5}\.weights\.h5")
 
 
 @dataclass(frozen=True)
@@ -93,30 +95,41 @@ def read(name: str) -> Saved:
         reader = _npz
     else:
         reader = _keras if suffix in (".keras", ".h5", ".hdf5") else _torch
-    shard = _SHARD.fullmatch(path.name)
-    if shard is None:
-        return _read_one(path, reader)
-    head, number, count, end = shard.groups()
-    arrays: dict[str, Any] = {}
-    for k in range(1, int(count) + 1):
-        arrays |= _read_one(path.with_name(f"{head}{k:0{len(number)}}-of-{count}{end}"), reader).arrays
-    return Saved(arrays)
+    saved = Saved({})
+    for shard in _shards(path):
+        part = _read_as(shard, reader)
+        saved = replace(part, arrays=saved.arrays | part.arrays, labels=saved.labels | part.labels)
+    return saved
 
 
-def _read_one(path: Path, reader: Callable[[bytes], Saved]) -> Saved:
-    name = str(path)
+def _shards(path: Path) -> Iterator[Path]:
+    """The file, or all of the checkpoint that it is a shard of: by their numbers, of Keras by its index beside them."""
+    of_keras = _SHARD_OF_KERAS.fullmatch(path.name)
+    index = path.with_name(f"{of_keras[1]}.weights.json") if of_keras else path
+    if found := _SHARD.fullmatch(path.name):
+        head, number, count, end = found.groups()
+        for k in range(1, int(count) + 1):
+            yield path.with_name(f"{head}{k:0{len(number)}}-of-{count}{end}")
+    elif of_keras and index.exists():
+        files = _read_as(index, lambda content: [*json.loads(content)["weight_map"].values()])
+        for name in dict.fromkeys(name for each in files for name in ([each] if isinstance(each, str) else each)):
+            yield path.with_name(name)
+    else:
+        yield path
+
+
+def _read_as(path: Path, reader: Callable[[bytes], T]) -> T:
     try:
         content = read_file(path, most=_MOST)
     except OSError as error:
-        raise BadArgument(f"--weights: {name}: {error.strerror}") from None
+        raise BadArgument(f"--weights: {path}: {error.strerror}") from None
     try:
         return reader(content)
     except ImportError as error:
-        raise BadArgument(f"--weights: {name}: {error}") from None
+        raise BadArgument(f"--weights: {path}: {error}") from None
     except Exception as error:  # whatever a library raises of a damaged file
-        raise BadArgument(
-            f"--weights: {name}: cannot be read as {path.suffix.lower()}: {one_line(error)}"
-        ) from None
+        kind = path.suffix.lower()
+        raise BadArgument(f"--weights: {path}: cannot be read as {kind}: {one_line(error)}") from None
 
 
 def recurrence(saved: Saved, prefix: str, layer: int | None = None, *, float64: bool) -> Found:
@@ -132,7 +145,8 @@ def recurrence(saved: Saved, prefix: str, layer: int | None = None, *, float64: 
     except (AttributeError, LookupError, TypeError) as error:
         raise BadArgument(f"--weights: its settings are damaged: {one_line(error)}") from None
     chosen = [name for name in places if name in (prefix, f"{prefix}.", f"{prefix}/")]
-    chosen = chosen or [name for name in places if name.startswith(prefix)]
+    for start in ((f"{prefix}.", f"{prefix}/"), prefix):
+        chosen = chosen or [name for name in places if name.startswith(start)]
     chosen = chosen or [name for name in places if prefix in _called(saved, name)]
     chosen = chosen or [name for name in places if _within(saved, name, prefix)]
     if len(chosen) == 1:
