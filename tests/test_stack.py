@@ -11,6 +11,7 @@ import pytest
 from oracles import I, N, T, cell_example, cell_params, relative_error
 
 import bptt_jax as bptt
+from bptt_jax.cells.layers import stacked
 
 
 def test_matrices_are_read_as_the_caller_says_and_not_otherwise():
@@ -152,6 +153,29 @@ def test_layers_with_names_counters_and_keys(layers):
         rtol=1e-5,
         atol=1e-6,
     )
+
+
+def test_dtypes_that_differ():
+    """A layer that would leave its dtype is told what casts; layers of one file are cast, states and gradients."""
+    lower, upper = bptt.gru(2, dtype=jnp.float32), bptt.lstm(2, dtype=jnp.bfloat16)
+    params = lower.init(jax.random.key(0), 2), upper.init(jax.random.key(1), 2)
+    h0, xs = (lower.initial_state(), upper.initial_state()), jnp.ones((3, 2))
+    message = "output: expected .* layer 1 its input in the dtype of its state, bfloat16, got float32 from layer 0"
+    with jax.numpy_dtype_promotion("standard"), pytest.raises(TypeError, match=message):
+        bptt.unroll(bptt.stack(lower.step, upper.step), params, h0, xs)
+    step, same, state0 = stacked([(lower.step, params[0], h0[0]), (upper.step, params[1], h0[1])])
+    assert step == stacked([(lower.step, params[0], h0[0]), (upper.step, params[1], h0[1])])[0]
+
+    def both(x):
+        below = bptt.unroll(lower.step, params[0], h0[0], x)
+        return below, bptt.unroll(upper.step, params[1], h0[1], below.astype(jnp.bfloat16))
+
+    def gradient(of):
+        return jax.grad(lambda x: jnp.sum(of(x)[1].h[-1].astype(jnp.float32)))(xs)
+
+    got = bptt.unroll(step, same, state0, xs)
+    jax.tree.map(np.testing.assert_array_equal, got, both(xs))
+    np.testing.assert_allclose(gradient(lambda x: bptt.unroll(step, same, state0, x)), gradient(both), rtol=0.03)
 
 
 def test_wrong_arguments():

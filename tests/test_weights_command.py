@@ -121,6 +121,12 @@ def test_one_sequence_without_targets_and_resets(tmp_path: Path) -> None:
     np.testing.assert_allclose(losses(made, found), losses(again, alone), rtol=1e-6)
 
 
+def test_a_projection_has_fewer_outputs_than_units() -> None:
+    state = {"weight_ih_l0": np.ones((16, 3)), "weight_hh_l0": np.ones((16, 2)), "weight_hr_l0": np.ones((2, 4))}
+    found = weights.recurrence(weights.Saved(state), "", float64=False)
+    assert weights.describe(found) == "lstm with a projection, 3 inputs, 4 units, 2 outputs, float32"
+
+
 def test_one_layer_alone(tmp_path: Path) -> None:
     """Of a stack, and of bidirectional layers, of which only one at a time is a recurrence."""
     wide = npz(tmp_path, "wide.npz", inputs=RNG.standard_normal((B, T, N)).astype(np.float32))

@@ -1,7 +1,8 @@
 """Layers of steps as one step."""
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,8 @@ def stack(*steps: Step, output: Output | Sequence[Output] | None = None) -> Step
         uppermost is never called). By default a state that is one array is the output, and of a NamedTuple that
         begins with a field h (or y, of `bptt_jax.cells.intersection_rnn`), as in the atlas wherever the output is a
         vector, this field. Needed elsewhere, as ``lambda state: state[0]`` for the ``(h, c)`` of Equinox,
-        ``lambda carry: carry[1]`` for the ``(c, h)`` of Flax, or what reads a vector from a state of matrices.
+        ``lambda carry: carry[1]`` for the ``(c, h)`` of Flax, or what reads a vector from a state of matrices; and
+        where dtypes differ, as ``lambda h: h.astype(jnp.bfloat16)``.
 
     Returns:
       A step whose parameters and state have one entry for each layer: a tuple, a list, or a NamedTuple, whose fields
@@ -75,22 +77,29 @@ def stack(*steps: Step, output: Output | Sequence[Output] | None = None) -> Step
                 raise
             if shapes(new[-1]) != shapes(state[k]):
                 _check_output(k, outputs, x)
+            if k > 0:
+                _check_dtypes(k, x, state[k], new[-1])
         return state._make(new) if hasattr(state, "_make") else type(state)(new)
 
     return stacked_step
 
 
 def stacked(layers: Sequence[tuple[Step, Params, State]]) -> tuple[Step, Params, State]:
-    """Layers with parameters and states as one, where there are several: the same step for equal ones."""
+    """Layers with parameters and states as one, where there are several: the same step for equal ones.
+
+    Where their dtypes differ, each takes its input in its own.
+    """
     if len(layers) == 1:
         return layers[0]
     steps, params, states = zip(*layers, strict=True)
-    return _stack(*steps), params, states
+    dtypes = tuple(leaf.dtype for state in states for leaf in jax.tree.leaves(state)[:1])
+    return _stack(*steps, dtypes=dtypes if len(set(dtypes)) > 1 else ()), params, states
 
 
 @lru_cache  # so that what JAX has compiled is found again
-def _stack(*steps: Step) -> Step:
-    return stack(*steps)
+def _stack(*steps: Step, dtypes: tuple[Any, ...]) -> Step:
+    casts = [partial(_hidden_as, dtype) for dtype in dtypes[1:]]
+    return stack(*steps, output=[*casts, _hidden] if dtypes else None)
 
 
 def _outputs(output: Output | Sequence[Output] | None, layers: int) -> Sequence[Output]:
@@ -114,6 +123,21 @@ def _hidden(state: State) -> Input:
             f"{describe_shapes(state)}, got None"
         )
     return state
+
+
+def _hidden_as(dtype: Any, state: State) -> Input:
+    return jnp.asarray(_hidden(state), dtype)
+
+
+def _check_dtypes(k: int, x: Input, old: State, new: State) -> None:
+    """Whether layer k would give another dtype for what it is given."""
+    given, kept, made = ({str(jax.typeof(leaf).dtype) for leaf in jax.tree.leaves(tree)} for tree in (x, old, new))
+    if made != kept and not given & kept:
+        dtypes = " and ".join(sorted(kept))
+        raise TypeError(
+            f"output: expected a function that gives layer {k} its input in the dtype of its state, {dtypes}, got "
+            f"{' and '.join(sorted(given))} from layer {k - 1}; cast it, as in lambda h: h.astype(...)"
+        )
 
 
 def _check_output(k: int, outputs: Sequence[Output], x: Input, fault: Exception | None = None) -> None:

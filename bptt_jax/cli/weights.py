@@ -178,9 +178,12 @@ def describe(found: Found) -> str:
     """In one line."""
     layers = found.params if type(found.params) is tuple else (found.params,)
     inputs = layers[0].input.shape[1]
-    units = " and ".join(dict.fromkeys(str(top(s).shape[0]) for s in _layers(found.state0)))
+    states = [jax.tree.leaves(state) for state in _layers(found.state0)]
+    units = " and ".join(dict.fromkeys(str(leaves[-1].shape[0]) for leaves in states))  # c of an LSTM, h of others
     of_layers = "" if len(layers) == 1 else f", {len(layers)} layers"
     sizes = f"{counted(inputs, 'input')}, {counted(units, 'unit')}"
+    if states[-1][0].shape != states[-1][-1].shape:
+        sizes += f", {counted(states[-1][0].shape[0], 'output')}"
     return f"{found.kind}{of_layers}, {sizes}, {top(found.state0).dtype}{found.assumed}"
 
 
