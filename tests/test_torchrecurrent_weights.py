@@ -86,6 +86,9 @@ def test_what_differs_is_refused() -> None:
             bptt.from_torchrecurrent(module_of(name, biases="bias"))
     with pytest.raises(ValueError, match="got a MGUCell that differs"):
         bptt.from_torchrecurrent(torchrecurrent.MGUCell(I, N, nonlinearity="relu"))
+    for bounded in (torch.nn.ReLU6(), torch.nn.Hardtanh(0, 8)):  # as ReLU where the state is small
+        with pytest.raises(ValueError, match="got a LiGRUCell that differs"):
+            bptt.from_torchrecurrent(torchrecurrent.LiGRUCell(I, N, nonlinearity=bounded))
     with pytest.raises(ValueError, match="got a JANETCell that differs"):
         bptt.from_torchrecurrent(torchrecurrent.JANETCell(I, N, beta=0.5))
     with pytest.raises(ValueError, match="the layers, tauGRU, which know the delay"):
