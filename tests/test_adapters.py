@@ -289,7 +289,7 @@ def test_what_a_cell_remembers_and_what_it_only_reports():
     h, x = jnp.full(N, 0.3), jnp.ones(I)
     counting = Counting(I, N, rngs=nnx.Rngs(0))
     step, params = bptt.from_nnx(counting)
-    with pytest.raises(ValueError, match=r"changes an attribute that is no variable; make .* a part of the carry"):
+    with pytest.raises(ValueError, match=r"changes its attribute calls; make .* a part of the carry"):
         step(params, h, x)
     sowing = nnx_cell(Sowing)
     for calls in range(2):  # what is sown already is none of the variables that it writes to

@@ -120,7 +120,7 @@ def from_nnx(cell: "nnx.Module", *, order: Order | None = None) -> tuple[Step, P
     def step(params: Params, carry: State, x: Input) -> State:
         def call(first: Any, second: Any) -> Any:
             module: Any = nnx.merge(graphdef, params, others, copy=True)
-            before = jax.tree_util.tree_leaves_with_path(nnx.state(module))
+            before, attributes = jax.tree_util.tree_leaves_with_path(nnx.state(module)), _attributes(module)
             result = module(first, second)
             nnx.pop(module, nnx.Intermediate)
             after = dict(jax.tree_util.tree_leaves_with_path(nnx.state(module)))
@@ -131,11 +131,13 @@ def from_nnx(cell: "nnx.Module", *, order: Order | None = None) -> tuple[Step, P
                         f"cell: expected no call to change the module, but it writes to {at}; switch it by "
                         "cell.eval(), or give it the key of each instant in xs, x = (x, key)"
                     )
-            if nnx.graphdef(module) != graphdef:
-                raise ValueError(
-                    "cell: expected no call to change the module, but it changes an attribute that is no variable; "
-                    "make what it remembers a part of the carry"
-                )
+            now = _attributes(module)
+            for at in now.keys() | attributes.keys():
+                if now.get(at) is not attributes.get(at):
+                    raise ValueError(
+                        f"cell: expected no call to change the module, but it changes its attribute {at}; make what it "
+                        "remembers a part of the carry"
+                    )
             return result
 
         return _advance("cell", call, carry, x, order, "state first")
@@ -262,6 +264,19 @@ def from_haiku(
         )
 
     return step, params
+
+
+def _attributes(module: "nnx.Module") -> dict[str, Any]:
+    """Of an NNX module and those inside, but for what Flax notes of them."""
+    from flax import nnx
+
+    return {
+        ".".join(map(str, (*path, name))): value
+        for path, inner in nnx.iter_graph(module)
+        if isinstance(inner, nnx.Module)
+        for name, value in vars(inner).items()
+        if not name.startswith("_pytree__")
+    }
 
 
 def _takes_two(module: Any) -> bool:
