@@ -264,6 +264,44 @@ def test_nnx_parameters_are_a_copy_and_go_back():
     np.testing.assert_allclose(cell(h, x)[0], before, rtol=1e-6)
 
 
+class LinenDropout(nn.Module):
+    @nn.compact
+    def __call__(self, h: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return nn.SimpleCell(N)(nn.Dropout(0.5, deterministic=False)(h), x)
+
+
+class HaikuDropout(hk.RNNCore):
+    def __call__(self, x: jax.Array, h: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return hk.GRU(N)(x, hk.dropout(hk.next_rng_key(), 0.5, h))
+
+    def initial_state(self, batch_size: int | None) -> jax.Array:
+        return jnp.zeros(N)
+
+
+class EquinoxDropout(eqx.Module):
+    dropout: eqx.nn.Dropout
+
+    def __call__(self, x: jax.Array, h: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+        return jnp.tanh(self.dropout(h, key=key) + x[0])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: bptt.from_linen(LinenDropout(), {"params": {}}),
+        lambda: bptt.from_haiku(lambda: HaikuDropout(), {}),
+        lambda: bptt.from_equinox(EquinoxDropout(eqx.nn.Dropout(0.5))),
+    ],
+    ids=["linen", "haiku", "equinox"],
+)
+def test_a_cell_that_draws_without_a_key_is_told_where_it_comes_from(make):
+    """The libraries recommend to give one to their own functions, which a step does not call."""
+    step, params = make()
+    with pytest.raises(Exception, match=r"PRNG|requires a key") as raised:
+        step(params, jnp.zeros(N), jnp.ones(I))
+    assert "the key of each instant with its input, x = (x, key)" in " ".join(raised.value.__notes__)
+
+
 class Counting(nnx.Module):
     """Remembers outside of its variables, which JAX does not see."""
 

@@ -127,6 +127,17 @@ def test_a_projection_has_fewer_outputs_than_units() -> None:
     assert weights.describe(found) == "lstm with a projection, 3 inputs, 4 units, 2 outputs, float32"
 
 
+def test_layers_of_two_dtypes() -> None:
+    state = {k: a.astype(jnp.bfloat16) if "l1" in k else a for k, a in saved(3, layers=2).items()}
+    found = weights.recurrence(weights.Saved(state), "", float64=False)
+    assert weights.describe(found) == "gru, 2 layers, 3 inputs, 4 units, float32 and bfloat16"
+    states = bptt.unroll(found.step, found.params, found.state0, INPUTS[0])
+    whole = weights.recurrence(weights.Saved(saved(3, layers=2)), "", float64=False)
+    expected = bptt.unroll(whole.step, whole.params, whole.state0, INPUTS[0])
+    assert [str(a.dtype) for a in states] == ["float32", "bfloat16"]
+    np.testing.assert_allclose(np.asarray(states[1], np.float32), expected[1], atol=0.02)
+
+
 def test_one_layer_alone(tmp_path: Path) -> None:
     """Of a stack, and of bidirectional layers, of which only one at a time is a recurrence."""
     wide = npz(tmp_path, "wide.npz", inputs=RNG.standard_normal((B, T, N)).astype(np.float32))

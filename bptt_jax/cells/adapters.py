@@ -26,6 +26,7 @@ Order = Literal["state first", "input first"]
 
 _VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+_WITHOUT_KEY = re.compile(r"PRNG|requires a key")  # in the words of Flax, Haiku and Equinox
 # How much a name speaks for the state, or, below zero, for the input; x is the input beside h or V, but in control
 # it is the state, beside u.
 _SPEAKS = {
@@ -346,7 +347,15 @@ def _advance(
             )
         order = possible[0] if possible else usual
     first = order == "state first"
-    result = call(state, x) if first else call(x, state)
+    try:
+        result = call(state, x) if first else call(x, state)
+    except Exception as error:
+        if _WITHOUT_KEY.search(str(error)):
+            error.add_note(
+                f"{name}: a step draws no random numbers itself: let the cell take the key of each instant with its "
+                "input, x = (x, key), or switch dropout off"
+            )
+        raise
     if _shapes(result)[0] == _shapes(state)[0]:
         return result
     if not (isinstance(result, tuple) and len(result) == 2):

@@ -184,7 +184,8 @@ def describe(found: Found) -> str:
     sizes = f"{counted(inputs, 'input')}, {counted(units, 'unit')}"
     if states[-1][0].shape != states[-1][-1].shape:
         sizes += f", {counted(states[-1][0].shape[0], 'output')}"
-    return f"{found.kind}{of_layers}, {sizes}, {top(found.state0).dtype}{found.assumed}"
+    dtypes = " and ".join(dict.fromkeys(str(leaves[0].dtype) for leaves in states))
+    return f"{found.kind}{of_layers}, {sizes}, {dtypes}{found.assumed}"
 
 
 def readouts(saved: Saved, units: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
