@@ -875,6 +875,13 @@ def test_what_is_no_nnx_cell():
             bptt.from_nnx(wrong)
     with pytest.raises(ValueError, match=r"cell: expected an nnx\.RNN that runs forwards"):
         bptt.from_nnx(nnx.RNN(nnx_cell(nnx.SimpleCell), reverse=True))
+
+    class Own(nnx.RNN):
+        def __call__(self, *arguments: Any, **options: Any) -> Any:
+            return 2 * super().__call__(*arguments, **options)
+
+    with pytest.raises(TypeError, match=r"cell: expected the call of nnx\.RNN, got Own, which has one of its own"):
+        bptt.from_nnx(Own(nnx_cell(nnx.SimpleCell)))
     step, params = bptt.from_nnx(nnx_cell(Triple))
     with pytest.raises(
         TypeError, match=r"cell: expected a cell that returns \(carry, output\), or the state alone, got tuple"

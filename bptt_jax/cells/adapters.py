@@ -110,6 +110,8 @@ def from_nnx(cell: "nnx.Module", *, order: Order | None = None) -> tuple[Step, P
     if isinstance(cell, nnx.RNN):
         if cell.reverse:
             raise ValueError("cell: expected an nnx.RNN that runs forwards; give its cell, and reversed xs")
+        if type(cell).__call__ is not nnx.RNN.__call__:
+            raise TypeError(f"cell: expected the call of nnx.RNN, got {_name(cell)}, which has one of its own")
         cell = cell.cell
     if not (isinstance(cell, nnx.Module) and _takes_two(cell)):
         raise TypeError(f"cell: expected an nnx.Module called as cell(carry, x), got {_name(cell)}")
