@@ -211,6 +211,16 @@ def test_keras_layers_that_are_no_lstm_that_runs_forwards() -> None:
         with pytest.raises(BadArgument) as refused:
             weights.recurrence(file, "", float64=False)
         assert message in str(refused.value)
+    plain = of_class("LSTM", name="outer")
+    biased, unbiased = (
+        of_keras("layers/rnn/cell", plain | {"config": plain["config"] | more}, labels=labels)
+        for more in ({}, {"use_bias": False})
+    )
+    for file in (biased, unbiased):
+        del file.arrays["layers/rnn/cell/vars/2"]
+    with pytest.raises(BadArgument, match="expected a bias, since the settings have use_bias=True, got none"):
+        weights.recurrence(biased, "", float64=False)
+    assert not np.any(weights.recurrence(unbiased, "", float64=False).params.bias)
     forwards = of_keras("layers/rnn/cell", of_class("RNN", name="outer", cell=cell), labels=labels)
     assert weights.recurrence(forwards, "", float64=False).assumed == ""
 
@@ -218,7 +228,7 @@ def test_keras_layers_that_are_no_lstm_that_runs_forwards() -> None:
 def test_keras_layers_of_one_name_in_two_models() -> None:
     """Each has the settings of its own model; where that cannot be told, they are refused."""
     layer, activations = "layers/simple_rnn", ("relu", "tanh")
-    kinds = [of_class("SimpleRNN", name="rnn", activation=activation) for activation in activations]
+    kinds = [of_class("SimpleRNN", name="rnn", activation=activation, use_bias=False) for activation in activations]
     models = [of_class("Sequential", name=name, layers=[kind]) for name, kind in zip("ab", kinds, strict=True)]
     arrays, labels = {}, {}
     for folder, name in (("layers/sequential", "a"), ("layers/sequential_1", "b")):

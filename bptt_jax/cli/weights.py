@@ -377,6 +377,8 @@ def _keras_places(saved: Saved) -> dict[str, Callable[[Mapping[str, Any], str, i
                 raise ValueError(f"{folder}: expected {', '.join(GATES)} or the cell of one, got {called}")
             if config["go_backwards"]:
                 raise ValueError(f"{folder}: expected a layer that runs forwards, got go_backwards=True")
+            if config.get("use_bias", True) and len(parts) < 3:
+                raise ValueError(f"{folder}: expected a bias, since the settings have use_bias=True, got none")
             kind = _KERAS_CLASSES[called]
         return keras_layer(folder, kind, [arrays[part] for part in parts], config)
 
