@@ -315,8 +315,9 @@ def _text(settings: Settings) -> tuple[Data, Corpus]:
         codes = corpus(english_text() if settings.text is None else read_text(settings.text))
         return _data(settings, codes), codes
     except (OSError, ValueError) as error:
-        given = isinstance(error, OSError) and error.strerror
-        message = f"{error.filename}: {error.strerror}" if given else str(error).removeprefix("text: ")
+        message = str(error).removeprefix("text: ")
+        if isinstance(error, OSError) and error.strerror:
+            message = f"{error.filename}: {error.strerror}"
         raise BadArgument(f"--text: {message}" if settings.text is not None else f"{message}; see --text") from None
 
 
