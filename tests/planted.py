@@ -200,6 +200,7 @@ MUTATIONS = {
             "if False:",
             "test_first_edition.py::test_a_step_with_a_backward_pass_of_its_own",
         ),
+        ("_CHUNK_IN_HALF = 16", "_CHUNK_IN_HALF = 1 << 20", "test_sums_in_half.py"),
         ("rest = count % chunk\n", "rest = 0\n", "test_linearization.py::test_differentials_against_vjp"),
         (
             "return jax.linear_transpose(differential(residuals), read_part(state))((dp, dh, dx))[0]",
@@ -251,8 +252,8 @@ MUTATIONS = {
     ],
     "bptt_jax/analysis/backward.py": [
         (
-            "    if later is not None:\n        end",
-            "    if False:\n        end",
+            "if later is None else",
+            "if True else",
             "test_adjoints.py::test_rematerialised_it_is_the_same",
         ),
         (

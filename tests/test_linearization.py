@@ -193,7 +193,7 @@ def test_differentials_against_vjp(name, chunk, few, x64, monkeypatch):
         starts = jax.tree.map(lambda h0, h: jnp.concatenate([h0[None], h[:-1]]), state0, along.states)
         got = (
             jax.vmap(along.pull)(along.residuals, cotangents),
-            along.contract_params(along.residuals, cotangents),
+            along.pull_made(along.contract_made(along.residuals, cotangents)),
             jax.vmap(along.pull_params)(along.residuals, cotangents),
         )
 
@@ -246,7 +246,7 @@ def test_in_padding_the_state_is_held_and_nothing_else_counts(mode):
         one = jax.tree.map(lambda a: a[0], padding)
         held = along.push(one, ones), along.pull(one, ones), along.pull_both(one, ones)[1]
         nothing = along.pull_inputs(one, ones), along.pull_made(along.pull_both(one, ones)[0])
-        contracted = along.contract_params(padding, ones[None])
+        contracted = along.pull_made(along.contract_made(padding, ones[None]))
         return along.states[2] - along.states[1], held, (*nothing, along.pull_params(one, ones), contracted)
 
     moved, held, nothing = of_padding(jnp.ones((3, 2)))

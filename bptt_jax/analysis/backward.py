@@ -77,6 +77,8 @@ class Adjoints(Result):
         ``remat=`` it is -inf wherever the dtype does not hold an entry beside the largest of its step (2^-126 of it):
         more would take more memory. To differentiation such entries are constants.
       params_grad: dL/dparams, equal to `jax.grad`'s; see `ScaledGradients` for what is lost beside adjoints of 2^126.
+        What the steps add is summed in single precision at least; `jax.grad` sums in the dtype of the parameters, where
+        in bfloat16 256 and 1 are 256, so that of long sequences it gives too little.
       state0_grad: dL/dh_0, with what resets to `state0` add.
       reset_state_grad: dL/dreset_state; None where no `reset_state` was given.
       args_grad: dL/dargs; None without `args`.
@@ -307,7 +309,7 @@ def backward(recurrence: Recurrence, loss: BoundLoss, *, inputs: bool = False) -
     require_pulls(along, "the error signal")
     found = loss.differentiate(along.states)
     end, signal = _send_back(along, found.states, None)
-    return Backward(along, found, signal, end.to_params, end.to_state, end.to_reset_state)
+    return Backward(along, found, signal, *_in_own_dtypes(end, along.recurrence))
 
 
 def contributions(done: Backward) -> tuple[TemporalContributions, LogScaled]:
@@ -363,11 +365,18 @@ def contracted(along: Linearization, signal: LogScaled) -> LogScaled:
     largest = reductions.most(signal.exponent)
     distance = logscale.plain(signal.exponent) - logscale.plain(largest)
     cotangents = jax.vmap(logscale.shift_down)(signal.mantissa, distance)
-    return LogScaled(along.contract_params(along.residuals, cotangents), largest)
+    return _to_params(along, LogScaled(along.contract_made(along.residuals, cotangents), largest))
+
+
+def _to_params(along: Linearization, to_made: LogScaled) -> LogScaled:
+    """From what the steps have made of the parameters."""
+    arrived = to_made.within(along.no_made)
+    return LogScaled(along.pull_made(arrived.mantissa), arrived.exponent)
 
 
 class _Carried(NamedTuple):
-    """What has arrived, on the way back, at the parameters, at the state before, and at `reset_state`."""
+    """What has arrived, on the way back, at the parameters, at the state before, and at `reset_state`; the first and
+    the last, which are sums over steps, in single precision at least."""
 
     to_params: LogScaled
     to_state: LogScaled
@@ -378,7 +387,12 @@ def _nothing(recurrence: Recurrence) -> _Carried:
     params, state = (
         logscale.nothing(differentiable_part(tree)[0]) for tree in (recurrence.params, recurrence.state0)
     )
-    return _Carried(params, state, state)
+    return _Carried(params.widened(), state, state.widened())
+
+
+def _in_own_dtypes(end: _Carried, recurrence: Recurrence) -> _Carried:
+    params, state = (differentiable_part(tree)[0] for tree in (recurrence.params, recurrence.state0))
+    return _Carried(end.to_params.within(params), end.to_state, end.to_reset_state.within(state))
 
 
 def _send_back(along: Linearization, immediate: State, later: _Carried | None) -> tuple[_Carried, LogScaled]:
@@ -388,7 +402,7 @@ def _send_back(along: Linearization, immediate: State, later: _Carried | None) -
         start = _nothing(along.recurrence)
     else:
         first = logscale.top(start.to_state.mantissa, start.to_state.exponent)
-    start = start._replace(to_params=logscale.nothing(along.no_made))  # what the step has made of them
+    start = start._replace(to_params=logscale.nothing(along.no_made).widened())  # what the step has made of them
 
     def scan(
         pull: Callable[[PyTree, State], tuple[list[Array] | None, State]], immediate: State, residuals: PyTree
@@ -403,11 +417,11 @@ def _send_back(along: Linearization, immediate: State, later: _Carried | None) -
             added, pulled = pull(residuals, mantissa)
             if added is not None:
                 unit = jnp.maximum(to_params.exponent, e)
-                both = to_params.over(unit), LogScaled(added, e).over(unit)
+                both = to_params.over(unit), LogScaled(added, e).widened().over(unit)
                 to_params = LogScaled(jax.tree.map(jnp.add, *both), unit)
             if residuals.reset is not None:
                 stays = jax.tree.map(lambda a: jnp.where(residuals.reset, a, jnp.zeros_like(a)), pulled)
-                to_reset_state = to_reset_state + LogScaled(stays, e)
+                to_reset_state = to_reset_state + LogScaled(stays, e).widened()
             to_state = LogScaled(cut(residuals, pulled), e)
             top = logscale.top(to_state.mantissa, e)
             return (_Carried(to_params, to_state, to_reset_state), top), (mantissa, top)
@@ -429,16 +443,15 @@ def _send_back(along: Linearization, immediate: State, later: _Carried | None) -
         assert pull_both is not None
         end, signal = scan(pull_both, immediate, residuals)
         # Added up in the order of what was made: on a CPU, XLA would else turn round what is added at every step.
-        of_made, unit = jax.lax.optimization_barrier(end.to_params.mantissa), end.to_params.exponent
-        return end._replace(to_params=LogScaled(along.pull_made(of_made), unit)), signal
+        to_made = jax.lax.optimization_barrier(end.to_params)
+        return end._replace(to_params=_to_params(along, to_made)), signal
 
     if pull_both is None:
         end, signal = contract(immediate, along.residuals)
     else:
         end, signal = jax.lax.platform_dependent(immediate, along.residuals, cpu=accumulate, default=contract)
-    if later is not None:
-        end = end._replace(to_params=later.to_params + end.to_params)
-    return end, signal
+    to_params = end.to_params.widened()
+    return end._replace(to_params=to_params if later is None else later.to_params + to_params), signal
 
 
 def _inputs_grad(along: Linearization, signal: LogScaled) -> LogScaled:
@@ -469,6 +482,7 @@ def _adjoints(recurrence: Recurrence, loss: BoundLoss, *, inputs: bool, segment:
         found = loss.differentiate(states)
         read = loss.reads(recurrence.state0, recurrence.length)
         end, signal, xs_grad = _in_segments(recurrence, states, found.states, read, inputs, segment)
+        end = _in_own_dtypes(end, recurrence)
         log_magnitudes = signal.log_magnitudes
 
     def total(grad: LogScaled, given: PyTree) -> LogScaled:

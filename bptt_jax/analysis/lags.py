@@ -18,7 +18,7 @@ from bptt_jax.linalg import logscale
 from bptt_jax.linalg.logscale import LogScaled
 from bptt_jax.recurrence.linearization import Linearization, at_many_steps, cut
 from bptt_jax.results import Result, counted, field
-from bptt_jax.step import Array, Loss, Params, PyTree, Recurrence, State, Step, bind
+from bptt_jax.step import Array, Loss, Params, PyTree, Recurrence, State, Step, bind, differentiable_part
 from bptt_jax.timeline import moved_to_real_steps, real_steps_first
 
 
@@ -212,12 +212,22 @@ def way_back(
         if log_scale:
             part = contracted(along, signals).normalized()
         else:
-            part = LogScaled(along.contract_params(residuals, signals.mantissa), jnp.zeros((), jnp.int32))
+            part = LogScaled(_added_up(along, signals.mantissa), jnp.zeros((), jnp.int32))
         pulled = at_many_steps(lambda r, signal: cut(r, along.pull(r, signal)), residuals, signals.mantissa)
         exponents = earlier(signals.exponent, logscale.ZERO_EXPONENT) if log_scale else signals.exponent
         return part, scaled(jax.tree.map(earlier, pulled), exponents)
 
     return scaled(immediate, jnp.zeros(along.recurrence.length, jnp.int32)), go
+
+
+def _added_up(along: Linearization, cotangents: State) -> Params:
+    """What cotangents at all steps add to the parameters' gradient, one after the other in its own dtype."""
+
+    def body(total: Params, at_t: tuple[PyTree, State]) -> tuple[Params, None]:
+        return jax.tree.map(jnp.add, total, along.pull_params(*at_t)), None
+
+    nothing = jax.tree.map(jnp.zeros_like, differentiable_part(along.recurrence.params)[0])
+    return devices.scan(body, nothing, (along.residuals, cotangents), reverse=True)[0]
 
 
 def hoisted(

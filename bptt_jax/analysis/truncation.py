@@ -79,10 +79,10 @@ def truncation_bias(
 @devices.compiled
 def _truncation_bias(recurrence: Recurrence, loss: BoundLoss, *, longest: int) -> TruncationBias:
     done = backward(recurrence, loss)
-    whole = done.params_grad.normalized()
+    whole = done.params_grad.normalized().widened()
 
     def visit(total: LogScaled, part: LogScaled) -> tuple[LogScaled, tuple[Array, Array]]:
-        total = total + part
+        total = total + part.widened()
         # Only the angle matters, and the mantissas are of a size whose square every float holds.
         truncated = total.normalized()
         squares = inner(truncated, truncated).mantissa * inner(whole, whole).mantissa

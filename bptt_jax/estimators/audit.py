@@ -294,11 +294,11 @@ def _exact(
 
     def add(total: LogScaled, i: Array) -> tuple[LogScaled, Array]:
         found = backward(*setting.problem(params, setting.items((state0, xs, args), i))).params_grad.normalized()
-        return total + found, found.log_norm
+        return total + found.widened(), found.log_norm
 
-    nothing = logscale.nothing(differentiable_part(params)[0])
-    total, log_norms = devices.scan(add, nothing, jnp.arange(count))
-    mean = LogScaled(jax.tree.map(lambda a: a / count, total.mantissa), total.exponent).normalized()
+    like = differentiable_part(params)[0]
+    total, log_norms = devices.scan(add, logscale.nothing(like).widened(), jnp.arange(count))
+    mean = LogScaled(jax.tree.map(lambda a: a / count, total.mantissa), total.exponent).normalized().within(like)
     log_norm, in_range = mean.log_norm, _in_range(mean)
     if count == 1:
         return mean, log_norm, in_range, jnp.full_like(log_norm, jnp.nan), measured

@@ -194,18 +194,24 @@ def rflo(
     )
 
 
+def _in_single(of: Numbers, at: Differential) -> tuple[Array, Array]:
+    """J and F; the influence is a sum over steps, which in half precision would not grow any more."""
+    j, f = at.jacobians()
+    return j.astype(of.single), f.astype(of.single)
+
+
 def _read(influence: Array, signal: Array) -> Array:
     # What is not read may be infinite, and zero times that is NaN.
-    return matmul(signal, jnp.where(signal[:, None] == 0, 0, influence))
+    return matmul(signal.astype(influence.dtype), jnp.where(signal[:, None] == 0, 0, influence))
 
 
 @dataclass(frozen=True)
 class _Whole:
     def begin(self, of: Numbers) -> Array:
-        return jnp.zeros((of.size, of.params_size), of.dtype)
+        return jnp.zeros((of.size, of.params_size), of.single)
 
     def advance(self, of: Numbers, at: Differential, influence: Array, key: Any) -> Array:
-        j, f = at.jacobians()
+        j, f = _in_single(of, at)
         return matmul(j, influence) + f
 
     def product(self, of: Numbers, influence: Array, signal: Array) -> Array:
@@ -215,10 +221,10 @@ class _Whole:
 @dataclass(frozen=True)
 class _Local:
     def begin(self, of: Numbers) -> Array:
-        return jnp.zeros((of.size, of.params_size), of.dtype)
+        return jnp.zeros((of.size, of.params_size), of.single)
 
     def advance(self, of: Numbers, at: Differential, influence: Array, key: Any) -> Array:
-        j, f = at.jacobians()
+        j, f = _in_single(of, at)
         return matmul(jnp.where(_one_unit(of), j, 0), influence) + f
 
     def product(self, of: Numbers, influence: Array, signal: Array) -> Array:
@@ -239,10 +245,10 @@ class _Within:
 
     def begin(self, of: Numbers) -> _Seen:
         wide = of.size, of.params_size
-        return _Seen(jnp.zeros(wide, of.dtype), jnp.zeros((of.size, of.size), bool), jnp.zeros(wide, bool))
+        return _Seen(jnp.zeros(wide, of.single), jnp.zeros((of.size, of.size), bool), jnp.zeros(wide, bool))
 
     def advance(self, of: Numbers, at: Differential, seen: _Seen, key: Any) -> _Seen:
-        j, f = at.jacobians()
+        j, f = _in_single(of, at)
         in_state, in_params = _other_parts(of.state), _other_parts(of.params)
         by_state = seen.by_state | _of_either_part(j != 0, in_state, in_state)
         by_params = seen.by_params | _of_either_part(f != 0, in_state, in_params)

@@ -111,4 +111,5 @@ def _tbptt(recurrence: Recurrence, loss: BoundLoss, *, k1: int, k2: int) -> Para
     start = _Windows(nothing, jnp.zeros(most, jnp.int32), jnp.asarray(True))
     numbers = numbers_in_piece(recurrence.real, recurrence.resets)
     _, adjoints = devices.scan(body, start, (along.residuals, immediate, numbers), reverse=True)
-    return devices.summed_like(along.contract_params(along.residuals, adjoints), differentiable_part(given)[0])
+    found = along.pull_made(along.contract_made(along.residuals, adjoints))
+    return devices.summed_like(found, differentiable_part(given)[0])

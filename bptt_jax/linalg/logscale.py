@@ -21,7 +21,7 @@ from jaxtyping import Float, Int, PyTree
 from bptt_jax.checks import check_positive
 from bptt_jax.devices import new_axes, summed_like
 from bptt_jax.linalg import reductions
-from bptt_jax.linalg.precision import matmul
+from bptt_jax.linalg.precision import matmul, wide
 
 # The exponent of zero: below any that a product can reach, and differences of two stay inside int32.
 ZERO_EXPONENT = -(1 << 29)
@@ -132,6 +132,21 @@ class LogScaled:
             return self
         top = jax.lax.pmax(self.exponent, tuple(sorted(axes)))
         return LogScaled(summed_like(self.over(top), given), top).normalized()
+
+    def widened(self) -> "LogScaled":
+        """In single precision at least, for sums: in half, 256 and 1 are 256."""
+        return LogScaled(jax.tree.map(wide, self.mantissa), self.exponent)
+
+    def within(self, like: PyTree) -> "LogScaled":
+        """In the dtypes of `like`, a tree like the mantissa: scaled down where it is beyond their range."""
+        dtypes = [a.dtype for a in jax.tree.leaves(like)]
+        if dtypes == [a.dtype for a in jax.tree.leaves(self.mantissa)]:
+            return self
+        # With room for what is made of it.
+        highest = min(int(jnp.finfo(dtype).maxexp) for dtype in dtypes) // 2
+        excess = jnp.maximum(exponent(self.mantissa) - highest, 0)
+        held = jax.tree.map(lambda a, b: a.astype(b.dtype), shift(self.mantissa, -excess), like)
+        return LogScaled(held, self.exponent + excess)
 
     def zero_where(self, which: Array) -> "LogScaled":
         """Zero where `which`, ``[...]`` like the exponent, is True, NaN or not; else the same."""

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.extend.core import jaxpr_as_fun
 
 from bptt_jax import devices
+from bptt_jax.linalg.precision import wide
 from bptt_jax.recurrence.preparation import chosen, merged, preparation
 from bptt_jax.recurrence.programs import come_from, depends, divided, equations
 from bptt_jax.step import (
@@ -30,6 +31,8 @@ Mode: TypeAlias = Literal["forward", "reverse"]
 _CHUNK_NUMBERS = 1 << 16
 # Up to so many parameters for each number of the state, adding up their gradients step by step costs little.
 _FEW_PARAMS = 16
+# In half precision a contraction may add up in it; so few terms lose little.
+_CHUNK_IN_HALF = 16
 _COLLECTIVES = ("psum", "pmax", "pmin", "ppermute", "all_gather", "all_to_all", "reduce_scatter")
 
 
@@ -49,11 +52,11 @@ class Linearization(NamedTuple):
         is pulled to the others is zero, and not made of their cotangents; pushes have None there.
       pull: ``(residuals of one step, dL/dh_t) -> (dh_t/dstart)^T dL/dh_t``; see `cut` for what a reset does.
       pull_params: ``(residuals of one step, dL/dh_t) -> (dh_t/dparams)^T dL/dh_t``.
-      contract_params: ``(residuals of K steps, dL/dh [K, ...]) -> sum over K of (dh_t/dparams)^T dL/dh_t``, formed by
-        contractions over many steps instead of K accumulations, where that is possible.
-      pull_both: ``(residuals of one step, dL/dh_t) -> ((dh_t/dmade)^T dL/dh_t, pull)``, which share their work, for
-        what the step makes of the parameters alone; None where that is so much that adding up the gradients step by
-        step costs more than it saves.
+      contract_made: ``(residuals of K steps, dL/dh [K, ...]) -> sum over K of (dh_t/dmade)^T dL/dh_t``, for what the
+        step makes of the parameters alone; in single precision at least, for in half a sum over many steps would not
+        grow any more. Formed by contractions over many steps instead of K accumulations, where that is possible.
+      pull_both: ``(residuals of one step, dL/dh_t) -> ((dh_t/dmade)^T dL/dh_t, pull)``, which share their work; None
+        where that is so much that adding up the gradients step by step costs more than it saves.
       no_made: zeros like what `pull_both` pulls to.
       pull_made: the sum of these over all steps ``-> (dh/dparams)^T dL/dh``.
       pull_inputs: ``(residuals of one step, dL/dh_t) -> (dh_t/dx_t)^T dL/dh_t``; None unless asked for.
@@ -67,7 +70,7 @@ class Linearization(NamedTuple):
     live: list[bool]
     pull: Callable[[PyTree, State], State]
     pull_params: Callable[[PyTree, State], Params]
-    contract_params: Callable[[PyTree, State], Params]
+    contract_made: Callable[[PyTree, State], list[Array]]
     pull_both: Callable[[PyTree, State], tuple[list[Array], State]] | None
     no_made: list[Array]
     pull_made: Callable[[list[Array]], Params]
@@ -181,6 +184,7 @@ def linearize(
         return jax.tree.unflatten(trees["differential"], merged(residuals.changing, fixed, varies))
 
     numbers = sum(h.size for h in jax.tree.leaves(differentiable_part(recurrence.state0)[0]))
+    in_half = any(wide(a).dtype != a.dtype for a in made)
     few_params = sum(a.size for a in made) <= _FEW_PARAMS * numbers
     zeros = partial(jax.tree.map, jnp.zeros_like)
     state = zeros(differentiable_part(recurrence.state0)[0])
@@ -221,7 +225,7 @@ def linearize(
         return _where_real(residuals, to_made), pulled
 
     def pull_made(pulled: list[Array]) -> Params:
-        gradient = back_from_made(pulled)[0]
+        gradient = back_from_made([a.astype(b.dtype) for a, b in zip(pulled, made, strict=True)])[0]
         if recurrence.instants.real is None:
             return gradient
         some = jnp.any(recurrence.instants.real)  # zero times an infinite derivative again
@@ -247,27 +251,25 @@ def linearize(
         def push(dp: list[Array]) -> State:
             return jax.vmap(lambda r: push_from(r, dp, state, x0), axis_size=count)(residuals)
 
-        return jax.linear_transpose(push, made)(read_part(cotangents))[0]
+        return jax.tree.map(wide, jax.linear_transpose(push, made)(read_part(cotangents))[0])
 
     def contract_by_steps(residuals: _Residuals, cotangents: State) -> list[Array]:
         def body(total: list[Array], one: tuple[_Residuals, State]) -> tuple[list[Array], None]:
-            return jax.tree.map(jnp.add, total, pull_to(one[0], 0, one[1])), None
+            return jax.tree.map(lambda a, b: a + wide(b), total, pull_to(one[0], 0, one[1])), None
 
-        return devices.scan(body, zeros(made), (residuals, cotangents))[0]
+        return devices.scan(body, jax.tree.map(wide, zeros(made)), (residuals, cotangents))[0]
 
     def contract_by_chunks(residuals: _Residuals, cotangents: State) -> list[Array]:
         """For CPU: one contraction over all steps of a batch transposes arrays that fit no cache (up to 2x)."""
         leaves = jax.tree.leaves(cotangents)
         count = leaves[0].shape[0]
         numbers = max(1, sum(a.size for a in leaves) // count)
-        if few_params:
-            return contract_by_steps(residuals, cotangents)
-        chunk = max(1, _CHUNK_NUMBERS // numbers)
+        chunk = max(1, min(_CHUNK_NUMBERS // numbers, _CHUNK_IN_HALF if in_half else count))
         if chunk >= count:
             return contract(residuals, cotangents)
         rest = count % chunk
         tail = jax.tree.map(lambda a: a[count - rest :], (residuals, cotangents))
-        start = contract(*tail) if rest else zeros(made)
+        start = contract(*tail) if rest else jax.tree.map(wide, zeros(made))
 
         def body(total: list[Array], part: tuple[_Residuals, State]) -> tuple[list[Array], None]:
             return jax.tree.map(jnp.add, total, contract(*part)), None
@@ -277,15 +279,15 @@ def linearize(
 
         return devices.scan(body, start, jax.tree.map(cut, (residuals, cotangents)))[0]
 
-    def contract_params(residuals: _Residuals, cotangents: State) -> Params:
+    def contract_made(residuals: _Residuals, cotangents: State) -> list[Array]:
         if residuals.real is not None:
             cotangents = jax.vmap(_where_real)(residuals, cotangents)
         # The differential of a `cond` cannot be transposed once it is batched; step by step it can.
         if mode == "reverse" or not _traces(contract, residuals, cotangents):
-            return pull_made(contract_by_steps(residuals, cotangents))
-        return pull_made(
-            jax.lax.platform_dependent(residuals, cotangents, cpu=contract_by_chunks, default=contract)
-        )
+            return contract_by_steps(residuals, cotangents)
+        on_cpu = contract_by_steps if few_params else contract_by_chunks
+        elsewhere = contract_by_chunks if in_half else contract
+        return jax.lax.platform_dependent(residuals, cotangents, cpu=on_cpu, default=elsewhere)
 
     return Linearization(
         recurrence,
@@ -295,7 +297,7 @@ def linearize(
         live,
         pull,
         pull_params,
-        contract_params,
+        contract_made,
         pull_both if few_params else None,
         zeros(made),
         pull_made,
