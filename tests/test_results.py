@@ -516,6 +516,10 @@ HEADLINES = {
         solution(converged=False, error=0.5),
         "not converged in 7 iterations (residual 1e-07, error 0.5), all NaN: roundings grow too large\n",
     ),
+    "deer, of a NaN": (
+        bptt.deer(lambda w, h, x: w * h, jnp.nan, jnp.ones(1), length=3, max_iterations=4),
+        "not converged in 4 iterations, all NaN: a state is not finite, as those of unroll may be\n",
+    ),
     "leading": (
         bptt.analysis.LeadingValues(jnp.array([[2.0, 1.0], [3.0, 0.5]]), jnp.array([[1e-6, 1.0], [2e-6, 1.0]])),
         "the largest is 2 to 3, with errors up to 2e-06",
@@ -549,6 +553,20 @@ HEADLINES = {
             jnp.array([0, 5, 10]), jnp.array([[0, -np.inf, -np.inf], [-1, 0, -np.inf], [-4.0, -3, 0]])
         ),
         "log ||dh_10/dh_0|| = -4, -0.4 nats per step",
+    ),
+    "influence up to a reset": (
+        bptt.influence_map(
+            lambda w, h, x: w * h, 0.5, jnp.ones(1), bptt.Sequence(resets=jnp.arange(8) == 6), intervals=4
+        ),
+        "nothing of h_0 is left in h_8; the longest influence on this grid is over 6 steps\n",
+    ),
+    "influence after a NaN": (
+        bptt.influence_map(lambda w, h, x: w * h, jnp.nan, jnp.ones(1), length=3),
+        "a step on the way from h_0 to h_3, or its Jacobian, is not finite\n",
+    ),
+    "influence of nothing": (
+        bptt.influence_map(lambda w, h, x: w * h, 0.5, jnp.ones(1), bptt.Sequence(mask=jnp.zeros(3, bool))),
+        "no step\n",
     ),
 }
 

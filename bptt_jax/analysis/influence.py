@@ -14,7 +14,7 @@ from bptt_jax.linalg.products import identity, log_spectral_norm
 from bptt_jax.recurrence.jacobians import jacobian_at
 from bptt_jax.recurrence.linearization import differentiation_mode
 from bptt_jax.recurrence.unroll import states_of
-from bptt_jax.results import Result, field
+from bptt_jax.results import Result, counted, field
 from bptt_jax.step import (
     Array,
     Params,
@@ -46,8 +46,16 @@ class InfluenceMap(Result):
     log_norms: Float[Array, "G+1 G+1"] = field(dims=("times", "earlier"))
 
     def _headline(self) -> str:
-        last, norm = int(self.times[-1]), float(self.log_norms[-1, 0])
-        return f"log ||dh_{last}/dh_0|| = {norm:.3g}, {norm / last:.3g} nats per step"
+        times, last, norm = np.asarray(self.times), int(self.times[-1]), float(self.log_norms[-1, 0])
+        if last == 0:
+            return "no step"
+        if np.isnan(norm):
+            return f"a step on the way from h_0 to h_{last}, or its Jacobian, is not finite"
+        if norm > -np.inf:
+            return f"log ||dh_{last}/dh_0|| = {norm:.3g}, {norm / last:.3g} nats per step"
+        reach = np.where(np.asarray(self.log_norms) > -np.inf, times[:, None] - times[None, :], 0)
+        farthest = counted(int(np.max(reach)), "step")
+        return f"nothing of h_0 is left in h_{last}; the longest influence on this grid is over {farthest}"
 
     def _figure(self) -> Any:
         from matplotlib.figure import Figure

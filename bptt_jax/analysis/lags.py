@@ -48,12 +48,19 @@ class GradientByLag(Result):
         if shares.ndim > 1:
             enough = np.cumsum(shares.reshape(-1, longest + 1), axis=1) >= 0.5
             halves = np.argmax(enough, axis=1)[enough.any(axis=1)]
-            lost = (np.asarray(self.whole_log_norm) == -np.inf) & (np.max(log_norms, axis=-1) > -np.inf)
-            said = f"{np.sum(lost)} of {lost.size} underflow or cancel; " if lost.any() else ""
-            if not len(halves):
-                return f"{said}of no gradient half comes from {_within(longest)}"
-            median = round(np.median(halves))
-            return f"{said}half of the gradient comes from {_within(median)} (median of {len(halves)})"
+            none, largest = np.asarray(self.whole_log_norm) == -np.inf, np.max(log_norms, axis=-1)
+            kinds = {
+                "not finite": ~(largest < np.inf),
+                f"zero up to a lag of {longest}": none & (largest == -np.inf),
+                "underflow or cancel": none & (largest > -np.inf) & (largest < np.inf),
+            }
+            said = [f"{np.sum(which)} of {none.size} {what}" for what, which in kinds.items() if which.any()]
+            if len(halves):
+                median = round(np.median(halves))
+                said.append(f"half of the gradient comes from {_within(median)} (median of {len(halves)})")
+            elif not np.any([*kinds.values()], axis=0).all():
+                said.append(f"of no {'other ' if said else ''}gradient half comes from {_within(longest)}")
+            return "; ".join(said)
         some = np.flatnonzero(log_norms > -np.inf)
         if self.whole_log_norm == -np.inf:
             return (

@@ -81,6 +81,8 @@ class DeerSolution(Result):
         made = counted(int(self.iterations), "iteration")
         if self.converged:
             return f"converged in {made}, relative error {float(self.error):.1g}"
+        if not math.isfinite(self.residual):
+            return f"not converged in {made}, all NaN: a state is not finite, as those of unroll may be"
         measured = f"residual {float(self.residual):.1g}, error {float(self.error):.1g}"
         why = "roundings grow too large" if math.isfinite(self.error) else "try damping= or window="
         return f"not converged in {made} ({measured}), all NaN: {why}"
