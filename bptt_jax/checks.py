@@ -178,6 +178,26 @@ def raise_if(value: Array, wrong: Array, message: str) -> Array:
     return value + eqx.error_if(jnp.zeros((), value.dtype), wrong, message)
 
 
+@jax.custom_vjp
+def differentiated_by_rule(value: Any, by: Any) -> Any:
+    """`value`, in the function of a `jax.custom_jvp`; refused where that itself is differentiated, by `by`.
+
+    What is in a `jax.lax.scan` or `map` loses its rule as soon as that is linearised (JAX 0.10), and a second
+    derivative is then that of the computation: wrong, without a word.
+    """
+    return value
+
+
+def _refused(value: Any, by: Any) -> Any:
+    raise TypeError(
+        "second derivatives: of what is in a loop (jax.lax.scan, map) JAX forgets the rule once jax.grad or jax.vjp "
+        "has linearised it; take the inner derivative forward (jax.jvp, jax.jacfwd), or jax.vmap in place of the loop"
+    )
+
+
+differentiated_by_rule.defvjp(_refused, lambda _, cotangent: (cotangent, None))
+
+
 def check_number(name: str, value: Any, expected: str, holds: Callable[[Any], Any]) -> Any:
     """Returns `value` if it is one real number for which `holds`.
 

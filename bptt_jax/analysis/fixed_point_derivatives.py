@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from bptt_jax.analysis.fixed_point_search import Map
+from bptt_jax.checks import differentiated_by_rule
 from bptt_jax.linalg.krylov import least_squares
 from bptt_jax.linalg.lapack import solve
 from bptt_jax.linalg.precision import matmul, wide
@@ -24,7 +25,7 @@ def attached_to_equation(
     recurrence: Recurrence, others: list[Array], vectors: Array, converged: Array, dense: bool
 ) -> Array:
     """`vectors`, those that converged with the derivatives of fixed points, the others constant."""
-    return vectors
+    return differentiated_by_rule(vectors, differentiable_part((recurrence.params, recurrence.instants))[0])
 
 
 @attached_to_equation.defjvp

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Inexact
 
 from bptt_jax import devices
-from bptt_jax.checks import check_positive_int
+from bptt_jax.checks import check_positive_int, differentiated_by_rule
 from bptt_jax.linalg.krylov import (
     Product,
     eigen_steps,
@@ -346,7 +346,7 @@ def _attached(
     num: int, values: Array, images: Array, right: Array, differential: Callable[[Array], Array], example: Array
 ) -> Array:
     """`values`, with the derivatives that eigenvalues have by those of ``J x``, the images of their vectors x."""
-    return values
+    return differentiated_by_rule(values, images)
 
 
 @_attached.defjvp
@@ -418,7 +418,7 @@ def _constant(function: Callable[..., Array], *examples: PyTree) -> Callable[...
 @jax.custom_jvp
 def _with_derivative(values: Array, like: Array) -> Array:
     """`values`, with the derivatives of what they are like, which is not calculated where none is wanted."""
-    return values
+    return differentiated_by_rule(values, like)
 
 
 @_with_derivative.defjvp
@@ -427,14 +427,14 @@ def _with_derivative_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Ar
 
 
 @jax.custom_jvp
-def _once(of: PyTree) -> float:
+def _once(of: PyTree) -> Any:
     """1. Whoever differentiates by `of` what it is a factor of, a derivative in which vectors were held constant, is
     refused."""
-    return 1.0
+    return differentiated_by_rule(1.0, of)
 
 
 @_once.defjvp
-def _once_jvp(primals: tuple[PyTree], tangents: tuple[PyTree]) -> tuple[float, float]:
+def _once_jvp(primals: tuple[PyTree], tangents: tuple[PyTree]) -> tuple[Any, Any]:
     raise TypeError(
         "second derivatives: leading singular values and eigenvalues have none, for their vectors turn as well, and "
         "the others are not known. bptt_jax.singular_values and eigenvalues of bptt_jax.jacobians have them; "

@@ -22,6 +22,7 @@ from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, use_abstract_mesh
 from jaxlib.version import __version_info__ as jaxlib_version
 
+from bptt_jax.checks import differentiated_by_rule
 from bptt_jax.devices import is_manual
 
 _SWITCH = "BPTT_JAX_BLAS_THREADS"
@@ -33,7 +34,7 @@ def on_one_thread(routine: Callable[[Array], Any], ranks: tuple[int, ...]) -> Ca
     """`routine`, of a stack ``[..., M, N]``, as a tuple of arrays; on a CPU by one thread.
 
     A stack that lies on several devices stays there, each with its own matrices; axes of `jax.vmap` join the stack.
-    It has no derivative.
+    It has no derivative, and whoever takes one is refused.
 
     Args:
       routine: one of `jnp.linalg` that takes stacks.
@@ -67,6 +68,7 @@ def on_one_thread(routine: Callable[[Array], Any], ranks: tuple[int, ...]) -> Ca
     @custom_vmap
     def compute(matrices: Array) -> tuple[Array, ...]:
         hold_blas_threads()
+        matrices = differentiated_by_rule(matrices, matrices)
         # Within a shard_map every device has its own part.
         return jax.lax.platform_dependent(matrices, cpu=of_each if is_manual() else in_parts, default=of_all)
 

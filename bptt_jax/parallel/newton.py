@@ -12,7 +12,14 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from bptt_jax import devices
-from bptt_jax.checks import at_path, check_choice, check_leaves, check_positive_int, describe_shapes
+from bptt_jax.checks import (
+    at_path,
+    check_choice,
+    check_leaves,
+    check_positive_int,
+    describe_shapes,
+    differentiated_by_rule,
+)
 from bptt_jax.linalg.affine import affine_scan
 from bptt_jax.linalg.precision import at_least_single, matmul
 from bptt_jax.linalg.scattered import signs
@@ -141,7 +148,8 @@ def deer(
       `DeerSolution`. Its `states` can be differentiated with respect to `params`, `state0`, `xs` and a
       `reset_state`, in forward and reverse mode and any order, as far as the step can: by the adjoint equation of
       the converged trajectory, one more associative scan with the exact Jacobians (O(T D^2) memory), not through
-      the iterations.
+      the iterations. Called in a loop (`jax.lax.scan`, `map`) it has second derivatives only where the first is taken
+      forward (`jax.jvp`, `jax.jacfwd`): of another JAX forgets the rule there, and it is refused.
 
     Raises:
       TypeError, ValueError: an argument breaks the contract, `guess` is not like the states, or a leaf that is no
@@ -448,7 +456,7 @@ def _other_leaves(recurrence: Recurrence) -> list[Array]:
 @partial(jax.custom_jvp, nondiff_argnums=(3,))
 def _attached(recurrence: Recurrence, others: list[Array], h: Array, window: int) -> Array:
     """`h`, the solution of the recurrence, with the derivatives that this makes it have."""
-    return h
+    return differentiated_by_rule(h, differentiable_part(recurrence)[0])
 
 
 @_attached.defjvp
