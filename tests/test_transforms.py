@@ -62,7 +62,7 @@ def from_torch(w):
     weights = {
         f"{what}_l{k}": jnp.concatenate([w, w.T, w]) for what in ("weight_ih", "weight_hh") for k in range(2)
     }
-    biases = {f"bias_{what}_l1": jnp.concatenate([w[0], w[1], w[0]]) for what in ("ih", "hh")}
+    biases = {f"bias_{what}_l{k}": jnp.concatenate([w[0], w[1], w[0]]) for what in ("ih", "hh") for k in range(2)}
     step, params, state0 = bptt.from_torch(weights | biases)
     return step(params, state0, w[1])
 
