@@ -179,3 +179,13 @@ def test_a_gradient_of_the_parameters_that_leaves_its_dtype(exponent, in_range, 
     assert bool(found.in_range) == in_range
     assert found.loss_scale_log2 == scale
     assert (found.overflow_lag, found.coarse_lag, found.lost_lag) == (-1, -1, -1)
+
+
+@pytest.mark.parametrize("steps", [20, 1000, 4096])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_not_finite_is_out_of_range_at_any_length(steps, bad):
+    mantissa = jnp.full((steps, 3), 0.75).at[steps // 3, 1].set(bad)
+    lags = jnp.arange(steps, 0, -1)
+    found = float_range(LogScaled(mantissa, jnp.zeros(steps, jnp.int32)), jnp.int32(0), [], lags, jnp.float32(1e-3))
+    assert not found.in_range
+    assert found.loss_scale_log2 == 0

@@ -656,3 +656,21 @@ def test_what_is_no_array_is_told(tmp_path: Path) -> None:
     (tmp_path / "array.npy").rename(tmp_path / "array.npz")
     with pytest.raises(BadArgument, match="File is not a zip file"):
         weights.read(str(tmp_path / "array.npz"))
+
+
+def test_whole_models_with_a_number_are_no_shards(tmp_path: Path) -> None:
+    for k in (1, 2):
+        arrays = {f"weight_{what}_l0": np.full((2, 2), float(k), np.float32) for what in ("ih", "hh")}
+        npz(tmp_path, f"fold-{k}-of-2.npz", **arrays)
+        npz(tmp_path, f"model-0000{k}-of-00002.npz", **arrays)
+    np.testing.assert_array_equal(weights.read(str(tmp_path / "fold-1-of-2.npz")).arrays["weight_hh_l0"], 1)
+    with pytest.raises(BadArgument, match="expected another shard, got weight_hh_l0 once more"):
+        weights.read(str(tmp_path / "model-00001-of-00002.npz"))
+
+
+@pytest.mark.parametrize("files", ([["sub/x.h5"], "", [3], 3]))
+def test_an_index_that_names_no_files(tmp_path: Path, files: object) -> None:
+    (tmp_path / "model_00000.weights.h5").touch()
+    (tmp_path / "model.weights.json").write_text(json.dumps({"weight_map": {"a": files}}))
+    with pytest.raises(BadArgument, match=r"cannot be read as \.json"):
+        weights.read(str(tmp_path / "model_00000.weights.h5"))

@@ -106,4 +106,5 @@ def _log2(size: Float[Array, " T"], exponent: Int[Array, " T"]) -> Float[Array, 
     """``log2(size * 2^exponent)``, linear from each power of two to the next: all that is compared with it are such."""
     own = logscale.exponent_of(size)
     linear = (plain(exponent) + own).astype(size.dtype) + 2 * logscale.shift(size, -own) - 2
-    return jnp.where(size == 0, -jnp.inf, jnp.where(jnp.isfinite(size), linear, size))
+    # NaN is out of range as well, and a maximum may pass over it.
+    return jnp.where(size == 0, -jnp.inf, jnp.where(jnp.isfinite(size), linear, jnp.inf))

@@ -42,7 +42,7 @@ _MOST = 1 << 34  # bytes of a file
 _NAMES = {RNNParams: "rnn", GRUParams: "gru", LSTMParams: "lstm", ProjectedLSTMParams: "lstm with a projection"}
 _KERAS_CLASSES: dict[str, Kind] = {name: kind for kind in GATES for name in (kind, f"{kind}Cell")}
 _AROUND = ("RNN", "StackedRNNCells", "Bidirectional", "TimeDistributed", "Sequential", "Functional", "Model")
-_SHARD = re.compile(r"(.*-)(\d+)-of-(\d+)(\.\w+)")
+_SHARD = re.compile(r"(.*-)(\d{5})-of-(\d{5})(\.\w+)")
 _SHARD_OF_KERAS = re.compile(r"(.*)_\d{5}\.weights\.h5")
 
 
@@ -98,6 +98,8 @@ def read(name: str) -> Saved:
     saved = Saved({})
     for shard in _shards(path):
         part = _read_as(shard, reader)
+        if again := sorted(saved.arrays.keys() & part.arrays.keys()):
+            raise BadArgument(f"--weights: {shard}: expected another shard, got {again[0]} once more")
         saved = replace(part, arrays=saved.arrays | part.arrays, labels=saved.labels | part.labels)
     return saved
 
@@ -111,11 +113,19 @@ def _shards(path: Path) -> Iterator[Path]:
         for k in range(1, int(count) + 1):
             yield path.with_name(f"{head}{k:0{len(number)}}-of-{count}{end}")
     elif of_keras and index.exists():
-        files = _read_as(index, lambda content: [*json.loads(content)["weight_map"].values()])
-        for name in dict.fromkeys(name for each in files for name in ([each] if isinstance(each, str) else each)):
+        for name in _read_as(index, _files_of_index):
             yield path.with_name(name)
     else:
         yield path
+
+
+def _files_of_index(content: bytes) -> list[str]:
+    files = json.loads(content)["weight_map"].values()
+    names = [name for each in files for name in ([each] if isinstance(each, str) else list(each))]
+    for name in names:
+        if not isinstance(name, str) or name != Path(name).name or not name:
+            raise ValueError(f"weight_map: expected names of files beside it, got {name!r}")
+    return list(dict.fromkeys(names))
 
 
 def _read_as(path: Path, reader: Callable[[bytes], T]) -> T:

@@ -12,9 +12,8 @@ BITS = {2: jnp.int16, 4: jnp.int32, 8: jnp.int64}
 _UNSIGNED = {2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}
 _LONGEST = 32
 _MANY = 1 << 9
-_LARGE = (
-    1 << 12
-)  # from here on one reduction over all is slower than what XLA has for matrices by more than it saves
+# From here on one reduction over all is slower than what XLA has for matrices by more than it saves.
+_LARGE = 1 << 12
 
 
 def total(a: Float[Array, "..."]) -> Float[Array, ""]:
@@ -41,7 +40,7 @@ def largest(a: Float[Array, "..."]) -> Float[Array, ""]:
 
 
 def most(a: Shaped[Array, "..."]) -> Shaped[Array, ""]:
-    """The largest of numbers of any kind, one at least."""
+    """The largest of numbers of any kind, one at least. It may pass over NaN."""
     return jnp.max(_cut(a))
 
 
