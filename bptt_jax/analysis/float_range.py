@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from bptt_jax.linalg import logscale, reductions
-from bptt_jax.linalg.logscale import LogScaled, plain
+from bptt_jax.linalg.logscale import LogScaled
 from bptt_jax.linalg.precision import wide
 
 
@@ -105,6 +105,6 @@ def _largest(a: Array) -> Float[Array, " T"]:
 def _log2(size: Float[Array, " T"], exponent: Int[Array, " T"]) -> Float[Array, " T"]:
     """``log2(size * 2^exponent)``, linear from each power of two to the next: all that is compared with it are such."""
     own = logscale.exponent_of(size)
-    linear = (plain(exponent) + own).astype(size.dtype) + 2 * logscale.shift(size, -own) - 2
+    linear = (logscale.plain(exponent) + own).astype(size.dtype) + 2 * logscale.shift(size, -own) - 2
     # NaN is out of range as well, and a maximum may pass over it.
     return jnp.where(size == 0, -jnp.inf, jnp.where(jnp.isfinite(size), linear, jnp.inf))

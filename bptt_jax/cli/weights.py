@@ -42,7 +42,7 @@ _MOST = 1 << 34  # bytes of a file
 _NAMES = {RNNParams: "rnn", GRUParams: "gru", LSTMParams: "lstm", ProjectedLSTMParams: "lstm with a projection"}
 _KERAS_CLASSES: dict[str, Kind] = {name: kind for kind in GATES for name in (kind, f"{kind}Cell")}
 _AROUND = ("RNN", "StackedRNNCells", "Bidirectional", "TimeDistributed", "Sequential", "Functional", "Model")
-_SHARD = re.compile(r"(.*-)(\d{5})-of-(\d{5})(\.\w+)")
+_SHARD = re.compile(r"(.*-)\d{5}-of-(\d{5})(\.\w+)")
 _SHARD_OF_KERAS = re.compile(r"(.*)_\d{5}\.weights\.h5")
 
 
@@ -107,12 +107,11 @@ def read(name: str) -> Saved:
 def _shards(path: Path) -> Iterator[Path]:
     """The file, or all of the checkpoint that it is a shard of: by their numbers, of Keras by its index beside them."""
     of_keras = _SHARD_OF_KERAS.fullmatch(path.name)
-    index = path.with_name(f"{of_keras[1]}.weights.json") if of_keras else path
     if found := _SHARD.fullmatch(path.name):
-        head, number, count, end = found.groups()
+        head, count, end = found.groups()
         for k in range(1, int(count) + 1):
-            yield path.with_name(f"{head}{k:0{len(number)}}-of-{count}{end}")
-    elif of_keras and index.exists():
+            yield path.with_name(f"{head}{k:05}-of-{count}{end}")
+    elif of_keras and (index := path.with_name(f"{of_keras[1]}.weights.json")).exists():
         for name in _read_as(index, _files_of_index):
             yield path.with_name(name)
     else:
